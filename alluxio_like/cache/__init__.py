@@ -1,0 +1,1 @@
+"""Cache files and their index: the bytes on a worker's disks."""

@@ -1,0 +1,1 @@
+"""The FUSE daemon: one per mount."""

@@ -1,0 +1,71 @@
+"""The interface of an ordered transactional key-value store.
+
+Synchronous. Keys and values are bytes; keys are non-empty, at most 511 bytes, and ordered bytewise. Reads see one snapshot; one
+write transaction at a time, serialised by the store. What a committed write did survives kill -9, and a power loss where the
+engine says so. Rule of concurrency: transactions are used by the thread that began them and are short; a scan that may be long
+is cut and goes on from its last key in a new transaction.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+
+class ReadTransaction(Protocol):
+    """One snapshot."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key, or None."""
+        ...
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of many keys, in their order."""
+        ...
+
+    def scan(
+        self, start: bytes, stop: bytes, *, limit: int | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < stop in key order (`reverse`: from the end), at most `limit`.
+
+        In a write transaction the scan sees the transaction's own writes up to when it was begun; what is written while it runs
+        may or may not be seen, and never breaks it.
+        """
+        ...
+
+
+class WriteTransaction(ReadTransaction, Protocol):
+    """A snapshot that can be changed; nobody sees the change before it commits."""
+
+    def put(self, key: bytes, value: bytes) -> None: ...
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a key; whether it was there."""
+        ...
+
+
+class KeyValueStore(Protocol):
+    """A store; `open_store` makes one from a URL."""
+
+    def read(self) -> AbstractContextManager[ReadTransaction]: ...
+
+    def write(self) -> AbstractContextManager[WriteTransaction]:
+        """Commits when its block ends, aborts when the block raises."""
+        ...
+
+    def flush(self) -> None:
+        """Return when all that was committed survives a power loss."""
+        ...
+
+    def get_size_bytes(self) -> int:
+        """Bytes on disk (memory for the memory engine)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def get_prefix_stop(prefix: bytes) -> bytes:
+    """The first key after all keys that begin with `prefix`; with it `scan(prefix, stop)` is a scan by prefix."""
+    trimmed = prefix.rstrip(b"\xff")
+    if not trimmed:
+        raise ValueError("a prefix of 0xff bytes alone has no end")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1])

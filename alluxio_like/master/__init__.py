@@ -1,0 +1,1 @@
+"""The master: namespace, mount table, block map, jobs."""

@@ -1,0 +1,1 @@
+"""Transport, conversion and the status table: everything that knows gRPC."""

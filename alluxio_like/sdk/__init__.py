@@ -1,0 +1,1 @@
+"""Adapters for fsspec, Arrow and torch."""

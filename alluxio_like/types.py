@@ -1,0 +1,173 @@
+"""The words everything else is written in: ids, attributes, contents, ranges of pages.
+
+Plain frozen data without behaviour beyond arithmetic. Names and keys are `str`, decoded from their bytes by `to_str` (UTF-8,
+surrogateescape), so that every byte string has exactly one; they are bytes again on the wire and on disk. Safe from any thread.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NewType
+
+InodeId = NewType("InodeId", int)
+VersionId = NewType("VersionId", int)
+WorkerId = NewType("WorkerId", str)
+JobId = NewType("JobId", str)
+MountId = NewType("MountId", int)
+
+ROOT_INODE = InodeId(1)
+
+PAGE_BYTES = 1 << 20
+"""Unit of presence and of the checksum. A format parameter: recorded in each cache directory."""
+PAGES_PER_BLOCK = 64
+BLOCK_BYTES = PAGE_BYTES * PAGES_PER_BLOCK
+"""Unit of replication and, for files above the whole-file limit, of placement."""
+WHOLE_FILE_LIMIT_BYTES = 1 << 30
+"""Files up to this size are placed whole, so that one node can hold and pass through all of it."""
+
+
+def to_bytes(name: str) -> bytes:
+    """A name or key as the bytes it stands for."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def to_str(name: bytes) -> str:
+    """Bytes of a name or key as text; any bytes can be."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+class Kind(IntEnum):
+    """What an inode is; the numbers are those of the wire and of the disk."""
+
+    FILE = 1
+    DIRECTORY = 2
+    SYMLINK = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a store says of a file's content, compared whole.
+
+    `token` is opaque to all but the store that made it; `size` is the content's length in bytes.
+    """
+
+    token: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attr:
+    """An inode's attributes; `mode` holds permission bits only, times are nanoseconds since the epoch."""
+
+    inode: InodeId
+    kind: Kind
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    nlink: int
+    version: VersionId
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FileId:
+    """One content: cached bytes belong to it and to nothing else."""
+
+    inode: InodeId
+    version: VersionId
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """One content and where it comes from: all that a worker needs to fetch and cache it.
+
+    `key` is relative to the root of the mount `mount_id`.
+    """
+
+    inode: InodeId
+    version: VersionId
+    mount_id: MountId
+    key: str
+    fingerprint: Fingerprint
+    pinned: bool = False
+
+    @property
+    def file_id(self) -> FileId:
+        return FileId(self.inode, self.version)
+
+    @property
+    def size(self) -> int:
+        return self.fingerprint.size
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name with its attributes; `ref` is there for files."""
+
+    name: str
+    attr: Attr
+    ref: FileRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PageRange:
+    """Pages `first` to `stop - 1` of a file."""
+
+    first: int
+    stop: int
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.first)
+
+
+def get_pages(offset: int, length: int, size: int) -> PageRange:
+    """The pages that bytes `offset` to `offset + length` of a file of `size` bytes touch; clipped at the end of the file."""
+    stop = min(offset + length, size)
+    if stop <= offset:
+        return PageRange(0, 0)
+    return PageRange(offset // PAGE_BYTES, -(-stop // PAGE_BYTES))
+
+
+def get_page_count(size: int) -> int:
+    """Pages of a file of `size` bytes."""
+    return -(-size // PAGE_BYTES)
+
+
+def get_block_count(size: int) -> int:
+    """Blocks of a file of `size` bytes."""
+    return -(-size // BLOCK_BYTES)
+
+
+def get_full_mask(size: int, block: int) -> int:
+    """The presence bits of block `block` of a file of `size` bytes when all of it is there."""
+    pages = min(PAGES_PER_BLOCK, get_page_count(size) - block * PAGES_PER_BLOCK)
+    return (1 << pages) - 1 if pages > 0 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker as placement and clients see it."""
+
+    worker_id: WorkerId
+    address: str
+    host_id: str
+    door_path: str
+    capacity_bytes: int
+    used_bytes: int = 0
+    live: bool = True
+    last_seen_s: float = 0.0
+    home_bytes: int = 0
+    guest_bytes: int = 0
+    pinned_bytes: int = 0
+    file_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The workers of the moment, live or not; `epoch` grows with each join and leave."""
+
+    cluster_id: str
+    epoch: int
+    workers: tuple[Worker, ...]
+    whole_file_limit_bytes: int = WHOLE_FILE_LIMIT_BYTES

@@ -1,0 +1,1 @@
+"""The worker: one per node, cache files and how they are filled."""

@@ -1,0 +1,1 @@
+"""Deterministic decisions of the worker."""
