@@ -39,11 +39,14 @@ class StoreEntry:
 class ListPage:
     """Part of a listing: entries in the order of the bytes of their sort_name, none left out between the first and last.
 
-    `token` continues the listing; None: this page ends it. The prefix's own marker object is never among the entries.
+    `token` continues the listing; None: this page ends it. A page may be empty and still not the last. The prefix's own marker
+    object is never among the entries. `left_out` counts what lies in the page's range and cannot be shown (symbolic links,
+    sockets, devices).
     """
 
     entries: tuple[StoreEntry, ...]
     token: str | None
+    left_out: int = 0
 
 
 class Ufs(Protocol):

@@ -1,0 +1,175 @@
+"""The options of a mount: their names, types, meanings, and which of them are secrets.
+
+Owns the tables of options by scheme, the check of what a user gave, and the separation of secrets from what may be shown. Does
+not use them: each store reads its own from `parse_options`. Pure functions over plain data; safe from any thread.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from alluxio_like import errors
+
+OptionValue = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a scheme.
+
+    `kind` is one of "text", "integer", "number", "switch", "choice", "url"; `choices` are there for the kind "choice". A secret's
+    value is never shown and is stored apart.
+    """
+
+    name: str
+    kind: str
+    help: str
+    secret: bool = False
+    choices: tuple[str, ...] = ()
+
+
+_COMMON = (
+    Option("uid", "integer", "owner shown for everything below the mount; default: who mounted"),
+    Option("gid", "integer", "group shown for everything below the mount; default: who mounted"),
+)
+
+_S3 = (
+    Option("endpoint", "url", "the server's URL, such as https://s3.example.com:9000; default: AWS"),
+    Option("region", "text", "the bucket's region; default: the AWS profile's or environment's, else us-east-1"),
+    Option("profile", "text", "section of ~/.aws/config and ~/.aws/credentials to take credentials and region from"),
+    Option("access_key", "text", "access key id; default: what the AWS chain finds", secret=True),
+    Option("secret_key", "text", "secret access key, together with access_key", secret=True),
+    Option("session_token", "text", "session token of temporary credentials", secret=True),
+    Option("anonymous", "switch", "send unsigned requests, for public buckets"),
+    Option(
+        "addressing",
+        "choice",
+        "bucket in the path or in the host name; default: virtual on AWS, path where an endpoint is given",
+        choices=("path", "virtual"),
+    ),
+    Option("ca_file", "text", "PEM file of certificate authorities to trust for HTTPS, beside the system's"),
+    Option("verify", "switch", "check the server's certificate; default: true"),
+    Option("timeout_s", "number", "longest silence of the store within one request; default: a third of the I/O timeout"),
+    Option("requester_pays", "switch", "accept that requests to a requester-pays bucket are billed to you"),
+)
+
+_BY_SCHEME: dict[str, tuple[Option, ...]] = {
+    "file": _COMMON,
+    "s3": _S3 + _COMMON,
+}
+
+
+def list_schemes() -> tuple[str, ...]:
+    """The schemes that can be mounted, sorted."""
+    return tuple(sorted(_BY_SCHEME))
+
+
+def describe_options(scheme: str) -> tuple[Option, ...]:
+    """The options of a scheme, in the order in which a person wants to read them. Raises ConfigError for an unknown scheme."""
+    options = _BY_SCHEME.get(scheme)
+    if options is None:
+        raise errors.ConfigError(f"unknown store {scheme}://; there are {', '.join(f'{s}://' for s in list_schemes())}")
+    return options
+
+
+def split_secrets(scheme: str, options: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Options as (public, secret), after checking all of them.
+
+    Raises ConfigError for an unknown scheme or option or a value that cannot be one; the message never repeats a secret's value.
+    """
+    parse_options(scheme, options)
+    secret_names = {option.name for option in describe_options(scheme) if option.secret}
+    public = {name: value for name, value in options.items() if name not in secret_names}
+    return public, {name: value for name, value in options.items() if name in secret_names}
+
+
+def parse_options(scheme: str, options: Mapping[str, str]) -> dict[str, OptionValue]:
+    """Options by name with their values in the option's type; only those that were given.
+
+    Raises ConfigError with one line that says what is wrong and what would be right.
+    """
+    known = {option.name: option for option in describe_options(scheme)}
+    parsed: dict[str, OptionValue] = {}
+    for name, text in options.items():
+        option = known.get(name)
+        if option is None:
+            raise errors.ConfigError(_describe_unknown(scheme, name, tuple(known)), subject=name)
+        try:
+            parsed[name] = _PARSERS[option.kind](option, text)
+        except ValueError as error:
+            shown = "the value given" if option.secret else repr(text)
+            raise errors.ConfigError(f"option {name}: {shown} is not {error}", subject=name) from None
+    _check_combinations(parsed)
+    return parsed
+
+
+def _describe_unknown(scheme: str, name: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"{scheme}:// has no option {name}; {hint}"
+
+
+def _check_combinations(parsed: Mapping[str, OptionValue]) -> None:
+    keys = [name for name in ("access_key", "secret_key") if name in parsed]
+    if len(keys) == 1:
+        raise errors.ConfigError("access_key and secret_key must be given together", subject=keys[0])
+    if "session_token" in parsed and not keys:
+        raise errors.ConfigError("session_token needs access_key and secret_key", subject="session_token")
+    sources = [s for s in ("access_key", "profile") if s in parsed] + (["anonymous"] if parsed.get("anonymous") else [])
+    if len(sources) > 1:
+        raise errors.ConfigError(f"give only one of {', '.join(sources)}", subject=sources[0])
+
+
+def _parse_text(_option: Option, text: str) -> str:
+    if not text:
+        raise ValueError("a text of at least one character")
+    return text
+
+
+def _parse_integer(_option: Option, text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) >= 1 << 32:
+        raise ValueError("a number from 0 to 4294967295")
+    return int(text)
+
+
+def _parse_number(_option: Option, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 86400:
+        raise ValueError("a number of seconds above 0, such as 10 or 0.5")
+    return value
+
+
+def _parse_switch(_option: Option, text: str) -> bool:
+    lowered = text.lower()
+    if lowered in {"true", "yes", "on", "1"}:
+        return True
+    if lowered in {"false", "no", "off", "0"}:
+        return False
+    raise ValueError("true or false")
+
+
+def _parse_choice(option: Option, text: str) -> str:
+    if text not in option.choices:
+        raise ValueError(f"one of {', '.join(option.choices)}")
+    return text
+
+
+def _parse_url(_option: Option, text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    host = rest.rstrip("/")
+    if scheme not in {"http", "https"} or not separator or not host or any(c in host for c in "/?#@ \\"):
+        raise ValueError("a URL of the form http://HOST:PORT or https://HOST, without a path, user or password")
+    return f"{scheme}://{host}"
+
+
+_PARSERS: dict[str, Callable[[Option, str], OptionValue]] = {
+    "text": _parse_text,
+    "integer": _parse_integer,
+    "number": _parse_number,
+    "switch": _parse_switch,
+    "choice": _parse_choice,
+    "url": _parse_url,
+}

@@ -1,0 +1,38 @@
+"""S3: a bucket, or what lies below a prefix of one. (Interface only so far.)"""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from alluxio_like import errors
+from alluxio_like.types import Fingerprint
+from alluxio_like.ufs.api import ListPage, StoreEntry
+from alluxio_like.ufs.options import OptionValue
+from alluxio_like.ufs.uri import StoreUri
+
+
+class S3Ufs:
+    """`Ufs` on S3."""
+
+    @classmethod
+    def open(
+        cls, uri: StoreUri, values: Mapping[str, OptionValue], *, on_request: Callable[[str], None], io_timeout_s: float
+    ) -> "S3Ufs":
+        raise errors.Internal("not there yet")
+
+    @property
+    def bucket(self) -> str:
+        raise errors.Internal("not there yet")
+
+    async def check(self) -> None:
+        raise errors.Internal("not there yet")
+
+    async def stat(self, key: str) -> StoreEntry:
+        raise errors.Internal("not there yet")
+
+    async def list_page(self, prefix: str, token: str | None = None, *, max_entries: int = 1000) -> ListPage:
+        raise errors.Internal("not there yet")
+
+    def read(self, key: str, fingerprint: Fingerprint, offset: int, length: int) -> AsyncIterator[memoryview]:
+        raise errors.Internal("not there yet")
+
+    async def close(self) -> None:
+        raise errors.Internal("not there yet")
