@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from alluxio_like.rpc.v1 import common_pb2 as alluxio__like_dot_rpc_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n alluxio_like/rpc/v1/worker.proto\x12\x13\x61lluxio_like.rpc.v1\x1a alluxio_like/rpc/v1/common.proto\"\x9f\x01\n\x0bReadRequest\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12/\n\x08priority\x18\x04 \x01(\x0e\x32\x1d.alluxio_like.rpc.v1.Priority\x12\x13\n\x0b\x63\x61\x63hed_only\x18\x05 \x01(\x08\"\x19\n\tReadReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x8a\x01\n\x0b\x46illRequest\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12/\n\x08priority\x18\x04 \x01(\x0e\x32\x1d.alluxio_like.rpc.v1.Priority\"R\n\tFillReply\x12/\n\x07present\x18\x01 \x03(\x0b\x32\x1e.alluxio_like.rpc.v1.PageRange\x12\x14\n\x0cread_through\x18\x02 \x01(\x08\")\n\tPageRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\";\n\x0cTouchRequest\x12+\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1c.alluxio_like.rpc.v1.Touched\"R\n\x07Touched\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\r\n\x05reads\x18\x03 \x01(\x04\"\x0c\n\nTouchReply\"W\n\x08LoadFile\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\x0e\n\x06\x62locks\x18\x02 \x03(\r\x12\x0f\n\x07sources\x18\x03 \x03(\t\"k\n\x10LoadFilesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12,\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1d.alluxio_like.rpc.v1.LoadFile\x12\x19\n\x11\x62\x61ndwidth_bytes_s\x18\x03 \x01(\x01\"\x80\x01\n\x0eLoadFilesReply\x12\x14\n\x0cloaded_bytes\x18\x01 \x01(\x04\x12\x15\n\rskipped_bytes\x18\x02 \x01(\x04\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12/\n\x06result\x18\x04 \x01(\x0b\x32\x1f.alluxio_like.rpc.v1.FileResult\"g\n\nFileResult\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\x0f\n\x07skipped\x18\x02 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"Q\n\x11\x43heckFilesRequest\x12,\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1d.alluxio_like.rpc.v1.LoadFile\x12\x0e\n\x06verify\x18\x02 \x01(\x08\"f\n\x0f\x43heckFilesReply\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\x15\n\rmissing_pages\x18\x02 \x01(\x04\x12\x11\n\tbad_pages\x18\x03 \x01(\x04\"M\n\x10\x46reeFilesRequest\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"I\n\x0e\x46reeFilesReply\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x19\n\x11kept_pinned_files\x18\x03 \x01(\x04\"S\n\x15SetFilesPinnedRequest\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"\x15\n\x13SetFilesPinnedReply\"\x15\n\x13WorkerStatusRequest\"\x92\x01\n\x11WorkerStatusReply\x12-\n\x04info\x18\x01 \x01(\x0b\x32\x1f.alluxio_like.rpc.v1.WorkerInfo\x12\x39\n\x0b\x64irectories\x18\x02 \x03(\x0b\x32$.alluxio_like.rpc.v1.DirectoryStatus\x12\x13\n\x0bqueue_depth\x18\x03 \x01(\x04\"\x94\x01\n\x0f\x44irectoryStatus\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x12\n\nheld_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x66ree_disk_bytes\x18\x05 \x01(\x04\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t*`\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x13\n\x0fPRIORITY_DEMAND\x10\x01\x12\x12\n\x0ePRIORITY_AHEAD\x10\x02\x12\x11\n\rPRIORITY_LOAD\x10\x03\x32\xeb\x01\n\x04\x44\x61ta\x12J\n\x04Read\x12 .alluxio_like.rpc.v1.ReadRequest\x1a\x1e.alluxio_like.rpc.v1.ReadReply0\x01\x12J\n\x04\x46ill\x12 .alluxio_like.rpc.v1.FillRequest\x1a\x1e.alluxio_like.rpc.v1.FillReply0\x01\x12K\n\x05Touch\x12!.alluxio_like.rpc.v1.TouchRequest\x1a\x1f.alluxio_like.rpc.v1.TouchReply2\xe1\x03\n\x0bWorkerAdmin\x12Y\n\tLoadFiles\x12%.alluxio_like.rpc.v1.LoadFilesRequest\x1a#.alluxio_like.rpc.v1.LoadFilesReply0\x01\x12\\\n\nCheckFiles\x12&.alluxio_like.rpc.v1.CheckFilesRequest\x1a$.alluxio_like.rpc.v1.CheckFilesReply0\x01\x12W\n\tFreeFiles\x12%.alluxio_like.rpc.v1.FreeFilesRequest\x1a#.alluxio_like.rpc.v1.FreeFilesReply\x12\x61\n\tSetPinned\x12*.alluxio_like.rpc.v1.SetFilesPinnedRequest\x1a(.alluxio_like.rpc.v1.SetFilesPinnedReply\x12]\n\tGetStatus\x12(.alluxio_like.rpc.v1.WorkerStatusRequest\x1a&.alluxio_like.rpc.v1.WorkerStatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n alluxio_like/rpc/v1/worker.proto\x12\x13\x61lluxio_like.rpc.v1\x1a alluxio_like/rpc/v1/common.proto\"\x9f\x01\n\x0bReadRequest\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12/\n\x08priority\x18\x04 \x01(\x0e\x32\x1d.alluxio_like.rpc.v1.Priority\x12\x13\n\x0b\x63\x61\x63hed_only\x18\x05 \x01(\x08\"\x19\n\tReadReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x8a\x01\n\x0b\x46illRequest\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12/\n\x08priority\x18\x04 \x01(\x0e\x32\x1d.alluxio_like.rpc.v1.Priority\"R\n\tFillReply\x12/\n\x07present\x18\x01 \x03(\x0b\x32\x1e.alluxio_like.rpc.v1.PageRange\x12\x14\n\x0cread_through\x18\x02 \x01(\x08\")\n\tPageRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\";\n\x0cTouchRequest\x12+\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1c.alluxio_like.rpc.v1.Touched\"R\n\x07Touched\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\r\n\x05reads\x18\x03 \x01(\x04\"\x0c\n\nTouchReply\"W\n\x08LoadFile\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\x0e\n\x06\x62locks\x18\x02 \x03(\r\x12\x0f\n\x07sources\x18\x03 \x03(\t\"k\n\x10LoadFilesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12,\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1d.alluxio_like.rpc.v1.LoadFile\x12\x19\n\x11\x62\x61ndwidth_bytes_s\x18\x03 \x01(\x01\"\x81\x01\n\x0eLoadFilesReply\x12\x14\n\x0cloaded_bytes\x18\x01 \x01(\x04\x12\x15\n\rskipped_bytes\x18\x02 \x01(\x04\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x30\n\x07results\x18\x04 \x03(\x0b\x32\x1f.alluxio_like.rpc.v1.FileResult\"g\n\nFileResult\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\x0f\n\x07skipped\x18\x02 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"Q\n\x11\x43heckFilesRequest\x12,\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1d.alluxio_like.rpc.v1.LoadFile\x12\x0e\n\x06verify\x18\x02 \x01(\x08\"f\n\x0f\x43heckFilesReply\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\x15\n\rmissing_pages\x18\x02 \x01(\x04\x12\x11\n\tbad_pages\x18\x03 \x01(\x04\"M\n\x10\x46reeFilesRequest\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"I\n\x0e\x46reeFilesReply\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x19\n\x11kept_pinned_files\x18\x03 \x01(\x04\"S\n\x15SetFilesPinnedRequest\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"\x15\n\x13SetFilesPinnedReply\"\x15\n\x13WorkerStatusRequest\"\x92\x01\n\x11WorkerStatusReply\x12-\n\x04info\x18\x01 \x01(\x0b\x32\x1f.alluxio_like.rpc.v1.WorkerInfo\x12\x39\n\x0b\x64irectories\x18\x02 \x03(\x0b\x32$.alluxio_like.rpc.v1.DirectoryStatus\x12\x13\n\x0bqueue_depth\x18\x03 \x01(\x04\"\x94\x01\n\x0f\x44irectoryStatus\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x12\n\nheld_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x66ree_disk_bytes\x18\x05 \x01(\x04\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t*`\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x13\n\x0fPRIORITY_DEMAND\x10\x01\x12\x12\n\x0ePRIORITY_AHEAD\x10\x02\x12\x11\n\rPRIORITY_LOAD\x10\x03\x32\xeb\x01\n\x04\x44\x61ta\x12J\n\x04Read\x12 .alluxio_like.rpc.v1.ReadRequest\x1a\x1e.alluxio_like.rpc.v1.ReadReply0\x01\x12J\n\x04\x46ill\x12 .alluxio_like.rpc.v1.FillRequest\x1a\x1e.alluxio_like.rpc.v1.FillReply0\x01\x12K\n\x05Touch\x12!.alluxio_like.rpc.v1.TouchRequest\x1a\x1f.alluxio_like.rpc.v1.TouchReply2\xe1\x03\n\x0bWorkerAdmin\x12Y\n\tLoadFiles\x12%.alluxio_like.rpc.v1.LoadFilesRequest\x1a#.alluxio_like.rpc.v1.LoadFilesReply0\x01\x12\\\n\nCheckFiles\x12&.alluxio_like.rpc.v1.CheckFilesRequest\x1a$.alluxio_like.rpc.v1.CheckFilesReply0\x01\x12W\n\tFreeFiles\x12%.alluxio_like.rpc.v1.FreeFilesRequest\x1a#.alluxio_like.rpc.v1.FreeFilesReply\x12\x61\n\tSetPinned\x12*.alluxio_like.rpc.v1.SetFilesPinnedRequest\x1a(.alluxio_like.rpc.v1.SetFilesPinnedReply\x12]\n\tGetStatus\x12(.alluxio_like.rpc.v1.WorkerStatusRequest\x1a&.alluxio_like.rpc.v1.WorkerStatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'alluxio_like.rpc.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=1913
-  _globals['_PRIORITY']._serialized_end=2009
+  _globals['_PRIORITY']._serialized_start=1914
+  _globals['_PRIORITY']._serialized_end=2010
   _globals['_READREQUEST']._serialized_start=92
   _globals['_READREQUEST']._serialized_end=251
   _globals['_READREPLY']._serialized_start=253
@@ -55,29 +55,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADFILESREQUEST']._serialized_start=796
   _globals['_LOADFILESREQUEST']._serialized_end=903
   _globals['_LOADFILESREPLY']._serialized_start=906
-  _globals['_LOADFILESREPLY']._serialized_end=1034
-  _globals['_FILERESULT']._serialized_start=1036
-  _globals['_FILERESULT']._serialized_end=1139
-  _globals['_CHECKFILESREQUEST']._serialized_start=1141
-  _globals['_CHECKFILESREQUEST']._serialized_end=1222
-  _globals['_CHECKFILESREPLY']._serialized_start=1224
-  _globals['_CHECKFILESREPLY']._serialized_end=1326
-  _globals['_FREEFILESREQUEST']._serialized_start=1328
-  _globals['_FREEFILESREQUEST']._serialized_end=1405
-  _globals['_FREEFILESREPLY']._serialized_start=1407
-  _globals['_FREEFILESREPLY']._serialized_end=1480
-  _globals['_SETFILESPINNEDREQUEST']._serialized_start=1482
-  _globals['_SETFILESPINNEDREQUEST']._serialized_end=1565
-  _globals['_SETFILESPINNEDREPLY']._serialized_start=1567
-  _globals['_SETFILESPINNEDREPLY']._serialized_end=1588
-  _globals['_WORKERSTATUSREQUEST']._serialized_start=1590
-  _globals['_WORKERSTATUSREQUEST']._serialized_end=1611
-  _globals['_WORKERSTATUSREPLY']._serialized_start=1614
-  _globals['_WORKERSTATUSREPLY']._serialized_end=1760
-  _globals['_DIRECTORYSTATUS']._serialized_start=1763
-  _globals['_DIRECTORYSTATUS']._serialized_end=1911
-  _globals['_DATA']._serialized_start=2012
-  _globals['_DATA']._serialized_end=2247
-  _globals['_WORKERADMIN']._serialized_start=2250
-  _globals['_WORKERADMIN']._serialized_end=2731
+  _globals['_LOADFILESREPLY']._serialized_end=1035
+  _globals['_FILERESULT']._serialized_start=1037
+  _globals['_FILERESULT']._serialized_end=1140
+  _globals['_CHECKFILESREQUEST']._serialized_start=1142
+  _globals['_CHECKFILESREQUEST']._serialized_end=1223
+  _globals['_CHECKFILESREPLY']._serialized_start=1225
+  _globals['_CHECKFILESREPLY']._serialized_end=1327
+  _globals['_FREEFILESREQUEST']._serialized_start=1329
+  _globals['_FREEFILESREQUEST']._serialized_end=1406
+  _globals['_FREEFILESREPLY']._serialized_start=1408
+  _globals['_FREEFILESREPLY']._serialized_end=1481
+  _globals['_SETFILESPINNEDREQUEST']._serialized_start=1483
+  _globals['_SETFILESPINNEDREQUEST']._serialized_end=1566
+  _globals['_SETFILESPINNEDREPLY']._serialized_start=1568
+  _globals['_SETFILESPINNEDREPLY']._serialized_end=1589
+  _globals['_WORKERSTATUSREQUEST']._serialized_start=1591
+  _globals['_WORKERSTATUSREQUEST']._serialized_end=1612
+  _globals['_WORKERSTATUSREPLY']._serialized_start=1615
+  _globals['_WORKERSTATUSREPLY']._serialized_end=1761
+  _globals['_DIRECTORYSTATUS']._serialized_start=1764
+  _globals['_DIRECTORYSTATUS']._serialized_end=1912
+  _globals['_DATA']._serialized_start=2013
+  _globals['_DATA']._serialized_end=2248
+  _globals['_WORKERADMIN']._serialized_start=2251
+  _globals['_WORKERADMIN']._serialized_end=2732
 # @@protoc_insertion_point(module_scope)

@@ -108,16 +108,16 @@ class LoadFilesRequest(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., files: _Optional[_Iterable[_Union[LoadFile, _Mapping]]] = ..., bandwidth_bytes_s: _Optional[float] = ...) -> None: ...
 
 class LoadFilesReply(_message.Message):
-    __slots__ = ("loaded_bytes", "skipped_bytes", "requests", "result")
+    __slots__ = ("loaded_bytes", "skipped_bytes", "requests", "results")
     LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
-    RESULT_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
     loaded_bytes: int
     skipped_bytes: int
     requests: int
-    result: FileResult
-    def __init__(self, loaded_bytes: _Optional[int] = ..., skipped_bytes: _Optional[int] = ..., requests: _Optional[int] = ..., result: _Optional[_Union[FileResult, _Mapping]] = ...) -> None: ...
+    results: _containers.RepeatedCompositeFieldContainer[FileResult]
+    def __init__(self, loaded_bytes: _Optional[int] = ..., skipped_bytes: _Optional[int] = ..., requests: _Optional[int] = ..., results: _Optional[_Iterable[_Union[FileResult, _Mapping]]] = ...) -> None: ...
 
 class FileResult(_message.Message):
     __slots__ = ("file", "skipped", "code", "message")
