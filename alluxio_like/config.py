@@ -2,12 +2,25 @@
 
 Owns names, types, defaults and checks of settings, and where they come from (TOML file, environment, flags; the later wins).
 Unknown keys fail. Units stand in the names. Plain data after loading; safe from any thread.
+
+A TOML file has one table for each service, [master], [worker], [fuse], [client], and [common] for what all services have.
+Environment variables are ALLUXIO_LIKE_ and the setting's name in capitals, two underscores before a nested one:
+ALLUXIO_LIKE_LOG_LEVEL=debug, ALLUXIO_LIKE_TLS__CA=/etc/ca.pem; lists are JSON.
 """
 
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError
+
+from alluxio_like.errors import ConfigError, InvalidArgument
 
 DEFAULT_MASTER_ADDRESS = "127.0.0.1:19998"
 
@@ -94,3 +107,171 @@ class FuseConfig(ServiceConfig):
     allow_other: bool | None = Field(None, description="None: where we may")
     read_ahead_kb: int = Field(4096, description="the kernel's read-ahead for the mount (needs root)")
     entry_timeout_s: float = Field(5.0, description="longest time the kernel keeps a name or attributes without asking")
+
+
+SERVICES: dict[str, type[BaseModel]] = {
+    "master": MasterConfig,
+    "worker": WorkerConfig,
+    "fuse": FuseConfig,
+    "client": ClientConfig,
+}
+ENV_PREFIX = "ALLUXIO_LIKE_"
+
+_OTHER_VARIABLES = frozenset({"CONFIG", "HOME", "RUN_DIR"})
+# What Kubernetes sets in every pod for a service named alluxio-like-…; none of our settings ends like that.
+_KUBERNETES = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)?)$")
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def load_config(model: type[C], *, file: Path | None = None, flags: Mapping[str, Any] | None = None) -> C:
+    """A service's configuration from its defaults, a TOML file, the environment and flags; the later wins.
+
+    `flags` is nested as the model is; None in it means that the flag was not given. A file ending in .json holds one service's
+    settings as `save_config` wrote them, and then the environment counts for nothing. Raises ConfigError, one line that names the
+    setting and what would be right.
+    """
+    name = next(service for service, known in SERVICES.items() if known is model)
+    values: dict[str, Any] = {}
+    if file is not None and file.suffix == ".json":
+        values = json.loads(_read(file))
+    else:
+        if file is not None:
+            values = _from_toml(name, file)
+        values = _merge(values, _from_environment(name, model))
+    values = _merge(values, _without_none(flags or {}))
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _explain(name, model, error) from None
+
+
+def save_config(config: BaseModel, file: Path) -> None:
+    """Write a configuration for `load_config` to read, unreadable to others (mode 0600)."""
+    temporary = file.with_name(file.name + ".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(config.model_dump_json(indent=1))
+    temporary.replace(file)
+
+
+def write_ready_file(config: ServiceConfig, **facts: Any) -> None:
+    """Say that a service is ready, if that was asked for: one JSON line with its pid and `facts` (address, http_address, …)."""
+    if config.ready_file is None:
+        return
+    temporary = config.ready_file.with_name(f"{config.ready_file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({"pid": os.getpid(), **facts}) + "\n")
+    temporary.replace(config.ready_file)
+
+
+_UNITS = {
+    "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15,
+    "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40, "pi": 1 << 50,
+}  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """Bytes from 500MB (decimal), 20GiB (binary), 1.5T or a plain number; raises InvalidArgument."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?i?)b?\s*(?:/s)?\s*", text, re.IGNORECASE)
+    if not match or match[2].lower() not in _UNITS:
+        raise InvalidArgument(f"{text!r} is not a size: write 500MB, 20GiB or a number of bytes", subject=text)
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from 90, 1.5s, 500ms, 5m, 2h or 1d; raises InvalidArgument."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", text)
+    if not match:
+        raise InvalidArgument(f"{text!r} is not a duration: write 30s, 5m, 2h or a number of seconds", subject=text)
+    return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"cannot read the configuration file {file}: {reason}", subject=str(file)) from error
+
+
+def _from_toml(name: str, file: Path) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(_read(file))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not TOML: {error}", subject=str(file)) from error
+    for table, value in tables.items():
+        if table not in {*SERVICES, "common"}:
+            raise ConfigError(f"{file}: unknown table or key {table!r}{_nearest(table, [*SERVICES, 'common'])}", subject=table)
+        if not isinstance(value, dict):
+            raise ConfigError(f"{file}: {table!r} must be a table, [{table}]", subject=table)
+    common = tables.get("common", {})
+    for key in common:
+        if key not in ServiceConfig.model_fields:
+            raise ConfigError(f"{file}: unknown key {key!r} in [common]{_nearest(key, ServiceConfig.model_fields)}", subject=key)
+    fields = SERVICES[name].model_fields
+    values = _merge({key: value for key, value in common.items() if key in fields}, tables.get(name, {}))
+    if "client" in fields and "client" in tables:
+        values = _merge({"client": tables["client"]}, values)
+    return values
+
+
+def _from_environment(name: str, model: type[BaseModel]) -> dict[str, Any]:
+    known = {field.upper() for service in SERVICES.values() for field in service.model_fields} | _OTHER_VARIABLES
+    for variable in os.environ:
+        key = variable.removeprefix(ENV_PREFIX).partition("__")[0]
+        if (
+            variable.startswith(ENV_PREFIX)
+            and key not in known
+            and not _KUBERNETES.search(variable)
+            and not key.startswith("TEST_")
+        ):
+            raise ConfigError(f"unknown environment variable {variable}{_nearest(key, known, ENV_PREFIX)}", subject=variable)
+    fields: dict[str, Any] = {key: (field.annotation, None) for key, field in model.model_fields.items()}
+    settings = create_model(f"{name}_environment", __base__=BaseSettings, **fields)
+    try:
+        values = EnvSettingsSource(settings, env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=True)()
+    except SettingsError as error:
+        raise ConfigError(f"the environment cannot be used: {error}") from error
+    if "client" in model.model_fields:
+        client = _from_environment("client", ClientConfig)
+        values = _merge({"client": client} if client else {}, values)
+    return values
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Both, tables merged key by key; where both have a value, that of `above`."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    cleaned = {key: _without_none(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    return {key: value for key, value in cleaned.items() if value is not None and value != {}}
+
+
+def _nearest(word: str, known: Any, prefix: str = "") -> str:
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f": did you mean {prefix}{found[0]}?" if found else ""
+
+
+def _explain(name: str, model: type[BaseModel], error: ValidationError) -> ConfigError:
+    # A key that is not known is the likelier reason why another one is missing.
+    first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        fields: Any = model.model_fields
+        for part in first["loc"][:-1]:
+            nested = fields[part].annotation if isinstance(part, str) and part in fields else None
+            fields = getattr(nested, "model_fields", {})
+        return ConfigError(f"{name}: unknown setting {where!r}{_nearest(str(first['loc'][-1]), fields)}", subject=where)
+    if first["type"] == "missing":
+        return ConfigError(
+            f"{name}: {where!r} is not set: give --{where.replace('_', '-')}, {ENV_PREFIX}{where.upper()} "
+            f"or {where} in the file's [{name}]",
+            subject=where,
+        )
+    return ConfigError(f"{name}: {where} = {first['input']!r}: {first['msg'].lower()}", subject=where)

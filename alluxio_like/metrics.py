@@ -1,36 +1,231 @@
 """Prometheus metrics, each defined here with a sentence, and the HTTP server that shows them.
 
-Owns names, labels and help texts. Services are given a `Metrics` by their app; nothing is registered globally.
+Owns names, labels and help texts, and /metrics and /healthz. Services are given a `Metrics` by their app; nothing is registered
+globally. Does not decide what healthy means: the app gives a function. Metrics may be changed from any thread; the HTTP server
+answers in threads of its own, so what it is given (the health function, gauges' callbacks) must be safe to call from them.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, make_wsgi_app
+
+from alluxio_like.errors import ConfigError, Conflict
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+NAMESPACE = "alluxio_like"
 
 _LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_REQUEST_TIMEOUT_S = 10.0
+"""A guess: a scraper that neither sends nor takes a byte for so long is cut off."""
 
 
 class Metrics:
     """All metrics of one process, in a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, process: bool = False) -> None:
+        """`process`: also show this process's CPU time, memory and descriptors."""
         self.registry = CollectorRegistry()
-        self.store_requests = Counter(
-            "store_requests_total", "Requests sent to a store.", ["op", "mount"], namespace="alluxio_like", registry=self.registry
+        if process:
+            ProcessCollector(registry=self.registry)
+        self._add_build()
+        self._add_stores()
+        self._add_reads()
+        self._add_cache()
+        self._add_rpc()
+        self._add_master()
+        self._add_fuse()
+
+    def _counter(self, name: str, sentence: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(name, sentence, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _gauge(self, name: str, sentence: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(name, sentence, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _histogram(self, name: str, sentence: str, labels: tuple[str, ...] = ()) -> Histogram:
+        return Histogram(name, sentence, labels, namespace=NAMESPACE, registry=self.registry, buckets=_LATENCY_BUCKETS)
+
+    def _add_build(self) -> None:
+        self.build = self._gauge("build_info", "Always 1; its label tells the release.", ("version",))
+
+    def _add_stores(self) -> None:
+        self.store_requests = self._counter("store_requests_total", "Requests sent to a store.", ("op", "mount"))
+        self.store_errors = self._counter(
+            "store_errors_total", "Requests to a store that failed, by the code of the error.", ("op", "mount", "code")
         )
-        self.read_bytes = Counter(
-            "read_bytes_total",
-            "Bytes given to readers, by where they were: local, peer or store.",
-            ["source"],
-            namespace="alluxio_like",
-            registry=self.registry,
+        self.store_bytes = self._counter("store_bytes_total", "Bytes of content that came from a store.", ("mount",))
+        self.store_latency = self._histogram(
+            "store_request_seconds", "Time from a request to a store to the end of its answer.", ("op",)
         )
-        self.store_latency = Histogram(
-            "store_request_seconds",
-            "Time from a request to a store to the end of its answer.",
-            ["op"],
-            namespace="alluxio_like",
-            registry=self.registry,
-            buckets=_LATENCY_BUCKETS,
+        self.store_throttles = self._counter("store_throttles_total", "Times a store asked for less.", ("bucket",))
+        self.store_rate_limit = self._gauge(
+            "store_rate_limit", "Requests per second allowed to a bucket; 0 when there is no limit.", ("bucket",)
         )
-        self.cache_used_bytes = Gauge(
-            "cache_used_bytes", "Bytes on a cache directory.", ["directory"], namespace="alluxio_like", registry=self.registry
+
+    def _add_reads(self) -> None:
+        self.read_bytes = self._counter(
+            "read_bytes_total", "Bytes given to readers, by where they were: local, peer or store.", ("source",)
         )
+        self.read_pages = self._counter(
+            "read_pages_total", "Pages asked for by readers, by where they were: local, peer or store.", ("source",)
+        )
+        self.read_latency = self._histogram("read_seconds", "Time a read took, by where its bytes were.", ("source",))
+        self.read_failures = self._counter("read_failures_total", "Reads that failed, by the code of the error.", ("code",))
+        self.readahead_bytes = self._gauge("readahead_bytes", "Bytes read ahead that nobody has asked for yet.")
+
+    def _add_cache(self) -> None:
+        self.fetch_queue = self._gauge("fetch_queue_depth", "Fetches that wait for their turn.", ("priority",))
+        self.fetch_running = self._gauge("fetches_running", "Fetches under way.", ("priority",))
+        self.fetch_seconds = self._histogram("fetch_seconds", "Time from asking for pages to having them.", ("priority",))
+        self.peer_bytes = self._counter("peer_bytes_total", "Bytes of content that came from other workers.")
+        self.cache_used_bytes = self._gauge("cache_used_bytes", "Bytes on a cache directory.", ("directory",))
+        self.cache_capacity_bytes = self._gauge("cache_capacity_bytes", "Quota of a cache directory.", ("directory",))
+        self.cache_files = self._gauge("cache_files", "Files of which a cache directory holds something.", ("directory",))
+        self.cache_failed = self._gauge(
+            "cache_directory_failed", "1 when a cache directory was taken out of use.", ("directory",)
+        )
+        self.evicted_files = self._counter("evicted_files_total", "Files evicted, by role: home or guest.", ("role",))
+        self.evicted_bytes = self._counter("evicted_bytes_total", "Bytes evicted, by role: home or guest.", ("role",))
+        self.evictions_skipped = self._counter("evictions_skipped_total", "Evictions left out because the file was in use.")
+        self.corrupt_pages = self._counter("corrupt_pages_total", "Pages dropped because their checksum did not match.")
+        self.scrubbed_bytes = self._counter("scrubbed_bytes_total", "Bytes read again by the scrubber.")
+
+    def _add_rpc(self) -> None:
+        self.rpc_requests = self._counter("rpc_requests_total", "Calls served, by method and status.", ("method", "status"))
+        self.rpc_latency = self._histogram("rpc_seconds", "Time a served call took.", ("method",))
+
+    def _add_master(self) -> None:
+        self.namespace_inodes = self._gauge("namespace_inodes", "Inodes that the namespace knows.")
+        self.listed_entries = self._counter("listed_entries_total", "Entries that stores listed.", ("mount",))
+        self.workers = self._gauge("workers", "Workers by state: live or dead.", ("state",))
+        self.blocks = self._gauge("blocks", "Blocks of which some worker holds pages.")
+        self.jobs = self._gauge("jobs", "Load jobs by state.", ("state",))
+        self.job_files = self._gauge("job_files", "Files of a running job: total, done or failed.", ("job", "what"))
+        self.job_bytes = self._gauge("job_bytes", "Bytes of a running job: total or done.", ("job", "what"))
+
+    def _add_fuse(self) -> None:
+        self.fuse_requests = self._counter("fuse_requests_total", "Requests of the kernel, by operation.", ("op",))
+        self.fuse_errors = self._counter("fuse_errors_total", "Requests of the kernel answered with an error.", ("op", "errno"))
+        self.fuse_latency = self._histogram("fuse_seconds", "Time a request of the kernel took.", ("op",))
+        self.fuse_handles = self._gauge("fuse_open_handles", "Files that are open on the mount.")
+        self.degraded = self._gauge("degraded", "1 while the master cannot be reached.")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What /healthz answers: 200 when `ok`, else 503; `details` are shown as JSON and hold no secrets."""
+
+    ok: bool
+    details: dict[str, Any]
+
+
+class _ThreadingServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    allow_reuse_address = True
+    # Closing must not wait for a scraper that stalls.
+    block_on_close = False
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _REQUEST_TIMEOUT_S
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
+        """Requests are not logged: a scraper comes every few seconds."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """host:port as (host, port), also with [IPv6]; raises ConfigError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{address!r} is not host:port, such as 127.0.0.1:19998", subject=address)
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether host:port can be reached from this machine alone."""
+    host, _ = split_address(address)
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+class HttpServer:
+    """Serves /metrics and /healthz in threads until `close`."""
+
+    def __init__(self, server: WSGIServer, scheme: str) -> None:
+        self._server = server
+        self._scheme = scheme
+        self._thread = threading.Thread(target=server.serve_forever, args=(0.2,), name="http", daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """host:port it is bound to."""
+        host, port = self._server.server_address[:2]
+        return f"{host!s}:{port}"
+
+    @property
+    def url(self) -> str:
+        """Where /metrics and /healthz are."""
+        return f"{self._scheme}://{self.address}"
+
+    def close(self) -> None:
+        """Stop serving; returns within about a second, whatever clients do."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)
+
+
+def start_http(
+    bind: str,
+    metrics: Metrics,
+    health: Callable[[], Health],
+    *,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    insecure: bool = False,
+) -> HttpServer | None:
+    """Serve /metrics and /healthz on `bind` (host:port, port 0 picks one); None when `bind` is empty.
+
+    `health` is called in a thread of the server, for each request. Raises ConfigError for an address other than loopback without
+    a certificate or `insecure`, Conflict for a port that is taken.
+    """
+    if not bind:
+        return None
+    host, port = split_address(bind)
+    if not (is_loopback(bind) or certificate or insecure):
+        raise ConfigError(f"{bind} is not a loopback address: give a certificate, or --insecure to serve it in the clear")
+    try:
+        server = make_server(host, port, _make_app(metrics, health), _ThreadingServer, _Handler)
+    except OSError as error:
+        raise Conflict(f"cannot serve metrics on {bind} ({error.strerror}): choose another address", subject=bind) from error
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    return HttpServer(server, "https" if certificate else "http")
+
+
+def _make_app(metrics: Metrics, health: Callable[[], Health]) -> Callable[["WSGIEnvironment", "StartResponse"], Iterable[bytes]]:
+    show_metrics = make_wsgi_app(metrics.registry)
+
+    def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "/")
+        if path == "/metrics":
+            return show_metrics(environ, start_response)  # type: ignore[no-any-return]
+        if path == "/healthz":
+            state = health()
+            body = json.dumps({"ok": state.ok, **state.details}).encode() + b"\n"
+            start_response("200 OK" if state.ok else "503 Service Unavailable", [("Content-Type", "application/json")])
+            return [body]
+        start_response("404 Not Found", [("Content-Type", "text/plain")])
+        return [b"see /metrics and /healthz\n"]
+
+    return app
