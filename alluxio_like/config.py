@@ -176,7 +176,8 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?i?)b?\s*(?:/s)?\s*", text, re.IGNORECASE)
     if not match or match[2].lower() not in _UNITS:
         raise InvalidArgument(f"{text!r} is not a size: write 500MB, 20GiB or a number of bytes", subject=text)
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    whole = int(match[1]) if match[1].isdecimal() else float(match[1])
+    return int(whole * _UNITS[match[2].lower()])
 
 
 def parse_duration(text: str) -> float:
