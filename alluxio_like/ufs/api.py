@@ -57,6 +57,12 @@ class Ufs(Protocol):
         """What shares a request rate: "s3://bucket", "file://host"; a metric label, without secrets."""
         ...
 
+    @property
+    def checks_first(self) -> bool:
+        """Whether the store checks the content's identity before the first byte (If-Match): then the chunks of `read` may be
+        believed as they come, and otherwise only once the iteration has ended."""
+        ...
+
     async def check(self) -> None:
         """Ask the store cheaply whether the mount's root can be listed.
 
@@ -80,7 +86,7 @@ class Ufs(Protocol):
         """Exactly bytes [offset, offset + length) of that content, in chunks as they arrive; one request.
 
         The range must lie within the content. Raises Stale when the store holds another content by now or none (also after the
-        last chunk, where the store can only be asked afterwards: so nothing is to be believed before the iteration has ended),
+        last chunk, where `checks_first` is False: then nothing is to be believed before the iteration has ended),
         StoreProtocol when the answer is not what was asked. No retries inside, so that the caller owns the budget and counts
         requests; every request is counted through the `on_request` the store was opened with.
         """

@@ -283,7 +283,7 @@ class ReportBlocksReply(_message.Message):
     def __init__(self) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("worker_id", "session_id", "sequence", "changes", "status", "throttles", "cluster_epoch")
+    __slots__ = ("worker_id", "session_id", "sequence", "changes", "status", "throttles", "cluster_epoch", "demand")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -291,6 +291,7 @@ class HeartbeatRequest(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     THROTTLES_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     session_id: str
     sequence: int
@@ -298,7 +299,8 @@ class HeartbeatRequest(_message.Message):
     status: _common_pb2.WorkerInfo
     throttles: _containers.RepeatedCompositeFieldContainer[Throttle]
     cluster_epoch: int
-    def __init__(self, worker_id: _Optional[str] = ..., session_id: _Optional[str] = ..., sequence: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[BlockDelta, _Mapping]]] = ..., status: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., throttles: _Optional[_Iterable[_Union[Throttle, _Mapping]]] = ..., cluster_epoch: _Optional[int] = ...) -> None: ...
+    demand: int
+    def __init__(self, worker_id: _Optional[str] = ..., session_id: _Optional[str] = ..., sequence: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[BlockDelta, _Mapping]]] = ..., status: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., throttles: _Optional[_Iterable[_Union[Throttle, _Mapping]]] = ..., cluster_epoch: _Optional[int] = ..., demand: _Optional[int] = ...) -> None: ...
 
 class Throttle(_message.Message):
     __slots__ = ("bucket", "count", "used_rate")
@@ -311,14 +313,16 @@ class Throttle(_message.Message):
     def __init__(self, bucket: _Optional[str] = ..., count: _Optional[int] = ..., used_rate: _Optional[float] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("register_again", "cluster", "rates")
+    __slots__ = ("register_again", "cluster", "rates", "demand_elsewhere")
     REGISTER_AGAIN_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     RATES_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
     register_again: bool
     cluster: _common_pb2.ClusterView
     rates: _containers.RepeatedCompositeFieldContainer[RateShare]
-    def __init__(self, register_again: _Optional[bool] = ..., cluster: _Optional[_Union[_common_pb2.ClusterView, _Mapping]] = ..., rates: _Optional[_Iterable[_Union[RateShare, _Mapping]]] = ...) -> None: ...
+    demand_elsewhere: int
+    def __init__(self, register_again: _Optional[bool] = ..., cluster: _Optional[_Union[_common_pb2.ClusterView, _Mapping]] = ..., rates: _Optional[_Iterable[_Union[RateShare, _Mapping]]] = ..., demand_elsewhere: _Optional[int] = ...) -> None: ...
 
 class RateShare(_message.Message):
     __slots__ = ("bucket", "requests_per_s")

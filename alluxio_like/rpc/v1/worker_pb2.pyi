@@ -52,12 +52,16 @@ class FillRequest(_message.Message):
     def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class FillReply(_message.Message):
-    __slots__ = ("present", "read_through")
+    __slots__ = ("present", "read_through", "generation", "directory")
     PRESENT_FIELD_NUMBER: _ClassVar[int]
     READ_THROUGH_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     present: _containers.RepeatedCompositeFieldContainer[PageRange]
     read_through: bool
-    def __init__(self, present: _Optional[_Iterable[_Union[PageRange, _Mapping]]] = ..., read_through: _Optional[bool] = ...) -> None: ...
+    generation: int
+    directory: int
+    def __init__(self, present: _Optional[_Iterable[_Union[PageRange, _Mapping]]] = ..., read_through: _Optional[bool] = ..., generation: _Optional[int] = ..., directory: _Optional[int] = ...) -> None: ...
 
 class PageRange(_message.Message):
     __slots__ = ("first", "count")
