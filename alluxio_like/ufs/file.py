@@ -19,6 +19,10 @@ class FileUfs:
     def bucket(self) -> str:
         raise errors.Internal("not there yet")
 
+    @property
+    def checks_first(self) -> bool:
+        return False
+
     async def check(self) -> None:
         raise errors.Internal("not there yet")
 

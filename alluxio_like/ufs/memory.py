@@ -124,6 +124,10 @@ class MemoryUfs:
     def bucket(self) -> str:
         return f"memory://{self._name}"
 
+    @property
+    def checks_first(self) -> bool:
+        return True
+
     async def check(self) -> None:
         await self._count(Request("LIST", "")).strike()
 

@@ -22,6 +22,10 @@ class S3Ufs:
     def bucket(self) -> str:
         raise errors.Internal("not there yet")
 
+    @property
+    def checks_first(self) -> bool:
+        return True
+
     async def check(self) -> None:
         raise errors.Internal("not there yet")
 
