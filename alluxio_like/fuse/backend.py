@@ -1,0 +1,111 @@
+"""What the operations need from below: names, attributes, listings, bytes.
+
+Owns the Protocol and its plain data; the client library is adapted to it in `client_backend`, tests have a tree in memory.
+Everything is called from one event loop, any number of calls at once. Every awaited call ends within the configured io_timeout_s,
+by an answer or by one of the package's errors; a cancelled call leaves nothing behind.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from alluxio_like.types import Entry, InodeId
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An entry, or None for a name that does not exist, and for how many seconds it may be used without asking again."""
+
+    entry: Entry | None
+    valid_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A page of a directory in the order of the listing; `next_cursor` continues it, None ends it."""
+
+    entries: Sequence[Entry]
+    next_cursor: bytes | None
+    valid_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What is known of the whole namespace: inodes and the bytes of all files."""
+
+    files: int
+    known_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachedCopy:
+    """What one worker holds of a file; `address` is host:port."""
+
+    worker_id: str
+    address: str
+    cached_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """Where a file is cached. `cached_bytes` counts each byte once, however many workers hold it."""
+
+    cached_bytes: int
+    copies: Sequence[CachedCopy]
+
+
+class Reader(Protocol):
+    """One open file: one content, to the end."""
+
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Exactly `length` bytes when they are at hand without waiting for anything, else None.
+
+        The caller keeps the range within the file. The buffer is valid until the next call from the event loop.
+        """
+        ...
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        """Exactly `length` bytes within the file. Raises Stale when the content is gone, Store*, Unavailable, TimedOut, ..."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of descriptors and buffers; ends reads under way. Does not raise."""
+        ...
+
+
+class Backend(Protocol):
+    """The namespace and its files."""
+
+    async def resolve(self, path: str) -> Answer:
+        """An absolute path of the namespace."""
+        ...
+
+    async def lookup(self, parent: InodeId, name: str) -> Answer:
+        """A name in a directory."""
+        ...
+
+    async def get_entry(self, inode: InodeId) -> Answer:
+        """An inode by its id, also one that no name leads to any more. Raises NotFound; the answer's entry is never None."""
+        ...
+
+    async def list_dir(self, inode: InodeId, cursor: bytes | None) -> Listing:
+        """The next page of a directory; `cursor` None starts."""
+        ...
+
+    async def open_file(self, entry: Entry) -> Reader:
+        """Open the content the entry names."""
+        ...
+
+    async def get_totals(self) -> Totals:
+        """Sums for statfs."""
+        ...
+
+    async def get_cache_state(self, entry: Entry) -> CacheState:
+        """Where a file's bytes are cached now, by the master's block map."""
+        ...
+
+    async def close(self) -> None:
+        """End everything under way."""
+        ...
