@@ -1,0 +1,37 @@
+"""What stat(2) shows of an inode, and the one place where errors become errno.
+
+Pure functions; safe from any thread.
+"""
+
+import asyncio
+import errno
+import stat
+
+from alluxio_like.errors import AlluxioLikeError, get_disposition
+from alluxio_like.types import Attr, Kind
+
+STAT_BLOCK_BYTES = 512
+"""The unit of st_blocks, whatever the block size of a file system."""
+PREFERRED_IO_BYTES = 4096
+"""st_blksize: what local file systems say, so that buffered readers behave as they do there."""
+
+_TYPE_BITS = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
+
+
+def get_stat_mode(attr: Attr) -> int:
+    """st_mode: type and permission bits."""
+    return _TYPE_BITS[attr.kind] | (attr.mode & 0o7777)
+
+
+def count_stat_blocks(size: int) -> int:
+    """st_blocks for a file of `size` bytes: all of it, cached or not, since programs take fewer blocks for holes."""
+    return -(-size // STAT_BLOCK_BYTES)
+
+
+def get_errno(error: BaseException) -> int:
+    """The errno that a failed operation answers with; never 0."""
+    if isinstance(error, AlluxioLikeError):
+        return get_disposition(error).errno
+    if isinstance(error, asyncio.CancelledError):
+        return errno.EINTR
+    return errno.EIO

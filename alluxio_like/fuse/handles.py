@@ -1,0 +1,169 @@
+"""What is open: files with their readers, directories with their place in the listing.
+
+Owns handle numbers and per-handle state, not the bytes. Used from one event loop; where a step of a directory handle awaits, its
+lock is held, so that two readdir calls on one handle follow each other.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from alluxio_like.errors import Internal
+from alluxio_like.fuse.backend import Backend, Listing, Reader
+from alluxio_like.types import Entry, InodeId
+
+_T = TypeVar("_T")
+_K = TypeVar("_K")
+
+_KEPT_PAGES = 2
+"""Pages of a listing kept in a handle: the current one and the one before, for programs that step back."""
+
+
+class HandleTable(Generic[_T]):
+    """Numbers for what is open; a number is never used twice."""
+
+    def __init__(self) -> None:
+        self._items: dict[int, _T] = {}
+        self._next = 1
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[_T]:
+        return iter(list(self._items.values()))
+
+    def add(self, item: _T) -> int:
+        """The number under which the item is found from now on."""
+        number = self._next
+        self._next += 1
+        self._items[number] = item
+        return number
+
+    def get(self, number: int) -> _T:
+        """The item. Raises Internal for a number that is not open."""
+        try:
+            return self._items[number]
+        except KeyError:
+            raise Internal(f"handle {number} is not open") from None
+
+    def pop(self, number: int) -> _T | None:
+        """Forget a number; None when it was not open."""
+        return self._items.pop(number, None)
+
+
+class BoundedDict(Generic[_K, _T]):
+    """A dictionary that forgets what was set longest ago once it holds `limit` items."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._items: OrderedDict[_K, _T] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, key: _K) -> bool:
+        return key in self._items
+
+    def lookup(self, key: _K) -> _T | None:
+        return self._items.get(key)
+
+    def set(self, key: _K, value: _T) -> None:
+        items = self._items
+        if key in items:
+            items.move_to_end(key)
+        items[key] = value
+        if len(items) > self._limit:
+            items.popitem(last=False)
+
+    def discard(self, key: _K) -> None:
+        self._items.pop(key, None)
+
+
+@dataclass(slots=True)
+class Failure:
+    """A read that failed after a long wait: which bytes, how, and until when it is answered the same way at once."""
+
+    start: int
+    stop: int
+    error: BaseException
+    until_s: float
+
+
+@dataclass(slots=True, eq=False)
+class FileHandle:
+    """An open file."""
+
+    entry: Entry
+    reader: Reader
+    failure: Failure | None = None
+
+
+@dataclass(slots=True)
+class _Start:
+    """Where a page of a listing begins."""
+
+    ordinal: int
+    cursor: bytes | None
+
+
+@dataclass(slots=True)
+class DirectoryHandle:
+    """An open directory. Entries are numbered from 0 in the order of the listing, for as long as the handle is open."""
+
+    entry: Entry
+    parent: InodeId
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _starts: list[_Start] = field(default_factory=lambda: [_Start(0, None)])
+    _pages: "OrderedDict[int, Listing]" = field(default_factory=OrderedDict)
+    _total: int | None = None
+
+    def restart(self) -> None:
+        """Begin a new listing, as rewinddir(3) does."""
+        self._starts = [_Start(0, None)]
+        self._pages.clear()
+        self._total = None
+
+    async def find_page(self, backend: Backend, ordinal: int) -> tuple[Listing, int, int] | None:
+        """The page that holds entry `ordinal`, the entry's place in it, and its number again; None behind the end.
+
+        Where a page that was fetched again has become shorter, that is the first entry behind the gap. The caller holds `lock`.
+        """
+        while self._total is None or ordinal < self._total:
+            index = self._find_start(ordinal)
+            listing = await self._fetch(backend, index)
+            place = ordinal - self._starts[index].ordinal
+            if place < len(listing.entries):
+                return listing, place, ordinal
+            if index + 1 == len(self._starts):
+                return None
+            ordinal = max(ordinal, self._starts[index + 1].ordinal)
+        return None
+
+    def _find_start(self, ordinal: int) -> int:
+        index = len(self._starts) - 1
+        while self._starts[index].ordinal > ordinal:
+            index -= 1
+        return index
+
+    async def _fetch(self, backend: Backend, index: int) -> Listing:
+        kept = self._pages.get(index)
+        if kept is not None:
+            return kept
+        start = self._starts[index]
+        listing = await backend.list_dir(self.entry.attr.inode, start.cursor)
+        if index + 1 < len(self._starts):
+            # Fetched before: what has been added to it since would take the numbers of the next page's entries.
+            count = self._starts[index + 1].ordinal - start.ordinal
+            listing = Listing(listing.entries[:count], listing.next_cursor, listing.valid_s)
+        self._pages[index] = listing
+        while len(self._pages) > _KEPT_PAGES:
+            self._pages.popitem(last=False)
+        if index + 1 == len(self._starts):
+            stop = start.ordinal + len(listing.entries)
+            if listing.next_cursor is None:
+                self._total = stop
+            else:
+                self._starts.append(_Start(stop, listing.next_cursor))
+        return listing

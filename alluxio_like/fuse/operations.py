@@ -1,0 +1,316 @@
+"""The operations of the file system, written once on our own types.
+
+Owns what each operation means: which errors, which attributes, how long the kernel may keep an answer, what an open handle
+promises. Knows neither a session's library nor the client library; it raises the package's errors, and sessions turn them into
+errno. Every write is refused with ReadOnly.
+
+Concurrency: one event loop, any number of operations at once. State is touched only between awaits, except in directory handles,
+which have a lock each. Inode ids are never used twice, so nothing has to be remembered for the kernel: forget is not needed.
+
+The mount's root has node id 1 whatever inode it is. All other node ids are inode ids.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+
+from alluxio_like.clock import Clock
+from alluxio_like.errors import (
+    AlluxioLikeError,
+    InvalidArgument,
+    IsADirectory,
+    NoData,
+    NotADirectory,
+    NotFound,
+    ReadOnly,
+    Stale,
+    StoreError,
+    TimedOut,
+    Unavailable,
+)
+from alluxio_like.fuse import xattrs
+from alluxio_like.fuse.backend import Answer, Backend, Buffer, Totals
+from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, FileHandle, HandleTable
+from alluxio_like.types import Attr, Entry, InodeId, Kind, to_bytes, to_str
+
+ROOT_NODE = 1
+"""The node id of a mount's root, fixed by the kernel's protocol."""
+
+_QUICK_ANSWER_S = 0.5
+"""How long the root's attributes and statfs may wait for the services: umount(8) asks for both, also when these are down. A guess."""
+_REMEMBERED_ENTRIES = 50_000
+"""Entries kept to answer for inodes while the services cannot; about 1 KB each. A guess."""
+_SLOW_FAILURE_S = 1.0
+_FAILURE_KEPT_S = 1.0
+"""A read that failed after more than _SLOW_FAILURE_S is answered the same way for _FAILURE_KEPT_S: the kernel repeats each failed
+read-ahead once by itself, page by page, and the caller would wait the whole io_timeout_s twice."""
+_STALE_INODES = 10_000
+
+_CONNECTIVITY = (Unavailable, TimedOut)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an operator can choose. `entry_timeout_s`: the longest time the kernel keeps a name or attributes."""
+
+    entry_timeout_s: float
+    io_timeout_s: float
+
+
+Emit = Callable[[bytes, Attr, float, int, bool], bool]
+"""Takes (name, attributes, seconds valid, offset of what follows, whether it is a real entry); False: no room, not taken."""
+
+
+class Operations:
+    """One mount of the directory `root` of the namespace."""
+
+    def __init__(self, backend: Backend, root: Entry, settings: Settings, clock: Clock) -> None:
+        self._backend = backend
+        self._root = root
+        self._settings = settings
+        self._clock = clock
+        self._files: HandleTable[FileHandle] = HandleTable()
+        self._directories: HandleTable[DirectoryHandle] = HandleTable()
+        self._seen: BoundedDict[InodeId, Entry] = BoundedDict(_REMEMBERED_ENTRIES)
+        self._parents: BoundedDict[InodeId, InodeId] = BoundedDict(_REMEMBERED_ENTRIES)
+        self._stale: BoundedDict[InodeId, None] = BoundedDict(_STALE_INODES)
+        self._open: dict[InodeId, list[FileHandle]] = {}
+        self._totals = Totals(0, 0)
+        self._refreshes: dict[str, asyncio.Task[None]] = {}
+
+    # Names and attributes
+
+    async def lookup(self, parent: int, name: bytes) -> Answer:
+        """A name in a directory; an answer without an entry may be kept by the kernel too."""
+        directory = self._get_inode(parent)
+        answer = await self._backend.lookup(directory, to_str(name))
+        if answer.entry is not None:
+            self._remember(answer.entry, directory)
+            # Whoever looked it up again has been told that this is the content of the moment.
+            self._stale.discard(answer.entry.attr.inode)
+        return Answer(answer.entry, self._limit(answer.valid_s))
+
+    async def getattr(self, node: int) -> tuple[Attr, float]:
+        """Attributes and for how many seconds they may be kept."""
+        if node == ROOT_NODE:
+            await self._refresh("root", self._refresh_root)
+            return self._root.attr, self._settings.entry_timeout_s
+        entry, valid_s = await self._get_entry(InodeId(node))
+        return entry.attr, self._limit(valid_s)
+
+    # Files
+
+    async def open(self, node: int, flags: int) -> int:
+        """The number of a new handle. Raises ReadOnly for anything but reading, Stale to make the kernel look the name up again."""
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & (os.O_TRUNC | os.O_APPEND):
+            raise ReadOnly("this mount is read-only")
+        inode = self._get_inode(node)
+        if inode in self._stale:
+            raise Stale("the file was replaced or removed", subject=str(inode))
+        entry = self._seen.lookup(inode) or (await self._get_entry(inode))[0]
+        if entry.attr.kind is Kind.DIRECTORY:
+            raise IsADirectory("a directory cannot be read as a file", subject=entry.name)
+        file = FileHandle(entry, await self._backend.open_file(entry))
+        self._open.setdefault(inode, []).append(file)
+        return self._files.add(file)
+
+    def read_now(self, handle: int, offset: int, length: int) -> Buffer | None:
+        """What `read` gives, when it is at hand without waiting; valid until the next call of it."""
+        file = self._files.get(handle)
+        length = min(length, file.entry.attr.size - offset)
+        return file.reader.read_now(offset, length) if length > 0 else b""
+
+    async def read(self, handle: int, offset: int, length: int) -> Buffer:
+        """Bytes of the file, short only at its end. Raises Stale, Store*, Unavailable, TimedOut, ... within io_timeout_s."""
+        file = self._files.get(handle)
+        length = min(length, file.entry.attr.size - offset)
+        if length <= 0:
+            return b""
+        started_s = self._clock.monotonic()
+        failure = file.failure
+        if failure is not None:
+            if started_s >= failure.until_s:
+                file.failure = None
+            elif offset < failure.stop and failure.start < offset + length:
+                raise failure.error
+        try:
+            async with asyncio.timeout(self._settings.io_timeout_s):
+                data = await file.reader.read(offset, length)
+        except TimeoutError:
+            error: AlluxioLikeError = TimedOut(f"not read within {self._settings.io_timeout_s:g} s", subject=file.entry.name)
+            self._note_failure(file, offset, length, started_s, error)
+            raise error from None
+        except AlluxioLikeError as error:
+            self._note_failure(file, offset, length, started_s, error)
+            raise
+        if len(data) != length:
+            raise StoreError(f"{len(data)} bytes instead of {length}", subject=file.entry.name)
+        return data
+
+    async def release(self, handle: int) -> None:
+        """Forget an open file."""
+        file = self._files.pop(handle)
+        if file is None:
+            return
+        opened = self._open[file.entry.attr.inode]
+        opened.remove(file)
+        if not opened:
+            del self._open[file.entry.attr.inode]
+        await file.reader.close()
+
+    # Directories
+
+    async def opendir(self, node: int) -> int:
+        """The number of a new directory handle."""
+        if node == ROOT_NODE:
+            entry = self._root
+        else:
+            inode = InodeId(node)
+            entry = self._seen.lookup(inode) or (await self._get_entry(inode))[0]
+        if entry.attr.kind is not Kind.DIRECTORY:
+            raise NotADirectory("not a directory", subject=entry.name)
+        parent = None if node == ROOT_NODE else self._parents.lookup(entry.attr.inode)
+        return self._directories.add(DirectoryHandle(entry, entry.attr.inode if parent is None else parent))
+
+    async def readdir(self, handle: int, offset: int, emit: Emit) -> None:
+        """Hands entries from `offset` on to `emit` until it has no room; nothing handed over means the end.
+
+        Offsets 0 and 1 are "." and "..", and entry number n of the listing is offset n + 2. A reply ends where a page of the
+        listing ends, so that no entry waits for those behind it.
+        """
+        directory = self._directories.get(handle)
+        async with directory.lock:
+            if offset == 0:
+                directory.restart()
+                if not emit(b".", directory.entry.attr, 0.0, 1, False):
+                    return
+                offset = 1
+            if offset == 1:
+                dotdot = replace(directory.entry.attr, inode=directory.parent)
+                if not emit(b"..", dotdot, 0.0, 2, False):
+                    return
+                offset = 2
+            found = await directory.find_page(self._backend, offset - 2)
+            if found is None:
+                return
+            listing, place, ordinal = found
+            valid_s = self._limit(listing.valid_s)
+            inode = directory.entry.attr.inode
+            for number, entry in enumerate(listing.entries[place:], ordinal + 3):
+                if not emit(to_bytes(entry.name), entry.attr, valid_s, number, True):
+                    break
+                self._remember(entry, inode)
+
+    async def releasedir(self, handle: int) -> None:
+        """Forget an open directory."""
+        self._directories.pop(handle)
+
+    # The rest
+
+    async def statfs(self) -> Totals:
+        """Sums over the namespace, from memory when the services do not answer at once."""
+        await self._refresh("totals", self._refresh_totals)
+        return self._totals
+
+    async def getxattr(self, node: int, name: bytes) -> bytes:
+        """The value of an extended attribute. Raises NoData for one that is not there."""
+        if not xattrs.is_known(name):
+            # The kernel and ls ask for security.* and system.* of every file; that must cost nothing.
+            raise NoData("no such extended attribute")
+        entry = await self._get_shown_entry(node)
+        state = None
+        if entry.attr.kind is Kind.FILE and xattrs.needs_cache_state(name):
+            state = await self._backend.get_cache_state(entry)
+        return xattrs.format_value(name, entry, state)
+
+    async def listxattr(self, node: int) -> list[bytes]:
+        """The names of an inode's extended attributes."""
+        return xattrs.list_names(await self._get_shown_entry(node))
+
+    async def readlink(self, node: int) -> bytes:
+        """There are no symbolic links yet."""
+        raise InvalidArgument("not a symbolic link", subject=str(node))
+
+    def refuse_write(self) -> ReadOnly:
+        """What every operation that would change something raises."""
+        return ReadOnly("this mount is read-only")
+
+    def count_open(self) -> int:
+        """Open files and directories."""
+        return len(self._files) + len(self._directories)
+
+    async def close(self) -> None:
+        """Let go of everything that is still open; does not raise."""
+        for task in list(self._refreshes.values()):
+            task.cancel()
+        await asyncio.gather(*self._refreshes.values(), return_exceptions=True)
+        await asyncio.gather(*(file.reader.close() for file in self._files), return_exceptions=True)
+        self._files = HandleTable()
+        self._directories = HandleTable()
+        self._open.clear()
+
+    # Inside
+
+    def _get_inode(self, node: int) -> InodeId:
+        return self._root.attr.inode if node == ROOT_NODE else InodeId(node)
+
+    def _limit(self, valid_s: float) -> float:
+        return max(0.0, min(valid_s, self._settings.entry_timeout_s))
+
+    def _remember(self, entry: Entry, parent: InodeId) -> None:
+        inode = entry.attr.inode
+        self._seen.set(inode, entry)
+        if entry.attr.kind is Kind.DIRECTORY:
+            self._parents.set(inode, parent)
+
+    async def _get_shown_entry(self, node: int) -> Entry:
+        return self._root if node == ROOT_NODE else (await self._get_entry(InodeId(node)))[0]
+
+    async def _get_entry(self, inode: InodeId) -> tuple[Entry, float]:
+        """The backend's answer; while it cannot be reached, what was last known; for what is open, what was opened."""
+        try:
+            answer = await self._backend.get_entry(inode)
+        except _CONNECTIVITY:
+            known = self._seen.lookup(inode)
+            if known is None:
+                raise
+            return known, 0.0
+        except NotFound:
+            opened = self._open.get(inode)
+            if not opened:
+                raise
+            return opened[-1].entry, self._settings.entry_timeout_s
+        if answer.entry is None:
+            raise NotFound("no such inode", subject=str(inode))
+        return answer.entry, answer.valid_s
+
+    async def _refresh(self, name: str, refresh: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Let a refresh run, one at a time, and wait for it a little while only."""
+        task = self._refreshes.get(name)
+        if task is None:
+            task = asyncio.create_task(refresh())
+            self._refreshes[name] = task
+            task.add_done_callback(lambda _: self._refreshes.pop(name, None))
+        await asyncio.wait([task], timeout=_QUICK_ANSWER_S)
+
+    async def _refresh_root(self) -> None:
+        try:
+            answer = await self._backend.get_entry(self._root.attr.inode)
+        except AlluxioLikeError:
+            return
+        if answer.entry is not None and answer.entry.attr.kind is Kind.DIRECTORY:
+            self._root = answer.entry
+
+    async def _refresh_totals(self) -> None:
+        try:
+            self._totals = await self._backend.get_totals()
+        except AlluxioLikeError:
+            return
+
+    def _note_failure(self, file: FileHandle, offset: int, length: int, started_s: float, error: AlluxioLikeError) -> None:
+        if isinstance(error, Stale):
+            self._stale.set(file.entry.attr.inode, None)
+        now_s = self._clock.monotonic()
+        if now_s - started_s >= _SLOW_FAILURE_S:
+            file.failure = Failure(offset, offset + length, error, now_s + _FAILURE_KEPT_S)

@@ -1,0 +1,45 @@
+"""Extended attributes that say where a file's bytes are cached.
+
+Owns their names and their text. All other names do not exist. Pure functions; safe from any thread.
+
+    user.alluxio_like.version     the version of the content, a decimal number; files only
+    user.alluxio_like.cached      bytes cached at least once in the cluster, a decimal number; files only
+    user.alluxio_like.locations   "address=bytes" of each worker that holds part of it, separated by commas; files only
+"""
+
+from alluxio_like.errors import NoData
+from alluxio_like.fuse.backend import CacheState
+from alluxio_like.types import Entry, Kind
+
+PREFIX = b"user.alluxio_like."
+VERSION = PREFIX + b"version"
+CACHED = PREFIX + b"cached"
+LOCATIONS = PREFIX + b"locations"
+
+
+def list_names(entry: Entry) -> list[bytes]:
+    """The names that listxattr(2) shows."""
+    return [CACHED, LOCATIONS, VERSION] if entry.attr.kind is Kind.FILE else []
+
+
+def is_known(name: bytes) -> bool:
+    """Whether a name can exist on some inode; anything else is answered without asking anybody."""
+    return name in (VERSION, CACHED, LOCATIONS)
+
+
+def needs_cache_state(name: bytes) -> bool:
+    """Whether the value depends on what is cached now."""
+    return name in (CACHED, LOCATIONS)
+
+
+def format_value(name: bytes, entry: Entry, state: CacheState | None) -> bytes:
+    """The value of an attribute; `state` is there where `needs_cache_state`. Raises NoData for one that is not there."""
+    if entry.attr.kind is Kind.FILE:
+        if name == VERSION:
+            return b"%d" % entry.attr.version
+        if state is not None and name == CACHED:
+            return b"%d" % state.cached_bytes
+        if state is not None and name == LOCATIONS:
+            copies = sorted(state.copies, key=lambda copy: (copy.address, copy.worker_id))
+            return ",".join(f"{copy.address}={copy.cached_bytes}" for copy in copies).encode()
+    raise NoData("no such extended attribute", subject=name.decode(errors="replace"))
