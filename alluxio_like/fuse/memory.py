@@ -1,0 +1,221 @@
+"""A backend in memory, for tests: a tree of names and bytes that can change, stall and fail on demand.
+
+Owns its tree; keeps to the Backend's promises, time limit included. Used from one event loop.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from alluxio_like.errors import AlluxioLikeError, NotADirectory, NotFound, Stale, TimedOut
+from alluxio_like.fuse.backend import Answer, Buffer, CachedCopy, CacheState, Listing, Totals
+from alluxio_like.types import ROOT_INODE, Attr, Entry, FileRef, Fingerprint, InodeId, Kind, MountId, VersionId
+
+_TIME_NS = 1_700_000_000_123_456_789
+
+Content = bytes | Callable[[int, int], bytes]
+"""A file's bytes, or a function of offset and length that makes them."""
+
+
+@dataclass(slots=True)
+class _Node:
+    entry: Entry
+    content: Content = b""
+    children: dict[str, InodeId] = field(default_factory=dict)
+    gone: bool = False
+
+
+@dataclass(slots=True)
+class Faults:
+    """What goes wrong at the moment. `stall_reads` and `stall_names` make calls wait until it is lifted or time is up."""
+
+    stall_reads: asyncio.Event | None = None
+    stall_names: asyncio.Event | None = None
+    fail_reads: AlluxioLikeError | None = None
+    fail_names: AlluxioLikeError | None = None
+
+
+class MemoryReader:
+    """An open file of a MemoryBackend."""
+
+    def __init__(self, backend: "MemoryBackend", node: _Node) -> None:
+        self._backend = backend
+        self._node = node
+        self.closed = False
+
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        backend = self._backend
+        if backend.never_now or backend.faults.stall_reads or backend.faults.fail_reads or self._node.gone:
+            return None
+        backend.reads_now += 1
+        return self._get(offset, length)
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        self._backend.reads += 1
+        await self._backend.wait(self._backend.faults.stall_reads)
+        if self._backend.faults.fail_reads is not None:
+            raise self._backend.faults.fail_reads
+        if self._node.gone:
+            raise Stale("the content is gone", subject=self._node.entry.name)
+        return self._get(offset, length)
+
+    async def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._backend.open_readers -= 1
+
+    def _get(self, offset: int, length: int) -> bytes:
+        content = self._node.content
+        return content[offset : offset + length] if isinstance(content, bytes) else content(offset, length)
+
+
+class MemoryBackend:
+    """A tree below inode 1. Inode ids are never used twice; replacing a file gives its path a new one."""
+
+    def __init__(self, *, valid_s: float = 5.0, io_timeout_s: float = 30.0, page_entries: int = 1000) -> None:
+        self.valid_s = valid_s
+        self.io_timeout_s = io_timeout_s
+        self.page_entries = page_entries
+        self.faults = Faults()
+        self.never_now = False
+        self.calls: dict[str, int] = {}
+        self.reads = 0
+        self.reads_now = 0
+        self.open_readers = 0
+        self._next_inode = 2
+        self._nodes: dict[InodeId, _Node] = {ROOT_INODE: _Node(self._make_entry("", ROOT_INODE, Kind.DIRECTORY, 0))}
+
+    # Building the tree
+
+    def add_directory(self, path: str) -> InodeId:
+        """The directory at an absolute path, made with all that lead to it."""
+        inode = ROOT_INODE
+        for name in [part for part in path.split("/") if part]:
+            children = self._nodes[inode].children
+            if name not in children:
+                children[name] = self._add_node(name, Kind.DIRECTORY, 0, b"")
+            inode = children[name]
+        return inode
+
+    def add_file(self, path: str, content: Content, size: int | None = None) -> InodeId:
+        """A file, or the replacement of one; `size` is needed where the content is a function."""
+        directory, _, name = path.rpartition("/")
+        children = self._nodes[self.add_directory(directory)].children
+        self._drop(children, name)
+        length = len(content) if isinstance(content, bytes) else size or 0
+        children[name] = self._add_node(name, Kind.FILE, length, content)
+        return children[name]
+
+    def add_many(self, directory: str, names: Iterable[str], content: bytes = b"") -> None:
+        """Files of equal content in one directory."""
+        children = self._nodes[self.add_directory(directory)].children
+        for name in names:
+            children[name] = self._add_node(name, Kind.FILE, len(content), content)
+
+    def remove(self, path: str) -> None:
+        """Take a name away; what is open of it turns stale."""
+        directory, _, name = path.rpartition("/")
+        self._drop(self._nodes[self.add_directory(directory)].children, name)
+
+    def set_owner(self, path: str, uid: int, gid: int, mode: int) -> None:
+        """Change owner and permission bits in place."""
+        node = self._nodes[self._find(path)]
+        node.entry = replace(node.entry, attr=replace(node.entry.attr, uid=uid, gid=gid, mode=mode))
+
+    # Backend
+
+    async def resolve(self, path: str) -> Answer:
+        await self._enter("resolve")
+        return Answer(self._nodes[self._find(path)].entry, self.valid_s)
+
+    async def lookup(self, parent: InodeId, name: str) -> Answer:
+        await self._enter("lookup")
+        node = self._get_directory(parent)
+        inode = node.children.get(name)
+        return Answer(None if inode is None else self._nodes[inode].entry, self.valid_s)
+
+    async def get_entry(self, inode: InodeId) -> Answer:
+        await self._enter("get_entry")
+        return Answer(self._get_node(inode).entry, self.valid_s)
+
+    async def list_dir(self, inode: InodeId, cursor: bytes | None) -> Listing:
+        await self._enter("list_dir")
+        children = self._get_directory(inode).children
+        names = sorted(name for name in children if cursor is None or name.encode(errors="surrogateescape") > cursor)
+        page = names[: self.page_entries]
+        more = page[-1].encode(errors="surrogateescape") if len(names) > len(page) else None
+        return Listing([self._nodes[children[name]].entry for name in page], more, self.valid_s)
+
+    async def open_file(self, entry: Entry) -> MemoryReader:
+        await self._enter("open_file")
+        self.open_readers += 1
+        return MemoryReader(self, self._get_node(entry.attr.inode))
+
+    async def get_totals(self) -> Totals:
+        await self._enter("get_totals")
+        live = [node.entry.attr.size for node in self._nodes.values() if not node.gone]
+        return Totals(len(live), sum(live))
+
+    async def get_cache_state(self, entry: Entry) -> CacheState:
+        await self._enter("get_cache_state")
+        return CacheState(entry.attr.size, [CachedCopy("w1", "127.0.0.1:1", entry.attr.size)])
+
+    async def close(self) -> None:
+        return None
+
+    # Inside
+
+    async def wait(self, stall: asyncio.Event | None) -> None:
+        """Wait for a stall's end as a real service would be waited for."""
+        if stall is None:
+            return
+        try:
+            async with asyncio.timeout(self.io_timeout_s):
+                await stall.wait()
+        except TimeoutError:
+            raise TimedOut(f"no answer within {self.io_timeout_s:g} s") from None
+
+    async def _enter(self, call: str) -> None:
+        self.calls[call] = self.calls.get(call, 0) + 1
+        await self.wait(self.faults.stall_names)
+        if self.faults.fail_names is not None:
+            raise self.faults.fail_names
+
+    def _make_entry(self, name: str, inode: InodeId, kind: Kind, size: int) -> Entry:
+        is_file = kind is Kind.FILE
+        version = VersionId(1 if is_file else 0)
+        attr = Attr(inode, kind, 0o644 if is_file else 0o755, 0, 0, size, _TIME_NS, _TIME_NS, 1, version)
+        ref = FileRef(inode, version, MountId(1), name, Fingerprint(f"t{inode}", size)) if is_file else None
+        return Entry(name, attr, ref)
+
+    def _add_node(self, name: str, kind: Kind, size: int, content: Content) -> InodeId:
+        inode = InodeId(self._next_inode)
+        self._next_inode += 1
+        self._nodes[inode] = _Node(self._make_entry(name, inode, kind, size), content)
+        return inode
+
+    def _drop(self, children: dict[str, InodeId], name: str) -> None:
+        inode = children.pop(name, None)
+        if inode is not None:
+            self._nodes[inode].gone = True
+
+    def _find(self, path: str) -> InodeId:
+        inode = ROOT_INODE
+        for name in [part for part in path.split("/") if part]:
+            found = self._get_directory(inode).children.get(name)
+            if found is None:
+                raise NotFound("no such path", subject=path)
+            inode = found
+        return inode
+
+    def _get_node(self, inode: InodeId) -> _Node:
+        node = self._nodes.get(inode)
+        if node is None:
+            raise NotFound("no such inode", subject=str(inode))
+        return node
+
+    def _get_directory(self, inode: InodeId) -> _Node:
+        node = self._get_node(inode)
+        if node.entry.attr.kind is not Kind.DIRECTORY:
+            raise NotADirectory("not a directory", subject=node.entry.name)
+        return node

@@ -1,0 +1,366 @@
+"""The pyfuse3 session: adapts the operations to pyfuse3, and pyfuse3 to this process's event loop.
+
+Owns the conversion of attributes and errors, the loop that takes requests from the kernel, and the end of a mount. Knows nothing of
+the namespace. One session a process (pyfuse3 keeps its session in globals), on one event loop.
+
+pyfuse3 takes requests through the part of trio's interface that `pyfuse3.asyncio` imitates. `_Port` is such an imitation with
+what that one lacks:
+- the device is non-blocking. A request whose caller is killed between the device becoming readable and being read is gone, and a
+  blocking read, made with the GIL held, would then stop the whole process until somebody makes another request;
+- a failing task is noticed, where asyncio's would vanish and leave requests unanswered for ever;
+- a request that is already waiting is taken without a turn of the event loop.
+
+Every handler answers, whatever happens in it: the kernel's caller waits in state D otherwise.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import select
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import pyfuse3
+
+from alluxio_like.errors import AlluxioLikeError, ConfigError
+from alluxio_like.fuse.attributes import PREFERRED_IO_BYTES, count_stat_blocks, get_errno, get_stat_mode
+from alluxio_like.fuse.operations import Operations
+from alluxio_like.types import Attr
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_MAX_TASKS = 2000
+"""Requests under way at once. Each waits for its answer in a task with a buffer of its own (1 MiB of address space, of which one page
+is touched), so that cold reads, however many, never stand in the way of warm ones."""
+_MIN_TASKS = 4
+"""Idle tasks that are kept waiting for requests. A guess."""
+_BURST = 16
+"""Requests taken one after the other before the event loop gets its turn. A guess."""
+_FREE_BLOCKS_BYTES = 1 << 50
+"""Free space that statfs shows: there is no end to a store."""
+_STATFS_BLOCK_BYTES = 4096
+_FREE_INODES = 1 << 32
+
+
+class _ClosedResourceError(Exception):
+    """The session ends; pyfuse3's tasks take it for the end of the device."""
+
+
+class _Nursery:
+    """Tasks that pyfuse3's main loop starts; as a context manager it ends when all of them have."""
+
+    def __init__(self, port: "_Port") -> None:
+        self._port = port
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "_Nursery":
+        return self
+
+    def start_soon(self, function: Callable[..., Awaitable[None]], *args: Any, name: str | None = None) -> None:
+        task = asyncio.create_task(self._port.run_task(function, *args), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._port.tasks = self._tasks
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+
+class _Task:
+    name = "fuse"
+
+
+class _Port:
+    """What pyfuse3 uses of trio, on the running asyncio loop."""
+
+    ClosedResourceError = _ClosedResourceError
+    Lock = asyncio.Lock
+
+    def __init__(self) -> None:
+        self.lowlevel = self
+        self.from_thread = self
+        self.closing = False
+        self.failure: BaseException | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.device = -1
+        self._poll = select.poll()
+        self._waiter: asyncio.Future[None] | None = None
+        self._burst = 0
+
+    @staticmethod
+    def current_trio_token() -> str:
+        return "asyncio"
+
+    @staticmethod
+    def current_task() -> type[_Task]:
+        return _Task
+
+    def open_nursery(self) -> _Nursery:
+        return _Nursery(self)
+
+    async def wait_readable(self, fd: int) -> None:
+        """Return when a request waits. pyfuse3 calls it under a lock, so there is one waiter at a time."""
+        if self.device != fd:
+            os.set_blocking(fd, False)
+            self._poll.register(fd, select.POLLIN)
+            self.device = fd
+        if self.closing:
+            raise _ClosedResourceError
+        if self._burst < _BURST and self._poll.poll(0):
+            self._burst += 1
+            return
+        self._burst = 0
+        loop = asyncio.get_running_loop()
+        self._waiter = waiter = loop.create_future()
+        loop.add_reader(fd, self._wake, waiter)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            loop.remove_reader(fd)
+
+    @staticmethod
+    def _wake(waiter: asyncio.Future[None]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def notify_closing(self, _fd: int) -> None:
+        """Wake whoever waits for a request: there will be none."""
+        self.closing = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(_ClosedResourceError())
+
+    async def run_task(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run one of pyfuse3's loops; again where the request it was woken for was gone."""
+        while True:
+            try:
+                await function(*args)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.ENOENT, errno.EINTR):
+                    self._fail(error)
+                    return
+            except _ClosedResourceError:
+                return
+            except Exception as error:  # noqa: BLE001  a defect: it is reported by Session.run
+                self._fail(error)
+                return
+
+    def _fail(self, error: BaseException) -> None:
+        log.critical("the FUSE loop failed", exc_info=error)
+        self.failure = self.failure or error
+        pyfuse3.terminate()
+
+
+class _Handlers(pyfuse3.Operations):
+    """pyfuse3's view of the operations."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, operations: Operations, io_timeout_s: float) -> None:
+        super().__init__()
+        self._operations = operations
+        self._io_timeout_s = io_timeout_s
+        self.ready = asyncio.Event()
+
+    def init(self) -> None:
+        self.ready.set()
+
+    async def _run(self, what: str, call: Coroutine[Any, Any, _T]) -> _T:
+        try:
+            async with asyncio.timeout(self._io_timeout_s):
+                return await call
+        except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
+            raise self._translate(what, error) from None
+
+    @staticmethod
+    def _translate(what: str, error: BaseException) -> "pyfuse3.FUSEError":
+        number = get_errno(error)
+        if not isinstance(error, AlluxioLikeError | TimeoutError | asyncio.CancelledError):
+            log.error("%s failed unexpectedly", what, exc_info=error)
+        elif number == errno.EIO:
+            log.warning("%s: %s", what, error or "not done in time")
+        return pyfuse3.FUSEError(number)
+
+    def _refuse(self) -> NoReturn:
+        raise pyfuse3.FUSEError(get_errno(self._operations.refuse_write()))
+
+    # Names and attributes
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> "pyfuse3.EntryAttributes":
+        answer = await self._run("lookup", self._operations.lookup(parent_inode, name))
+        if answer.entry is None:
+            missing = pyfuse3.EntryAttributes()
+            missing.st_ino = 0
+            missing.entry_timeout = answer.valid_s
+            return missing
+        return make_attributes(answer.entry.attr, answer.valid_s)
+
+    async def getattr(self, inode: int, ctx: Any) -> "pyfuse3.EntryAttributes":
+        attr, valid_s = await self._run("getattr", self._operations.getattr(inode))
+        return make_attributes(attr, valid_s)
+
+    async def readlink(self, inode: int, ctx: Any) -> bytes:
+        return await self._run("readlink", self._operations.readlink(inode))
+
+    # Files
+
+    async def open(self, inode: int, flags: int, ctx: Any) -> "pyfuse3.FileInfo":
+        handle = await self._run("open", self._operations.open(inode, flags))
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+
+    async def read(self, fh: int, off: int, size: int) -> Any:
+        try:
+            data = self._operations.read_now(fh, off, size)
+            return data if data is not None else await self._operations.read(fh, off, size)
+        except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
+            raise self._translate("read", error) from None
+
+    async def release(self, fh: int) -> None:
+        await self._run("release", self._operations.release(fh))
+
+    # flush and fsync are left out: the kernel learns from the first ENOSYS and saves a round trip for each close.
+
+    # Directories
+
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        return await self._run("opendir", self._operations.opendir(inode))
+
+    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        def emit(name: bytes, attr: Attr, valid_s: float, following: int, _counted: bool) -> bool:
+            return bool(pyfuse3.readdir_reply(token, name, make_attributes(attr, valid_s), following))
+
+        await self._run("readdir", self._operations.readdir(fh, start_id, emit))
+
+    async def releasedir(self, fh: int) -> None:
+        await self._run("releasedir", self._operations.releasedir(fh))
+
+    # The rest
+
+    async def statfs(self, ctx: Any) -> "pyfuse3.StatvfsData":
+        totals = await self._run("statfs", self._operations.statfs())
+        data = pyfuse3.StatvfsData()
+        free = _FREE_BLOCKS_BYTES // _STATFS_BLOCK_BYTES
+        data.f_bsize = data.f_frsize = _STATFS_BLOCK_BYTES
+        data.f_blocks = -(-totals.known_bytes // _STATFS_BLOCK_BYTES) + free
+        data.f_bfree = data.f_bavail = free
+        data.f_files = totals.files + _FREE_INODES
+        data.f_ffree = data.f_favail = _FREE_INODES
+        data.f_namemax = 255
+        return data
+
+    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        return await self._run("getxattr", self._operations.getxattr(inode, name))
+
+    async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
+        return await self._run("listxattr", self._operations.listxattr(inode))
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        return None
+
+    # Writes. The mount is read-only for the kernel too; these answer where it was remounted.
+
+    async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> NoReturn:
+        self._refuse()
+
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any) -> NoReturn:
+        self._refuse()
+
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> NoReturn:
+        self._refuse()
+
+    async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> NoReturn:
+        self._refuse()
+
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: Any) -> NoReturn:
+        self._refuse()
+
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: Any) -> NoReturn:
+        self._refuse()
+
+    async def rename(self, parent_old: int, name_old: bytes, parent_new: int, name_new: bytes, flags: int, ctx: Any) -> NoReturn:
+        self._refuse()
+
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any) -> NoReturn:
+        self._refuse()
+
+    async def write(self, fh: int, off: int, buf: bytes) -> NoReturn:
+        self._refuse()
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> NoReturn:
+        self._refuse()
+
+    async def removexattr(self, inode: int, name: bytes, ctx: Any) -> NoReturn:
+        self._refuse()
+
+    async def create(self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any) -> NoReturn:
+        self._refuse()
+
+
+def make_attributes(attr: Attr, valid_s: float) -> "pyfuse3.EntryAttributes":
+    """pyfuse3's form of an inode's attributes, valid for so many seconds."""
+    made = pyfuse3.EntryAttributes()
+    made.st_ino = attr.inode
+    made.st_mode = get_stat_mode(attr)
+    made.st_nlink = attr.nlink
+    made.st_uid = attr.uid
+    made.st_gid = attr.gid
+    made.st_size = attr.size
+    made.st_blocks = count_stat_blocks(attr.size)
+    made.st_blksize = PREFERRED_IO_BYTES
+    made.st_mtime_ns = made.st_atime_ns = attr.mtime_ns
+    made.st_ctime_ns = attr.ctime_ns
+    made.entry_timeout = made.attr_timeout = valid_s
+    return made
+
+
+class Session:
+    """A mount and the loop that serves it."""
+
+    def __init__(self, operations: Operations, io_timeout_s: float) -> None:
+        self._port = _Port()
+        self._handlers = _Handlers(operations, io_timeout_s)
+
+    def mount(self, mountpoint: str, options: set[str]) -> None:
+        """Mount. Raises ConfigError where the kernel or fusermount3 refuses; libfuse then says why on stderr."""
+        vars(pyfuse3)["trio"] = self._port  # as pyfuse3.asyncio.enable() does with its own
+        logging.getLogger("pyfuse3").addFilter(_is_worth_logging)
+        try:
+            pyfuse3.init(self._handlers, mountpoint, options)
+        except RuntimeError as error:
+            raise ConfigError(f"cannot mount ({error})", subject=mountpoint) from None
+
+    async def wait_ready(self) -> None:
+        """Wait for the kernel's first request, after which the mount works."""
+        await self._handlers.ready.wait()
+
+    async def run(self) -> None:
+        """Serve until the mount is gone or `stop` is called. Raises what broke the loop."""
+        await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
+        if self._port.failure is not None:
+            raise self._port.failure
+
+    def stop(self) -> None:
+        """Take no further request; `run` returns once those under way are answered."""
+        if not self._port.closing:
+            pyfuse3.terminate()
+
+    def cancel_requests(self) -> None:
+        """Answer what is still under way with EINTR."""
+        for task in list(self._port.tasks):
+            task.cancel()
+
+    def close(self, *, unmount: bool) -> None:
+        """Give the device back, after `run` has returned; with `unmount` (lazily) also take the mount away."""
+        pyfuse3.close(unmount=unmount)
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    # The caller was killed or the mount aborted before the answer came: nobody is waiting for it any more.
+    return not (record.args and os.strerror(errno.ENOENT) in record.args)
