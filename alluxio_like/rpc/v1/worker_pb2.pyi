@@ -64,12 +64,14 @@ class FillReply(_message.Message):
     def __init__(self, present: _Optional[_Iterable[_Union[PageRange, _Mapping]]] = ..., read_through: _Optional[bool] = ..., generation: _Optional[int] = ..., directory: _Optional[int] = ...) -> None: ...
 
 class PageRange(_message.Message):
-    __slots__ = ("first", "count")
+    __slots__ = ("first", "count", "checksums")
     FIRST_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     first: int
     count: int
-    def __init__(self, first: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+    checksums: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, first: _Optional[int] = ..., count: _Optional[int] = ..., checksums: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TouchRequest(_message.Message):
     __slots__ = ("files",)
