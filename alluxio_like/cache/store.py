@@ -119,7 +119,7 @@ class CacheStore:
 
     @property
     def directory_fds(self) -> list[int]:
-        """One descriptor per directory in the configured order, for the door; valid until close (send them, do not close them)."""
+        """One descriptor per directory in the configured order, for the door; valid until close (never close them)."""
         raise errors.Internal("not yet")
 
     def lookup(self, file_id: FileId) -> CachedFile | None:
