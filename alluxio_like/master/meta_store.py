@@ -1,0 +1,53 @@
+"""The namespace's store as the event loop uses it.
+
+Owns the one thread in which every write transaction runs, one after another, and the closing of the store. Does not own what is
+written: that is core functions over a transaction. Rule of concurrency: reads are short and run where they are asked for; a write
+whose caller is cancelled still happens or fails as a whole.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+from alluxio_like import errors
+from alluxio_like.kv.api import KeyValueStore, ReadTransaction, WriteTransaction
+
+T = TypeVar("T")
+
+
+class MetaStore:
+    """A KeyValueStore with a writer thread."""
+
+    def __init__(self, store: KeyValueStore) -> None:
+        self._store = store
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="meta-writer")
+        self._closed = False
+
+    def read(self) -> AbstractContextManager[ReadTransaction]:
+        """A snapshot for a short read; never hold one across an await."""
+        return self._store.read()
+
+    async def write(self, apply: Callable[[WriteTransaction], T]) -> T:
+        """What `apply` returns, once its transaction is committed; nothing is changed when it raises."""
+        if self._closed:
+            raise errors.Unavailable("the master is stopping")
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self.write_now, apply)
+
+    def write_now(self, apply: Callable[[WriteTransaction], T]) -> T:
+        """The same in the calling thread; for the start, when nothing else runs."""
+        with self._store.write() as txn:
+            return apply(txn)
+
+    def get_size_bytes(self) -> int:
+        return self._store.get_size_bytes()
+
+    async def close(self) -> None:
+        """Let the writes under way end, make all durable, close the store."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.to_thread(self._writer.shutdown)
+        await asyncio.to_thread(self._store.flush)
+        self._store.close()
