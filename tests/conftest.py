@@ -1,0 +1,3 @@
+"""What all tests share: the fixtures of real servers."""
+
+pytest_plugins = ["tests.servers.fixtures"]

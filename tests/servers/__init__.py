@@ -1,0 +1,1 @@
+"""Real servers for tests and the demo, and a proxy that breaks what they answer."""
