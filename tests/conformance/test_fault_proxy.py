@@ -1,11 +1,11 @@
-"""The test servers themselves: a real S3 server starts, the proxy passes everything on unchanged, and breaks what it is told to."""
+"""The test servers themselves: a real S3 server starts, the proxy passes on what it gets, and breaks what it is told to."""
 
 import http.client
 import threading
 import time
 
 import pytest
-from botocore.exceptions import ClientError, IncompleteReadError
+from botocore.exceptions import ClientError, ResponseStreamingError
 
 from tests.servers.fault_control import FaultProxy
 from tests.servers.fixtures import S3Server
@@ -50,7 +50,7 @@ def test_body_cut_and_flipped(s3_via_proxy: S3Server, fault_proxy: FaultProxy, s
     s3_via_proxy.put(s3_bucket, "k", data)
     client = s3_via_proxy.client
     fault_proxy.set_rules({"op": "GET", "cut_after_bytes": 300_000})
-    with pytest.raises(IncompleteReadError):
+    with pytest.raises(ResponseStreamingError):
         client.get_object(Bucket=s3_bucket, Key="k")["Body"].read()
     fault_proxy.set_rules({"op": "GET", "flip_byte": 500_000})
     body = client.get_object(Bucket=s3_bucket, Key="k")["Body"].read()

@@ -189,13 +189,14 @@ class Cluster:
         self._prepare()
         self._start_mon()
         osd_uuid = str(uuid.uuid4())
-        mkfs = subprocess.Popen(
-            ["ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd_uuid],
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=(self.root / "log/osd-mkfs.out").open("wb"),
-            stderr=subprocess.STDOUT,
-        )
+        with (self.root / "log/osd-mkfs.out").open("wb") as out:
+            mkfs = subprocess.Popen(
+                ["ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd_uuid],
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
         try:
             self._mon_commands("osd", osd_uuid)
             if mkfs.wait(START_TIMEOUT_S):

@@ -220,7 +220,9 @@ class Proxy:
 
     def _answer_error(self, writer: asyncio.StreamWriter, entry: Entry, rule: dict[str, Any]) -> None:
         code = rule.get("code", {429: "TooManyRequests", 503: "SlowDown"}.get(rule["status"], "InternalError"))
-        body = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{escape(code)}</Code><Message>ordered</Message></Error>'.encode()
+        body = (
+            f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{escape(code)}</Code><Message>ordered</Message></Error>'.encode()
+        )
         entry.status = rule["status"]
         head = f"HTTP/1.1 {rule['status']} Ordered\r\ncontent-type: application/xml\r\ncontent-length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + (b"" if entry.op.startswith("HEAD") else body))

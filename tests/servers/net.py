@@ -18,7 +18,7 @@ def is_listening(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def find_ports(count: int, *, low: int = 20000, high: int = 32000) -> list[int]:
-    """The first of `count` free ports in a row, as a list of all of them; nobody reserves them, so a start may have to be repeated."""
+    """`count` free ports in a row; nobody reserves them, so a start may have to be repeated."""
     rng = random.SystemRandom()
     for _ in range(200):
         first = rng.randrange(low, high - count)
