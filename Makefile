@@ -1,0 +1,49 @@
+# make setup   what it takes, into .venv            make check   style, types, layers, unit tests (a minute or two)
+# make demo    the whole thing on this machine      make test    every test, real S3 server and FUSE mount included
+# make bench   the measurements, JSON and plots     make soak    the long suites in full
+# All of them set up what is missing first, and do that only once.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTEST := .venv/bin/pytest
+
+.PHONY: help setup setup-servers demo test check unit proto lock dist bench soak clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup:
+	@scripts/setup.sh
+
+setup-servers:
+	@scripts/setup.sh --servers
+
+demo: setup-servers
+	@.venv/bin/python bench/demo.py
+
+check: setup
+	@scripts/check_source.sh
+	@$(PYTEST) -q $(wildcard tests/unit tests/model)
+
+unit: setup
+	@$(PYTEST) -q $(wildcard tests/unit tests/model)
+
+test: setup-servers
+	@$(PYTEST) -q --durations=10
+
+soak: setup-servers
+	@ALLUXIO_LIKE_TEST_SOAK=1 $(PYTEST) -q --durations=20 --timeout=3600
+
+bench: setup-servers
+	@.venv/bin/python -m bench
+
+proto: setup
+	@scripts/proto.sh
+
+lock:
+	@scripts/lock.sh
+
+dist: setup
+	@rm -rf dist && .venv/bin/python -m build --no-isolation -o dist . >/dev/null && ls dist
+
+clean:
+	rm -rf .venv dist build run bench/out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
