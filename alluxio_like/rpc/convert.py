@@ -1,0 +1,515 @@
+"""Between protobuf messages and our own types.
+
+Owns every conversion: `to_x` reads a message into our type, a function named like a message builds it. Pure functions, safe from
+any thread. An unknown enum number from a newer peer becomes the most harmless known one.
+"""
+
+from collections.abc import Iterable
+
+from alluxio_like.rpc.messages import (
+    BlockDelta,
+    BlockLocation,
+    CacheStatus,
+    DirPage,
+    FreeResult,
+    FsTotals,
+    Heartbeat,
+    HeartbeatResult,
+    HolderStatus,
+    Job,
+    JobProblem,
+    JobState,
+    LoadSpec,
+    LookupResult,
+    MountInfo,
+    MountSpec,
+    RateShare,
+    Report,
+    Throttle,
+)
+from alluxio_like.rpc.v1 import common_pb2, master_pb2, worker_pb2
+from alluxio_like.types import (
+    BLOCK_BYTES,
+    PAGE_BYTES,
+    Attr,
+    Cluster,
+    Entry,
+    FileId,
+    FileRef,
+    Fingerprint,
+    InodeId,
+    JobId,
+    Kind,
+    MountId,
+    VersionId,
+    Worker,
+    WorkerId,
+    to_bytes,
+    to_str,
+)
+
+# --- common ---
+
+
+def attr(value: Attr) -> common_pb2.Attr:
+    return common_pb2.Attr(
+        inode=value.inode,
+        kind=int(value.kind),  # type: ignore[arg-type]
+        mode=value.mode,
+        uid=value.uid,
+        gid=value.gid,
+        size=value.size,
+        mtime_ns=value.mtime_ns,
+        ctime_ns=value.ctime_ns,
+        nlink=value.nlink,
+        version=value.version,
+    )
+
+
+def to_attr(message: common_pb2.Attr) -> Attr:
+    return Attr(
+        InodeId(message.inode),
+        Kind(message.kind) if message.kind in (1, 2, 3) else Kind.FILE,
+        message.mode,
+        message.uid,
+        message.gid,
+        message.size,
+        message.mtime_ns,
+        message.ctime_ns,
+        message.nlink,
+        VersionId(message.version),
+    )
+
+
+def entry(value: Entry, *, dir_key: str | None = None, mount_id: MountId = MountId(0)) -> common_pb2.Entry:
+    """In a listing (`dir_key` given) a key that follows from the name, and the listing's mount id, are left out."""
+    message = common_pb2.Entry(name=to_bytes(value.name), attr=attr(value.attr))
+    ref = value.ref
+    if ref is not None:
+        if dir_key is None or ref.mount_id != mount_id:
+            message.mount_id = ref.mount_id
+        if dir_key is None or ref.key != dir_key + value.name:
+            message.key = to_bytes(ref.key)
+        message.fingerprint.token = ref.fingerprint.token
+        message.fingerprint.size = ref.fingerprint.size
+        message.pinned = ref.pinned
+    return message
+
+
+def to_entry(message: common_pb2.Entry, *, dir_key: str = "", mount_id: int = 0) -> Entry:
+    name, attributes = to_str(message.name), to_attr(message.attr)
+    if not message.HasField("fingerprint"):
+        return Entry(name, attributes)
+    ref = FileRef(
+        attributes.inode,
+        attributes.version,
+        MountId(message.mount_id or mount_id),
+        to_str(message.key) if message.key else dir_key + name,
+        Fingerprint(message.fingerprint.token, message.fingerprint.size),
+        message.pinned,
+    )
+    return Entry(name, attributes, ref)
+
+
+def file_ref(value: FileRef) -> common_pb2.FileRef:
+    return common_pb2.FileRef(
+        inode=value.inode,
+        version=value.version,
+        mount_id=value.mount_id,
+        key=to_bytes(value.key),
+        fingerprint=common_pb2.Fingerprint(token=value.fingerprint.token, size=value.fingerprint.size),
+        pinned=value.pinned,
+    )
+
+
+def to_file_ref(message: common_pb2.FileRef) -> FileRef:
+    return FileRef(
+        InodeId(message.inode),
+        VersionId(message.version),
+        MountId(message.mount_id),
+        to_str(message.key),
+        Fingerprint(message.fingerprint.token, message.fingerprint.size),
+        message.pinned,
+    )
+
+
+def file_id(value: FileId) -> common_pb2.FileId:
+    return common_pb2.FileId(inode=value.inode, version=value.version)
+
+
+def to_file_id(message: common_pb2.FileId) -> FileId:
+    return FileId(InodeId(message.inode), VersionId(message.version))
+
+
+def worker_info(value: Worker) -> common_pb2.WorkerInfo:
+    return common_pb2.WorkerInfo(
+        worker_id=value.worker_id,
+        address=value.address,
+        host_id=value.host_id,
+        door_path=value.door_path,
+        capacity_bytes=value.capacity_bytes,
+        used_bytes=value.used_bytes,
+        live=value.live,
+        last_seen_s=value.last_seen_s,
+        home_bytes=value.home_bytes,
+        guest_bytes=value.guest_bytes,
+        pinned_bytes=value.pinned_bytes,
+        file_count=value.file_count,
+    )
+
+
+def to_worker(message: common_pb2.WorkerInfo) -> Worker:
+    return Worker(
+        worker_id=WorkerId(message.worker_id),
+        address=message.address,
+        host_id=message.host_id,
+        door_path=message.door_path,
+        capacity_bytes=message.capacity_bytes,
+        used_bytes=message.used_bytes,
+        live=message.live,
+        last_seen_s=message.last_seen_s,
+        home_bytes=message.home_bytes,
+        guest_bytes=message.guest_bytes,
+        pinned_bytes=message.pinned_bytes,
+        file_count=message.file_count,
+    )
+
+
+def cluster_view(value: Cluster) -> common_pb2.ClusterView:
+    return common_pb2.ClusterView(
+        cluster_id=value.cluster_id,
+        epoch=value.epoch,
+        workers=[worker_info(worker) for worker in value.workers],
+        whole_file_limit_bytes=value.whole_file_limit_bytes,
+        page_bytes=PAGE_BYTES,
+        block_bytes=BLOCK_BYTES,
+    )
+
+
+def to_cluster(message: common_pb2.ClusterView) -> Cluster:
+    workers = tuple(to_worker(worker) for worker in message.workers)
+    return Cluster(message.cluster_id, message.epoch, workers, message.whole_file_limit_bytes)
+
+
+# --- namespace ---
+
+
+def lookup_reply(value: LookupResult) -> master_pb2.LookupReply:
+    return master_pb2.LookupReply(entry=None if value.entry is None else entry(value.entry), valid_s=value.valid_s)
+
+
+def to_lookup_result(message: master_pb2.LookupReply) -> LookupResult:
+    return LookupResult(to_entry(message.entry) if message.HasField("entry") else None, message.valid_s)
+
+
+def list_dir_reply(value: DirPage) -> master_pb2.ListDirReply:
+    return master_pb2.ListDirReply(
+        entries=[entry(one, dir_key=value.dir_key, mount_id=value.mount_id) for one in value.entries],
+        next_cursor=value.next_cursor,
+        valid_s=value.valid_s,
+        mount_id=value.mount_id,
+        dir_key=to_bytes(value.dir_key),
+    )
+
+
+def to_dir_page(message: master_pb2.ListDirReply) -> DirPage:
+    dir_key, mount_id = to_str(message.dir_key), message.mount_id
+    entries = tuple([to_entry(one, dir_key=dir_key, mount_id=mount_id) for one in message.entries])
+    return DirPage(entries, message.next_cursor, message.valid_s, MountId(mount_id), dir_key)
+
+
+def fs_totals_reply(value: FsTotals) -> master_pb2.StatFsReply:
+    return master_pb2.StatFsReply(
+        files=value.files,
+        known_bytes=value.known_bytes,
+        capacity_bytes=value.capacity_bytes,
+        used_bytes=value.used_bytes,
+    )
+
+
+def to_fs_totals(message: master_pb2.StatFsReply) -> FsTotals:
+    return FsTotals(message.files, message.known_bytes, message.capacity_bytes, message.used_bytes)
+
+
+# --- mounts ---
+
+
+def mount_request(operation_id: str, spec: MountSpec) -> master_pb2.MountRequest:
+    return master_pb2.MountRequest(
+        operation_id=operation_id,
+        path=to_bytes(spec.path),
+        uri=spec.uri,
+        options=dict(spec.options),
+        read_only=spec.read_only,
+        sync_interval_s=spec.sync_interval_s,
+        uid=spec.uid,
+        gid=spec.gid,
+        skip_check=spec.skip_check,
+    )
+
+
+def to_mount_spec(message: master_pb2.MountRequest) -> MountSpec:
+    return MountSpec(
+        path=to_str(message.path),
+        uri=message.uri,
+        options=dict(message.options),
+        read_only=message.read_only,
+        sync_interval_s=message.sync_interval_s,
+        uid=message.uid,
+        gid=message.gid,
+        skip_check=message.skip_check,
+    )
+
+
+def mount_info(value: MountInfo) -> master_pb2.MountInfo:
+    return master_pb2.MountInfo(
+        mount_id=value.mount_id,
+        path=to_bytes(value.path),
+        uri=value.uri,
+        options=dict(value.options),
+        read_only=value.read_only,
+        sync_interval_s=value.sync_interval_s,
+        uid=value.uid,
+        gid=value.gid,
+        created_ns=value.created_ns,
+    )
+
+
+def to_mount_info(message: master_pb2.MountInfo) -> MountInfo:
+    return MountInfo(
+        mount_id=MountId(message.mount_id),
+        path=to_str(message.path),
+        uri=message.uri,
+        options=dict(message.options),
+        read_only=message.read_only,
+        sync_interval_s=message.sync_interval_s,
+        uid=message.uid,
+        gid=message.gid,
+        created_ns=message.created_ns,
+    )
+
+
+# --- workers at the master ---
+
+
+def block_delta(value: BlockDelta) -> master_pb2.BlockDelta:
+    return master_pb2.BlockDelta(
+        inode=value.file_id.inode,
+        version=value.file_id.version,
+        block=value.block,
+        present_bits=value.present_bits,
+        bytes=value.present_bytes,
+    )
+
+
+def to_block_delta(message: master_pb2.BlockDelta) -> BlockDelta:
+    which = FileId(InodeId(message.inode), VersionId(message.version))
+    return BlockDelta(which, message.block, message.present_bits, message.bytes)
+
+
+def heartbeat_request(value: Heartbeat) -> master_pb2.HeartbeatRequest:
+    return master_pb2.HeartbeatRequest(
+        worker_id=value.worker_id,
+        session_id=value.session_id,
+        sequence=value.sequence,
+        changes=[block_delta(change) for change in value.changes],
+        status=worker_info(value.status),
+        throttles=[master_pb2.Throttle(bucket=one.bucket, count=one.count, used_rate=one.used_rate) for one in value.throttles],
+        cluster_epoch=value.cluster_epoch,
+        demand=value.demand,
+    )
+
+
+def to_heartbeat(message: master_pb2.HeartbeatRequest) -> Heartbeat:
+    return Heartbeat(
+        worker_id=WorkerId(message.worker_id),
+        session_id=message.session_id,
+        sequence=message.sequence,
+        changes=tuple([to_block_delta(change) for change in message.changes]),
+        status=to_worker(message.status),
+        throttles=tuple(Throttle(one.bucket, one.count, one.used_rate) for one in message.throttles),
+        cluster_epoch=message.cluster_epoch,
+        demand=message.demand,
+    )
+
+
+def rate_shares(values: Iterable[RateShare]) -> list[master_pb2.RateShare]:
+    return [master_pb2.RateShare(bucket=one.bucket, requests_per_s=one.requests_per_s) for one in values]
+
+
+def to_rate_shares(messages: Iterable[master_pb2.RateShare]) -> tuple[RateShare, ...]:
+    return tuple(RateShare(one.bucket, one.requests_per_s) for one in messages)
+
+
+def heartbeat_reply(value: HeartbeatResult) -> master_pb2.HeartbeatReply:
+    return master_pb2.HeartbeatReply(
+        register_again=value.register_again,
+        cluster=None if value.cluster is None else cluster_view(value.cluster),
+        rates=rate_shares(value.rates),
+        demand_elsewhere=value.demand_elsewhere,
+    )
+
+
+def to_heartbeat_result(message: master_pb2.HeartbeatReply) -> HeartbeatResult:
+    cluster = to_cluster(message.cluster) if message.HasField("cluster") else None
+    return HeartbeatResult(message.register_again, cluster, to_rate_shares(message.rates), message.demand_elsewhere)
+
+
+def file_locations(values: Iterable[BlockLocation]) -> master_pb2.FileLocations:
+    return master_pb2.FileLocations(
+        blocks=[
+            master_pb2.BlockLocation(
+                block=one.block, worker_id=one.worker_id, present_bits=one.present_bits, bytes=one.present_bytes
+            )
+            for one in values
+        ]
+    )
+
+
+def to_locations(message: master_pb2.FileLocations) -> tuple[BlockLocation, ...]:
+    return tuple(BlockLocation(one.block, WorkerId(one.worker_id), one.present_bits, one.bytes) for one in message.blocks)
+
+
+# --- jobs and cached data ---
+
+
+def load_spec(value: LoadSpec) -> master_pb2.LoadSpec:
+    return master_pb2.LoadSpec(
+        replicas=value.replicas,
+        glob=value.glob,
+        bandwidth_bytes_s=value.bandwidth_bytes_s,
+        hosts=list(value.hosts),
+        dry_run=value.dry_run,
+        fit=value.fit,
+        verify=value.verify,
+    )
+
+
+def to_load_spec(message: master_pb2.LoadSpec) -> LoadSpec:
+    return LoadSpec(
+        replicas=message.replicas or 1,
+        glob=message.glob,
+        bandwidth_bytes_s=message.bandwidth_bytes_s,
+        hosts=tuple(message.hosts),
+        dry_run=message.dry_run,
+        fit=message.fit,
+        verify=message.verify,
+    )
+
+
+def job_problem(value: JobProblem) -> master_pb2.JobProblem:
+    return master_pb2.JobProblem(path=to_bytes(value.path), code=value.code, message=value.message)
+
+
+def to_job_problem(message: master_pb2.JobProblem) -> JobProblem:
+    return JobProblem(to_str(message.path), message.code, message.message)
+
+
+_JOB_NUMBERS = (
+    "path_count",
+    "listing_done",
+    "total_files",
+    "total_bytes",
+    "done_files",
+    "done_bytes",
+    "skipped_files",
+    "skipped_bytes",
+    "failed_files",
+    "unfit_files",
+    "unfit_bytes",
+    "checked_files",
+    "requests",
+    "rate_bytes_s",
+    "eta_s",
+    "free_bytes",
+    "created_ns",
+    "ended_ns",
+    "reason",
+)
+"""Fields of a job that are the same on both sides."""
+
+
+def job(value: Job) -> master_pb2.Job:
+    return master_pb2.Job(
+        job_id=value.job_id,
+        state=int(value.state),  # type: ignore[arg-type]
+        spec=load_spec(value.spec),
+        paths=[to_bytes(path) for path in value.paths],
+        problems=[job_problem(problem) for problem in value.problems],
+        **{name: getattr(value, name) for name in _JOB_NUMBERS},
+    )
+
+
+def to_job(message: master_pb2.Job) -> Job:
+    known = JobState.PLANNING <= message.state <= JobState.CANCELLED
+    return Job(
+        job_id=JobId(message.job_id),
+        state=JobState(message.state) if known else JobState.RUNNING,
+        spec=to_load_spec(message.spec),
+        paths=tuple(to_str(path) for path in message.paths),
+        problems=tuple(to_job_problem(problem) for problem in message.problems),
+        **{name: getattr(message, name) for name in _JOB_NUMBERS},
+    )
+
+
+def cache_status_reply(value: CacheStatus) -> master_pb2.CacheStatusReply:
+    return master_pb2.CacheStatusReply(
+        files=value.files,
+        bytes=value.known_bytes,
+        cached_files=value.cached_files,
+        cached_bytes=value.cached_bytes,
+        stored_bytes=value.stored_bytes,
+        pinned_files=value.pinned_files,
+        holders=[
+            master_pb2.HolderStatus(worker_id=one.worker_id, address=one.address, files=one.files, bytes=one.cached_bytes)
+            for one in value.holders
+        ],
+        replicas=[master_pb2.ReplicaCount(replicas=count, files=files) for count, files in value.replicas],
+        version=value.version,
+        complete=value.complete,
+    )
+
+
+def to_cache_status(message: master_pb2.CacheStatusReply) -> CacheStatus:
+    return CacheStatus(
+        files=message.files,
+        known_bytes=message.bytes,
+        cached_files=message.cached_files,
+        cached_bytes=message.cached_bytes,
+        stored_bytes=message.stored_bytes,
+        pinned_files=message.pinned_files,
+        holders=tuple(HolderStatus(WorkerId(one.worker_id), one.address, one.files, one.bytes) for one in message.holders),
+        replicas=tuple((one.replicas, one.files) for one in message.replicas),
+        version=VersionId(message.version),
+        complete=message.complete,
+    )
+
+
+def report_reply(value: Report) -> master_pb2.ReportReply:
+    return master_pb2.ReportReply(
+        cluster=cluster_view(value.cluster),
+        mounts=[mount_info(one) for one in value.mounts],
+        jobs=[job(one) for one in value.jobs],
+        totals=fs_totals_reply(value.totals),
+        uptime_s=value.uptime_s,
+        software_version=value.software_version,
+        limited_buckets=rate_shares(value.limited_buckets),
+        warnings=list(value.warnings),
+    )
+
+
+def to_report(message: master_pb2.ReportReply) -> Report:
+    return Report(
+        cluster=to_cluster(message.cluster),
+        mounts=tuple(to_mount_info(one) for one in message.mounts),
+        jobs=tuple(to_job(one) for one in message.jobs),
+        totals=to_fs_totals(message.totals),
+        uptime_s=message.uptime_s,
+        software_version=message.software_version,
+        limited_buckets=to_rate_shares(message.limited_buckets),
+        warnings=tuple(message.warnings),
+    )
+
+
+def to_free_result(message: master_pb2.FreeReply | worker_pb2.FreeFilesReply) -> FreeResult:
+    return FreeResult(message.files, message.bytes, message.kept_pinned_files)

@@ -1,0 +1,155 @@
+"""Between the worker's protobuf messages and our own types; the rest is in convert.py.
+
+Data.Read's reply is encoded by hand: it is one bytes field, and so costs one copy instead of three. Pure functions, safe from any
+thread.
+"""
+
+from collections.abc import Iterable
+
+from alluxio_like.rpc.convert import file_id, file_ref, to_file_id, to_file_ref, to_worker, worker_info
+from alluxio_like.rpc.messages import (
+    CheckResult,
+    DirectoryStatus,
+    FileResult,
+    Filled,
+    FilledPages,
+    LoadFile,
+    LoadProgress,
+    Priority,
+    Touched,
+    WorkerStatus,
+)
+from alluxio_like.rpc.v1 import worker_pb2
+from alluxio_like.types import PageRange
+
+_READ_REPLY_TAG = 0x0A
+"""Field 1, length-delimited."""
+
+
+def encode_read_reply(data: bytes | bytearray | memoryview) -> bytes:
+    """The wire form of ReadReply(data=data)."""
+    size = len(data)
+    if not size:
+        return b""
+    head = bytearray((_READ_REPLY_TAG,))
+    while size > 0x7F:
+        head.append((size & 0x7F) | 0x80)
+        size >>= 7
+    head.append(size)
+    return b"".join((head, data))
+
+
+def decode_read_reply(wire: bytes) -> memoryview:
+    """The data of a ReadReply, without a copy where the message is just that field."""
+    if not wire:
+        return memoryview(b"")
+    if wire[0] == _READ_REPLY_TAG:
+        size = shift = 0
+        for position in range(1, min(len(wire), 11)):
+            byte = wire[position]
+            size |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                if position + 1 + size == len(wire):
+                    return memoryview(wire)[position + 1 :]
+                break
+    return memoryview(worker_pb2.ReadReply.FromString(wire).data)
+
+
+def to_priority(number: int) -> Priority:
+    """Of an unknown number: DEMAND, so that nobody starves."""
+    return Priority(number) if number in (1, 2, 3) else Priority.DEMAND
+
+
+def fill_reply(value: Filled) -> worker_pb2.FillReply:
+    return worker_pb2.FillReply(
+        present=[
+            worker_pb2.PageRange(first=one.pages.first, count=len(one.pages), checksums=one.checksums) for one in value.present
+        ],
+        read_through=value.read_through,
+        directory=value.directory,
+        generation=value.generation,
+    )
+
+
+def to_filled(message: worker_pb2.FillReply) -> Filled:
+    present = tuple(FilledPages(PageRange(one.first, one.first + one.count), tuple(one.checksums)) for one in message.present)
+    return Filled(present, message.directory, message.generation, message.read_through)
+
+
+def touch_request(values: Iterable[Touched]) -> worker_pb2.TouchRequest:
+    return worker_pb2.TouchRequest(
+        files=[worker_pb2.Touched(file=file_id(one.file_id), bytes=one.read_bytes, reads=one.reads) for one in values]
+    )
+
+
+def to_touched(message: worker_pb2.TouchRequest) -> list[Touched]:
+    return [Touched(to_file_id(one.file), one.bytes, one.reads) for one in message.files]
+
+
+def load_files(values: Iterable[LoadFile]) -> list[worker_pb2.LoadFile]:
+    return [worker_pb2.LoadFile(file=file_ref(one.ref), blocks=list(one.blocks), sources=list(one.sources)) for one in values]
+
+
+def to_load_files(messages: Iterable[worker_pb2.LoadFile]) -> list[LoadFile]:
+    return [LoadFile(to_file_ref(one.file), tuple(one.blocks), tuple(one.sources)) for one in messages]
+
+
+def load_progress_reply(value: LoadProgress) -> worker_pb2.LoadFilesReply:
+    return worker_pb2.LoadFilesReply(
+        loaded_bytes=value.loaded_bytes,
+        skipped_bytes=value.skipped_bytes,
+        requests=value.requests,
+        results=[
+            worker_pb2.FileResult(file=file_id(one.file_id), skipped=one.skipped, code=one.code, message=one.message)
+            for one in value.results
+        ],
+    )
+
+
+def to_load_progress(message: worker_pb2.LoadFilesReply) -> LoadProgress:
+    results = tuple([FileResult(to_file_id(one.file), one.skipped, one.code, one.message) for one in message.results])
+    return LoadProgress(message.loaded_bytes, message.skipped_bytes, message.requests, results)
+
+
+def check_reply(value: CheckResult) -> worker_pb2.CheckFilesReply:
+    return worker_pb2.CheckFilesReply(file=file_id(value.file_id), missing_pages=value.missing_pages, bad_pages=value.bad_pages)
+
+
+def to_check_result(message: worker_pb2.CheckFilesReply) -> CheckResult:
+    return CheckResult(to_file_id(message.file), message.missing_pages, message.bad_pages)
+
+
+def worker_status_reply(value: WorkerStatus) -> worker_pb2.WorkerStatusReply:
+    return worker_pb2.WorkerStatusReply(
+        info=worker_info(value.info),
+        directories=[
+            worker_pb2.DirectoryStatus(
+                path=one.path,
+                quota_bytes=one.quota_bytes,
+                used_bytes=one.used_bytes,
+                held_bytes=one.held_bytes,
+                free_disk_bytes=one.free_disk_bytes,
+                state=one.state,
+                reason=one.reason,
+            )
+            for one in value.directories
+        ],
+        queue_depth=value.queue_depth,
+    )
+
+
+def to_worker_status(message: worker_pb2.WorkerStatusReply) -> WorkerStatus:
+    directories = tuple(
+        DirectoryStatus(
+            path=one.path,
+            quota_bytes=one.quota_bytes,
+            used_bytes=one.used_bytes,
+            held_bytes=one.held_bytes,
+            free_disk_bytes=one.free_disk_bytes,
+            state=one.state,
+            reason=one.reason,
+        )
+        for one in message.directories
+    )
+    return WorkerStatus(to_worker(message.info), directories, message.queue_depth)
