@@ -1,8 +1,24 @@
-"""The one client library behind FUSE, CLI and SDK."""
+"""The one client library behind FUSE, CLI and SDK: `Client` (asynchronous) and `connect` (a synchronous one)."""
 
-from typing import Any
+from pathlib import Path
+
+from alluxio_like.client.client import Client, FileReader
+from alluxio_like.client.sync import File, SyncClient
+from alluxio_like.config import ClientConfig
+
+__all__ = ["Client", "File", "FileReader", "SyncClient", "connect"]
 
 
-def connect(master: str = "", **settings: Any) -> Any:
-    """A synchronous client of the cluster whose master listens at `master`."""
+def connect(
+    master: str = "",
+    *,
+    ca: str | Path | None = None,
+    token_file: str | Path | None = None,
+    io_timeout_s: float | None = None,
+    config: ClientConfig | None = None,
+) -> SyncClient:
+    """A synchronous client of the cluster whose master listens at `master` (host:port; empty: as configured, or the default).
+
+    Nothing is sent before its first call. It may be handed to other processes, by fork or pickled.
+    """
     raise NotImplementedError
