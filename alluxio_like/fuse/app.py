@@ -1,12 +1,158 @@
 """The FUSE daemon: wires client, operations and session, and serves until the mount is gone.
 
-The only module here that builds concrete things. Runs on one event loop (uvloop).
+The only module here that builds concrete things. Runs on one event loop (uvloop); one mount a process. The end of a mount comes from
+outside (umount: the session ends when the last open file is closed) or from SIGTERM and SIGINT: the mount is detached, requests
+under way get a moment, the rest fails.
 """
 
-from alluxio_like.config import FuseConfig
-from alluxio_like.errors import Internal
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alluxio_like.clock import SystemClock
+from alluxio_like.config import FuseConfig, write_ready_file
+from alluxio_like.errors import AlluxioLikeError, ConfigError, Internal, NotADirectory, NotFound, TimedOut
+from alluxio_like.fuse import mountpoint
+from alluxio_like.fuse.backend import Backend
+from alluxio_like.fuse.operations import Operations, Settings
+from alluxio_like.metrics import Health, HttpServer, Metrics, start_http
+from alluxio_like.types import Entry, Kind
+
+if TYPE_CHECKING:
+    from alluxio_like.fuse.session_pyfuse3 import Session
+
+log = logging.getLogger(__name__)
+
+_GRACE_S = 2.0
+"""What requests under way get to end when the daemon is told to stop. A guess."""
 
 
 async def run(config: FuseConfig) -> int:
     """Serve one mount until it is unmounted or told to stop by SIGTERM or SIGINT; the exit code."""
     raise Internal("not here yet", subject=str(config.mountpoint))
+
+
+async def serve(config: FuseConfig, backend: Backend, metrics: Metrics) -> int:
+    """Mount `config.path` of a backend at `config.mountpoint` and serve it; the exit code. Does not close the backend."""
+    if config.session == "kernel":
+        raise ConfigError("the kernel session is not here yet: use pyfuse3", subject="session")
+    root = await _get_root(config, backend)
+    place, made = await asyncio.to_thread(mountpoint.check_place, config.mountpoint)
+    io_timeout_s = config.client.io_timeout_s
+    operations = Operations(backend, root, Settings(config.entry_timeout_s, io_timeout_s), SystemClock())
+    try:
+        async with _serve_http(config, metrics) as http:
+            await _serve_mount(config, operations, place, http)
+    finally:
+        await operations.close()
+        if made:
+            await asyncio.to_thread(mountpoint.remove_place, place)
+    return 0
+
+
+async def _get_root(config: FuseConfig, backend: Backend) -> Entry:
+    try:
+        answer = await backend.resolve(config.path)
+    except NotFound:
+        raise NotFound("no such directory in the namespace: nothing to mount", subject=config.path) from None
+    if answer.entry is None:
+        raise NotFound("no such directory in the namespace: nothing to mount", subject=config.path)
+    if answer.entry.attr.kind is not Kind.DIRECTORY:
+        raise NotADirectory("only a directory can be mounted", subject=config.path)
+    return answer.entry
+
+
+@contextlib.asynccontextmanager
+async def _serve_http(config: FuseConfig, metrics: Metrics) -> AsyncIterator[HttpServer | None]:
+    tls = config.tls
+    http = start_http(
+        config.http_bind,
+        metrics,
+        lambda: Health(True, {"mountpoint": str(config.mountpoint)}),
+        certificate=tls.certificate,
+        key=tls.key,
+        insecure=config.insecure,
+    )
+    try:
+        yield http
+    finally:
+        if http is not None:
+            await asyncio.to_thread(http.close)
+
+
+def _make_options(config: FuseConfig) -> set[str]:
+    options = {f"fsname={mountpoint.SOURCE}", f"subtype={mountpoint.SUBTYPE}", "default_permissions", "ro", "nosuid", "nodev"}
+    allow_other = mountpoint.may_allow_other() if config.allow_other is None else config.allow_other
+    if allow_other:
+        options.add("allow_other")
+    return options
+
+
+async def _serve_mount(config: FuseConfig, operations: Operations, place: Path, http: HttpServer | None) -> None:
+    try:
+        from alluxio_like.fuse.session_pyfuse3 import Session  # noqa: F811
+    except ImportError as error:
+        raise ConfigError(f"pyfuse3 cannot be used ({error}): install alluxio-like[fuse] and libfuse3") from None
+
+    session = Session(operations, config.client.io_timeout_s)
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    session.mount(str(place), _make_options(config))
+    device = ""
+    task = asyncio.create_task(session.run(), name="fuse-session")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    try:
+        await _wait_first(task, session.wait_ready(), config.client.io_timeout_s)
+        top = await asyncio.to_thread(mountpoint.find_top, place)
+        if top is not None and top.fstype == mountpoint.FSTYPE:
+            device = top.device
+            await asyncio.to_thread(mountpoint.tune, device, config.read_ahead_kb)
+        write_ready_file(config, mountpoint=str(place), path=config.path, http=http.address if http else "")
+        log.info("mounted", extra={"mountpoint": str(place), "path": config.path})
+        stopping = asyncio.create_task(told.wait())
+        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+    finally:
+        await _end(task, session, place, device)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    log.info("unmounted", extra={"mountpoint": str(place), "left_open": operations.count_open()})
+    if task.done() and not task.cancelled() and task.exception() is not None:
+        raise Internal(f"the FUSE session broke: {task.exception()}")
+
+
+async def _wait_first(task: "asyncio.Task[None]", ready: Coroutine[None, None, None], timeout_s: float) -> None:
+    """Wait for the kernel's first request. Raises what ended the session instead, or TimedOut."""
+    waiting = asyncio.create_task(ready)
+    try:
+        await asyncio.wait([task, waiting], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+            raise Internal("the FUSE session ended before it began")
+        if not waiting.done():
+            raise TimedOut(f"the kernel sent no request within {timeout_s:g} s")
+    finally:
+        waiting.cancel()
+
+
+async def _end(task: "asyncio.Task[None]", session: "Session", place: Path, device: str) -> None:
+    """Take the mount away if it is still there, and end the session; bounded, and leaves nothing behind."""
+    if not task.done():
+        if device:
+            with contextlib.suppress(AlluxioLikeError):
+                await asyncio.to_thread(mountpoint.detach_ours, place, device)
+        session.stop()
+        await asyncio.wait([task], timeout=_GRACE_S)
+        if not task.done():
+            session.cancel_requests()
+            await asyncio.wait([task], timeout=_GRACE_S)
+    # Without a device number it was never seen mounted: leave that to libfuse.
+    session.close(unmount=not device)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_GRACE_S)

@@ -20,6 +20,7 @@ from alluxio_like.errors import (
     AlluxioLikeError,
     InvalidArgument,
     IsADirectory,
+    NameTooLong,
     NoData,
     NotADirectory,
     NotFound,
@@ -36,6 +37,8 @@ from alluxio_like.types import Attr, Entry, InodeId, Kind, to_bytes, to_str
 
 ROOT_NODE = 1
 """The node id of a mount's root, fixed by the kernel's protocol."""
+
+NAME_MAX_BYTES = 255
 
 _QUICK_ANSWER_S = 0.5
 """How long the root's attributes and statfs may wait for the services: umount(8) asks for both, also when these are down. A guess."""
@@ -83,6 +86,8 @@ class Operations:
 
     async def lookup(self, parent: int, name: bytes) -> Answer:
         """A name in a directory; an answer without an entry may be kept by the kernel too."""
+        if len(name) > NAME_MAX_BYTES:
+            raise NameTooLong("a name has at most 255 bytes")
         directory = self._get_inode(parent)
         answer = await self._backend.lookup(directory, to_str(name))
         if answer.entry is not None:

@@ -25,7 +25,7 @@ import pyfuse3
 
 from alluxio_like.errors import AlluxioLikeError, ConfigError
 from alluxio_like.fuse.attributes import PREFERRED_IO_BYTES, count_stat_blocks, get_errno, get_stat_mode
-from alluxio_like.fuse.operations import Operations
+from alluxio_like.fuse.operations import NAME_MAX_BYTES, Operations
 from alluxio_like.types import Attr
 
 log = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ class _Handlers(pyfuse3.Operations):
         data.f_bfree = data.f_bavail = free
         data.f_files = totals.files + _FREE_INODES
         data.f_ffree = data.f_favail = _FREE_INODES
-        data.f_namemax = 255
+        data.f_namemax = NAME_MAX_BYTES
         return data
 
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:

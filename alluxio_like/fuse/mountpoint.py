@@ -1,0 +1,183 @@
+"""The place of a mount: is it free, is it ours, is what a dead daemon left there still in the way; and the kernel's knobs for it.
+
+Owns what is done to the system around a mount, not the mount's session. All functions block for a short time: call them in a
+thread. None of them touches a live mount of our own except `check_place`, which is called before mounting; a daemon that asks
+its own mount for anything on its own event loop would wait for itself.
+"""
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from alluxio_like.errors import ConfigError, Conflict
+
+log = logging.getLogger(__name__)
+
+SOURCE = "alluxio-like"
+SUBTYPE = "alluxio_like"
+FSTYPE = f"fuse.{SUBTYPE}"
+
+MAX_BACKGROUND = 512
+"""Read-ahead requests the kernel keeps under way on one mount. Its default of 12 would let twelve cold reads that wait for a store stop
+the read-ahead of every warm file."""
+
+_MNT_DETACH = 2
+_DETACH_TIMEOUT_S = 10
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A line of /proc/self/mountinfo. `device` is "major:minor", unique among what is mounted at the moment."""
+
+    device: str
+    place: Path
+    fstype: str
+    source: str
+
+
+def list_mounted() -> list[Mounted]:
+    """Everything mounted in this process's mount namespace, in the order of mounting. Asks no file system."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        left, _, right = line.partition(b" - ")
+        fields, (fstype, source) = left.split(b" "), right.split(b" ")[:2]
+        place = _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
+        found.append(Mounted(fields[2].decode(), Path(os.fsdecode(place)), fstype.decode(), os.fsdecode(source)))
+    return found
+
+
+def find_top(place: Path) -> Mounted | None:
+    """What is mounted exactly at a resolved path, the topmost."""
+    at_place = [mounted for mounted in list_mounted() if mounted.place == place]
+    return at_place[-1] if at_place else None
+
+
+def check_place(place: Path) -> tuple[Path, bool]:
+    """Make a path ready to be mounted on: its resolved form, and whether the directory was made just now.
+
+    What a dead daemon of ours left mounted there is taken away. Raises Conflict where a live one serves it, ConfigError for anything
+    that cannot be mounted on.
+    """
+    resolved = Path(os.path.realpath(place.parent)) / place.name if place.name else Path(os.path.realpath(place))
+    for _ in range(16):
+        try:
+            kind = os.stat(resolved)
+            break
+        except FileNotFoundError:
+            return _make_place(resolved), True
+        except OSError as error:
+            top = find_top(resolved)
+            if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO) or top is None or top.fstype != FSTYPE:
+                raise ConfigError(f"cannot mount there ({error.strerror})", subject=str(place)) from None
+            log.warning("taking away what a daemon that died left mounted", extra={"mountpoint": str(resolved)})
+            detach(resolved)
+    else:
+        raise Conflict("dead mounts there cannot be taken away", subject=str(place))
+    resolved = Path(os.path.realpath(resolved))
+    if not stat.S_ISDIR(kind.st_mode):
+        raise ConfigError("the mount point is not a directory", subject=str(place))
+    top = find_top(resolved)
+    if top is not None and top.fstype == FSTYPE:
+        raise Conflict("already mounted there: unmount it first, or choose another directory", subject=str(place))
+    return resolved, False
+
+
+def _make_place(place: Path) -> Path:
+    try:
+        place.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the mount point ({error.strerror})", subject=str(place)) from None
+    return Path(os.path.realpath(place))
+
+
+def remove_place(place: Path) -> None:
+    """Remove the directory of a mount point, if it is empty and nothing is mounted there."""
+    with contextlib.suppress(OSError):
+        place.rmdir()
+
+
+def detach(place: Path) -> None:
+    """Unmount lazily: the name is free at once, open files keep what they have. Raises Conflict where that is refused."""
+    if os.geteuid() == 0:
+        _call("umount2", os.fsencode(place), _MNT_DETACH)
+        return
+    program = shutil.which("fusermount3") or shutil.which("fusermount")
+    if program is None:
+        raise ConfigError("fusermount3 is not installed (package fuse3): cannot unmount", subject=str(place))
+    done = subprocess.run(
+        [program, "-u", "-z", "--", str(place)], capture_output=True, text=True, timeout=_DETACH_TIMEOUT_S, check=False
+    )
+    if done.returncode != 0:
+        raise Conflict(f"cannot unmount ({done.stderr.strip()})", subject=str(place))
+
+
+def detach_ours(place: Path, device: str) -> bool:
+    """Unmount lazily what was mounted as `device`, if it is still on top at `place`; whether it was."""
+    top = find_top(place)
+    if top is None or top.device != device:
+        return False
+    detach(place)
+    return True
+
+
+def may_allow_other() -> bool:
+    """Whether this process may let other users into its mount."""
+    if os.geteuid() == 0:
+        return True
+    with contextlib.suppress(OSError):
+        lines = Path("/etc/fuse.conf").read_text(errors="replace").splitlines()
+        return any(line.strip() == "user_allow_other" for line in lines)
+    return False
+
+
+def tune(device: str, read_ahead_kb: int) -> None:
+    """Raise the kernel's read-ahead and the number of its requests under way; what is refused is logged and left."""
+    try:
+        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(read_ahead_kb))
+    except OSError as error:
+        log.info("the kernel's read-ahead stays as it is", extra={"reason": error.strerror, "wanted_kb": read_ahead_kb})
+    try:
+        with _open_connections() as connections:
+            connection = connections / device.partition(":")[2]
+            (connection / "max_background").write_text(str(MAX_BACKGROUND))
+            (connection / "congestion_threshold").write_text(str(MAX_BACKGROUND * 3 // 4))
+    except (OSError, Conflict) as error:
+        log.info("the kernel's limit of background requests stays as it is", extra={"reason": str(error)})
+
+
+@contextlib.contextmanager
+def _open_connections() -> Iterator[Path]:
+    """The kernel's directory of FUSE connections, mounted aside for a moment where the system has not mounted it."""
+    if _CONNECTIONS.is_dir() and any(_CONNECTIONS.iterdir()):
+        yield _CONNECTIONS
+        return
+    aside = tempfile.mkdtemp(prefix="fusectl-")
+    try:
+        _call("mount", b"fusectl", os.fsencode(aside), b"fusectl", 0, None)
+        try:
+            yield Path(aside)
+        finally:
+            _call("umount2", os.fsencode(aside), _MNT_DETACH)
+    finally:
+        Path(aside).rmdir()
+
+
+def _call(name: str, target: bytes, *others: bytes | int | None) -> None:
+    """A call of libc. Raises Conflict with the reason."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    given = [ctypes.c_ulong(value) if isinstance(value, int) else ctypes.c_char_p(value) for value in (target, *others)]
+    if getattr(libc, name)(*given) != 0:
+        number = ctypes.get_errno()
+        raise Conflict(f"{name} refused ({os.strerror(number)})", subject=os.fsdecode(target))
