@@ -1,14 +1,16 @@
 """The interface of an ordered transactional key-value store.
 
-Synchronous. Keys and values are bytes; keys are non-empty, at most 511 bytes, and ordered bytewise. Reads see one snapshot; one
-write transaction at a time, serialised by the store. What a committed write did survives kill -9, and a power loss where the
-engine says so. Rule of concurrency: transactions are used by the thread that began them and are short; a scan that may be long
-is cut and goes on from its last key in a new transaction.
+Synchronous. Keys and values are bytes; keys are non-empty, at most 511 bytes (else ValueError), and ordered bytewise. Reads see
+one snapshot; one write transaction at a time, serialised by the store. What a committed write did survives kill -9, and a power
+loss where the engine says so. Rule of concurrency: transactions are used by the thread that began them and are short; a scan that
+may be long is cut and goes on from its last key in a new transaction.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
+
+MAX_KEY_BYTES = 511
 
 
 class ReadTransaction(Protocol):

@@ -1,0 +1,366 @@
+"""The embedded engine: one LMDB environment in a directory on a local disk.
+
+Owns the environment, its lock (one process at a time), its format number and the growth of its map. Does not know what is stored.
+
+Durability: a committed write survives kill -9. Data pages are synced at each commit and the meta page is not (`metasync` off), so
+a power loss may undo the last commits since the last flush, in order and without damage; `flush` closes that gap.
+
+Rule of concurrency: reads from any thread at any time, never blocked by the writer; write transactions are serialised by a lock
+and stay in the thread that began them. The map is grown only between transactions: at the start of a write, at a moment when
+no read of this process is under way (LMDB asks for that), so reads should be short. Reads may fault pages in from the disk.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import lmdb
+
+from alluxio_like import errors
+from alluxio_like.kv.api import MAX_KEY_BYTES, ReadTransaction, WriteTransaction
+
+FORMAT = 1
+DEFAULT_MAP_BYTES = 1 << 40
+"""Address space only, the file grows with its data: at 200 bytes an inode room for five billion."""
+_MIN_MAP_BYTES = 1 << 20
+_MAX_READERS = 1024
+_CHUNK = 256
+_FULL_BYTES = 1 << 20
+_GROW_WAIT_S = 5.0
+_CLOSE_WAIT_S = 5.0
+
+
+def _translate(error: lmdb.Error, path: Path) -> errors.AlluxioLikeError:
+    """LMDB's error as one of ours."""
+    code = getattr(error, "code", 0)
+    if isinstance(error, lmdb.MapFullError) or code in (errno.ENOSPC, errno.EDQUOT):
+        return errors.NoSpace("no space left for metadata", subject=str(path))
+    if isinstance(error, (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.VersionMismatchError)):
+        return errors.Corrupt(f"the metadata store is damaged or none ({error})", subject=str(path))
+    if isinstance(error, lmdb.DiskError) or code in (errno.EIO, errno.EROFS):
+        # The last piece that fits on a disk is a short write, which LMDB calls an I/O error.
+        if os.statvfs(path).f_bavail * os.statvfs(path).f_frsize < _FULL_BYTES:
+            return errors.NoSpace("no space left for metadata", subject=str(path))
+        return errors.DiskError(f"the disk of the metadata store failed ({error})", subject=str(path))
+    if isinstance(error, lmdb.ReadersFullError):
+        return errors.Unavailable("too many reads of the metadata store at once", subject=str(path))
+    return errors.Internal(f"metadata store: {error}", subject=str(path))
+
+
+class _Transaction:
+    """A read or write transaction; valid within its `with` block only."""
+
+    def __init__(self, store: "LmdbStore", *, write: bool) -> None:
+        self._store = store
+        self._write = write
+        self._txn: lmdb.Transaction[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._txn = self._store.begin(self._write)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        txn, self._txn = self._txn, None
+        assert txn is not None
+        self._store.end(txn, write=self._write, commit=self._write and kind is None)
+
+    def _open(self) -> "lmdb.Transaction[bytes]":
+        if self._txn is None:
+            raise errors.Internal("a transaction is used outside of its block")
+        return self._txn
+
+    def get(self, key: bytes) -> bytes | None:
+        _check_key(key)
+        try:
+            return self._open().get(key)
+        except lmdb.Error as error:
+            raise self._store.fail(error) from error
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        for key in keys:
+            _check_key(key)
+        get = self._open().get
+        try:
+            return [get(key) for key in keys]
+        except lmdb.Error as error:
+            raise self._store.fail(error) from error
+
+    def put(self, key: bytes, value: bytes) -> None:
+        _check_key(key)
+        try:
+            self._open().put(key, value)
+        except lmdb.Error as error:
+            raise self._store.fail(error) from error
+
+    def delete(self, key: bytes) -> bool:
+        _check_key(key)
+        try:
+            return self._open().delete(key)
+        except lmdb.Error as error:
+            raise self._store.fail(error) from error
+
+    def scan(
+        self, start: bytes, stop: bytes, *, limit: int | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        # In chunks, each from a fresh cursor: so writes between two of them cannot disturb it, and a scan that is given up holds
+        # nothing in the environment.
+        left = limit
+        while left is None or left > 0:
+            chunk = self._scan_chunk(start, stop, _CHUNK if left is None else min(left, _CHUNK), reverse)
+            yield from chunk
+            if len(chunk) < _CHUNK:
+                return
+            if left is not None:
+                left -= len(chunk)
+            if reverse:
+                stop = chunk[-1][0]
+            else:
+                start = chunk[-1][0] + b"\0"
+
+    def _scan_chunk(self, start: bytes, stop: bytes, count: int, reverse: bool) -> list[tuple[bytes, bytes]]:
+        found: list[tuple[bytes, bytes]] = []
+        if start >= stop:
+            return found
+        try:
+            with self._open().cursor() as cursor:
+                # A position between keys is no key: one may be longer than what LMDB can be asked for.
+                if reverse:
+                    at = cursor.prev() if cursor.set_range(stop[: MAX_KEY_BYTES + 1]) else cursor.last()
+                    for key, value in cursor.iterprev() if at else ():
+                        if key < start or len(found) == count:
+                            break
+                        if key < stop:
+                            found.append((key, value))
+                elif cursor.set_range(start[:MAX_KEY_BYTES] or b"\0"):
+                    for key, value in cursor.iternext():
+                        if key >= stop or len(found) == count:
+                            break
+                        if key >= start:
+                            found.append((key, value))
+        except lmdb.Error as error:
+            raise self._store.fail(error) from error
+        return found
+
+
+def _check_key(key: bytes) -> None:
+    # LMDB itself refuses such keys when they are put, but not when they are asked for.
+    if not 0 < len(key) <= MAX_KEY_BYTES:
+        raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes, not {len(key)}")
+
+
+class LmdbStore:
+    """A KeyValueStore in directory `path`, which is made if it is missing.
+
+    Raises Conflict (another process has it), FormatTooNew, Corrupt, NoSpace, DiskError, AccessDenied.
+    """
+
+    def __init__(self, path: Path, *, map_bytes: int = DEFAULT_MAP_BYTES) -> None:
+        self._path = path
+        self._gate = threading.Condition()
+        self._reads = 0
+        self._write_lock = threading.Lock()
+        self._writer: int | None = None
+        self._must_grow = False
+        self._lock_fd = -1
+        self._env: lmdb.Environment | None = None
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock_fd = _lock_directory(path)
+            _check_format(path)
+            self._env, self._map_bytes = _open_environment(path, map_bytes)
+            self._env.reader_check()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, lmdb.Error):
+                raise _translate(error, path) from error
+            if isinstance(error, OSError):
+                raise _translate_os(error, path) from error
+            raise
+
+    def read(self) -> contextlib.AbstractContextManager[ReadTransaction]:
+        return _Transaction(self, write=False)
+
+    def write(self) -> contextlib.AbstractContextManager[WriteTransaction]:
+        return _Transaction(self, write=True)
+
+    def begin(self, write: bool) -> "lmdb.Transaction[bytes]":
+        """For this module's transactions only."""
+        if write:
+            return self._begin_write()
+        with self._gate:
+            env = self._get_env()
+            try:
+                txn = env.begin()
+            except lmdb.Error as error:
+                raise self.fail(error) from error
+            self._reads += 1
+            return txn
+
+    def _begin_write(self) -> "lmdb.Transaction[bytes]":
+        if self._writer == threading.get_ident():
+            raise errors.Internal("a write transaction within another one of the same thread")
+        self._write_lock.acquire()
+        try:
+            self._grow_if_tight()
+            txn = self._get_env().begin(write=True)
+        except BaseException as error:
+            self._write_lock.release()
+            if isinstance(error, lmdb.Error):
+                raise self.fail(error) from error
+            raise
+        self._writer = threading.get_ident()
+        return txn
+
+    def end(self, txn: "lmdb.Transaction[bytes]", *, write: bool, commit: bool) -> None:
+        """For this module's transactions only."""
+        try:
+            if commit:
+                txn.commit()
+            else:
+                txn.abort()
+        except lmdb.Error as error:
+            raise self.fail(error) from error
+        finally:
+            if write:
+                self._writer = None
+                self._write_lock.release()
+            else:
+                with self._gate:
+                    self._reads -= 1
+                    if not self._reads:
+                        self._gate.notify_all()
+
+    def fail(self, error: lmdb.Error) -> errors.AlluxioLikeError:
+        """LMDB's error as one of ours; a full map is grown before the next write."""
+        if isinstance(error, lmdb.MapFullError):
+            self._must_grow = True
+        return _translate(error, self._path)
+
+    def _grow_if_tight(self) -> None:
+        """Double the map when the last eighth is begun, so that a write as large as an eighth of the map still fits."""
+        info = self._get_env().info()
+        used = (info["last_pgno"] + 1) * self._page_bytes()
+        if not self._must_grow and used < self._map_bytes - self._map_bytes // 8:
+            return
+        with self._gate:
+            # Readers are not held off meanwhile: one that waits for another of the same thread would wait for itself. They are
+            # short, so a moment without any comes soon; if none does, the write goes on and may still fit.
+            if self._gate.wait_for(lambda: self._reads == 0, timeout=_GROW_WAIT_S):
+                try:
+                    self._get_env().set_mapsize(self._map_bytes * 2)
+                except lmdb.Error:
+                    # No address space: go on with what there is until it is full, then NoSpace.
+                    return
+                self._map_bytes *= 2
+                self._must_grow = False
+
+    def _page_bytes(self) -> int:
+        return int(self._get_env().stat()["psize"])
+
+    def _get_env(self) -> lmdb.Environment:
+        if self._env is None:
+            raise errors.Internal("the key-value store is closed", subject=str(self._path))
+        return self._env
+
+    def flush(self) -> None:
+        try:
+            self._get_env().sync(True)
+        except lmdb.Error as error:
+            raise self.fail(error) from error
+
+    def get_size_bytes(self) -> int:
+        return (self._path / "data.mdb").stat().st_blocks * 512
+
+    def close(self) -> None:
+        """Waits a few seconds for transactions under way, then raises Internal; a second call does nothing."""
+        if not self._write_lock.acquire(timeout=_CLOSE_WAIT_S):
+            raise errors.Internal("the key-value store is closed during a write", subject=str(self._path))
+        try:
+            with self._gate:
+                # Closing under an open transaction would pull its memory away.
+                if not self._gate.wait_for(lambda: self._reads == 0, timeout=_CLOSE_WAIT_S):
+                    raise errors.Internal("the key-value store is closed during a read", subject=str(self._path))
+                env, self._env = self._env, None
+                if env is not None:
+                    env.close()
+            fd, self._lock_fd = self._lock_fd, -1
+            if fd >= 0:
+                os.close(fd)
+        finally:
+            self._write_lock.release()
+
+
+def _lock_directory(path: Path) -> int:
+    """The open lock file, locked; the kernel unlocks it when the process ends, however it ends."""
+    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+        os.close(fd)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        raise errors.Conflict(f"process {owner or 'unknown'} has the metadata store open", subject=str(path)) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _check_format(path: Path) -> None:
+    """Read the format number, or write it into a new directory."""
+    file = path / "format"
+    if not file.exists():
+        if (path / "data.mdb").exists():
+            raise errors.Corrupt(
+                "data.mdb is there without a format number: not a metadata store of this software", subject=str(path)
+            )
+        partial = path / "format.new"
+        with open(partial, "w", encoding="ascii") as out:
+            out.write(f"{FORMAT}\n")
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(file)
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return
+    text = file.read_text(encoding="ascii", errors="replace").strip()
+    if not text.isdecimal():
+        raise errors.Corrupt("the format number of the metadata store cannot be read", subject=str(file))
+    if int(text) > FORMAT:
+        raise errors.FormatTooNew(
+            f"written by a newer release (format {text}; this one reads up to {FORMAT}); use that release", subject=str(path)
+        )
+
+
+def _open_environment(path: Path, map_bytes: int) -> tuple[lmdb.Environment, int]:
+    """Open with as large a map as the address space allows (RLIMIT_AS, vm.overcommit_memory)."""
+    settings: dict[str, Any] = {"metasync": False, "max_readers": _MAX_READERS, "mode": 0o600, "readahead": False}
+    while True:
+        try:
+            env = lmdb.open(str(path), map_size=map_bytes, **settings)
+        except lmdb.Error as error:
+            if getattr(error, "code", 0) != errno.ENOMEM or map_bytes // 2 < _MIN_MAP_BYTES:
+                raise
+            map_bytes //= 2
+        else:
+            # What is there already may be larger than the map asked for; then LMDB maps all of it.
+            return env, int(env.info()["map_size"])
+
+
+def _translate_os(error: OSError, path: Path) -> errors.AlluxioLikeError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errors.NoSpace("no space left for metadata", subject=str(path))
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return errors.AccessDenied("no access to the directory of the metadata store", subject=str(path))
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return errors.ConfigError("the metadata store must be a directory", subject=str(path))
+    return errors.DiskError(f"the metadata store cannot be opened ({error.strerror})", subject=str(path))

@@ -1,0 +1,503 @@
+"""What every key-value engine must do, run on all of them; and what is the LMDB engine's own."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from alluxio_like import errors
+from alluxio_like.kv.api import KeyValueStore, ReadTransaction, get_prefix_stop
+from alluxio_like.kv.lmdb import LmdbStore
+from alluxio_like.kv.open import open_store
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], KeyValueStore]]:
+    made: list[KeyValueStore] = []
+
+    def make() -> KeyValueStore:
+        store = open_store("memory://" if request.param == "memory" else f"lmdb://{tmp_path}/kv{len(made)}")
+        made.append(store)
+        return store
+
+    yield make
+    for store in made:
+        store.close()
+
+
+@pytest.fixture
+def store(make_store: Callable[[], KeyValueStore]) -> KeyValueStore:
+    return make_store()
+
+
+def fill(store: KeyValueStore, count: int) -> list[tuple[bytes, bytes]]:
+    pairs = [(b"k%05d" % number, b"v%d" % number) for number in range(count)]
+    with store.write() as txn:
+        for key, value in random.Random(count).sample(pairs, count):
+            txn.put(key, value)
+    return pairs
+
+
+def read_all(txn: ReadTransaction) -> list[tuple[bytes, bytes]]:
+    return list(txn.scan(b"\0", b"\xff" * 600))
+
+
+def test_put_get_delete(store: KeyValueStore) -> None:
+    with store.write() as txn:
+        txn.put(b"a", b"1")
+        txn.put(b"b", b"")
+        txn.put(b"a", b"2")
+        assert txn.get(b"a") == b"2"
+        assert txn.delete(b"nothing") is False
+    with store.read() as txn:
+        assert txn.get(b"a") == b"2"
+        assert txn.get(b"b") == b""
+        assert txn.get(b"c") is None
+        assert txn.get_many([b"c", b"b", b"a", b"b"]) == [None, b"", b"2", b""]
+        assert txn.get_many([]) == []
+    with store.write() as txn:
+        assert txn.delete(b"b") is True
+        assert txn.delete(b"b") is False
+        assert txn.get(b"b") is None
+    with store.read() as txn:
+        assert read_all(txn) == [(b"a", b"2")]
+
+
+@pytest.mark.parametrize("key", [b"", b"x" * 512])
+def test_keys_out_of_bounds(store: KeyValueStore, key: bytes) -> None:
+    with store.write() as txn:
+        for call in (lambda: txn.put(key, b""), lambda: txn.get(key), lambda: txn.get_many([b"a", key])):
+            with pytest.raises(ValueError, match="1 to 511 bytes"):
+                call()
+        with pytest.raises(ValueError, match="1 to 511 bytes"):
+            txn.delete(key)
+        txn.put(b"a", b"1")
+    with store.read() as txn:
+        assert txn.get(b"a") == b"1"
+
+
+def test_longest_keys_scan_both_ways(store: KeyValueStore) -> None:
+    keys = sorted([b"x" * 511, b"x" * 510, b"x" * 510 + b"y", b"\xff" * 511, b"x" * 509])
+    with store.write() as txn:
+        for key in keys:
+            txn.put(key, key)
+        assert [key for key, _ in txn.scan(b"\0", b"\xff" * 512)] == keys
+        assert [key for key, _ in txn.scan(b"\0", b"\xff" * 512, reverse=True)] == keys[::-1]
+        assert [key for key, _ in txn.scan(b"x" * 511 + b"\0", b"\xff" * 512)] == keys[3:]
+        assert [key for key, _ in txn.scan(b"x" * 510, b"x" * 511 + b"\0", reverse=True)] == [b"x" * 511, b"x" * 510]
+
+
+def test_large_values(store: KeyValueStore) -> None:
+    value = os.urandom(3 << 20)
+    with store.write() as txn:
+        txn.put(b"large", value)
+    with store.read() as txn:
+        assert txn.get(b"large") == value
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("limit", [None, 0, 1, 255, 256, 257, 600, 5000])
+def test_scan(store: KeyValueStore, reverse: bool, limit: int | None) -> None:
+    pairs = fill(store, 1000)
+    expected = pairs[100:900]
+    if reverse:
+        expected.reverse()
+    with store.read() as txn:
+        assert list(txn.scan(b"k00100", b"k00900", limit=limit, reverse=reverse)) == expected[:limit]
+        assert list(txn.scan(b"k00900", b"k00100", limit=limit, reverse=reverse)) == []
+        assert list(txn.scan(b"k00100", b"k00100", limit=limit, reverse=reverse)) == []
+        assert list(txn.scan(b"z", b"zz", limit=limit, reverse=reverse)) == []
+
+
+def test_scan_sees_own_writes_and_survives_more(store: KeyValueStore) -> None:
+    fill(store, 1000)
+    with store.write() as txn:
+        txn.put(b"k00000x", b"own")
+        txn.delete(b"k00001")
+        seen = []
+        for key, _ in txn.scan(b"k", b"l"):
+            seen.append(key)
+            txn.delete(key)
+            txn.put(key.replace(b"k", b"m"), b"moved")
+        assert seen[:3] == [b"k00000", b"k00000x", b"k00002"]
+        assert len(seen) == 1000
+        assert list(txn.scan(b"k", b"l")) == []
+    with store.read() as txn:
+        assert len(list(txn.scan(b"m", b"n"))) == 1000
+
+
+def test_scans_given_up_leave_nothing(store: KeyValueStore) -> None:
+    fill(store, 600)
+    with store.read() as txn:
+        scans = [txn.scan(b"k", b"l") for _ in range(50)]
+        assert {next(scan)[0] for scan in scans} == {b"k00000"}
+    fill(store, 700)
+    with pytest.raises(errors.Internal):
+        list(scans[0])
+
+
+def test_abort(store: KeyValueStore) -> None:
+    fill(store, 3)
+
+    class Stop(BaseException):
+        pass
+
+    with pytest.raises(Stop), store.write() as txn:
+        txn.delete(b"k00001")
+        txn.put(b"other", b"")
+        raise Stop
+    with store.read() as txn:
+        assert [key for key, _ in read_all(txn)] == [b"k00000", b"k00001", b"k00002"]
+    with store.write() as txn:
+        txn.put(b"after", b"")
+
+
+def test_snapshots(store: KeyValueStore) -> None:
+    fill(store, 500)
+    with store.read() as old:
+        scan = old.scan(b"k", b"l")
+        next(scan)
+        for key in (b"k00000", b"k00400", b"new"):
+            with store.write() as txn:
+                if key == b"new":
+                    txn.put(key, b"")
+                else:
+                    txn.delete(key)
+        assert len(list(scan)) == 499
+        assert old.get(b"k00400") == b"v400"
+        assert old.get(b"new") is None
+        with store.read() as new:
+            assert new.get(b"k00400") is None
+            assert new.get(b"new") == b""
+    with store.write() as txn, store.read() as before:
+        txn.put(b"unseen", b"")
+        assert before.get(b"unseen") is None
+
+
+def test_use_after_the_block(store: KeyValueStore) -> None:
+    with store.read() as reader:
+        pass
+    with store.write() as writer:
+        pass
+    for call in (lambda: reader.get(b"a"), lambda: writer.put(b"a", b""), lambda: list(reader.scan(b"a", b"b"))):
+        with pytest.raises(errors.Internal):
+            call()
+
+
+def test_write_within_write_does_not_hang(store: KeyValueStore) -> None:
+    with store.write() as txn:
+        txn.put(b"a", b"1")
+        with pytest.raises(errors.Internal), store.write():
+            pass
+    with store.read() as reader:
+        assert reader.get(b"a") == b"1"
+
+
+def test_writers_are_serialised_while_readers_see_whole_commits(store: KeyValueStore) -> None:
+    """Four threads add one to two counters; readers must never see the two differ."""
+    with store.write() as txn:
+        txn.put(b"a", b"0")
+        txn.put(b"b", b"0")
+    wrong: list[object] = []
+    stop = threading.Event()
+
+    def add() -> None:
+        for _ in range(50):
+            with store.write() as txn:
+                for key in (b"a", b"b"):
+                    txn.put(key, b"%d" % (int(txn.get(key) or b"-1000") + 1))
+
+    def watch() -> None:
+        while not stop.is_set():
+            with store.read() as txn:
+                first = txn.get(b"a")
+                stop.wait(0.0002)
+                if txn.get(b"b") != first:
+                    wrong.append(first)
+
+    writers = [threading.Thread(target=add) for _ in range(4)]
+    watcher = threading.Thread(target=watch)
+    for thread in (watcher, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join(60)
+    stop.set()
+    watcher.join(60)
+    assert not wrong
+    with store.read() as txn:
+        assert txn.get_many([b"a", b"b"]) == [b"200", b"200"]
+
+
+def test_closed(make_store: Callable[[], KeyValueStore]) -> None:
+    store = make_store()
+    assert store.get_size_bytes() >= 0
+    store.flush()
+    store.close()
+    store.close()
+    with pytest.raises(errors.Internal), store.read():
+        pass
+    with pytest.raises(errors.Internal), store.write():
+        pass
+
+
+KEYS = st.binary(min_size=1, max_size=4) | st.integers(0, 300).map(lambda n: b"k%03d" % n)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["put", "delete", "commit", "abort"]), KEYS, st.binary(max_size=6)), min_size=1, max_size=60
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS, low=KEYS, high=KEYS, limit=st.none() | st.integers(0, 20), reverse=st.booleans())
+def test_against_a_dict(
+    make_store: Callable[[], KeyValueStore],
+    steps: list[tuple[str, bytes, bytes]],
+    low: bytes,
+    high: bytes,
+    limit: int | None,
+    reverse: bool,
+) -> None:
+    store = make_store()
+    committed: dict[bytes, bytes] = {}
+    for batch in split_batches(steps):
+        draft = dict(committed)
+        try:
+            with store.write() as txn:
+                for kind, key, value in batch:
+                    if kind == "put":
+                        txn.put(key, value)
+                        draft[key] = value
+                    elif kind == "delete":
+                        assert txn.delete(key) == (draft.pop(key, None) is not None)
+                    elif kind == "abort":
+                        raise InterruptedError
+                    assert list(txn.scan(low, high, limit=limit, reverse=reverse)) == pick(draft, low, high, limit, reverse)
+            committed = draft
+        except InterruptedError:
+            pass
+        with store.read() as reader:
+            assert list(reader.scan(low, high, limit=limit, reverse=reverse)) == pick(committed, low, high, limit, reverse)
+            assert read_all(reader) == [(key, committed[key]) for key in sorted(committed)]
+
+
+def split_batches(steps: list[tuple[str, bytes, bytes]]) -> list[list[tuple[str, bytes, bytes]]]:
+    batches: list[list[tuple[str, bytes, bytes]]] = [[]]
+    for step in steps:
+        batches[-1].append(step)
+        if step[0] in ("commit", "abort"):
+            batches.append([])
+    return batches
+
+
+def pick(pairs: dict[bytes, bytes], low: bytes, high: bytes, limit: int | None, reverse: bool) -> list[tuple[bytes, bytes]]:
+    return [(key, pairs[key]) for key in sorted(pairs, reverse=reverse) if low <= key < high][:limit]
+
+
+def test_prefix_stop() -> None:
+    assert get_prefix_stop(b"ab") == b"ac"
+    assert get_prefix_stop(b"a\xff\xff") == b"b"
+    with pytest.raises(ValueError, match="no end"):
+        get_prefix_stop(b"\xff")
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://x", "lmdb://relative", "lmdb:relative", "memory://x", "/plain", "", "lmdb:///a?b=c"]
+)
+def test_unknown_url_says_what_there_is(url: str) -> None:
+    with pytest.raises(errors.ConfigError, match=r"lmdb:///absolute/directory.*memory://"):
+        open_store(url)
+
+
+# What follows is LMDB's own.
+
+
+def test_lmdb_reopens_with_everything(tmp_path: Path) -> None:
+    store = open_store(f"lmdb://{tmp_path}/a%20b")
+    pairs = fill(store, 2000)
+    store.close()
+    assert (tmp_path / "a b" / "data.mdb").exists()
+    assert (tmp_path / "a b").stat().st_mode & 0o077 == 0
+    store = open_store(f"lmdb://{tmp_path}/a%20b")
+    with store.read() as txn:
+        assert read_all(txn) == pairs
+    store.close()
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from alluxio_like.kv.lmdb import LmdbStore
+store = LmdbStore(Path(sys.argv[1]))
+number = 0
+while True:
+    with store.write() as txn:
+        for part in range(20):
+            txn.put(b"%08d-%02d" % (number, part), b"x" * 500)
+    print(number, flush=True)
+    number += 1
+"""
+
+
+def start_child(path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True)
+
+
+def test_lmdb_keeps_what_was_committed_over_kill_9(tmp_path: Path) -> None:
+    for commits in (1, 40):
+        with start_child(tmp_path / "kv") as child:
+            assert child.stdout is not None
+            last = -1
+            for _ in range(commits):
+                last = int(child.stdout.readline())
+            child.send_signal(signal.SIGKILL)
+            child.wait(10)
+            last = max([last, *(int(line) for line in child.stdout.read().split())])
+        store = LmdbStore(tmp_path / "kv")
+        with store.read() as txn:
+            numbers = [int(key[:8]) for key, _ in read_all(txn)]
+        # Whole transactions, at least all that were acknowledged, at most the one more that was under way.
+        assert set(numbers) in (set(range(last + 1)), set(range(last + 2)))
+        assert len(numbers) == 20 * len(set(numbers))
+        store.close()
+
+
+def test_lmdb_second_process_is_told_who_has_it(tmp_path: Path) -> None:
+    with start_child(tmp_path) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        with pytest.raises(errors.Conflict, match=f"process {child.pid} has the metadata store open"):
+            LmdbStore(tmp_path)
+        child.kill()
+        child.wait(10)
+    LmdbStore(tmp_path).close()
+
+
+def test_lmdb_twice_in_one_process(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    with pytest.raises(errors.Conflict):
+        LmdbStore(tmp_path)
+    store.close()
+    LmdbStore(tmp_path).close()
+
+
+def test_lmdb_newer_format_is_refused_in_one_line(tmp_path: Path) -> None:
+    LmdbStore(tmp_path).close()
+    (tmp_path / "format").write_text("2\n")
+    with pytest.raises(errors.FormatTooNew) as caught:
+        LmdbStore(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    (tmp_path / "format").write_text("1\n")
+    LmdbStore(tmp_path).close()
+
+
+def test_lmdb_foreign_files(tmp_path: Path) -> None:
+    (tmp_path / "data.mdb").write_bytes(b"something else" * 1000)
+    with pytest.raises(errors.Corrupt):
+        LmdbStore(tmp_path)
+    (tmp_path / "format").write_text("1\n")
+    with pytest.raises(errors.Corrupt):
+        LmdbStore(tmp_path)
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    with pytest.raises(errors.ConfigError, match="must be a directory"):
+        LmdbStore(file)
+    with pytest.raises(errors.ConfigError, match="must be a directory"):
+        LmdbStore(file / "below")
+
+
+def test_lmdb_map_grows(tmp_path: Path) -> None:
+    """Sixteen times the first map, in small transactions with a reader busy meanwhile."""
+    store = LmdbStore(tmp_path, map_bytes=1 << 20)
+    for number in range(160):
+        with store.write() as txn:
+            txn.put(b"%04d" % number, os.urandom(100_000))
+        with store.read() as reader:
+            assert len(reader.get(b"%04d" % number) or b"") == 100_000
+    store.close()
+    store = LmdbStore(tmp_path, map_bytes=1 << 20)
+    with store.read() as reader:
+        assert len(read_all(reader)) == 160
+    with store.write() as txn:
+        txn.put(b"more", b"x" * 100_000)
+    store.close()
+
+
+def test_lmdb_full_map_is_no_space_and_the_next_try_fits(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, map_bytes=1 << 20)
+    for attempt in range(5):
+        try:
+            with store.write() as txn:
+                for number in range(30):
+                    txn.put(b"%04d" % number, b"x" * 100_000)
+            break
+        except errors.NoSpace:
+            assert attempt < 4
+            with store.read() as reader:
+                assert read_all(reader) == []
+    with store.read() as reader:
+        assert len(read_all(reader)) == 30
+    store.close()
+
+
+def test_lmdb_growth_does_not_wait_forever_for_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alluxio_like.kv.lmdb._GROW_WAIT_S", 0.05)
+    store = LmdbStore(tmp_path, map_bytes=1 << 20)
+    with store.write() as txn:
+        txn.put(b"a", b"x" * 950_000)
+    with store.read() as reader:
+        with store.write() as txn:
+            txn.put(b"b", b"y")
+        assert reader.get(b"b") is None
+    with store.read() as reader:
+        assert reader.get(b"b") == b"y"
+    store.close()
+
+
+def test_lmdb_close_waits_for_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alluxio_like.kv.lmdb._CLOSE_WAIT_S", 0.05)
+    store = LmdbStore(tmp_path)
+    with store.read() as reader:
+        with pytest.raises(errors.Internal, match="during a read"):
+            store.close()
+        assert reader.get(b"a") is None
+    with store.write(), pytest.raises(errors.Internal, match="during a write"):
+        store.close()
+    store.close()
+
+
+def test_lmdb_full_disk(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands in for the disk's end: a commit that cannot be written raises and leaves what was there."""
+    program = """
+import errno, resource, signal, sys
+from pathlib import Path
+from alluxio_like import errors
+from alluxio_like.kv.lmdb import LmdbStore
+store = LmdbStore(Path(sys.argv[1]))
+with store.write() as txn:
+    txn.put(b"before", b"x")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    with store.write() as txn:
+        for number in range(400):
+            txn.put(b"%04d" % number, b"x" * 10_000)
+    print("committed")
+except errors.AlluxioLikeError as error:
+    print(type(error).__name__)
+with store.read() as txn:
+    print(txn.get(b"before"), txn.get(b"0000"))
+with store.write() as txn:
+    txn.put(b"after", b"x")
+store.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False)
+    # The limit shows as a short write first, and then the disk is not really full.
+    assert done.stdout.splitlines() in (["NoSpace", "b'x' None"], ["DiskError", "b'x' None"]), done.stderr
