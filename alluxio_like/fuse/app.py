@@ -13,11 +13,13 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alluxio_like.client.client import Client
 from alluxio_like.clock import SystemClock
 from alluxio_like.config import FuseConfig, write_ready_file
 from alluxio_like.errors import AlluxioLikeError, ConfigError, Internal, NotADirectory, NotFound, TimedOut
 from alluxio_like.fuse import mountpoint
 from alluxio_like.fuse.backend import Backend
+from alluxio_like.fuse.client_backend import ClientBackend
 from alluxio_like.fuse.operations import Operations, Settings
 from alluxio_like.metrics import Health, HttpServer, Metrics, start_http
 from alluxio_like.types import Entry, Kind
@@ -32,8 +34,20 @@ _GRACE_S = 2.0
 
 
 async def run(config: FuseConfig) -> int:
-    """Serve one mount until it is unmounted or told to stop by SIGTERM or SIGINT; the exit code."""
-    raise Internal("not here yet", subject=str(config.mountpoint))
+    """Serve one mount until it is unmounted or told to stop by SIGTERM or SIGINT; the exit code.
+
+    Raises the package's errors when the mount cannot be made (NotFound, Conflict, ConfigError, Unavailable, ...); nothing stays
+    behind then.
+    """
+    metrics = Metrics(process=True)
+    # One setting for the whole daemon; the stricter of the two names it has.
+    io_timeout_s = min(config.io_timeout_s, config.client.io_timeout_s)
+    config = config.model_copy(update={"client": config.client.model_copy(update={"io_timeout_s": io_timeout_s})})
+    client = Client.open(config.client, metrics=metrics)
+    try:
+        return await serve(config, ClientBackend(client), metrics)
+    finally:
+        await client.close()
 
 
 async def serve(config: FuseConfig, backend: Backend, metrics: Metrics) -> int:

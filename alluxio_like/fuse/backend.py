@@ -59,10 +59,10 @@ class CacheState:
 class Reader(Protocol):
     """One open file: one content, to the end."""
 
-    def read_now(self, offset: int, length: int) -> Buffer | None:
+    def try_read(self, offset: int, length: int) -> Buffer | None:
         """Exactly `length` bytes when they are at hand without waiting for anything, else None.
 
-        The caller keeps the range within the file. The buffer is valid until the next call from the event loop.
+        The caller keeps the range within the file. The buffer may be used again by the next call from the event loop.
         """
         ...
 
@@ -104,8 +104,4 @@ class Backend(Protocol):
 
     async def get_cache_state(self, entry: Entry) -> CacheState:
         """Where a file's bytes are cached now, by the master's block map."""
-        ...
-
-    async def close(self) -> None:
-        """End everything under way."""
         ...

@@ -20,6 +20,8 @@ _K = TypeVar("_K")
 _KEPT_PAGES = 2
 """Pages of a listing kept in a handle: the current one and the one before, for programs that step back."""
 
+_KEPT_FAILURES = 64
+
 
 class HandleTable(Generic[_T]):
     """Numbers for what is open; a number is never used twice."""
@@ -97,7 +99,20 @@ class FileHandle:
 
     entry: Entry
     reader: Reader
-    failure: Failure | None = None
+    failures: list[Failure] = field(default_factory=list)
+
+    def add_failure(self, failure: Failure) -> None:
+        """Remember a failure; the oldest is forgotten where there are too many."""
+        self.failures.append(failure)
+        del self.failures[:-_KEPT_FAILURES]
+
+    def lookup_failure(self, start: int, stop: int, now_s: float) -> Failure | None:
+        """A failure, not yet outlived, of some of these bytes."""
+        self.failures = [failure for failure in self.failures if now_s < failure.until_s]
+        for failure in self.failures:
+            if start < failure.stop and failure.start < stop:
+                return failure
+        return None
 
 
 @dataclass(slots=True)

@@ -43,7 +43,7 @@ class MemoryReader:
         self._node = node
         self.closed = False
 
-    def read_now(self, offset: int, length: int) -> Buffer | None:
+    def try_read(self, offset: int, length: int) -> Buffer | None:
         backend = self._backend
         if backend.never_now or backend.faults.stall_reads or backend.faults.fail_reads or self._node.gone:
             return None
@@ -159,9 +159,6 @@ class MemoryBackend:
     async def get_cache_state(self, entry: Entry) -> CacheState:
         await self._enter("get_cache_state")
         return CacheState(entry.attr.size, [CachedCopy("w1", "127.0.0.1:1", entry.attr.size)])
-
-    async def close(self) -> None:
-        return None
 
     # Inside
 

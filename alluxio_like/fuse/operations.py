@@ -120,11 +120,11 @@ class Operations:
         self._open.setdefault(inode, []).append(file)
         return self._files.add(file)
 
-    def read_now(self, handle: int, offset: int, length: int) -> Buffer | None:
+    def try_read(self, handle: int, offset: int, length: int) -> Buffer | None:
         """What `read` gives, when it is at hand without waiting; valid until the next call of it."""
         file = self._files.get(handle)
         length = min(length, file.entry.attr.size - offset)
-        return file.reader.read_now(offset, length) if length > 0 else b""
+        return file.reader.try_read(offset, length) if length > 0 else b""
 
     async def read(self, handle: int, offset: int, length: int) -> Buffer:
         """Bytes of the file, short only at its end. Raises Stale, Store*, Unavailable, TimedOut, ... within io_timeout_s."""
@@ -133,11 +133,9 @@ class Operations:
         if length <= 0:
             return b""
         started_s = self._clock.monotonic()
-        failure = file.failure
-        if failure is not None:
-            if started_s >= failure.until_s:
-                file.failure = None
-            elif offset < failure.stop and failure.start < offset + length:
+        if file.failures:
+            failure = file.lookup_failure(offset, offset + length, started_s)
+            if failure is not None:
                 raise failure.error
         try:
             async with asyncio.timeout(self._settings.io_timeout_s):
@@ -318,4 +316,4 @@ class Operations:
             self._stale.set(file.entry.attr.inode, None)
         now_s = self._clock.monotonic()
         if now_s - started_s >= _SLOW_FAILURE_S:
-            file.failure = Failure(offset, offset + length, error, now_s + _FAILURE_KEPT_S)
+            file.add_failure(Failure(offset, offset + length, error, now_s + _FAILURE_KEPT_S))

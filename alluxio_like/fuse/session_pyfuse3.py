@@ -217,7 +217,7 @@ class _Handlers(pyfuse3.Operations):
 
     async def read(self, fh: int, off: int, size: int) -> Any:
         try:
-            data = self._operations.read_now(fh, off, size)
+            data = self._operations.try_read(fh, off, size)
             return data if data is not None else await self._operations.read(fh, off, size)
         except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
             raise self._translate("read", error) from None

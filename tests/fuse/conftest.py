@@ -103,5 +103,5 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
         return made
 
     yield make
-    for made in mounts:
+    for made in reversed(mounts):
         made.clean()

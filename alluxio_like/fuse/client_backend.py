@@ -1,0 +1,76 @@
+"""The client library as what the operations need.
+
+Owns nothing but the conversion. Concurrency: that of the client, one event loop.
+"""
+
+from alluxio_like.client.client import Client, FileReader
+from alluxio_like.fuse.backend import Answer, CachedCopy, CacheState, Listing, Totals
+from alluxio_like.rpc.messages import BlockLocation
+from alluxio_like.types import (
+    BLOCK_BYTES,
+    PAGE_BYTES,
+    PAGES_PER_BLOCK,
+    Entry,
+    InodeId,
+    get_block_count,
+    get_full_mask,
+    get_page_count,
+)
+
+
+class ClientBackend:
+    """A Backend over a client, which whoever made it closes."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def resolve(self, path: str) -> Answer:
+        result = await self._client.lookup_path(path)
+        return Answer(result.entry, result.valid_s)
+
+    async def lookup(self, parent: InodeId, name: str) -> Answer:
+        result = await self._client.lookup(parent, name)
+        return Answer(result.entry, result.valid_s)
+
+    async def get_entry(self, inode: InodeId) -> Answer:
+        result = await self._client.get_entry(inode)
+        return Answer(result.entry, result.valid_s)
+
+    async def list_dir(self, inode: InodeId, cursor: bytes | None) -> Listing:
+        page = await self._client.list_dir(inode, cursor or b"")
+        return Listing(page.entries, page.next_cursor or None, page.valid_s)
+
+    async def open_file(self, entry: Entry) -> FileReader:
+        return self._client.open_file(entry)
+
+    async def get_totals(self) -> Totals:
+        totals = await self._client.stat_fs()
+        return Totals(totals.files, totals.known_bytes)
+
+    async def get_cache_state(self, entry: Entry) -> CacheState:
+        if entry.ref is None:
+            return CacheState(0, ())
+        (blocks,) = await self._client.locate([entry.ref.file_id])
+        held: dict[str, int] = {}
+        for block in blocks:
+            held[block.worker_id] = held.get(block.worker_id, 0) + block.present_bytes
+        addresses: dict[str, str] = {}
+        if held:
+            cluster = await self._client.get_cluster()
+            addresses = {worker.worker_id: worker.address for worker in cluster.workers}
+        copies = [CachedCopy(worker, addresses.get(worker, worker), size) for worker, size in held.items()]
+        return CacheState(count_cached_bytes(entry.attr.size, blocks), copies)
+
+
+def count_cached_bytes(size: int, blocks: "tuple[BlockLocation, ...]") -> int:
+    """Bytes of a file of `size` bytes that are in at least one of the copies of its blocks."""
+    union: dict[int, int] = {}
+    for block in blocks:
+        if block.block < get_block_count(size):
+            bits = block.present_bits & get_full_mask(size, block.block)
+            union[block.block] = union.get(block.block, 0) | bits
+    total = sum(bits.bit_count() for bits in union.values()) * PAGE_BYTES
+    last_page = get_page_count(size) - 1
+    if last_page >= 0 and union.get(last_page * PAGE_BYTES // BLOCK_BYTES, 0) >> (last_page % PAGES_PER_BLOCK) & 1:
+        total -= (last_page + 1) * PAGE_BYTES - size
+    return total
