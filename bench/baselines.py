@@ -56,8 +56,7 @@ async def fetch(endpoint: str, bucket: str, directory: Path, keys: list[str]) ->
             os.close(fd)
 
     sizes = {}
-    prefix = os.path.commonprefix(keys)
-    for page in obstore.list(store, prefix=prefix):
+    for page in obstore.list(store, prefix=keys[0].rpartition("/")[0]):
         for meta in page:
             sizes[meta["path"]] = meta["size"]
     objects = asyncio.Semaphore(IN_FLIGHT)

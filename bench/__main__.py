@@ -1,0 +1,55 @@
+"""Run the benchmarks: python -m bench [--only PART] [--quick] [--out DIR]."""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.loading import measure_loading
+from bench.measure import Result, render_table, write_results
+from bench.metadata import measure_metadata
+from bench.reading import measure_epochs, measure_warm_reads
+from tests.servers.fixtures import start_s3_server
+
+PARTS = ("loading", "reading", "epochs", "metadata")
+
+
+def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
+    """One part, on a server of its own, so that no part inherits another's data."""
+    if part == "metadata":
+        return measure_metadata(directory, quick=quick)
+    measure = {"loading": measure_loading, "reading": measure_warm_reads, "epochs": measure_epochs}[part]
+    with start_s3_server(size_bytes=8 << 30) as server:
+        return measure(server, directory, quick=quick)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--only", choices=PARTS, action="append", help="a part (may be repeated); all of them by default")
+    parser.add_argument("--quick", action="store_true", help="small sizes: to try the benchmark itself")
+    parser.add_argument("--out", type=Path, default=Path("bench/out"))
+    parser.add_argument("--dir", type=Path, help="where caches and files lie; a new directory beside --out by default")
+    arguments = parser.parse_args()
+    if os.geteuid() != 0:
+        print("bench: needs root (mounts, drop_caches); run it with sudo", file=sys.stderr)
+        return 2
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results: list[Result] = []
+    for part in arguments.only or PARTS:
+        directory = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.dir or arguments.out)).resolve()
+        try:
+            found = run_part(part, directory, quick=arguments.quick)
+        finally:
+            for log in directory.glob("*.log"):
+                shutil.copy(log, arguments.out / f"{part}-{log.name}")
+            shutil.rmtree(directory, ignore_errors=True)
+        print(render_table(found), flush=True)
+        results += found
+        write_results(arguments.out, results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

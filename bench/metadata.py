@@ -1,0 +1,69 @@
+"""A million objects in the namespace: time to list them, memory, disk, restarts."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench.measure import Result, get_anonymous_bytes, get_rss_bytes, timed
+from bench.stack import start_stack
+
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def count_disk_bytes(directory: Path) -> int:
+    """Bytes that files below a directory occupy on disk."""
+    return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
+
+
+def measure_metadata(directory: Path, *, quick: bool) -> list[Result]:
+    """List everything through `cache load --dry-run`, then restart the whole on the same home."""
+    dirs, files = (10, 1000) if quick else (100, 10_000)
+    total = dirs * files
+    shutil.rmtree(directory / "home", ignore_errors=True)
+    command = [sys.executable, "-m", "bench.synthetic_store", "--dirs", str(dirs), "--files", str(files)]
+    store = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert store.stdout is not None
+        endpoint = json.loads(store.stdout.readline())["endpoint"]
+        environment = {**ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}
+        with start_stack(directory, {"/": "s3://synthetic/data"}, environment, "--workers", "1") as stack:
+            master = stack.get_service_pids("master")[0]
+            with timed([master]) as timing:
+                job = stack.run_command("cache", "load", "/", "--dry-run", "--fit", timeout_s=1800)
+            memory, resident = get_anonymous_bytes(master), get_rss_bytes(master)
+            disk = count_disk_bytes(directory / "home" / "master")
+            start = time.perf_counter()
+            os.kill(master, signal.SIGKILL)
+            _wait_answer(stack.environment, lambda: stack.run_command("alluxio-like", "fs", "ls", "/d00007"))
+            restart = time.perf_counter() - start
+    finally:
+        store.terminate()
+        store.wait(10)
+        assert store.stdout is not None
+        store.stdout.close()
+    detail = {"job": job, "cpu_seconds": timing.cpu_seconds}
+    return [
+        Result(f"listing {total} objects", total / timing.seconds, 1, "entries/s", detail=detail),
+        Result(f"bytes an inode on disk, {total} objects", disk / total, 1, "bytes"),
+        Result(f"master's own memory after {total} objects", memory / 1e6, 1, "MB", detail={"resident_bytes": resident}),
+        Result("restart of the master after kill -9, until it answers a listing, of 2 s", restart, 2.0, "s", 1.0, at_most=True),
+    ]
+
+
+def _wait_answer(_environment: dict[str, str], ask: object) -> None:
+    deadline = time.monotonic() + 60
+    assert callable(ask)
+    while True:
+        try:
+            ask()
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return

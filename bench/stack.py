@@ -1,0 +1,200 @@
+"""What a benchmark runs on: a real S3 server with data, the file system in front of it, peers beside it.
+
+Owns processes, mounts and directories for as long as a context lasts. Everything lies below one directory on one disk, so that
+ours and the references write to the same place.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.servers.fixtures import S3Server
+
+PROGRAMS = Path(sys.executable).parent
+SAMPLE_BYTES = 110_000
+READY_S = 60.0
+
+
+def make_bytes(seed: int, size: int) -> bytes:
+    """Bytes that do not compress and differ from file to file."""
+    return random.Random(seed).randbytes(size)
+
+
+def fill_bucket(server: S3Server, bucket: str, prefix: str, count: int, size: int) -> list[str]:
+    """`count` objects of `size` bytes; their keys. Large ones go up in parts."""
+    keys = [f"{prefix}{number:06d}.bin" for number in range(count)]
+
+    def put(numbers: range) -> None:
+        for number in numbers:
+            if size > 64 << 20:
+                put_large(server, bucket, keys[number], number, size)
+            else:
+                server.client.put_object(Bucket=bucket, Key=keys[number], Body=make_bytes(number, size))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, [range(first, count, 8) for first in range(min(8, count))]))
+    return keys
+
+
+def put_large(server: S3Server, bucket: str, key: str, seed: int, size: int) -> None:
+    """One object by multipart upload, 32 MiB a part."""
+    part_bytes = 32 << 20
+    upload = server.client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+    parts: list[Any] = []
+    for number, start in enumerate(range(0, size, part_bytes), 1):
+        body = make_bytes(seed * 1000 + number, min(part_bytes, size - start))
+        answer = server.client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=body)
+        parts.append({"ETag": answer["ETag"], "PartNumber": number})
+    server.client.complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
+
+
+def get_pids(ready: Any) -> list[int]:
+    """Every pid in what `up --json` printed."""
+    if isinstance(ready, dict):
+        return [ready["pid"]] * ("pid" in ready) + [pid for value in ready.values() for pid in get_pids(value)]
+    return [pid for value in ready for pid in get_pids(value)] if isinstance(ready, list) else []
+
+
+@dataclass
+class Stack:
+    """A running file system."""
+
+    ready: dict[str, Any]
+    mountpoint: Path
+    environment: dict[str, str]
+    process: subprocess.Popen[str]
+    pids: list[int] = field(default_factory=list)
+
+    @property
+    def master(self) -> str:
+        return str(self.ready["master"]["address"])
+
+    def get_service_pids(self, name: str) -> list[int]:
+        """The pids of master, workers or fuse."""
+        return get_pids(self.ready[name])
+
+    def run_command(self, program: str, *arguments: str, timeout_s: float = 900) -> Any:
+        """What a command prints with --json; fails when it does."""
+        command = [str(PROGRAMS / program), *arguments, "--json"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        lines = done.stdout.strip().splitlines()
+        return json.loads(lines[-1]) if lines else None
+
+    def load(self, *arguments: str) -> Any:
+        """`cache load`, waited for."""
+        return self.run_command("cache", "load", *arguments)
+
+    def free(self, path: str = "/") -> None:
+        """Drop what is cached below a path."""
+        self.run_command("cache", "free", path)
+
+
+@contextmanager
+def start_stack(
+    directory: Path, mounts: Mapping[str, str], environment: Mapping[str, str], *arguments: str, home: str = "home"
+) -> Iterator[Stack]:
+    """`alluxio-like up` with the given mounts (path: URI), ready for use; stopped and unmounted afterwards."""
+    mountpoint = directory / "mnt"
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    command = [str(PROGRAMS / "alluxio-like"), "up", "--json", "--home", str(directory / home), "--fuse", str(mountpoint)]
+    for path, uri in mounts.items():
+        command += ["--mount", f"{path}={uri}"]
+    log = open(directory / f"{home}.log", "a")  # noqa: SIM115  closed below
+    env = {**os.environ, **environment}
+    process = subprocess.Popen([*command, *arguments], env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"up ended with {process.wait(10)}; see {log.name}")
+        ready = json.loads(line)
+        stack = Stack(ready, mountpoint, {**env, "ALLUXIO_LIKE_MASTER": ready["master"]["address"]}, process)
+        stack.pids = sorted(set(get_pids(ready)) - {process.pid})
+        yield stack
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()
+        log.close()
+
+
+@contextmanager
+def mount_rclone(directory: Path, server: S3Server, bucket: str) -> Iterator[Path]:
+    """`rclone mount --vfs-cache-mode full` of a bucket; its cache outlives the mount, below `directory`."""
+    mountpoint = directory / "rclone-mnt"
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "RCLONE_CONFIG": "/dev/null",
+        "RCLONE_CONFIG_S_TYPE": "s3",
+        "RCLONE_CONFIG_S_PROVIDER": "Ceph",
+        "RCLONE_CONFIG_S_ENDPOINT": server.endpoint,
+        "RCLONE_CONFIG_S_ACCESS_KEY_ID": server.access_key,
+        "RCLONE_CONFIG_S_SECRET_ACCESS_KEY": server.secret_key,
+    }
+    options = ["--vfs-cache-mode", "full", "--cache-dir", str(directory / "rclone-cache"), "--allow-other", "--read-only"]
+    options += ["--dir-cache-time", "1h", "--attr-timeout", "1h", "--no-modtime", "--vfs-read-ahead", "64M"]
+    command = [get_rclone(), "mount", f"s:{bucket}", str(mountpoint), *options]
+    with open(directory / "rclone.log", "a") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + READY_S
+        while not mountpoint.is_mount():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"rclone did not mount; see {directory / 'rclone.log'}")
+            time.sleep(0.05)
+        yield mountpoint
+    finally:
+        subprocess.run(["umount", "-l", str(mountpoint)], check=False, capture_output=True)
+        process.terminate()
+        process.wait(30)
+
+
+def get_rclone() -> str:
+    """The rclone program: that of the benchmarks' own packages, else the system's."""
+    beside = PROGRAMS / "rclone"
+    found = str(beside) if beside.exists() else shutil.which("rclone")
+    if not found:
+        raise RuntimeError("rclone is not installed: make setup brings it")
+    return found
+
+
+def run_baseline(*arguments: str, environment: Mapping[str, str] | None = None) -> dict[str, float]:
+    """What `python -m bench.baselines` measured."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.baselines", *arguments],
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def forget_pages(paths: Sequence[Path]) -> None:
+    """Drop what the kernel has cached of these files under this path (not of the files behind them)."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
