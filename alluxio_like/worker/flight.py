@@ -9,7 +9,7 @@ import enum
 from collections.abc import Callable
 
 from alluxio_like import errors
-from alluxio_like.cache.file import Role
+from alluxio_like.cache.file import CachedFile, Role
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import PAGE_BYTES, FileRef, JobId, PageRange
 from alluxio_like.worker.turns import Turn
@@ -33,6 +33,7 @@ class Flight:
     __slots__ = (
         "_ahead",
         "_waiters",
+        "cached",
         "error",
         "first",
         "held",
@@ -43,6 +44,7 @@ class Flight:
         "peers",
         "priority",
         "ref",
+        "refused",
         "requests",
         "role",
         "source",
@@ -54,7 +56,7 @@ class Flight:
     )
 
     def __init__(
-        self, ref: FileRef, pages: PageRange, priority: Priority, role: Role | None, peers: tuple[str, ...], job: JobId | None
+        self, ref: FileRef, pages: PageRange, priority: Priority, role: Role | None, peers: tuple[tuple[str, bool], ...], job: JobId | None
     ) -> None:
         self.ref = ref
         self.first = pages.first
@@ -64,12 +66,17 @@ class Flight:
         self.priority = priority
         self.role = role
         self.peers = peers
+        """Addresses to ask before the store, each with whether it may only answer from its cache."""
         self.job = job
         self.held: dict[int, memoryview] = {}
+        self.cached: CachedFile | None = None
+        """The cache file once one was written to; touched by the disk's threads."""
         self.state = State.QUEUED
         self.error: errors.AlluxioLikeError | None = None
         self.last_error: errors.AlluxioLikeError | None = None
         """Of the attempt before, while there are further ones: tells a waiter whose time is up what was wrong."""
+        self.refused = False
+        """The cache had no room, or its disk failed."""
         self.users = 0
         self.requests = 0
         """Requests to the store."""

@@ -1,0 +1,394 @@
+"""Brings pages to whoever wants them, fetching each missing page once, whoever wants it.
+
+Owns the flights and the plan (which pages are present, in flight, or to be fetched), what is fetched together, and a little memory of
+pages that nothing could keep. Does not fetch itself (pilot), decide what is kept (cluster view, admission, evictor) or speak gRPC.
+Rule of concurrency: one event loop; a plan is made without an await between looking and registering its flights.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from alluxio_like import errors
+from alluxio_like.cache.file import CachedFile, Role
+from alluxio_like.cache.store import CacheStore
+from alluxio_like.rpc.messages import Priority
+from alluxio_like.types import PAGE_BYTES, PAGES_PER_BLOCK, FileId, FileRef, JobId, PageRange, get_page_count
+from alluxio_like.worker.cluster import ClusterView
+from alluxio_like.worker.disk import DiskQueue
+from alluxio_like.worker.flight import Flight, State
+from alluxio_like.worker.pilot import Pilot, describe_wait
+from alluxio_like.worker.turns import Turns
+
+_THROUGH_PAGES = 4
+"""Pages of one fetch whose bytes stay in memory only: with the demand slots it bounds the memory for reading through."""
+_MEMORY_BYTES = 32 << 20
+"""Pages that nothing could keep, remembered for those who come right after. A guess."""
+_ABANDONED_S = 10.0
+"""How long a fetch under way that nobody waits for any more may go on filling the cache."""
+_TRIES = 4
+"""How often a page that vanished between its arrival and its reading (evicted, or found corrupt) is fetched again."""
+
+PeerChoice = tuple[tuple[str, bool], ...]
+Piece = tuple[int, int, "Flight | None"]
+_PageKey = tuple[FileId, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """Pages that are in the cache file; `cached` None: they cannot be kept, read them through."""
+
+    pages: PageRange
+    cached: CachedFile | None
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What a fetch for a load did: bytes that came and bytes that were there, requests to the store."""
+
+    fetched_bytes: int
+    present_bytes: int
+    requests: int
+
+
+class Fetcher:
+    """One per worker. `max_request_bytes` is the largest range asked of a store at once."""
+
+    def __init__(
+        self,
+        *,
+        store: CacheStore,
+        pilot: Pilot,
+        turns: Turns,
+        view: ClusterView,
+        reads: DiskQueue,
+        io_timeout_s: float,
+        max_request_bytes: int,
+    ) -> None:
+        self._store = store
+        self._pilot = pilot
+        self._turns = turns
+        self._view = view
+        self._reads = reads
+        # Answers before the caller's own deadline, which is io_timeout_s, so that the caller learns what was wrong.
+        self._wait_s = io_timeout_s * 0.9
+        self._max_pages = max(1, max_request_bytes // PAGE_BYTES)
+        self._flights: dict[FileId, dict[int, Flight]] = {}
+        self._memory: OrderedDict[_PageKey, memoryview] = OrderedDict()
+        self._memory_bytes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    # -- what services call ------------------------------------------------------------------------------------------------
+
+    async def read(
+        self, ref: FileRef, offset: int, length: int, *, priority: Priority, role: Role | None, peers: PeerChoice = ()
+    ) -> AsyncIterator[tuple[memoryview | bytes, str]]:
+        """Exactly bytes [offset, offset + length), a piece per page, each with its source: local, peer or store.
+
+        `role` None: what is missing is fetched but not kept. Raises Stale, Store*, TimedOut, DiskError.
+        """
+        step = (self._max_pages * 2 if role is not None else _THROUGH_PAGES) * PAGE_BYTES
+        end = offset + length
+        while offset < end:
+            # Windows end on multiples of their size, so that readers of one file share what is read through.
+            window_end = min(end, offset + step - offset % step)
+            pages = _get_pages(offset, window_end)
+            cached = await self.get_cached(ref, pages)
+            with self._plan(ref, pages, priority, role, peers, None, cached) as plan:
+                for first, stop, flight in plan:
+                    for page in range(first, stop):
+                        start = max(offset, page * PAGE_BYTES)
+                        stop_byte = min(window_end, (page + 1) * PAGE_BYTES)
+                        yield await self._read_page(ref, page, start, stop_byte, flight, priority, role)
+            offset = window_end
+
+    async def read_cached(self, ref: FileRef, offset: int, length: int) -> AsyncIterator[bytes]:
+        """The bytes of a range if all of its pages are here, verified. Raises NotFound, also when pages vanish meanwhile."""
+        pages = _get_pages(offset, offset + length)
+        cached = await self.get_cached(ref, pages)
+        if cached is None or cached.missing_pages(pages):
+            raise errors.NotFound("not cached here", subject=ref.key)
+        end = offset + length
+        while offset < end:
+            stop = min(end, offset - offset % PAGE_BYTES + PAGE_BYTES)
+            try:
+                yield await self._reads.submit(lambda a=offset, n=stop - offset: cached.read(a, n))  # type: ignore[misc]
+            except (errors.NoData, errors.Corrupt, errors.DiskError) as error:
+                raise errors.NotFound("no longer cached here", subject=ref.key) from error
+            offset = stop
+
+    async def fill(
+        self, ref: FileRef, pages: PageRange, *, priority: Priority, role: Role, peers: PeerChoice = ()
+    ) -> AsyncIterator[Landed]:
+        """Bring pages into the cache file; says which are there as they land. Ends after a `Landed` that cannot be kept."""
+        cached = await self.get_cached(ref, pages)
+        with self._plan(ref, pages, priority, role, peers, None, cached) as plan:
+            for first, stop, flight in plan:
+                if flight is None:
+                    yield Landed(PageRange(first, stop), self._lookup(ref))
+                    continue
+                while first < stop:
+                    try:
+                        await self._wait(flight, first)
+                    except errors.NoSpace:
+                        yield Landed(PageRange(first, stop), None)
+                        return
+                    landed = min(flight.landed, stop)
+                    kept = flight.cached or self._lookup(ref)
+                    if kept is None or any(page in flight.held for page in range(first, landed)):
+                        yield Landed(PageRange(first, stop), None)
+                        return
+                    yield Landed(PageRange(first, landed), kept)
+                    first = landed
+
+    async def bring(self, ref: FileRef, pages: PageRange, *, job: JobId, peers: PeerChoice = ()) -> Brought:
+        """Bring pages into the cache for a load, at a load's priority and without a bound on the wait for a turn.
+
+        Raises what stopped it; NoSpace when they cannot be kept.
+        """
+        fetched = requests = 0
+        for attempt in range(_TRIES):
+            cached = await self.get_cached(ref, pages)
+            present, kept = 0, True
+            with self._plan(ref, pages, Priority.LOAD, Role.HOME, peers, job, cached) as plan:
+                for first, stop, flight in plan:
+                    size = min(stop * PAGE_BYTES, ref.size) - first * PAGE_BYTES
+                    if flight is None:
+                        present += size
+                        continue
+                    await flight.wait_landed(stop - 1)
+                    if flight.refused:
+                        raise errors.NoSpace("the cache has no room for it", subject=ref.key)
+                    kept = kept and not flight.held
+                    fetched += size
+                    requests, flight.requests = requests + flight.requests, 0
+            if kept:
+                return Brought(fetched, present if attempt == 0 else 0, requests)
+            # It shared the fetch of a reader that keeps nothing.
+        raise errors.NoSpace("other readers' fetches keep passing it by", subject=ref.key)
+
+    async def get_cached(self, ref: FileRef, pages: PageRange) -> CachedFile | None:
+        """The cache file of this very content, if there is one; pages made suspect by a crash are verified first."""
+        cached = self._lookup(ref)
+        if cached is not None and cached.has_suspects(pages):
+            await self._reads.submit(lambda: cached.verify_suspects(pages))
+        return cached
+
+    def count_flights(self) -> int:
+        """Fetches that wait or are under way."""
+        return len(self._tasks)
+
+    async def close(self) -> None:
+        """Cancel what is under way; waiters get Unavailable."""
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- planning ----------------------------------------------------------------------------------------------------------
+
+    def _lookup(self, ref: FileRef) -> CachedFile | None:
+        cached = self._store.lookup(ref.file_id)
+        # Another fingerprint under the same id is another content (a namespace that was lost): create() drops it.
+        return cached if cached is not None and cached.fingerprint == ref.fingerprint else None
+
+    @contextmanager
+    def _plan(
+        self,
+        ref: FileRef,
+        pages: PageRange,
+        priority: Priority,
+        role: Role | None,
+        peers: PeerChoice,
+        job: JobId | None,
+        cached: CachedFile | None,
+    ) -> Iterator[list[Piece]]:
+        """How each page is come by, in order: (first, stop, flight), flight None for pages that are here. Joined until left."""
+        plan: list[Piece] = []
+        position = pages.first
+        # What is here by now counts, not what was when a caller looked.
+        cached = cached if cached is not None and not cached.removed else self._lookup(ref)
+        missing = cached.missing_pages(pages) if cached is not None else [pages] if len(pages) else []
+        for run in missing:
+            if position < run.first:
+                plan.append((position, run.first, None))
+            position = run.first
+            while position < run.stop:
+                piece = self._join_or_start(ref, PageRange(position, run.stop), priority, role, peers, job, cached)
+                plan.append(piece)
+                position = piece[1]
+        if position < pages.stop:
+            plan.append((position, pages.stop, None))
+        for _, _, flight in plan:
+            if flight is not None:
+                flight.join()
+        try:
+            yield plan
+        finally:
+            for _, _, flight in plan:
+                if flight is not None:
+                    flight.leave()
+
+    def _join_or_start(
+        self,
+        ref: FileRef,
+        pages: PageRange,
+        priority: Priority,
+        role: Role | None,
+        peers: PeerChoice,
+        job: JobId | None,
+        cached: CachedFile | None,
+    ) -> Piece:
+        """A flight for the first of `pages`, and for as many after it as it covers."""
+        flights = self._flights.setdefault(ref.file_id, {})
+        flight = flights.get(pages.first)
+        if flight is not None and flight.ref.fingerprint == ref.fingerprint:
+            if priority < flight.priority:
+                flight.priority = priority
+                if flight.turn is not None:
+                    self._turns.raise_priority(flight.turn, priority)
+            return pages.first, min(pages.stop, flight.stop), flight
+        if job is None and _get_key(ref, pages.first) in self._memory:
+            return pages.first, pages.first + 1, None
+        stop = self._choose_stop(ref, pages, role, cached)
+        limit = next((page for page in range(pages.first + 1, stop) if page in flights), stop)
+        flight = Flight(ref, PageRange(pages.first, limit), priority, role, peers, job)
+        flight.on_abandoned = self._abandon
+        for page in range(flight.first, flight.stop):
+            flights[page] = flight
+        flight.task = asyncio.create_task(self._fly(flight), name=f"fetch {ref.inode}/{flight.first}")
+        self._tasks.add(flight.task)
+        flight.task.add_done_callback(self._tasks.discard)
+        return flight.first, min(pages.stop, flight.stop), flight
+
+    def _choose_stop(self, ref: FileRef, pages: PageRange, role: Role | None, cached: CachedFile | None) -> int:
+        """Where a new flight ends.
+
+        At most one request's worth, within a block where blocks have homes of their own. A reader at the start of a file that fits
+        one request gets all of it (one GET for each such file); elsewhere somebody who waits gets exactly the pages asked for.
+        """
+        most = self._max_pages if role is not None else _THROUGH_PAGES
+        stop = min(pages.stop, pages.first + most)
+        count = get_page_count(ref.size)
+        if pages.first == 0 and count <= most:
+            whole = cached.missing_pages(PageRange(0, count)) if cached is not None else [PageRange(0, count)]
+            stop = max(stop, whole[0].stop) if whole and whole[0].first == 0 else stop
+        if self._view.is_block_placed(ref):
+            stop = min(stop, pages.first - pages.first % PAGES_PER_BLOCK + PAGES_PER_BLOCK)
+        return stop
+
+    # -- flying and waiting ------------------------------------------------------------------------------------------------
+
+    async def _fly(self, flight: Flight) -> None:
+        error: errors.AlluxioLikeError | None = None
+        try:
+            await self._pilot.fly(flight)
+        except errors.AlluxioLikeError as failure:
+            error = failure
+        except asyncio.CancelledError:
+            error = errors.Unavailable("the worker stops") if self._closing else errors.Cancelled("nobody waits any more")
+        except Exception as failure:  # noqa: BLE001 (a defect must not leave its waiters waiting)
+            error = errors.Internal(f"{type(failure).__name__}: {failure}", subject=flight.ref.key)
+        finally:
+            self._retire(flight)
+            flight.end(error)
+
+    def _retire(self, flight: Flight) -> None:
+        """Take a flight off the map; from now on its pages are present, remembered, or fetched anew."""
+        for page, held in flight.held.items():
+            self._remember(_get_key(flight.ref, page), held)
+        flights = self._flights.get(flight.ref.file_id)
+        if flights is None:
+            return
+        for page in range(flight.first, flight.stop):
+            if flights.get(page) is flight:
+                del flights[page]
+        if not flights:
+            del self._flights[flight.ref.file_id]
+
+    def _abandon(self, flight: Flight) -> None:
+        """Nobody waits for it any more: stop it if it has not begun or keeps nothing, else let it fill the cache for a while."""
+        task = flight.task
+        if task is None:
+            return
+        if flight.state is State.QUEUED or flight.role is None or flight.last_error is not None:
+            # Off the map at once: who comes now starts another one instead of sharing its end.
+            self._retire(flight)
+            task.cancel()
+            return
+        asyncio.get_running_loop().call_later(_ABANDONED_S, self._cancel_abandoned, flight)
+
+    @staticmethod
+    def _cancel_abandoned(flight: Flight) -> None:
+        if flight.users == 0 and flight.task is not None:
+            flight.task.cancel()
+
+    async def _wait(self, flight: Flight, page: int) -> None:
+        """Wait for a page, within the time that a read may take."""
+        if page < flight.landed:
+            return
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await flight.wait_landed(page)
+        except TimeoutError:
+            raise describe_wait(flight, self._wait_s) from None
+
+    async def _read_page(
+        self, ref: FileRef, page: int, start: int, stop: int, flight: Flight | None, priority: Priority, role: Role | None
+    ) -> tuple[memoryview | bytes, str]:
+        """Bytes [start, stop) of one page, from wherever they are by now."""
+        base = page * PAGE_BYTES
+        source = "local"
+        for _ in range(_TRIES):
+            if flight is not None:
+                try:
+                    await self._wait(flight, page)
+                except errors.NoSpace:
+                    # A load's fetch found no room; a reader needs none.
+                    role = None
+                    flight = await self._refetch(ref, page, priority, role)
+                    continue
+                source = flight.source
+                held = flight.held.get(page)
+                if held is not None:
+                    return held[start - base : stop - base], source
+            remembered = self._memory.get(_get_key(ref, page))
+            if remembered is not None:
+                return remembered[start - base : stop - base], source
+            cached = (flight.cached if flight is not None else None) or self._lookup(ref)
+            if cached is not None:
+                try:
+                    return await self._reads.submit(lambda file=cached: file.read(start, stop - start)), source  # type: ignore[misc]
+                except (errors.NoData, errors.Corrupt, errors.NotFound, errors.DiskError):
+                    pass  # evicted, dropped as corrupt, or its disk failed: fetch the page again
+            flight = await self._refetch(ref, page, priority, role)
+        raise errors.DiskError("the page vanished again and again after it was fetched", subject=ref.key)
+
+    async def _refetch(self, ref: FileRef, page: int, priority: Priority, role: Role | None) -> Flight | None:
+        """Fetch one page again and wait for it; None: it is present after all."""
+        with self._plan(ref, PageRange(page, page + 1), priority, role, (), None, None) as plan:
+            flight = plan[0][2]
+            if flight is not None:
+                await self._wait(flight, page)
+            return flight
+
+    def _remember(self, key: _PageKey, held: memoryview) -> None:
+        old = self._memory.pop(key, None)
+        self._memory_bytes += len(held) - (len(old) if old is not None else 0)
+        self._memory[key] = held
+        while self._memory_bytes > _MEMORY_BYTES:
+            _, dropped = self._memory.popitem(last=False)
+            self._memory_bytes -= len(dropped)
+
+
+def _get_key(ref: FileRef, page: int) -> _PageKey:
+    return ref.file_id, ref.fingerprint.token, page
+
+
+def _get_pages(start: int, stop: int) -> PageRange:
+    """The pages that bytes [start, stop) touch."""
+    return PageRange(start // PAGE_BYTES, -(-stop // PAGE_BYTES))

@@ -1,0 +1,253 @@
+"""Flies one flight: asks the sources one after the other, repeats what may succeed, puts pages where they belong.
+
+Owns how a fetch is done: peers before the store, turns, stalls, retries, the hand-over to the disk. Does not own which fetches there
+are. Rule of concurrency: `fly` runs as one task per flight on the event loop; cache files are touched in the disk queue's threads.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+
+import tenacity
+
+from alluxio_like import errors
+from alluxio_like.cache.file import CachedFile
+from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.messages import Priority
+from alluxio_like.types import PAGE_BYTES
+from alluxio_like.ufs.api import Ufs
+from alluxio_like.worker.cluster import ClusterView
+from alluxio_like.worker.disk import DiskQueue
+from alluxio_like.worker.evictor import Evictor
+from alluxio_like.worker.flight import Assembler, Flight, State
+from alluxio_like.worker.peers import Peers
+from alluxio_like.worker.stores import Stores
+from alluxio_like.worker.turns import Turns
+
+_WRITES_AHEAD = 3
+"""Runs of pages of one flight that may wait for the disk: bounds memory while the disk is slower than the source."""
+_PEER_FLIGHTS = 16
+"""Fetches from other workers at once, apart from the stores' slots, so that two workers never wait for each other's. A guess."""
+_MAX_ATTEMPTS = 8
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 3.0
+"""Pauses between attempts are random below a bound that doubles from the first to the longest. Guesses."""
+
+_Write = tuple[int, int, memoryview, "asyncio.Future[CachedFile]"]
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether the same fetch may succeed when it is repeated."""
+    return errors.get_disposition(error).retryable
+
+
+class Pilot:
+    """Runs flights; one per worker."""
+
+    def __init__(
+        self,
+        *,
+        stores: Stores,
+        peers: Peers,
+        view: ClusterView,
+        evictor: Evictor,
+        turns: Turns,
+        disk: DiskQueue,
+        metrics: Metrics,
+        io_timeout_s: float,
+    ) -> None:
+        self._stores = stores
+        self._peers = peers
+        self._view = view
+        self._evictor = evictor
+        self._turns = turns
+        self._disk = disk
+        self._metrics = metrics
+        self._peer_slots = asyncio.Semaphore(_PEER_FLIGHTS)
+        # A request that delivers nothing for so long is given up, in time for two more tries.
+        self._stall_s = io_timeout_s / 4
+        self._budget_s = io_timeout_s * 0.8
+
+    async def fly(self, flight: Flight) -> None:
+        """Land every page of a flight. Raises what stopped it."""
+        if flight.peers:
+            await self._ask_peers(flight)
+        if flight.landed >= flight.stop:
+            return
+        try:
+            await self._ask_store(flight)
+            return
+        except errors.AlluxioLikeError as error:
+            if not (is_retryable(error) or self._may_renew(flight, error)):
+                raise
+            flight.last_error = error
+        await self._ask_again(flight)
+
+    async def _ask_again(self, flight: Flight) -> None:
+        """Repeat with growing random pauses while the error may pass."""
+        retrying = tenacity.AsyncRetrying(
+            wait=tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
+            stop=tenacity.stop_after_delay(self._budget_s) | tenacity.stop_after_attempt(_MAX_ATTEMPTS),
+            retry=tenacity.retry_if_exception(is_retryable),
+            reraise=True,
+        )
+        await asyncio.sleep(_FIRST_PAUSE_S * (0.5 + 0.5 * (flight.ref.inode % 64) / 64))
+        async for attempt in retrying:
+            with attempt:
+                try:
+                    await self._ask_store(flight)
+                except errors.AlluxioLikeError as error:
+                    flight.last_error = error
+                    raise
+
+    def _may_renew(self, flight: Flight, error: errors.AlluxioLikeError) -> bool:
+        """Refused credentials may have been replaced at the master since the store was opened."""
+        return isinstance(error, errors.StoreDenied) and self._stores.renew(flight.ref.mount_id)
+
+    async def _ask_peers(self, flight: Flight) -> None:
+        """Land what other workers have. Their failures are no failures of the flight: the store is still to be asked."""
+        for address, cached_only in flight.peers:
+            offset, length = self._get_rest(flight)
+            flight.source = "peer"
+            try:
+                async with self._peer_slots:
+                    flight.state = State.RUNNING
+                    chunks = self._peers.read(
+                        address, flight.ref, offset, length, priority=flight.priority, cached_only=cached_only
+                    )
+                    await self._receive(flight, chunks, believe=True)
+                self._metrics.peer_bytes.inc(length)
+                if cached_only:
+                    self._view.note_probe(found=True)
+                return
+            except (errors.Stale, errors.NoSpace):
+                raise
+            except errors.AlluxioLikeError as error:
+                flight.last_error = error
+                if cached_only:
+                    self._view.note_probe(found=False)
+            if flight.landed >= flight.stop:
+                return
+
+    async def _ask_store(self, flight: Flight) -> None:
+        """One request to the store for what has not landed yet."""
+        ufs = self._stores.lookup_ufs(flight.ref.mount_id) or await self._stores.get_ufs(flight.ref.mount_id)
+        turn = flight.turn = self._turns.make_turn(flight.priority, ufs.bucket)
+        await self._turns.take(turn)
+        label = self._stores.get_label(flight.ref.mount_id)
+        started = self._turns.monotonic()
+        try:
+            flight.state = State.RUNNING
+            flight.source = "store"
+            flight.requests += 1
+            offset, length = self._get_rest(flight)
+            await self._receive(flight, ufs.read(flight.ref.key, flight.ref.fingerprint, offset, length), ufs.checks_first)
+            self._metrics.store_bytes.labels(label).inc(length)
+        except errors.StoreError as error:
+            self._metrics.store_errors.labels("GET", label, error.code).inc()
+            if isinstance(error, errors.StoreThrottled):
+                self._note_throttle(ufs)
+            raise
+        finally:
+            self._turns.give_back(turn)
+            flight.turn = None
+            self._metrics.store_latency.labels("GET").observe(self._turns.monotonic() - started)
+
+    def _note_throttle(self, ufs: Ufs) -> None:
+        self._turns.note_throttle(ufs.bucket)
+        self._metrics.store_throttles.labels(ufs.bucket).inc()
+
+    def _get_rest(self, flight: Flight) -> tuple[int, int]:
+        """Offset and length of what has not landed."""
+        offset = flight.landed * PAGE_BYTES
+        return offset, min(flight.stop * PAGE_BYTES, flight.ref.size) - offset
+
+    async def _receive(self, flight: Flight, chunks: AsyncIterator[memoryview], believe: bool) -> None:
+        """Land what a source sends. `believe` False: nothing lands before the source has ended well."""
+        assembler = Assembler(flight.landed, flight.stop, flight.ref.size)
+        writes: deque[_Write] = deque()
+        unbelieved: list[tuple[int, memoryview]] = []
+        loop = asyncio.get_running_loop()
+        try:
+            try:
+                async with asyncio.timeout(self._stall_s) as guard:
+                    async for chunk in chunks:
+                        # The time that the disk takes is not the source's.
+                        guard.reschedule(None)
+                        for first, data in assembler.feed(chunk):
+                            if believe:
+                                await self._put(flight, first, data, writes)
+                            else:
+                                unbelieved.append((first, data))
+                        guard.reschedule(loop.time() + self._stall_s)
+            except TimeoutError:
+                message = f"no byte came for {self._stall_s:.1f} s"
+                raise errors.StoreUnavailable(message, subject=flight.ref.key) from None
+            finally:
+                if (close := getattr(chunks, "aclose", None)) is not None:
+                    await close()
+            assembler.finish()
+            if flight.turn is not None:
+                # The store has done its part: the next request may go while the disk works.
+                self._turns.give_back(flight.turn)
+            for first, data in unbelieved:
+                await self._put(flight, first, data, writes)
+        finally:
+            while writes:
+                await self._settle(flight, writes.popleft())
+
+    async def _put(self, flight: Flight, first: int, data: memoryview, writes: deque[_Write]) -> None:
+        """Land whole pages: in the cache file where one may be kept, else in memory."""
+        count = -(-len(data) // PAGE_BYTES)
+        while len(writes) >= _WRITES_AHEAD:
+            await self._settle(flight, writes.popleft())
+        if flight.role is None:
+            self._hold(flight, first, data)
+            flight.land(first, count)
+            return
+        writes.append((first, count, data, self._disk.submit(lambda: self._write(flight, first, data))))
+
+    def _write(self, flight: Flight, first: int, data: memoryview) -> CachedFile:
+        """In a disk thread: make the cache file if need be, and write."""
+        cached = flight.cached
+        for _ in range(3):
+            if cached is None or cached.removed:
+                assert flight.role is not None
+                cached = flight.cached = self._evictor.create(flight.ref, flight.role, job=flight.job)
+            try:
+                cached.write_pages(first, data)
+                return cached
+            except errors.NotFound:
+                cached = None  # evicted or freed just now: once more into a new file
+        raise errors.NoSpace("the cache file was removed again and again", subject=flight.ref.key)
+
+    async def _settle(self, flight: Flight, write: _Write) -> None:
+        """Wait for one write and land its pages, in memory if the disk refused them. Nothing is lost when this is cancelled."""
+        first, count, data, written = write
+        try:
+            cached = await asyncio.shield(written)
+        except (errors.NoSpace, errors.DiskError) as error:
+            flight.last_error = error
+            flight.refused = True
+            if flight.priority is Priority.LOAD:
+                # Only loads want it, and they want it on the disk.
+                raise
+            flight.role = None
+            self._hold(flight, first, data)
+        else:
+            if flight.job is not None:
+                self._evictor.record_loaded(cached, flight.job)
+        flight.land(first, count)
+
+    @staticmethod
+    def _hold(flight: Flight, first: int, data: memoryview) -> None:
+        for n in range(-(-len(data) // PAGE_BYTES)):
+            flight.held[first + n] = data[n * PAGE_BYTES : (n + 1) * PAGE_BYTES]
+
+
+def describe_wait(flight: Flight, waited_s: float) -> errors.AlluxioLikeError:
+    """What to tell somebody whose time is up: what went wrong so far, else that nothing came."""
+    if flight.last_error is not None:
+        error = flight.last_error
+        return type(error)(error.message, subject=error.subject)
+    return errors.TimedOut(f"not fetched within {waited_s:.0f} s", subject=flight.ref.key)
