@@ -1,13 +1,129 @@
-"""Channels to our services. See open_channel."""
+"""Channels to our services, and how calls are made on them.
 
+Owns connection options, TLS, the metadata of every call (request id, token), deadlines, and the repeating of calls whose service
+cannot be reached. Stubs build on it. Rule of concurrency: a channel belongs to the event loop, and so
+to the process, that made it.
+"""
+
+import itertools
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import grpc
 import grpc.aio
+import tenacity
 
+from alluxio_like import logs
 from alluxio_like.config import TlsConfig
+from alluxio_like.errors import ConfigError, Unavailable
+from alluxio_like.metrics import split_address
+from alluxio_like.rpc import status
+from alluxio_like.rpc.auth import TOKEN_KEY
+
+REQUEST_ID_KEY = "x-request-id"
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""Larger than any message we make (a heartbeat after a long silence is the largest)."""
+
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Retries are ours, with the caller's deadline in view.
+    ("grpc.enable_retries", 0),
+    # Services of a cluster are never behind the HTTP proxy that the environment names for the rest of the world.
+    ("grpc.enable_http_proxy", 0),
+    # A peer that vanished without closing is noticed within 15 s while calls are under way.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A service that is back is found within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+
+_wait = tenacity.wait_random_exponential(multiplier=0.05, max=1.0)
 
 
-def open_channel(address: str, *, tls: TlsConfig | None = None, token: str = "") -> grpc.aio.Channel:
+class RpcChannel:
+    """A connection to one service, made when first used."""
+
+    def __init__(self, channel: grpc.aio.Channel, address: str, token: str) -> None:
+        self.grpc_channel = channel
+        self.address = address
+        self._token = token
+        self._id_prefix = secrets.token_hex(4)
+        self._ids = itertools.count(1)
+
+    async def close(self) -> None:
+        """Cancel what is under way and disconnect. May be called twice."""
+        await self.grpc_channel.close()
+
+    def make_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Of one call: the id of the request that is being served, or a new one; and the token."""
+        request = logs.request_id.get() or f"{self._id_prefix}-{next(self._ids):x}"
+        if self._token:
+            return ((REQUEST_ID_KEY, request), (TOKEN_KEY, self._token))
+        return ((REQUEST_ID_KEY, request),)
+
+
+def open_channel(address: str, *, tls: TlsConfig | None = None, token: str = "") -> RpcChannel:
     """A channel to host:port, connected when first used; close it with `await channel.close()`.
 
-    `tls.ca` set: TLS, checked against that CA. `token`: the cluster's, sent with every call.
+    `tls.ca` set: TLS, checked against that CA. `token`: the cluster's, sent with every call. Raises ConfigError for an
+    address that is none and a CA that cannot be read.
     """
-    raise NotImplementedError
+    split_address(address)
+    if tls is not None and tls.ca is not None:
+        try:
+            credentials = grpc.ssl_channel_credentials(root_certificates=tls.ca.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"cannot read the CA {tls.ca}: {error.strerror}", subject=str(tls.ca)) from error
+        return RpcChannel(grpc.aio.secure_channel(address, credentials, OPTIONS), address, token)
+    return RpcChannel(grpc.aio.insecure_channel(address, OPTIONS), address, token)
+
+
+async def call_unary(channel: RpcChannel, service: str, rpc: Any, request: Any, timeout_s: float, *, repeat: bool = True) -> Any:
+    """One call and its reply, within `timeout_s` (0: no limit).
+
+    With `repeat` it is made again, with pauses, while the service cannot be reached. `request` may be a function that makes the
+    request (a fresh stream for each try). Raises errors of the tree.
+    """
+    stop_at = time.monotonic() + timeout_s if timeout_s else None
+    metadata = channel.make_metadata()
+
+    async def call_once() -> Any:
+        timeout = None if stop_at is None else max(stop_at - time.monotonic(), 0.001)
+        try:
+            return await rpc(request() if callable(request) else request, timeout=timeout, metadata=metadata)
+        except grpc.aio.AioRpcError as failure:
+            raise status.to_error(failure, f"the {service} at {channel.address}") from None
+
+    try:
+        return await call_once()
+    except Unavailable:
+        if not repeat:
+            raise
+    stop: Any = tenacity.stop_never if stop_at is None else tenacity.stop_before_delay(max(stop_at - time.monotonic(), 0))
+    async for attempt in tenacity.AsyncRetrying(
+        stop=stop, wait=_wait, retry=tenacity.retry_if_exception_type(Unavailable), reraise=True
+    ):
+        with attempt:
+            return await call_once()
+    raise AssertionError("unreachable")
+
+
+async def call_stream(
+    channel: RpcChannel, service: str, rpc: Any, request: Any, timeout_s: float, convert: Callable[[Any], Any] | None
+) -> AsyncGenerator[Any]:
+    """One call and its replies, each through `convert`; not repeated. Closing the generator early cancels the call."""
+    call = rpc(request, timeout=timeout_s or None, metadata=channel.make_metadata())
+    try:
+        async for reply in call:
+            yield reply if convert is None else convert(reply)
+    except grpc.aio.AioRpcError as failure:
+        raise status.to_error(failure, f"the {service} at {channel.address}") from None
+    finally:
+        call.cancel()

@@ -6,7 +6,7 @@ becomes Internal. Rule of concurrency: every call runs as a task of the server's
 has gone or its deadline has passed (`rpc.context.get_remaining_s` tells how long it has).
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, Protocol
 
 import grpc.aio
@@ -32,6 +32,7 @@ from alluxio_like.rpc.messages import (
     Report,
     SyncResult,
 )
+from alluxio_like.rpc.streams import closing
 from alluxio_like.rpc.v1 import common_pb2, master_pb2, master_pb2_grpc
 from alluxio_like.types import Cluster, FileId, InodeId, JobId, MountId, Worker, WorkerId, to_str
 
@@ -272,9 +273,11 @@ class _Cache:
         jobs = await self._handler.list_jobs()
         return master_pb2.ListJobsReply(jobs=[convert.job(one) for one in jobs])
 
-    async def WatchJob(self, request: master_pb2.GetJobRequest, _: Any) -> AsyncIterator[master_pb2.Job]:
-        async for one in self._handler.watch_job(JobId(request.job_id)):
-            yield convert.job(one)
+    async def WatchJob(self, request: master_pb2.GetJobRequest, _: Any) -> AsyncGenerator[master_pb2.Job]:
+        states = self._handler.watch_job(JobId(request.job_id))
+        async with closing(states):
+            async for one in states:
+                yield convert.job(one)
 
     async def CancelJob(self, request: master_pb2.CancelJobRequest, _: Any) -> master_pb2.Job:
         return convert.job(await self._handler.cancel_job(request.operation_id, JobId(request.job_id)))

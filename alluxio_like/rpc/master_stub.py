@@ -5,10 +5,13 @@ idempotent or carries an operation id. Errors are those of the tree (rpc/status.
 concurrency: used on the channel's event loop; any number of calls at once.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+import itertools
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+from typing import Any
 
-import grpc.aio
-
+from alluxio_like.rpc import convert
+from alluxio_like.rpc.channel import RpcChannel, call_stream, call_unary
 from alluxio_like.rpc.messages import (
     BlockDelta,
     BlockLocation,
@@ -29,7 +32,15 @@ from alluxio_like.rpc.messages import (
     Report,
     SyncResult,
 )
-from alluxio_like.types import Cluster, FileId, InodeId, JobId, MountId, Worker, WorkerId
+from alluxio_like.rpc.v1 import master_pb2, master_pb2_grpc
+from alluxio_like.types import Cluster, FileId, InodeId, JobId, MountId, Worker, WorkerId, to_bytes
+
+_PATHS_PER_MESSAGE = 1000
+
+
+def make_operation_id() -> str:
+    """An id for one mutating call, the same in all its repeats."""
+    return uuid.uuid4().hex
 
 
 class MasterStub:
@@ -38,23 +49,44 @@ class MasterStub:
     The four services in one: names are those of the handlers in master_servicer. `set_pinned` and `free` are the cache's.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, *, timeout_s: float = 30.0) -> None:
-        raise NotImplementedError
+    def __init__(self, channel: RpcChannel, *, timeout_s: float = 30.0) -> None:
+        make: Any = master_pb2_grpc
+        self._channel = channel
+        self._timeout_s = timeout_s
+        self._namespace = make.NamespaceStub(channel.grpc_channel)
+        self._mounts = make.MountsStub(channel.grpc_channel)
+        self._workers = make.WorkersStub(channel.grpc_channel)
+        self._cache = make.CacheStub(channel.grpc_channel)
+
+    async def _call(self, rpc: Any, request: Any, timeout_s: float | None, *, repeat: bool = True) -> Any:
+        timeout = self._timeout_s if timeout_s is None else timeout_s
+        return await call_unary(self._channel, "master", rpc, request, timeout, repeat=repeat)
 
     async def lookup(self, parent: InodeId, name: str, *, timeout_s: float | None = None) -> LookupResult:
-        raise NotImplementedError
+        request = master_pb2.LookupRequest(parent=parent, name=to_bytes(name))
+        reply = await self._call(self._namespace.Lookup, request, timeout_s)
+        return convert.to_lookup_result(reply)
 
     async def lookup_many(self, lookups: Sequence[tuple[InodeId, str]], *, timeout_s: float | None = None) -> list[LookupResult]:
-        raise NotImplementedError
+        requests = [master_pb2.LookupRequest(parent=parent, name=to_bytes(name)) for parent, name in lookups]
+        request = master_pb2.LookupManyRequest(lookups=requests)
+        reply = await self._call(self._namespace.LookupMany, request, timeout_s)
+        return [convert.to_lookup_result(one) for one in reply.replies]
 
     async def resolve_path(self, path: str, *, sync: bool = False, timeout_s: float | None = None) -> LookupResult:
-        raise NotImplementedError
+        request = master_pb2.ResolvePathRequest(path=to_bytes(path), sync=sync)
+        reply = await self._call(self._namespace.ResolvePath, request, timeout_s)
+        return convert.to_lookup_result(reply)
 
     async def get_entry(self, inode: InodeId, *, timeout_s: float | None = None) -> LookupResult:
-        raise NotImplementedError
+        request = master_pb2.GetEntryRequest(inode=inode)
+        reply = await self._call(self._namespace.GetEntry, request, timeout_s)
+        return convert.to_lookup_result(reply)
 
     async def list_dir(self, inode: InodeId, cursor: bytes = b"", limit: int = 0, *, timeout_s: float | None = None) -> DirPage:
-        raise NotImplementedError
+        request = master_pb2.ListDirRequest(inode=inode, cursor=cursor, limit=limit)
+        reply = await self._call(self._namespace.ListDir, request, timeout_s)
+        return convert.to_dir_page(reply)
 
     async def sync(
         self,
@@ -64,28 +96,44 @@ class MasterStub:
         recursive: bool = False,
         timeout_s: float | None = None,
     ) -> SyncResult:
-        raise NotImplementedError
+        request = master_pb2.SyncRequest(path=to_bytes(path or ""), inode=inode or 0, recursive=recursive)
+        reply = await self._call(self._namespace.Sync, request, timeout_s)
+        return SyncResult(reply.directories, reply.added, reply.removed, reply.replaced)
 
     async def stat_fs(self, *, timeout_s: float | None = None) -> FsTotals:
-        raise NotImplementedError
+        request = master_pb2.StatFsRequest()
+        reply = await self._call(self._namespace.StatFs, request, timeout_s)
+        return convert.to_fs_totals(reply)
 
     async def mount(self, spec: MountSpec, *, operation_id: str = "", timeout_s: float | None = None) -> MountInfo:
         """An empty operation id is made up; repeats within the call keep it."""
-        raise NotImplementedError
+        request = convert.mount_request(operation_id or make_operation_id(), spec)
+        reply = await self._call(self._mounts.Mount, request, timeout_s)
+        return convert.to_mount_info(reply.mount)
 
     async def unmount(self, path: str, *, operation_id: str = "", timeout_s: float | None = None) -> None:
-        raise NotImplementedError
+        await self._call(
+            self._mounts.Unmount,
+            master_pb2.UnmountRequest(operation_id=operation_id or make_operation_id(), path=to_bytes(path)),
+            timeout_s,
+        )
 
     async def list_mounts(self, *, timeout_s: float | None = None) -> list[MountInfo]:
-        raise NotImplementedError
+        request = master_pb2.ListMountsRequest()
+        reply = await self._call(self._mounts.ListMounts, request, timeout_s)
+        return [convert.to_mount_info(one) for one in reply.mounts]
 
     async def get_mount_secrets(self, mount_id: MountId, *, timeout_s: float | None = None) -> MountSecrets:
-        raise NotImplementedError
+        request = master_pb2.GetMountSecretsRequest(mount_id=mount_id)
+        reply = await self._call(self._mounts.GetMountSecrets, request, timeout_s)
+        return MountSecrets(convert.to_mount_info(reply.mount), dict(reply.secrets))
 
     async def register(
         self, worker: Worker, cluster_id: str, session_id: str, *, timeout_s: float | None = None
     ) -> RegisterResult:
-        raise NotImplementedError
+        request = master_pb2.RegisterRequest(worker=convert.worker_info(worker), cluster_id=cluster_id, session_id=session_id)
+        reply = await self._call(self._workers.Register, request, timeout_s)
+        return RegisterResult(reply.cluster_id, convert.to_cluster(reply.cluster))
 
     async def report_blocks(
         self,
@@ -96,50 +144,93 @@ class MasterStub:
         timeout_s: float | None = None,
     ) -> None:
         """A full report; not repeated by itself, since the chunks are gone."""
-        raise NotImplementedError
+
+        async def messages() -> AsyncIterator[master_pb2.BlockReport]:
+            # At least one, which says whose report it is, also when it is empty.
+            yield master_pb2.BlockReport(worker_id=worker_id, session_id=session_id)
+            async for chunk in chunks:
+                blocks = [convert.block_delta(delta) for delta in chunk]
+                yield master_pb2.BlockReport(worker_id=worker_id, session_id=session_id, blocks=blocks)
+
+        await self._call(self._workers.ReportBlocks, messages(), timeout_s, repeat=False)
 
     async def heartbeat(self, heartbeat: Heartbeat, *, timeout_s: float | None = None) -> HeartbeatResult:
-        raise NotImplementedError
+        request = convert.heartbeat_request(heartbeat)
+        reply = await self._call(self._workers.Heartbeat, request, timeout_s)
+        return convert.to_heartbeat_result(reply)
 
     async def leave(self, worker_id: WorkerId, session_id: str, *, timeout_s: float | None = None) -> None:
-        raise NotImplementedError
+        await self._call(self._workers.Leave, master_pb2.LeaveRequest(worker_id=worker_id, session_id=session_id), timeout_s)
 
     async def get_cluster(self, *, timeout_s: float | None = None) -> Cluster:
-        raise NotImplementedError
+        request = master_pb2.GetClusterRequest()
+        reply = await self._call(self._workers.GetCluster, request, timeout_s)
+        return convert.to_cluster(reply)
 
     async def locate(self, files: Sequence[FileId], *, timeout_s: float | None = None) -> list[tuple[BlockLocation, ...]]:
-        raise NotImplementedError
+        request = master_pb2.LocateRequest(files=[convert.file_id(file) for file in files])
+        reply = await self._call(self._workers.Locate, request, timeout_s)
+        return [convert.to_locations(one) for one in reply.files]
 
     async def submit_load(
         self, spec: LoadSpec, paths: Iterable[str], *, operation_id: str = "", timeout_s: float | None = None
     ) -> JobId:
         """`paths` may be long; it is sent in pieces. Repeated only if it is a sequence."""
-        raise NotImplementedError
+        operation = operation_id or make_operation_id()
+
+        async def messages() -> AsyncIterator[master_pb2.SubmitLoadRequest]:
+            yield master_pb2.SubmitLoadRequest(operation_id=operation, spec=convert.load_spec(spec))
+            rest = iter(paths)
+            while piece := [to_bytes(path) for path in itertools.islice(rest, _PATHS_PER_MESSAGE)]:
+                yield master_pb2.SubmitLoadRequest(paths=piece)
+
+        repeat = isinstance(paths, Sequence)
+        request = messages if repeat else messages()
+        reply = await self._call(self._cache.SubmitLoad, request, timeout_s, repeat=repeat)
+        return JobId(reply.job_id)
 
     async def get_job(self, job_id: JobId, *, timeout_s: float | None = None) -> Job:
-        raise NotImplementedError
+        request = master_pb2.GetJobRequest(job_id=job_id)
+        reply = await self._call(self._cache.GetJob, request, timeout_s)
+        return convert.to_job(reply)
 
     async def list_jobs(self, *, timeout_s: float | None = None) -> list[Job]:
-        raise NotImplementedError
+        request = master_pb2.ListJobsRequest()
+        reply = await self._call(self._cache.ListJobs, request, timeout_s)
+        return [convert.to_job(one) for one in reply.jobs]
 
-    def watch_job(self, job_id: JobId, *, timeout_s: float | None = None) -> AsyncIterator[Job]:
+    def watch_job(self, job_id: JobId, *, timeout_s: float | None = None) -> AsyncGenerator[Job]:
         """States until the job has ended. No deadline unless one is given; a broken stream raises Unavailable."""
-        raise NotImplementedError
+        request = master_pb2.GetJobRequest(job_id=job_id)
+        return call_stream(self._channel, "master", self._cache.WatchJob, request, timeout_s or 0, convert.to_job)
 
     async def cancel_job(self, job_id: JobId, *, operation_id: str = "", timeout_s: float | None = None) -> Job:
-        raise NotImplementedError
+        request = master_pb2.CancelJobRequest(operation_id=operation_id or make_operation_id(), job_id=job_id)
+        reply = await self._call(self._cache.CancelJob, request, timeout_s)
+        return convert.to_job(reply)
 
     async def list_job_problems(self, job_id: JobId, cursor: int = 0, *, timeout_s: float | None = None) -> ProblemPage:
-        raise NotImplementedError
+        request = master_pb2.ListJobProblemsRequest(job_id=job_id, cursor=cursor)
+        reply = await self._call(self._cache.ListJobProblems, request, timeout_s)
+        return ProblemPage(tuple(convert.to_job_problem(one) for one in reply.problems), reply.next_cursor)
 
     async def get_cache_status(self, path: str, *, timeout_s: float | None = None) -> CacheStatus:
-        raise NotImplementedError
+        request = master_pb2.CacheStatusRequest(path=to_bytes(path))
+        reply = await self._call(self._cache.GetCacheStatus, request, timeout_s)
+        return convert.to_cache_status(reply)
 
     async def free(self, path: str, *, force: bool = False, operation_id: str = "", timeout_s: float | None = None) -> FreeResult:
-        raise NotImplementedError
+        request = master_pb2.FreeRequest(operation_id=operation_id or make_operation_id(), path=to_bytes(path), force=force)
+        reply = await self._call(self._cache.Free, request, timeout_s)
+        return convert.to_free_result(reply)
 
     async def set_pinned(self, path: str, *, pinned: bool, operation_id: str = "", timeout_s: float | None = None) -> int:
-        raise NotImplementedError
+        operation = operation_id or make_operation_id()
+        request = master_pb2.SetPinnedRequest(operation_id=operation, path=to_bytes(path), pinned=pinned)
+        reply = await self._call(self._cache.SetPinned, request, timeout_s)
+        return int(reply.files)
 
     async def report(self, *, timeout_s: float | None = None) -> Report:
-        raise NotImplementedError
+        request = master_pb2.ReportRequest()
+        reply = await self._call(self._cache.Report, request, timeout_s)
+        return convert.to_report(reply)

@@ -1,37 +1,181 @@
 """A gRPC server of ours: where it listens, TLS, health, and what happens to every call.
 
 Owns the refusal of other addresses than loopback without TLS, the interceptor (errors to statuses, request ids, tokens,
-deadlines) and the standard health service. Rule of concurrency: made and used on one event loop.
+deadlines, metrics) and the standard health service. Rule of concurrency: made and used on one event loop.
 """
 
-import grpc.aio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn
 
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from alluxio_like import logs
 from alluxio_like.config import TlsConfig
+from alluxio_like.errors import AccessDenied, AlluxioLikeError, ConfigError, Conflict, Internal, TimedOut
+from alluxio_like.metrics import Metrics, is_loopback, split_address
+from alluxio_like.rpc import context as call_context
+from alluxio_like.rpc import status
+from alluxio_like.rpc.auth import TOKEN_KEY, is_token_right, needs_token
+from alluxio_like.rpc.channel import MAX_MESSAGE_BYTES, REQUEST_ID_KEY
+
+_log = logging.getLogger(__name__)
+
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Else a second process on the same port would quietly share its calls.
+    ("grpc.so_reuseport", 0),
+    # Clients ping every 10 s while calls are under way (channel.py).
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
 
 
 class RpcServer:
     """A server that is bound but does not answer before `start`. Add services to `.grpc_server` first."""
 
-    grpc_server: grpc.aio.Server
-    port: int
-    """The port it is bound to (the one that was picked where 0 was asked for)."""
-    address: str
-    """host:port it is bound to."""
+    def __init__(self, grpc_server: grpc.aio.Server, host: str, port: int) -> None:
+        self.grpc_server = grpc_server
+        self.port = port
+        """The port it is bound to (the one that was picked where 0 was asked for)."""
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        """host:port it is bound to."""
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, grpc_server)
 
     async def start(self) -> None:
         """Answer calls, and health checks with SERVING."""
-        raise NotImplementedError
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        await self.grpc_server.start()
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Say NOT_SERVING, let calls end within `grace_s`, cancel the rest. May be called twice."""
-        raise NotImplementedError
+        await self._health.enter_graceful_shutdown()
+        await self.grpc_server.stop(grace_s)
 
 
-def create_server(bind: str, *, tls: TlsConfig | None = None, insecure: bool = False, token: str = "") -> RpcServer:
+def create_server(
+    bind: str, *, tls: TlsConfig | None = None, insecure: bool = False, token: str = "", metrics: Metrics | None = None
+) -> RpcServer:
     """Bind a server to host:port (port 0: a free one).
 
     With a certificate and key in `tls` it speaks TLS. `token`: the cluster's; methods that need it (rpc/auth.py) refuse callers
     without it, and everybody where it is empty. Raises ConfigError for an address other than loopback with neither TLS nor
     `insecure`, for unreadable certificates, and Conflict for a port in use.
     """
-    raise NotImplementedError
+    host, _ = split_address(bind)
+    credentials = _get_credentials(tls)
+    if credentials is None and not insecure and not is_loopback(bind):
+        raise ConfigError(
+            f"{bind} is not a loopback address: give a certificate and key (tls), or --insecure to serve it in the clear",
+            subject=bind,
+        )
+    server = grpc.aio.server(interceptors=(_Interceptor(token, metrics),), options=_OPTIONS)
+    try:
+        port = server.add_insecure_port(bind) if credentials is None else server.add_secure_port(bind, credentials)
+    except RuntimeError as error:
+        raise Conflict(f"cannot listen on {bind}: it is in use, or no address of this machine", subject=bind) from error
+    return RpcServer(server, host, port)
+
+
+def _get_credentials(tls: TlsConfig | None) -> grpc.ServerCredentials | None:
+    if tls is None or (tls.certificate is None and tls.key is None):
+        return None
+    if tls.certificate is None or tls.key is None:
+        raise ConfigError("a server needs both tls.certificate and tls.key")
+    try:
+        return grpc.ssl_server_credentials([(tls.key.read_bytes(), tls.certificate.read_bytes())])
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename}: {error.strerror}", subject=str(error.filename)) from error
+
+
+class _Interceptor(grpc.aio.ServerInterceptor):
+    """Wraps every method: token before, status and detail after, whatever its shape."""
+
+    def __init__(self, token: str, metrics: Metrics | None) -> None:
+        self._token = token
+        self._metrics = metrics
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or method.startswith("/grpc."):
+            return handler
+        known = self._wrapped.get(method)
+        # The handler object is made anew for some services on each call, its behaviour is not.
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = (handler, self._wrap(method, handler))
+        return known[1]
+
+    def _wrap(self, method: str, handler: Any) -> Any:
+        codec = {"request_deserializer": handler.request_deserializer, "response_serializer": handler.response_serializer}
+        if handler.response_streaming:
+            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+            async def serve_stream(request: Any, context: Any) -> None:
+                # With write() and not as a generator, so that a cancelled call closes the handler's iterator at once.
+                async with aclosing(inner(request, context)) as replies:
+                    async for reply in replies:
+                        await context.write(reply)
+
+            stream = self._guard(method, serve_stream)
+            if handler.request_streaming:
+                return grpc.stream_stream_rpc_method_handler(stream, **codec)
+            return grpc.unary_stream_rpc_method_handler(stream, **codec)
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._guard(method, handler.stream_unary), **codec)
+        return grpc.unary_unary_rpc_method_handler(self._guard(method, handler.unary_unary), **codec)
+
+    def _guard(self, method: str, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        protected = needs_token(method)
+
+        async def serve(request: Any, context: Any) -> Any:
+            started = time.monotonic()
+            metadata = dict(context.invocation_metadata() or ())
+            logs.request_id.set(str(metadata.get(REQUEST_ID_KEY, "")))
+            call_context.set_deadline(context.time_remaining())
+            failure: AlluxioLikeError | None = None
+            outcome = "CANCELLED"
+            try:
+                if protected and not is_token_right(metadata.get(TOKEN_KEY, ""), self._token):
+                    raise AccessDenied("the cluster's token is missing or wrong: set token_file to the master's")
+                reply = await behaviour(request, context)
+                outcome = "OK"
+                return reply
+            except (AlluxioLikeError, TimeoutError) as error:
+                failure = error if isinstance(error, AlluxioLikeError) else TimedOut("not done within the stated time")
+                outcome = status.get_status_code(failure).name
+            except grpc.aio.AbortError:
+                outcome = "ABORTED"
+                raise
+            except Exception as error:  # noqa: BLE001 (the last place where one can be caught; it is logged)
+                _log.exception("a call failed in a way nobody foresaw", extra={"method": method})
+                failure = Internal(f"{type(error).__name__} while serving {method.rpartition('.')[2]}: see the service's log")
+                outcome = "INTERNAL"
+            finally:
+                self._count(method, outcome, time.monotonic() - started)
+            return await _abort(context, failure)
+
+        return serve
+
+    def _count(self, method: str, outcome: str, seconds: float) -> None:
+        if self._metrics is not None:
+            name = method.rpartition(".")[2]
+            self._metrics.rpc_requests.labels(name, outcome).inc()
+            self._metrics.rpc_latency.labels(name).observe(seconds)
+
+
+async def _abort(context: Any, error: AlluxioLikeError) -> NoReturn:
+    code, detail = status.get_status_code(error), str(error)[:500].encode("ascii", "backslashreplace").decode()
+    await context.abort(code, detail, ((status.ERROR_KEY, status.encode_error(error)),))
+    raise AssertionError("abort returned")

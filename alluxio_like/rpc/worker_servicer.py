@@ -5,22 +5,16 @@ interceptor's in server.py. Rule of concurrency: every call runs as a task of th
 has gone; an iterator that a handler returned is closed (`aclose`) however the call ends.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
-from alluxio_like.rpc.messages import (
-    CheckResult,
-    Filled,
-    FreeResult,
-    LoadFile,
-    LoadProgress,
-    Priority,
-    Touched,
-    WorkerStatus,
-)
+from alluxio_like.rpc import convert, convert_worker
+from alluxio_like.rpc.messages import CheckResult, Filled, FreeResult, LoadFile, LoadProgress, Priority, Touched, WorkerStatus
+from alluxio_like.rpc.streams import closing
+from alluxio_like.rpc.v1 import worker_pb2, worker_pb2_grpc
 from alluxio_like.types import FileId, FileRef
 
 
@@ -62,4 +56,82 @@ class AdminHandler(Protocol):
 
 def add_worker_services(server: grpc.aio.Server, *, data: DataHandler, admin: AdminHandler) -> None:
     """Make a server (see rpc.server) answer with these handlers."""
-    raise NotImplementedError
+    data_servicer = _Data(data)
+    # By hand and not by the generated function: Read's replies have an encoder of their own.
+    read = grpc.unary_stream_rpc_method_handler(
+        data_servicer.Read,
+        request_deserializer=worker_pb2.ReadRequest.FromString,
+        response_serializer=convert_worker.encode_read_reply,
+    )
+    fill = grpc.unary_stream_rpc_method_handler(
+        data_servicer.Fill,
+        request_deserializer=worker_pb2.FillRequest.FromString,
+        response_serializer=worker_pb2.FillReply.SerializeToString,
+    )
+    touch = grpc.unary_unary_rpc_method_handler(
+        data_servicer.Touch,
+        request_deserializer=worker_pb2.TouchRequest.FromString,
+        response_serializer=worker_pb2.TouchReply.SerializeToString,
+    )
+    methods: dict[str, Any] = {"Read": read, "Fill": fill, "Touch": touch}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("alluxio_like.rpc.v1.Data", methods),))
+    add: Any = worker_pb2_grpc
+    add.add_WorkerAdminServicer_to_server(_Admin(admin), server)
+
+
+class _Data:
+    def __init__(self, handler: DataHandler) -> None:
+        self._handler = handler
+
+    async def Read(self, request: worker_pb2.ReadRequest, _: Any) -> AsyncGenerator[bytes | bytearray | memoryview]:
+        pieces = self._handler.read(
+            convert.to_file_ref(request.file),
+            request.offset,
+            request.length,
+            priority=convert_worker.to_priority(request.priority),
+            cached_only=request.cached_only,
+        )
+        async with closing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def Fill(self, request: worker_pb2.FillRequest, _: Any) -> AsyncGenerator[worker_pb2.FillReply]:
+        priority = convert_worker.to_priority(request.priority)
+        fills = self._handler.fill(convert.to_file_ref(request.file), request.offset, request.length, priority=priority)
+        async with closing(fills):
+            async for filled in fills:
+                yield convert_worker.fill_reply(filled)
+
+    async def Touch(self, request: worker_pb2.TouchRequest, _: Any) -> worker_pb2.TouchReply:
+        await self._handler.touch(convert_worker.to_touched(request))
+        return worker_pb2.TouchReply()
+
+
+class _Admin:
+    def __init__(self, handler: AdminHandler) -> None:
+        self._handler = handler
+
+    async def LoadFiles(self, request: worker_pb2.LoadFilesRequest, _: Any) -> AsyncGenerator[worker_pb2.LoadFilesReply]:
+        files = convert_worker.to_load_files(request.files)
+        steps = self._handler.load_files(request.job_id, files, request.bandwidth_bytes_s)
+        async with closing(steps):
+            async for step in steps:
+                yield convert_worker.load_progress_reply(step)
+
+    async def CheckFiles(self, request: worker_pb2.CheckFilesRequest, _: Any) -> AsyncGenerator[worker_pb2.CheckFilesReply]:
+        results = self._handler.check_files(convert_worker.to_load_files(request.files), verify=request.verify)
+        async with closing(results):
+            async for result in results:
+                yield convert_worker.check_reply(result)
+
+    async def FreeFiles(self, request: worker_pb2.FreeFilesRequest, _: Any) -> worker_pb2.FreeFilesReply:
+        files = [convert.to_file_id(file) for file in request.files]
+        result = await self._handler.free_files(files, force=request.force)
+        return worker_pb2.FreeFilesReply(files=result.files, bytes=result.freed_bytes, kept_pinned_files=result.kept_pinned_files)
+
+    async def SetPinned(self, request: worker_pb2.SetFilesPinnedRequest, _: Any) -> worker_pb2.SetFilesPinnedReply:
+        await self._handler.set_pinned([convert.to_file_id(file) for file in request.files], pinned=request.pinned)
+        return worker_pb2.SetFilesPinnedReply()
+
+    async def GetStatus(self, request: worker_pb2.WorkerStatusRequest, _: Any) -> worker_pb2.WorkerStatusReply:
+        return convert_worker.worker_status_reply(await self._handler.get_status())

@@ -5,10 +5,13 @@ Errors are those of the tree. Rule of concurrency: used on the channel's event l
 early (break, cancellation, aclose) cancels the call.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
 
-import grpc.aio
-
+from alluxio_like.errors import Internal, Unavailable
+from alluxio_like.rpc import convert, convert_worker
+from alluxio_like.rpc.channel import RpcChannel, call_stream, call_unary
 from alluxio_like.rpc.messages import (
     CheckResult,
     Filled,
@@ -19,16 +22,34 @@ from alluxio_like.rpc.messages import (
     Touched,
     WorkerStatus,
 )
+from alluxio_like.rpc.v1 import worker_pb2, worker_pb2_grpc
 from alluxio_like.types import FileId, FileRef
 
 
 class WorkerStub:
     """The worker at the other end of a channel. `timeout_s` bounds each call unless the call says other; 0 lifts it."""
 
-    def __init__(self, channel: grpc.aio.Channel, *, timeout_s: float = 30.0) -> None:
-        raise NotImplementedError
+    def __init__(self, channel: RpcChannel, *, timeout_s: float = 30.0) -> None:
+        make: Any = worker_pb2_grpc
+        self._channel = channel
+        self._timeout_s = timeout_s
+        self._data = make.DataStub(channel.grpc_channel)
+        self._admin = make.WorkerAdminStub(channel.grpc_channel)
+        self._read = channel.grpc_channel.unary_stream(
+            "/alluxio_like.rpc.v1.Data/Read",
+            request_serializer=worker_pb2.ReadRequest.SerializeToString,
+            response_deserializer=convert_worker.decode_read_reply,
+        )
 
-    def read(
+    async def _call(self, rpc: Any, request: Any, timeout_s: float | None) -> Any:
+        timeout = self._timeout_s if timeout_s is None else timeout_s
+        return await call_unary(self._channel, "worker", rpc, request, timeout)
+
+    def _stream(self, rpc: Any, request: Any, timeout_s: float | None, convert_reply: Any) -> AsyncGenerator[Any]:
+        timeout = self._timeout_s if timeout_s is None else timeout_s
+        return call_stream(self._channel, "worker", rpc, request, timeout, convert_reply)
+
+    async def read(
         self,
         ref: FileRef,
         offset: int,
@@ -37,9 +58,24 @@ class WorkerStub:
         priority: Priority = Priority.DEMAND,
         cached_only: bool = False,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[memoryview]:
+    ) -> AsyncGenerator[memoryview]:
         """Exactly these bytes in pieces; a stream that ends short or runs over raises Unavailable or Internal."""
-        raise NotImplementedError
+        request = worker_pb2.ReadRequest(
+            file=convert.file_ref(ref),
+            offset=offset,
+            length=length,
+            priority=int(priority),  # type: ignore[arg-type]
+            cached_only=cached_only,
+        )
+        missing = length
+        async with aclosing(self._stream(self._read, request, timeout_s, None)) as pieces:
+            async for piece in pieces:
+                missing -= len(piece)
+                if missing < 0:
+                    raise Internal(f"the worker at {self._channel.address} sent more than it was asked for")
+                yield piece
+        if missing:
+            raise Unavailable(f"the worker at {self._channel.address} sent {missing} bytes less than it was asked for")
 
     def fill(
         self,
@@ -49,29 +85,42 @@ class WorkerStub:
         *,
         priority: Priority = Priority.DEMAND,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[Filled]:
-        raise NotImplementedError
+    ) -> AsyncGenerator[Filled]:
+        request = worker_pb2.FillRequest(
+            file=convert.file_ref(ref),
+            offset=offset,
+            length=length,
+            priority=int(priority),  # type: ignore[arg-type]
+        )
+        return self._stream(self._data.Fill, request, timeout_s, convert_worker.to_filled)
 
     async def touch(self, files: Sequence[Touched], *, timeout_s: float | None = None) -> None:
-        raise NotImplementedError
+        await self._call(self._data.Touch, convert_worker.touch_request(files), timeout_s)
 
     def load_files(
         self, job_id: str, files: Sequence[LoadFile], bandwidth_bytes_s: float = 0.0, *, timeout_s: float | None = None
-    ) -> AsyncIterator[LoadProgress]:
+    ) -> AsyncGenerator[LoadProgress]:
         """No deadline unless one is given: keepalive finds a dead worker, the caller watches progress."""
-        raise NotImplementedError
+        request = worker_pb2.LoadFilesRequest(
+            job_id=job_id, files=convert_worker.load_files(files), bandwidth_bytes_s=bandwidth_bytes_s
+        )
+        return self._stream(self._admin.LoadFiles, request, timeout_s or 0, convert_worker.to_load_progress)
 
     def check_files(
         self, files: Sequence[LoadFile], *, verify: bool = False, timeout_s: float | None = None
-    ) -> AsyncIterator[CheckResult]:
+    ) -> AsyncGenerator[CheckResult]:
         """No deadline unless one is given."""
-        raise NotImplementedError
+        request = worker_pb2.CheckFilesRequest(files=convert_worker.load_files(files), verify=verify)
+        return self._stream(self._admin.CheckFiles, request, timeout_s or 0, convert_worker.to_check_result)
 
     async def free_files(self, files: Sequence[FileId], *, force: bool = False, timeout_s: float | None = None) -> FreeResult:
-        raise NotImplementedError
+        request = worker_pb2.FreeFilesRequest(files=[convert.file_id(file) for file in files], force=force)
+        return convert.to_free_result(await self._call(self._admin.FreeFiles, request, timeout_s))
 
     async def set_pinned(self, files: Sequence[FileId], *, pinned: bool, timeout_s: float | None = None) -> None:
-        raise NotImplementedError
+        request = worker_pb2.SetFilesPinnedRequest(files=[convert.file_id(file) for file in files], pinned=pinned)
+        await self._call(self._admin.SetPinned, request, timeout_s)
 
     async def get_status(self, *, timeout_s: float | None = None) -> WorkerStatus:
-        raise NotImplementedError
+        reply = await self._call(self._admin.GetStatus, worker_pb2.WorkerStatusRequest(), timeout_s)
+        return convert_worker.to_worker_status(reply)

@@ -5,8 +5,9 @@ Owns the channels to them, opened when first needed and closed when a worker is 
 
 from collections.abc import AsyncIterator, Callable, Iterable
 
-import grpc.aio
 
+
+from alluxio_like.rpc.channel import RpcChannel
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import FileRef
@@ -15,10 +16,10 @@ from alluxio_like.types import FileRef
 class Peers:
     """`open_channel` makes a channel to an address."""
 
-    def __init__(self, open_channel: Callable[[str], grpc.aio.Channel], timeout_s: float) -> None:
+    def __init__(self, open_channel: Callable[[str], RpcChannel], timeout_s: float) -> None:
         self._open_channel = open_channel
         self._timeout_s = timeout_s
-        self._open: dict[str, tuple[grpc.aio.Channel, WorkerStub]] = {}
+        self._open: dict[str, tuple[RpcChannel, WorkerStub]] = {}
 
     def read(
         self, address: str, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool

@@ -1,0 +1,44 @@
+"""The cluster's token: who must show it, and reading it from its file.
+
+Owns the list of methods that only services may call. Pure but for reading the file.
+"""
+
+import hmac
+from pathlib import Path
+
+from alluxio_like.errors import ConfigError
+
+TOKEN_KEY = "alluxio-token"
+
+_PACKAGE = "alluxio_like.rpc.v1"
+_PROTECTED_METHODS = frozenset(
+    f"/{_PACKAGE}.{name}"
+    for name in ("Mounts/GetMountSecrets", "Workers/Register", "Workers/ReportBlocks", "Workers/Heartbeat", "Workers/Leave")
+)
+_PROTECTED_SERVICES = (f"/{_PACKAGE}.WorkerAdmin/",)
+
+
+def needs_token(method: str) -> bool:
+    """Whether a method (as in "/package.Service/Method") is for the cluster's services alone."""
+    return method in _PROTECTED_METHODS or method.startswith(_PROTECTED_SERVICES)
+
+
+def is_token_right(shown: str | bytes, token: str) -> bool:
+    """In constant time. Nobody is right where there is no token."""
+    given = shown.encode() if isinstance(shown, str) else shown
+    return bool(token) and hmac.compare_digest(given, token.encode())
+
+
+def read_token(file: Path) -> str:
+    """The token in a file. Raises ConfigError when it cannot be read, is empty, or others may read it."""
+    try:
+        mode = file.stat().st_mode
+        token = file.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
+        raise ConfigError(f"cannot read the cluster's token from {file}: {reason}", subject=str(file)) from error
+    if mode & 0o077:
+        raise ConfigError(f"the token file {file} is open to others: chmod 600 it", subject=str(file))
+    if not token or not token.isprintable():
+        raise ConfigError(f"the token file {file} holds no token: write one line of letters and digits", subject=str(file))
+    return token

@@ -1,0 +1,219 @@
+"""The rpc layer over real gRPC on loopback: conversions, errors, deadlines, cancellation, tokens, health."""
+
+import asyncio
+import time
+
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from alluxio_like import errors
+from alluxio_like.rpc import convert, convert_worker
+from alluxio_like.rpc.channel import open_channel
+from alluxio_like.rpc.master_stub import MasterStub
+from alluxio_like.rpc.messages import BlockDelta, DirPage, JobState, LoadFile, LoadSpec, MountSpec
+from alluxio_like.rpc.server import create_server
+from alluxio_like.rpc.v1 import worker_pb2
+from alluxio_like.rpc.worker_stub import WorkerStub
+from alluxio_like.types import PAGE_BYTES, FileId, InodeId, JobId, MountId, VersionId, WorkerId
+from tests.fakes_rpc import TOKEN, FakeMaster, FakeWorker, connected, make_dir, make_entry, serve, wait_until
+
+
+async def test_names_travel_as_bytes() -> None:
+    master = FakeMaster()
+    master.entries["a\udcff\n"] = make_entry("a\udcff\n", 5, 7)
+    async with serve(master=master) as server, connected(server) as channel:
+        result = await MasterStub(channel).lookup(InodeId(1), "a\udcff\n")
+        assert result.entry == master.entries["a\udcff\n"]
+        assert result.valid_s == 60.0
+        assert (await MasterStub(channel).lookup(InodeId(1), "b")).entry is None
+
+
+def test_a_listing_leaves_out_keys_that_follow_from_names() -> None:
+    entries = (make_entry("a", 2, 10), make_entry("b", 3, 10), make_dir("c", 4))
+    odd = make_entry("shown", 9, 1)
+    page = DirPage((*entries, odd), b"next", 5.0, MountId(1), "data/")
+    message = convert.list_dir_reply(page)
+    assert [entry.key for entry in message.entries] == [b"", b"", b"", b""]
+    assert [entry.mount_id for entry in message.entries] == [0, 0, 0, 0]
+    assert convert.to_dir_page(message) == page
+    other = DirPage(page.entries, b"", 5.0, MountId(2), "elsewhere/")
+    assert convert.to_dir_page(convert.list_dir_reply(other)) == other
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16383, 16384, PAGE_BYTES])
+def test_read_replies_by_hand_are_what_protobuf_makes(size: int) -> None:
+    data = bytes(range(256)) * (size // 256 + 1)
+    data = data[:size]
+    wire = convert_worker.encode_read_reply(memoryview(data))
+    assert wire == worker_pb2.ReadReply(data=data).SerializeToString()
+    assert bytes(convert_worker.decode_read_reply(wire)) == data
+    # a later field that this release does not know
+    assert bytes(convert_worker.decode_read_reply(wire + b"\x10\x05")) == data
+
+
+async def test_errors_arrive_as_what_they_were() -> None:
+    master = FakeMaster()
+    async with serve(master=master) as server, connected(server) as channel:
+        stub = MasterStub(channel, timeout_s=5)
+        with pytest.raises(errors.NotFound, match="no such path: /x") as caught:
+            await stub.free("/x")
+        assert caught.value.subject == "/x"
+        with pytest.raises(errors.TimedOut):
+            await stub.report()
+        with pytest.raises(errors.Internal, match="RuntimeError while serving") as internal:
+            await stub.get_cache_status("/x")
+        assert "hunter2" not in str(internal.value)
+
+
+async def test_unavailable_is_repeated_with_the_same_operation_id() -> None:
+    master = FakeMaster()
+    master.fail = [errors.Unavailable("starting"), errors.Unavailable("starting")]
+    async with serve(master=master) as server, connected(server) as channel:
+        info = await MasterStub(channel, timeout_s=10).mount(MountSpec("/data", "s3://b"))
+    assert info.path == "/data"
+    assert len(master.operations) == 3
+    assert len(set(master.operations)) == 1
+
+
+async def test_a_service_that_is_not_there_is_unavailable_within_the_time() -> None:
+    server = create_server("127.0.0.1:0")
+    await server.start()
+    await server.stop(0)
+    channel = open_channel(server.address)
+    started = time.monotonic()
+    with pytest.raises(errors.Unavailable, match=f"the master at {server.address} cannot be reached"):
+        await MasterStub(channel, timeout_s=1.0).stat_fs()
+    assert time.monotonic() - started < 2.5
+    await channel.close()
+
+
+async def test_a_call_goes_on_when_the_service_is_back() -> None:
+    master = FakeMaster()
+    async with serve(master=master) as server:
+        bind = server.address
+    channel = open_channel(bind)
+    waiting = asyncio.create_task(MasterStub(channel, timeout_s=20).stat_fs())
+    await asyncio.sleep(0.3)
+    async with serve(master=master, bind=bind):
+        assert (await waiting).files == 0
+        await channel.close()
+
+
+async def test_a_deadline_ends_the_call_on_both_sides() -> None:
+    master = FakeMaster()
+    master.delay_s = 60
+    async with serve(master=master) as server, connected(server) as channel:
+        started = time.monotonic()
+        with pytest.raises(errors.TimedOut):
+            await MasterStub(channel).lookup(InodeId(1), "a", timeout_s=0.3)
+        assert time.monotonic() - started < 2
+        await asyncio.wait_for(master.cancelled.wait(), 5)
+
+
+async def test_a_cancelled_caller_cancels_the_handler() -> None:
+    master = FakeMaster()
+    master.delay_s = 60
+    async with serve(master=master) as server, connected(server) as channel:
+        call = asyncio.create_task(MasterStub(channel).lookup(InodeId(1), "a"))
+        await wait_until(lambda: master.calls)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await asyncio.wait_for(master.cancelled.wait(), 5)
+
+
+async def test_leaving_a_stream_cancels_the_handler() -> None:
+    worker = FakeWorker()
+    entry = make_entry("a", 2, 64 * PAGE_BYTES)
+    assert entry.ref is not None
+    worker.contents[entry.ref.file_id] = bytes(64 * PAGE_BYTES)
+    async with serve(worker=worker) as server, connected(server) as channel:
+        stream = WorkerStub(channel).read(entry.ref, 0, 64 * PAGE_BYTES)
+        assert len(await anext(stream)) == PAGE_BYTES
+        await stream.aclose()
+        await wait_until(lambda: worker.open_reads == 0)
+
+
+async def test_a_read_that_ends_short_is_not_taken_for_whole() -> None:
+    worker = FakeWorker()
+    entry = make_entry("a", 2, 4 * PAGE_BYTES)
+    assert entry.ref is not None
+    worker.contents[entry.ref.file_id] = bytes(4 * PAGE_BYTES)
+    worker.cut_after = 2 * PAGE_BYTES
+    async with serve(worker=worker) as server, connected(server) as channel:
+        with pytest.raises(errors.Unavailable, match="less than it was asked for"):
+            async for _ in WorkerStub(channel).read(entry.ref, 0, 4 * PAGE_BYTES):
+                pass
+
+
+async def test_a_job_is_watched_to_its_end() -> None:
+    master = FakeMaster()
+    async with serve(master=master) as server, connected(server) as channel:
+        states = [job.state async for job in MasterStub(channel).watch_job(JobId("j"))]
+    assert states == [JobState.PLANNING, JobState.RUNNING, JobState.DONE]
+
+
+async def test_long_lists_of_paths_come_through() -> None:
+    master = FakeMaster()
+    master.fail = [errors.Unavailable("starting")]
+    paths = [f"/data/{number}\udcff" for number in range(2500)]
+    async with serve(master=master) as server, connected(server) as channel:
+        assert await MasterStub(channel).submit_load(LoadSpec(), paths) == "j1"
+        assert master.seen_paths == paths
+        assert len(set(master.operations)) == 1
+        assert await MasterStub(channel).submit_load(LoadSpec(), iter(paths)) == "j1"
+        assert master.seen_paths == paths
+
+
+async def test_tokens() -> None:
+    master, worker = FakeMaster(), FakeWorker()
+    deltas = [BlockDelta(FileId(InodeId(2), VersionId(1)), 0, 3, 2 * PAGE_BYTES)]
+
+    async def chunks():  # type: ignore[no-untyped-def]
+        yield deltas
+
+    entry = make_entry("a", 2, 10)
+    assert entry.ref is not None
+    async with serve(master=master, worker=worker) as server:
+        for token in ("", "wrong"):
+            async with connected(server, token=token) as channel:
+                with pytest.raises(errors.AccessDenied, match="token"):
+                    await MasterStub(channel).get_mount_secrets(MountId(1))
+                with pytest.raises(errors.AccessDenied, match="token"):
+                    await MasterStub(channel).report_blocks(WorkerId("w"), "s", chunks())
+                with pytest.raises(errors.AccessDenied, match="token"):
+                    _ = [one async for one in WorkerStub(channel).check_files([LoadFile(entry.ref)])]
+                assert (await MasterStub(channel).get_cluster()).cluster_id == "c"
+        async with connected(server, token=TOKEN) as channel:
+            secrets = await MasterStub(channel).get_mount_secrets(MountId(1))
+            assert secrets.secrets == {"secret_key": "hush"}
+            assert "hush" not in repr(secrets)
+            await MasterStub(channel).report_blocks(WorkerId("w"), "s", chunks())
+            assert master.reports == [("w", deltas)]
+            checked = [one async for one in WorkerStub(channel).check_files([LoadFile(entry.ref)])]
+            assert [(one.missing_pages, one.bad_pages) for one in checked] == [(1, 2)]
+
+
+async def test_health() -> None:
+    async with serve(master=FakeMaster()) as server, connected(server) as channel:
+        stub = health_pb2_grpc.HealthStub(channel.grpc_channel)  # type: ignore[no-untyped-call]
+        reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0:0", "192.0.2.1:0", "[::]:0", "example.org:0"])
+async def test_other_addresses_than_loopback_need_tls_or_insecure(bind: str) -> None:
+    with pytest.raises(errors.ConfigError, match="not a loopback address"):
+        create_server(bind)
+
+
+async def test_a_port_in_use_is_a_conflict() -> None:
+    async with serve(master=FakeMaster()) as server:
+        with pytest.raises(errors.Conflict, match="in use"):
+            create_server(server.address)
+
+
+async def test_insecure_binds_anywhere() -> None:
+    server = create_server("0.0.0.0:0", insecure=True)
+    assert server.port > 0
+    await server.stop(0)
