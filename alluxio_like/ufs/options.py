@@ -47,7 +47,7 @@ _S3 = (
         "bucket in the path or in the host name; default: virtual on AWS, path where an endpoint is given",
         choices=("path", "virtual"),
     ),
-    Option("ca_file", "text", "PEM file of certificate authorities to trust for HTTPS, beside the system's"),
+    Option("ca_file", "text", "PEM file of the certificate authorities to trust for HTTPS"),
     Option("verify", "switch", "check the server's certificate; default: true"),
     Option("timeout_s", "number", "longest silence of the store within one request; default: a third of the I/O timeout"),
     Option("requester_pays", "switch", "accept that requests to a requester-pays bucket are billed to you"),

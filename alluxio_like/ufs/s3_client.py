@@ -1,0 +1,213 @@
+"""The two S3 client libraries, set up alike: boto3 for what is asked seldom, obstore for reading.
+
+Owns how options and the AWS chain become clients: endpoint, region, addressing, TLS, timeouts, and credentials with their true
+expiry. `connect` blocks (it reads files and may ask a metadata service), so it runs in a thread; what it returns may be used from
+any thread. Neither secrets nor clients appear in any repr.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import boto3.session
+import botocore
+import botocore.exceptions
+from botocore.config import Config
+from obstore.store import S3Store
+
+from alluxio_like import errors
+from alluxio_like.ufs.options import OptionValue
+from alluxio_like.ufs.s3_listing import before_parse
+from alluxio_like.ufs.threads import BlockingPool
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from obstore.store import S3Credential
+
+_CONNECT_TIMEOUT_S = 5.0
+"""A guess: a second SYN after 1 s and a third after 3 still count."""
+_USER_AGENT = "alluxio-like"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """A mount's options, typed. `stall_s` is the longest silence within a request, `io_timeout_s` the bound of any call."""
+
+    bucket: str
+    io_timeout_s: float
+    stall_s: float
+    endpoint: str = ""
+    region: str = ""
+    profile: str = ""
+    access_key: str = field(default="", repr=False)
+    secret_key: str = field(default="", repr=False)
+    session_token: str = field(default="", repr=False)
+    anonymous: bool = False
+    addressing: str = ""
+    ca_file: str = ""
+    verify: bool = True
+    requester_pays: bool = False
+    max_connections: int = 16
+
+    @classmethod
+    def make(cls, bucket: str, values: Mapping[str, OptionValue], io_timeout_s: float) -> "S3Settings":
+        """From options as `parse_options` gives them."""
+        stall_s = float(values.get("timeout_s", io_timeout_s / 3))
+        own = set(cls.__dataclass_fields__) & set(values)
+        known: dict[str, Any] = {name: values[name] for name in own}
+        return cls(bucket=bucket, io_timeout_s=io_timeout_s, stall_s=min(stall_s, io_timeout_s), **known)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class S3Clients:
+    """What `connect` makes. `region` and `endpoint` are those in force."""
+
+    client: "S3Client"
+    store: S3Store
+    region: str
+    endpoint: str
+
+
+class CredentialProvider:
+    """Credentials for obstore out of boto3's chain; asked again only when they run out, which they say truthfully."""
+
+    def __init__(self, credentials: Any, pool: BlockingPool, timeout_s: float) -> None:
+        self._credentials = credentials
+        self._pool = pool
+        self._timeout_s = timeout_s
+
+    async def __call__(self) -> "S3Credential":
+        if not hasattr(self._credentials, "refresh_needed"):  # they never change: no need for a thread
+            return self._fetch()
+        return await self._pool.run(self._fetch, timeout_s=self._timeout_s)
+
+    def _fetch(self) -> "S3Credential":
+        frozen = self._credentials.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": self._get_expiry(),
+        }
+
+    def _get_expiry(self) -> datetime | None:
+        """The true expiry; None for credentials that have none."""
+        if not hasattr(self._credentials, "refresh_needed"):
+            return None
+        # botocore has no public name for it; where it should be missing one day, asking every minute is right too.
+        expiry = getattr(self._credentials, "_expiry_time", None)
+        return expiry if isinstance(expiry, datetime) else datetime.now(UTC) + timedelta(minutes=6)
+
+
+def connect(settings: S3Settings, pool: BlockingPool) -> S3Clients:
+    """Both clients. Blocks. Raises ConfigError, StoreDenied, or an exception of botocore's; talks to no store yet."""
+    root_certificate = _read_ca_file(settings.ca_file)
+    session = boto3.session.Session(
+        aws_access_key_id=settings.access_key or None,
+        aws_secret_access_key=settings.secret_key or None,
+        aws_session_token=settings.session_token or None,
+        profile_name=settings.profile or None,
+    )
+    region = settings.region or session.region_name or "us-east-1"
+    credentials = None if settings.anonymous else session.get_credentials()
+    if credentials is None and not settings.anonymous:
+        raise botocore.exceptions.NoCredentialsError
+    client = _make_client(session, settings, region)
+    endpoint = client.meta.endpoint_url
+    is_aws = _is_aws(endpoint)
+    if not settings.endpoint and not is_aws and not settings.addressing:
+        # The endpoint came from the environment: it is addressed as one given by option.
+        client.close()
+        client = _make_client(session, settings, region, endpoint)
+    provider = None if credentials is None else CredentialProvider(credentials, pool, settings.io_timeout_s)
+    store = _make_store(settings, region, "" if is_aws else endpoint, provider, root_certificate)
+    return S3Clients(client, store, region, endpoint)
+
+
+def _read_ca_file(path: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise errors.ConfigError(f"option ca_file: cannot be read ({error.strerror})", subject=path) from None
+
+
+def _is_aws(endpoint: str) -> bool:
+    host = endpoint.partition("://")[2].partition("/")[0].partition(":")[0]
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def _is_virtual(settings: S3Settings, endpoint: str) -> bool:
+    """Whether the bucket stands in the host name. Not where it has dots: no certificate would fit."""
+    if settings.addressing:
+        return settings.addressing == "virtual"
+    return not endpoint and "." not in settings.bucket
+
+
+def _make_client(session: boto3.session.Session, settings: S3Settings, region: str, endpoint: str = "") -> "S3Client":
+    endpoint = endpoint or settings.endpoint
+    config = Config(
+        connect_timeout=min(_CONNECT_TIMEOUT_S, settings.stall_s),
+        read_timeout=settings.stall_s,
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        max_pool_connections=settings.max_connections,
+        signature_version=botocore.UNSIGNED if settings.anonymous else None,
+        s3={"addressing_style": "virtual" if _is_virtual(settings, endpoint) else "path"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        tcp_keepalive=True,
+        user_agent_extra=_USER_AGENT,
+    )
+    client = session.client(
+        "s3",
+        endpoint_url=endpoint or None,
+        region_name=region,
+        verify=(settings.ca_file or None) if settings.verify else False,
+        config=config,
+    )
+    client.meta.events.register("before-parse.s3.ListObjectsV2", before_parse)
+    return client
+
+
+def _make_store(
+    settings: S3Settings, region: str, endpoint: str, provider: CredentialProvider | None, root_certificate: bytes | None
+) -> S3Store:
+    """obstore's store. It reads AWS_… variables by itself, so whatever matters is set here."""
+    is_virtual = _is_virtual(settings, endpoint)
+    if endpoint and is_virtual:
+        scheme, _, host = endpoint.partition("://")
+        endpoint = f"{scheme}://{settings.bucket}.{host}"
+    config: dict[str, Any] = {
+        "bucket": settings.bucket,
+        "region": region,
+        "skip_signature": settings.anonymous,
+        "virtual_hosted_style_request": is_virtual,
+        "request_payer": settings.requester_pays,
+    }
+    if endpoint:
+        # Both: the second, which may come from the environment, would go before the first.
+        config["endpoint"] = endpoint
+        config["aws_endpoint_url_s3"] = endpoint
+    client_options: dict[str, Any] = {
+        "allow_http": endpoint.startswith("http://"),
+        "allow_invalid_certificates": not settings.verify,
+        "connect_timeout": timedelta(seconds=min(_CONNECT_TIMEOUT_S, settings.stall_s)),
+        "read_timeout": timedelta(seconds=settings.stall_s),
+        # Of a whole body, with room for a reader that takes its time; each step of ours has a tighter bound.
+        "timeout": timedelta(seconds=settings.io_timeout_s * 20),
+        # One connection for each request under way: a shared HTTP/2 connection has one flow of control for all.
+        "http1_only": True,
+        "user_agent": _USER_AGENT,
+    }
+    if root_certificate is not None:
+        client_options["root_certificate"] = root_certificate
+    return S3Store(
+        config=config,  # type: ignore[arg-type]
+        client_options=client_options,  # type: ignore[arg-type]
+        retry_config={"max_retries": 0},
+        credential_provider=provider,
+    )

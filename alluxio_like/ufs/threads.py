@@ -1,0 +1,105 @@
+"""Threads for blocking store libraries, bounded in number and never waited for without a bound.
+
+Owns its threads. They are daemons, unlike those of concurrent.futures: a call that hangs in a dead network file system must not
+keep the process from ending. `run` is called from one event loop; what it runs, runs in any of the threads.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from alluxio_like import errors
+
+T = TypeVar("T")
+
+
+class _Call:
+    """One call on its way: what to run, and where the outcome goes."""
+
+    __slots__ = ("function", "future", "loop")
+
+    def __init__(self, function: Callable[[], object], future: "asyncio.Future[object]", loop: asyncio.AbstractEventLoop) -> None:
+        self.function = function
+        self.future = future
+        self.loop = loop
+
+    def run(self) -> None:
+        # A race with cancellation is harmless: the loop looks again before it delivers.
+        if self.future.cancelled():
+            return
+        value: object = None
+        error: BaseException | None = None
+        try:
+            value = self.function()
+        except BaseException as caught:  # noqa: BLE001 - it belongs to the caller, whatever it is
+            error = caught
+        try:
+            self.loop.call_soon_threadsafe(self._deliver, value, error)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+    def _deliver(self, value: object, error: BaseException | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(value)
+        elif isinstance(error, StopIteration):  # a future refuses it
+            self.future.set_exception(errors.Internal("a call ended with StopIteration"))
+        else:
+            self.future.set_exception(error)
+
+
+class BlockingPool:
+    """At most `max_threads` calls at once; more wait in line. Threads start when they are needed and stay until `close`."""
+
+    def __init__(self, name: str, max_threads: int) -> None:
+        self._name = name
+        self._max_threads = max_threads
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._waiting = 0
+        self._closed = False
+
+    async def run(self, function: Callable[[], T], *, timeout_s: float) -> T:
+        """The value or error of `function()`. Raises StoreUnavailable when it has not ended after `timeout_s` seconds.
+
+        A call that was cancelled or timed out before it began is never begun; one that had begun runs on, and its outcome is
+        dropped.
+        """
+        if self._closed:
+            raise errors.StoreUnavailable(f"{self._name} is closed")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._waiting += 1
+        if self._waiting > len(self._threads) and len(self._threads) < self._max_threads:
+            self._start_thread()
+        self._calls.put(_Call(function, future, loop))  # type: ignore[arg-type]
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            if future.done() and not future.cancelled():  # it was the call's own error
+                raise
+            raise errors.StoreUnavailable(f"no answer within {timeout_s:g} s", subject=self._name) from None
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """Let the threads end once they are idle. Calls in line are still made. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            for _ in self._threads:
+                self._calls.put(None)
+
+    def _start_thread(self) -> None:
+        name = f"{self._name}-{len(self._threads)}"
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call.run()
+            del call  # the outcome must not live on with an idle thread
