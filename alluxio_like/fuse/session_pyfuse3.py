@@ -5,8 +5,9 @@ the namespace. One session a process (pyfuse3 keeps its session in globals), on 
 
 pyfuse3 takes requests through the part of trio's interface that `pyfuse3.asyncio` imitates. `_Port` is such an imitation with
 what that one lacks:
-- the device is non-blocking. A request whose caller is killed between the device becoming readable and being read is gone, and a
-  blocking read, made with the GIL held, would then stop the whole process until somebody makes another request;
+- a request whose caller is killed between the device becoming readable and being read is gone, and the read finds nothing. On a
+  blocking device it would stop the whole process (the GIL is held) until somebody makes another request; on a non-blocking one, as
+  uvloop makes it, pyfuse3's task fails. Here it is non-blocking on any loop, and the task goes on;
 - a failing task is noticed, where asyncio's would vanish and leave requests unanswered for ever;
 - a request that is already waiting is taken without a turn of the event loop.
 

@@ -5,6 +5,7 @@ Arguments: MOUNTPOINT READY_FILE JSON (settings: io_timeout_s, entry_timeout_s, 
 
 import asyncio
 import contextlib
+import gc
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from alluxio_like.config import FuseConfig
 from alluxio_like.errors import AlluxioLikeError, make_error
 from alluxio_like.fuse.app import serve
 from alluxio_like.fuse.memory import Content, MemoryBackend
+from alluxio_like.fuse.session_pyfuse3 import _Port
 from alluxio_like.logs import setup_logging
 from alluxio_like.metrics import Metrics
 
@@ -74,6 +76,11 @@ class Control:
                     if event is not None:
                         event.set()
                 faults.stall_reads = faults.stall_names = faults.fail_reads = faults.fail_names = None
+            case "wake":
+                # As if a request had made the device readable and vanished since.
+                for port in [found for found in gc.get_objects() if isinstance(found, _Port)]:
+                    assert port._waiter is not None
+                    port._wake(port._waiter)
             case "counts":
                 tasks = len(asyncio.all_tasks())
                 counts = {"reads": backend.reads, "reads_now": backend.reads_now, "open": backend.open_readers, "tasks": tasks}

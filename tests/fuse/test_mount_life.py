@@ -166,8 +166,17 @@ def test_reader_killed_in_a_lookup_goes_when_its_time_is_up(mount: Make) -> None
     assert os.stat(made.path / "dir").st_ino > 1
 
 
+def test_request_that_vanished_does_not_stop_the_daemon(mount: Make) -> None:
+    """The caller was killed between the device becoming readable and being read: a blocking read would hold up everything."""
+    made = mount(entry_timeout_s=0.0)
+    for _ in range(10):
+        made.do("wake")
+        assert made.do("counts")["open"] == 0  # answered by the same loop that reads the device
+        assert (made.path / "hello.txt").read_bytes() == b"hello, world\n"
+        wait_until(lambda: made.do("counts")["open"] == 0, "the file is closed again")
+
+
 def test_killing_at_random_moments_never_stops_the_daemon(mount: Make) -> None:
-    """A request that vanishes between poll and read would block a blocking device's reader, and with it everything."""
     made = mount(entry_timeout_s=0.0, many={"/many": 50})
     code = "import os, sys\nwhile True:\n  for e in os.scandir(sys.argv[1]): open(e.path, 'rb').read()"
     generator = random.Random(5)
