@@ -132,9 +132,8 @@ async def _serve_mount(config: FuseConfig, operations: Operations, place: Path, 
         await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
     finally:
+        # The signals stay handled: one that comes now must not turn a clean end into a kill.
         await _end(task, session, place, device)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
     log.info("unmounted", extra={"mountpoint": str(place), "left_open": operations.count_open()})
     if task.done() and not task.cancelled() and task.exception() is not None:
         raise Internal(f"the FUSE session broke: {task.exception()}")

@@ -94,8 +94,8 @@ class Backend(Protocol):
         """The next page of a directory; `cursor` None starts."""
         ...
 
-    async def open_file(self, entry: Entry) -> Reader:
-        """Open the content the entry names."""
+    def open_file(self, entry: Entry) -> Reader:
+        """A reader of the content the entry names; no I/O yet."""
         ...
 
     async def get_totals(self) -> Totals:

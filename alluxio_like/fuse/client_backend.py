@@ -40,7 +40,7 @@ class ClientBackend:
         page = await self._client.list_dir(inode, cursor or b"")
         return Listing(page.entries, page.next_cursor or None, page.valid_s)
 
-    async def open_file(self, entry: Entry) -> FileReader:
+    def open_file(self, entry: Entry) -> FileReader:
         return self._client.open_file(entry)
 
     async def get_totals(self) -> Totals:

@@ -146,8 +146,7 @@ class MemoryBackend:
         more = page[-1].encode(errors="surrogateescape") if len(names) > len(page) else None
         return Listing([self._nodes[children[name]].entry for name in page], more, self.valid_s)
 
-    async def open_file(self, entry: Entry) -> MemoryReader:
-        await self._enter("open_file")
+    def open_file(self, entry: Entry) -> MemoryReader:
         self.open_readers += 1
         return MemoryReader(self, self._get_node(entry.attr.inode))
 

@@ -106,18 +106,26 @@ class Operations:
 
     # Files
 
-    async def open(self, node: int, flags: int) -> int:
-        """The number of a new handle. Raises ReadOnly for anything but reading, Stale to make the kernel look the name up again."""
+    def try_open(self, node: int, flags: int) -> int | None:
+        """What `open` gives, when it can be had without asking anybody; else None."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & (os.O_TRUNC | os.O_APPEND):
-            raise ReadOnly("this mount is read-only")
+            raise self.refuse_write()
         inode = self._get_inode(node)
         if inode in self._stale:
             raise Stale("the file was replaced or removed", subject=str(inode))
-        entry = self._seen.lookup(inode) or (await self._get_entry(inode))[0]
+        entry = self._seen.lookup(inode)
+        return None if entry is None else self._open_entry(entry)
+
+    async def open(self, node: int, flags: int) -> int:
+        """The number of a new handle. Raises ReadOnly for anything but reading, Stale to make the kernel look the name up again."""
+        handle = self.try_open(node, flags)
+        return handle if handle is not None else self._open_entry((await self._get_entry(self._get_inode(node)))[0])
+
+    def _open_entry(self, entry: Entry) -> int:
         if entry.attr.kind is Kind.DIRECTORY:
             raise IsADirectory("a directory cannot be read as a file", subject=entry.name)
-        file = FileHandle(entry, await self._backend.open_file(entry))
-        self._open.setdefault(inode, []).append(file)
+        file = FileHandle(entry, self._backend.open_file(entry))
+        self._open.setdefault(entry.attr.inode, []).append(file)
         return self._files.add(file)
 
     def try_read(self, handle: int, offset: int, length: int) -> Buffer | None:

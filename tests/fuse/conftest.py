@@ -34,6 +34,7 @@ class Mount:
     def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
         directory.mkdir(exist_ok=True)
         self.path = directory / "mnt"
+        self.ours = False
         self.log = directory / "log"
         self._ready = directory / "ready"
         self._ready.unlink(missing_ok=True)
@@ -48,6 +49,7 @@ class Mount:
     def wait_ready(self) -> None:
         wait_until(lambda: self._ready.exists() or self.process.poll() is not None, "the mount", START_S)
         assert self.process.poll() is None, self.log.read_text()
+        self.ours = True
 
     def do(self, command: str, **details: Any) -> Any:
         """Have the daemon do something to its tree; see memory_daemon.Control."""
@@ -80,7 +82,7 @@ class Mount:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait(10)
-            while self.mounted:
+            while self.ours and self.mounted:
                 places.detach(self.path)
         text = self.log.read_text()
         assert "Traceback" not in text, text
