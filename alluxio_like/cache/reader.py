@@ -2,26 +2,102 @@
 
 Owns read-only views of the indexes and the opened cache files. Opened from descriptors of cache directories (a worker's door
 hands them out). The file is always opened before its bits are read, so that bits that are set speak of bytes that stay.
-A CacheReader belongs to the process that opened it (after fork the child opens its own); any of its threads may use it.
+
+A CacheReader belongs to the process that opened it (after fork the child opens its own), and one process has at most one of a
+worker at a time (LMDB's rule: close the old one first). Any of its threads may use it; a LocalFile's own state is guarded by
+nothing but the interpreter: concurrent reads may verify a page twice, never skip it.
 """
 
+import errno
+import os
+import struct
+from array import array
 from collections.abc import Sequence
 from typing import Self
 
+import lmdb
+
 from alluxio_like import errors
-from alluxio_like.types import FileRef, PageRange
+from alluxio_like.cache import format as fmt
+from alluxio_like.cache.checksum import compute_checksum
+from alluxio_like.cache.layout import check_format
+from alluxio_like.types import PAGE_BYTES, PAGES_PER_BLOCK, FileId, FileRef, PageRange
+
+_HEADER = struct.Struct("<QIQ")
+
+
+class _View:
+    """One directory: its descriptor and its index, read-only."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        path = f"/proc/self/fd/{fd}"
+        if not check_format(fd, path):
+            raise errors.DiskError("not a cache directory", subject=path)
+        self.env: lmdb.Environment | None = lmdb.open(
+            f"{path}/index", readonly=True, create=False, lock=True, max_spare_txns=4, readahead=False
+        )
+        with self.env.begin() as txn:
+            self.trust = int.from_bytes(bytes(txn.get(fmt.KEY_TRUST) or b"\0"), "big")
+
+    def get(self, key: bytes) -> bytes | None:
+        """A record, or None; also None when the index cannot be read now (then the worker is asked)."""
+        env = self.env
+        if env is None:
+            return None
+        try:
+            with env.begin() as txn:
+                value = txn.get(key)
+                return None if value is None else bytes(value)
+        except lmdb.Error:
+            return None
+
+    def close(self) -> None:
+        if self.env is not None:
+            env, self.env = self.env, None
+            env.close()
+            os.close(self.fd)
 
 
 class LocalFile:
-    """One opened cache file. While it is open the worker neither punches nor overwrites what is present."""
+    """One opened cache file. While it is open the worker neither punches what is present nor writes over it, except bad pages."""
 
-    fd: int
-    size: int
-    generation: int
+    __slots__ = ("_checksums", "_file_id", "_present", "_verified", "_view", "fd", "generation", "size")
+
+    def __init__(self, view: _View, file_id: FileId, size: int, generation: int, fd: int) -> None:
+        self._view = view
+        self._file_id = file_id
+        self.size = size
+        self.generation = generation
+        self.fd = fd
+        self._present: dict[int, int] = {}
+        self._verified: dict[int, int] = {}
+        self._checksums: dict[int, array[int]] = {}
+
+    def __del__(self) -> None:
+        self.close()
 
     def get_present_run(self, offset: int, length: int) -> int:
         """Bytes from `offset` on that are there (at most `length`, clipped at the end). Asks the index again when short."""
-        raise errors.Internal("not yet")
+        stop = min(offset + length, self.size)
+        if offset < 0 or stop <= offset:
+            return 0
+        page = offset // PAGE_BYTES
+        last = -(-stop // PAGE_BYTES)
+        asked = -1
+        while page < last:
+            block, bit = divmod(page, PAGES_PER_BLOCK)
+            bits = self._present.get(block, 0) >> bit
+            # Ones at the low end: the pages of this block that follow one another from here.
+            run = (~bits & (bits + 1)).bit_length() - 1
+            if run:
+                page += run
+            elif asked == block:
+                break
+            else:
+                self._load(block)
+                asked = block
+        return max(0, min(page * PAGE_BYTES, stop) - offset)
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         """Bytes from `offset`, as many of `length` as are there (clipped at end of file; empty: none there), each page verified
@@ -29,41 +105,170 @@ class LocalFile:
 
         Raises Corrupt (read through the worker instead, which drops and fetches the page again), DiskError.
         """
-        raise errors.Internal("not yet")
+        count = self.get_present_run(offset, length)
+        if count <= 0:
+            return b""
+        first, stop = offset // PAGE_BYTES, -(-(offset + count) // PAGE_BYTES)
+        if self._is_verified(first, stop):
+            return self._pread(offset, count)
+        # Whole pages, because a checksum is of a whole page; what was read for it is at once what is returned.
+        start = first * PAGE_BYTES
+        data = self._pread(start, min(stop * PAGE_BYTES, self.size) - start)
+        view = memoryview(data)
+        for page in range(first, stop):
+            low = (page - first) * PAGE_BYTES
+            self._check(page, view[low : low + PAGE_BYTES] if stop - first > 1 else data)
+        return data if start == offset and len(data) == count else view[offset - start : offset - start + count]
 
     def add_present(self, generation: int, pages: PageRange, checksums: Sequence[int]) -> bool:
         """Learn from a Fill reply what the index may not yet say. False: it speaks of another generation, open the file anew."""
-        raise errors.Internal("not yet")
+        if generation != self.generation:
+            return False
+        if len(checksums) != len(pages):
+            raise errors.InvalidArgument(f"{len(checksums)} checksums for {len(pages)} pages")
+        for page, checksum in zip(range(pages.first, pages.stop), checksums, strict=True):
+            block, bit = divmod(page, PAGES_PER_BLOCK)
+            sums = self._checksums.get(block)
+            if sums is None:
+                sums = self._checksums[block] = array("Q", bytes(8 * PAGES_PER_BLOCK))
+            sums[bit] = checksum
+            self._present[block] = self._present.get(block, 0) | 1 << bit
+        return True
 
     @property
     def is_complete(self) -> bool:
         """Every page is known to be there."""
-        raise errors.Internal("not yet")
+        return self.get_present_run(0, self.size) == self.size
 
     def close(self) -> None:
         """Close the descriptor. Idempotent."""
-        raise errors.Internal("not yet")
+        fd, self.fd = getattr(self, "fd", -1), -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _load(self, block: int) -> None:
+        """Read a block's bits and checksums from the index again; what was learned otherwise stays."""
+        raw = self._view.get(fmt.make_block_key(self._file_id, block))
+        if raw is None:
+            return
+        generation, trust, bits = _HEADER.unpack_from(raw)
+        if generation != self.generation or trust < self._view.trust:
+            return
+        fresh = array("Q")
+        fresh.frombytes(raw[_HEADER.size :])
+        known = self._present.get(block, 0)
+        if known & ~bits:
+            # Pages learned from a Fill reply that the index does not have yet keep their checksums.
+            sums = self._checksums[block]
+            for bit in range(len(fresh)):
+                if known & ~bits & 1 << bit:
+                    fresh[bit] = sums[bit]
+        self._checksums[block] = fresh
+        self._present[block] = known | bits
+
+    def _is_verified(self, first: int, stop: int) -> bool:
+        page = first
+        while page < stop:
+            block, bit = divmod(page, PAGES_PER_BLOCK)
+            high = min(PAGES_PER_BLOCK, stop - block * PAGES_PER_BLOCK)
+            mask = (1 << high) - (1 << bit)
+            if self._verified.get(block, 0) & mask != mask:
+                return False
+            page = (block + 1) * PAGES_PER_BLOCK
+        return True
+
+    def _check(self, page: int, data: memoryview | bytes) -> None:
+        block, bit = divmod(page, PAGES_PER_BLOCK)
+        if self._verified.get(block, 0) >> bit & 1:
+            return
+        if compute_checksum(data) != self._checksums[block][bit]:
+            self._present[block] &= ~(1 << bit)
+            raise errors.Corrupt(f"page {page} of a cache file does not match its checksum", subject=str(self._file_id))
+        self._verified[block] = self._verified.get(block, 0) | 1 << bit
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        try:
+            data = os.pread(self.fd, length, offset)
+            while 0 < len(data) < length:
+                more = os.pread(self.fd, length - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise errors.DiskError(f"cache file cannot be read ({error.strerror})", subject=str(self._file_id)) from error
+        if len(data) != length:
+            raise errors.Corrupt("cache file is shorter than it should be", subject=str(self._file_id))
+        return data
 
 
 class CacheReader:
     """Looks into the cache directories of one worker."""
 
+    def __init__(self, views: list[_View]) -> None:
+        self._views = views
+
     @classmethod
     def open(cls, directory_fds: Sequence[int]) -> Self:
-        """Take over descriptors of cache directories. Raises FormatTooNew, DiskError (then ask the worker by RPC)."""
-        raise errors.Internal("not yet")
+        """Take over descriptors of cache directories, also when it fails.
+
+        Raises FormatTooNew, DiskError (then ask the worker by RPC).
+        """
+        views: list[_View] = []
+        try:
+            for fd in directory_fds:
+                views.append(_View(fd))  # noqa: PERF401 (those opened must be closed on failure)
+        except BaseException as error:
+            for view in views:
+                view.close()
+            for fd in directory_fds[len(views) :]:
+                os.close(fd)
+            if isinstance(error, (lmdb.Error, OSError)):
+                raise errors.DiskError(f"cache directory cannot be read from here ({error})") from error
+            raise
+        return cls(views)
 
     def lookup(self, ref: FileRef) -> LocalFile | None:
         """The cache file of a content if any of it is there; None: ask the worker."""
-        raise errors.Internal("not yet")
+        file_id = ref.file_id
+        key = fmt.make_file_key(file_id)
+        for view in self._views:
+            raw = view.get(key)
+            if raw is None:
+                continue
+            record = fmt.unpack_file(raw)
+            if record.size != ref.fingerprint.size or record.token != ref.fingerprint.token or not record.present_bytes:
+                continue
+            file = _open_file(view, ref, record.generation)
+            if file is not None:
+                return file
+        return None
 
     def open_filled(self, ref: FileRef, directory: int, generation: int) -> LocalFile | None:
         """The cache file that a Fill reply names (the directory by its place in the door's order), known to the index or not yet.
 
         None: it is gone by now, fill again. Learn its pages with `add_present`.
         """
-        raise errors.Internal("not yet")
+        return _open_file(self._views[directory], ref, generation) if directory < len(self._views) else None
 
     def close(self) -> None:
         """Close indexes and directory descriptors; files that are open stay usable for what they know. Idempotent."""
-        raise errors.Internal("not yet")
+        for view in self._views:
+            view.close()
+        self._views = []
+
+
+def _open_file(view: _View, ref: FileRef, generation: int) -> LocalFile | None:
+    """O_NONBLOCK: a file that is just being evicted (under a lease) is as good as gone, and not waited for."""
+    if view.env is None:
+        return None
+    try:
+        fd = os.open(
+            fmt.make_file_path(ref.file_id, generation),
+            os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK,
+            dir_fd=view.fd,
+        )
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.EWOULDBLOCK, errno.EIO, errno.ESTALE}:
+            return None
+        raise errors.DiskError(f"cache file cannot be opened ({error.strerror})", subject=str(ref.file_id)) from error
+    return LocalFile(view, ref.file_id, ref.size, generation, fd)

@@ -1,0 +1,156 @@
+"""What is on the disk: the format's number, the index's keys and records, the names of cache files.
+
+Format 1. The index is one ordered table. Keys, integers big-endian so that they sort:
+
+    F inode version         -> a file: size, generation, present bytes, last use, role, flags, fingerprint token
+    B inode version block   -> a block: generation, trust, presence bits, then one checksum a page
+    M name                  -> of the directory: boot id, clean mark, trust, usage
+
+`trust` counts the crashes of the machine that the directory went through: a block with a smaller number than the directory's was
+there at the last one and is suspect until verified. `generation` names an incarnation of a cache file; it is random, so that it
+never comes twice. Pure functions, safe from any thread.
+"""
+
+import struct
+from array import array
+from dataclasses import dataclass
+
+from alluxio_like.types import PAGES_PER_BLOCK, FileId, InodeId, VersionId, get_page_count
+
+FORMAT_NUMBER = 1
+
+_KEY_FILE = struct.Struct(">cQQ")
+_KEY_BLOCK = struct.Struct(">cQQI")
+_FILE = struct.Struct("<QQQIBB")
+_BLOCK = struct.Struct("<QIQ")
+_USAGE = struct.Struct("<QQQQQ")
+
+BLOCK_HEADER_BYTES = _BLOCK.size
+KEY_TRUST = b"Mtrust"
+KEY_BOOT = b"Mboot"
+KEY_CLEAN = b"Mclean"
+KEY_USAGE = b"Musage"
+
+FILE_PREFIX = b"F"
+BLOCK_PREFIX = b"B"
+
+
+@dataclass(slots=True)
+class FileRecord:
+    """A file in the index; `last_use_s` is seconds since the epoch."""
+
+    size: int
+    generation: int
+    present_bytes: int
+    last_use_s: int
+    role: int
+    pinned: bool
+    token: str
+
+
+@dataclass(slots=True)
+class BlockRecord:
+    """A block in the index; `checksums` has one a page of the block, meaningless where the bit is not set."""
+
+    generation: int
+    trust: int
+    bits: int
+    checksums: "array[int]"
+
+
+@dataclass(slots=True)
+class UsageRecord:
+    """Sums over all files of a directory, kept in the same transactions."""
+
+    used_bytes: int = 0
+    home_bytes: int = 0
+    guest_bytes: int = 0
+    pinned_bytes: int = 0
+    file_count: int = 0
+
+
+def make_file_key(file_id: FileId) -> bytes:
+    return _KEY_FILE.pack(b"F", file_id.inode, file_id.version)
+
+
+def parse_file_key(key: bytes) -> FileId:
+    _, inode, version = _KEY_FILE.unpack(key)
+    return FileId(InodeId(inode), VersionId(version))
+
+
+def make_block_key(file_id: FileId, block: int) -> bytes:
+    return _KEY_BLOCK.pack(b"B", file_id.inode, file_id.version, block)
+
+
+def make_block_prefix(file_id: FileId) -> bytes:
+    """What the keys of all blocks of a file begin with."""
+    return b"B" + make_file_key(file_id)[1:]
+
+
+def parse_block_key(key: bytes) -> tuple[FileId, int]:
+    _, inode, version, block = _KEY_BLOCK.unpack(key)
+    return FileId(InodeId(inode), VersionId(version)), block
+
+
+def pack_file(record: FileRecord) -> bytes:
+    head = _FILE.pack(
+        record.size, record.generation, record.present_bytes, record.last_use_s, record.role, 1 if record.pinned else 0
+    )
+    return head + record.token.encode("utf-8", "surrogateescape")
+
+
+def unpack_file(raw: bytes) -> FileRecord:
+    size, generation, present_bytes, last_use_s, role, flags = _FILE.unpack_from(raw)
+    token = raw[_FILE.size :].decode("utf-8", "surrogateescape")
+    return FileRecord(size, generation, present_bytes, last_use_s, role, bool(flags & 1), token)
+
+
+def pack_block(generation: int, trust: int, bits: int, checksums: "array[int]") -> bytes:
+    return _BLOCK.pack(generation, trust, bits) + checksums.tobytes()
+
+
+def unpack_block(raw: bytes) -> BlockRecord:
+    generation, trust, bits = _BLOCK.unpack_from(raw)
+    checksums = array("Q")
+    checksums.frombytes(raw[_BLOCK.size :])
+    return BlockRecord(generation, trust, bits, checksums)
+
+
+def unpack_block_header(raw: bytes) -> tuple[int, int, int]:
+    """Generation, trust and bits of a block, without its checksums."""
+    generation, trust, bits = _BLOCK.unpack_from(raw)
+    return generation, trust, bits
+
+
+def pack_usage(usage: UsageRecord) -> bytes:
+    return _USAGE.pack(usage.used_bytes, usage.home_bytes, usage.guest_bytes, usage.pinned_bytes, usage.file_count)
+
+
+def unpack_usage(raw: bytes) -> UsageRecord:
+    return UsageRecord(*_USAGE.unpack(raw))
+
+
+def get_pages_in_block(size: int, block: int) -> int:
+    """Pages of block `block` of a file of `size` bytes."""
+    return max(0, min(PAGES_PER_BLOCK, get_page_count(size) - block * PAGES_PER_BLOCK))
+
+
+def make_file_path(file_id: FileId, generation: int) -> str:
+    """A cache file's path below its directory."""
+    return f"files/{file_id.inode & 0xFF:02x}/{file_id.inode:x}-{file_id.version:x}-{generation:016x}"
+
+
+def parse_file_name(name: str) -> tuple[FileId, int] | None:
+    """The file id and generation in a cache file's name; None when it is none."""
+    parts = name.split("-")
+    try:
+        inode, version, generation = (int(part, 16) for part in parts)
+    except ValueError:
+        return None
+    file_id = FileId(InodeId(inode), VersionId(version))
+    return (file_id, generation) if make_file_path(file_id, generation).rpartition("/")[2] == name else None
+
+
+def get_disk_bytes(present_bytes: int) -> int:
+    """Space that present pages take on the disk: only a file's last page is not a multiple of 4 KiB."""
+    return (present_bytes + 4095) & ~4095

@@ -1,0 +1,220 @@
+"""The index of one cache directory: LMDB, one environment, one writer process, any number of reading processes.
+
+Owns transactions and the sums over all files. Writers group what they have: one commit costs one fdatasync, whatever its size. A
+commit is in the data file before it is visible, but its meta page may be lost with the machine (metasync off): then the directory
+is as it was one commit earlier, which the trust number makes harmless. One lock serialises commits and the delivery of what they
+changed, so that changes are delivered in commit order.
+"""
+
+import threading
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import lmdb
+
+from alluxio_like.cache import format as fmt
+from alluxio_like.cache.format import BlockRecord, FileRecord, UsageRecord
+from alluxio_like.types import FileId
+
+MAX_READERS = 2048
+"""Slots for read transactions, of all processes together; each thread that looks uses one for microseconds."""
+MIN_MAP_BYTES = 1 << 30
+SCAN_BATCH = 2000
+
+
+@dataclass(slots=True)
+class BlockPut:
+    """A block to write, for the generation of the file it comes with; bits 0 deletes it."""
+
+    block: int
+    trust: int
+    bits: int
+    checksums: "array[int]"
+
+
+@dataclass(slots=True)
+class FilePut:
+    """A file to write with those of its blocks that changed."""
+
+    file_id: FileId
+    record: FileRecord
+    blocks: list[BlockPut] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a commit did to one block of a file of `size` bytes; bits 0: it is gone."""
+
+    file_id: FileId
+    block: int
+    bits: int
+    size: int
+
+
+class Index:
+    """One directory's index, open for writing."""
+
+    def __init__(self, path: str, map_bytes: int, on_commit: Callable[[list[Effect]], None]) -> None:
+        self._env = lmdb.open(
+            path,
+            map_size=max(map_bytes, MIN_MAP_BYTES),
+            subdir=True,
+            mode=0o600,
+            metasync=False,
+            max_readers=MAX_READERS,
+            max_spare_txns=16,
+            readahead=False,
+        )
+        self._env.reader_check()
+        self._on_commit = on_commit
+        self.lock = threading.RLock()
+        """Held around a commit and the delivery of its effects."""
+        raw = self.get_meta(fmt.KEY_USAGE)
+        self._usage = fmt.unpack_usage(raw) if raw else UsageRecord()
+        self.trust = int.from_bytes(self.get_meta(fmt.KEY_TRUST) or b"\0", "big")
+
+    @property
+    def usage(self) -> UsageRecord:
+        """Sums over all committed files."""
+        return self._usage
+
+    def get_meta(self, key: bytes) -> bytes | None:
+        with self._env.begin() as txn:
+            value = txn.get(key)
+            return bytes(value) if value is not None else None
+
+    def put_meta(self, values: dict[bytes, bytes]) -> None:
+        """Write values of the directory and force them to the disk, meta page included."""
+        with self.lock:
+            with self._env.begin(write=True) as txn:
+                for key, value in values.items():
+                    txn.put(key, value)
+            self._env.sync(True)
+
+    def lookup_file(self, file_id: FileId) -> FileRecord | None:
+        with self._env.begin() as txn:
+            raw = txn.get(fmt.make_file_key(file_id))
+        return fmt.unpack_file(raw) if raw is not None else None
+
+    def lookup_block(self, file_id: FileId, block: int) -> BlockRecord | None:
+        with self._env.begin() as txn:
+            raw = txn.get(fmt.make_block_key(file_id, block))
+        return fmt.unpack_block(raw) if raw is not None else None
+
+    def commit(
+        self, make_puts: Callable[[], list[FilePut]], removes: list[tuple[FileId, int]], uses: dict[FileId, int] | None = None
+    ) -> None:
+        """One transaction: the puts (made inside, so that a later commit never writes an older state), then the removal of files
+        of the given generations, then last uses in seconds since the epoch.
+
+        Raises lmdb.Error or OSError: then nothing was changed.
+        """
+        with self.lock:
+            usage = replace(self._usage)
+            effects: list[Effect] = []
+            with self._env.begin(write=True) as txn:
+                for put in make_puts():
+                    _put_file(txn, put, usage, effects)
+                for file_id, generation in removes:
+                    _remove_file(txn, file_id, generation, usage, effects)
+                for file_id, now_s in (uses or {}).items():
+                    _put_use(txn, file_id, now_s)
+                txn.put(fmt.KEY_USAGE, fmt.pack_usage(usage))
+            self._usage = usage
+            self._on_commit(effects)
+
+    def scan_files(self) -> Iterator[tuple[FileId, FileRecord]]:
+        for key, raw in self._scan(fmt.FILE_PREFIX):
+            yield fmt.parse_file_key(key), fmt.unpack_file(raw)
+
+    def scan_blocks(self) -> Iterator[tuple[FileId, int, int, int]]:
+        """File id, block, trust, bits of every block."""
+        for key, raw in self._scan(fmt.BLOCK_PREFIX):
+            file_id, block = fmt.parse_block_key(key)
+            _, trust, bits = fmt.unpack_block_header(raw)
+            yield file_id, block, trust, bits
+
+    def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Records by prefix, in batches: no read transaction stays open meanwhile (it would keep pages from reuse)."""
+        start = prefix
+        while True:
+            batch: list[tuple[bytes, bytes]] = []
+            with self._env.begin() as txn, txn.cursor() as cursor:
+                if cursor.set_range(start):
+                    for key, value in cursor:
+                        if not key.startswith(prefix) or len(batch) >= SCAN_BATCH:
+                            break
+                        batch.append((bytes(key), bytes(value)))
+            yield from batch
+            if len(batch) < SCAN_BATCH:
+                return
+            start = batch[-1][0] + b"\0"
+
+    def check_readers(self) -> int:
+        """Free the slots of processes that died in a read; returns how many."""
+        return self._env.reader_check()
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def _account(usage: UsageRecord, record: FileRecord, sign: int) -> None:
+    held = sign * fmt.get_disk_bytes(record.present_bytes)
+    usage.used_bytes += held
+    usage.file_count += sign
+    if record.role == 2:  # Role.GUEST
+        usage.guest_bytes += held
+    else:
+        usage.home_bytes += held
+    if record.pinned:
+        usage.pinned_bytes += held
+
+
+def _put_file(txn: lmdb.Transaction, put: FilePut, usage: UsageRecord, effects: list[Effect]) -> None:
+    key = fmt.make_file_key(put.file_id)
+    raw = txn.get(key)
+    if raw is not None:
+        old = fmt.unpack_file(bytes(raw))
+        if old.generation == put.record.generation:
+            _account(usage, old, -1)
+            put.record.last_use_s = max(put.record.last_use_s, old.last_use_s)
+        else:
+            _remove_file(txn, put.file_id, old.generation, usage, effects)
+    _account(usage, put.record, 1)
+    txn.put(key, fmt.pack_file(put.record))
+    for block in put.blocks:
+        block_key = fmt.make_block_key(put.file_id, block.block)
+        if block.bits:
+            txn.put(block_key, fmt.pack_block(put.record.generation, block.trust, block.bits, block.checksums))
+        else:
+            txn.delete(block_key)
+        effects.append(Effect(put.file_id, block.block, block.bits, put.record.size))
+
+
+def _remove_file(txn: lmdb.Transaction, file_id: FileId, generation: int, usage: UsageRecord, effects: list[Effect]) -> None:
+    key = fmt.make_file_key(file_id)
+    raw = txn.get(key)
+    if raw is None:
+        return
+    record = fmt.unpack_file(bytes(raw))
+    if record.generation != generation:
+        return
+    _account(usage, record, -1)
+    txn.delete(key)
+    prefix = fmt.make_block_prefix(file_id)
+    with txn.cursor() as cursor:
+        found = cursor.set_range(prefix)
+        while found and bytes(cursor.key()).startswith(prefix):
+            _, block = fmt.parse_block_key(bytes(cursor.key()))
+            effects.append(Effect(file_id, block, 0, record.size))
+            found = cursor.delete()
+
+
+def _put_use(txn: lmdb.Transaction, file_id: FileId, now_s: int) -> None:
+    key = fmt.make_file_key(file_id)
+    raw = txn.get(key)
+    if raw is not None:
+        record = fmt.unpack_file(bytes(raw))
+        record.last_use_s = max(now_s, record.last_use_s)
+        txn.put(key, fmt.pack_file(record))

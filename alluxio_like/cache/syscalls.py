@@ -1,0 +1,50 @@
+"""The few system calls that Python's library lacks or that need care: punching holes, syncfs, leases.
+
+Owns nothing. Errors come as OSError. Safe from any thread.
+"""
+
+import ctypes
+import fcntl
+import os
+import signal
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+_F_SETSIG = 10
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.syncfs.argtypes = [ctypes.c_int]
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give the bytes' space back; they read as zeros afterwards. The file's size stays."""
+    if _libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def sync_file_system(fd: int) -> None:
+    """syncfs(2): returns when everything written to the descriptor's file system is on the disk."""
+    if _libc.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def take_write_lease(fd: int) -> bool:
+    """F_SETLEASE(F_WRLCK): True when nobody else has the file open or mapped. Held until the descriptor is closed.
+
+    While it is held, an open(2) by others waits, or with O_NONBLOCK fails with EWOULDBLOCK. The signal that says so is
+    SIGURG, which is ignored by default: the kernel's own choice, SIGIO, would end the process.
+    """
+    try:
+        fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def drop_lease(fd: int) -> None:
+    """Give a lease back."""
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
