@@ -1,0 +1,139 @@
+"""What every command shares: options, output, and how an error becomes one line and an exit code.
+
+Owns the shape of the command line (0 done, 1 failed, 2 wrong usage; --json prints one JSON value on standard output, errors are
+one line on standard error). Does not talk to services. A command is one process with one thread of control.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from alluxio_like.errors import AlluxioLikeError, InvalidArgument, Unavailable
+
+if TYPE_CHECKING:
+    from alluxio_like.client import Client
+    from alluxio_like.config import ClientConfig
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 3.0
+"""A guess: a command says that there is no master after so long."""
+
+MasterOption = Annotated[
+    str,
+    typer.Option("--master", metavar="HOST:PORT", help="The master; found by itself on a machine where one is used."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
+
+
+def make_app(sentence: str, **settings: Any) -> typer.Typer:
+    """A command line with our ways: plain help that keeps its line breaks, no tracebacks drawn by the library."""
+    return typer.Typer(
+        help=sentence,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+        **settings,
+    )
+
+
+def run_app(app: Callable[..., Any], program: str) -> NoReturn:
+    """Run a command line and end the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names are bytes: those that are not UTF-8 come out as they are.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    try:
+        app(prog_name=program)
+    except AlluxioLikeError as error:
+        sys.exit(report_error(program, error))
+    except BrokenPipeError:
+        # The reader of our output has gone (head); nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(report_error(program, AlluxioLikeError(f"{where}{error.strerror or error}")))
+    sys.exit(0)
+
+
+def report_error(program: str, error: AlluxioLikeError) -> int:
+    """Say an error in one line on standard error (and as JSON on standard output with --json); the exit code."""
+    line = " ".join(str(error).split())
+    print(f"{program}: {line}", file=sys.stderr)
+    if "--json" in sys.argv:
+        print_json({"error": {"code": error.code, "message": error.message, "subject": error.subject}})
+    return 2 if isinstance(error, InvalidArgument) else 1
+
+
+def to_plain(value: Any) -> Any:
+    """A value as JSON knows it: dataclasses as objects, enumerations by their names in lower case."""
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on standard output, at once."""
+    print(json.dumps(to_plain(value)), flush=True)
+
+
+def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run to the end on an event loop of its own."""
+    import uvloop
+
+    return uvloop.run(coroutine)
+
+
+def load_client_config(master: str = "") -> "ClientConfig":
+    """The client's settings from the file named by ALLUXIO_LIKE_CONFIG, the environment, and `master` if it is not empty."""
+    from alluxio_like.config import ClientConfig, load_config
+
+    file = os.environ.get("ALLUXIO_LIKE_CONFIG")
+    return load_config(ClientConfig, file=Path(file) if file else None, flags={"master": master or None})
+
+
+@contextlib.asynccontextmanager
+async def open_client(master: str, *paths: str) -> AsyncIterator["Client"]:
+    """A client of the master that `master` names or that is found (finding.py). Raises Unavailable, soon, if nobody is there."""
+    import asyncio
+
+    from alluxio_like.cli.finding import find_master
+    from alluxio_like.client import Client
+    from alluxio_like.metrics import split_address
+
+    address, why = find_master(master, *paths)
+    config = load_client_config(address)
+    host, port = split_address(config.master)
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(host, port)
+        writer.close()
+    except (OSError, TimeoutError):
+        raise Unavailable(
+            f"no master answers at {config.master} ({why}): start one with 'alluxio-like up' or give --master HOST:PORT"
+        ) from None
+    client = Client.open(config)
+    try:
+        yield client
+    finally:
+        await client.close()

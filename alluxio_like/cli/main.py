@@ -1,0 +1,56 @@
+"""The command line `alluxio-like`.
+
+Owns which commands there are. Imports nothing heavy: each command imports what it needs when it runs.
+"""
+
+from typing import Annotated, NoReturn
+
+import typer
+
+from alluxio_like import __version__
+from alluxio_like.cli import report, services, tree, up
+from alluxio_like.cli.common import make_app, run_app
+
+app = make_app(
+    """A distributed caching file system for AI training.
+
+\b
+The first minute:
+  alluxio-like up s3://bucket/prefix /mnt/data     mount a bucket here
+  cache load /mnt/data                             warm all of it
+  alluxio-like report                              see what there is"""
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"alluxio-like {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the release.")] = False,
+) -> None:
+    pass
+
+
+app.command("up")(up.up)
+app.command("master")(services.run_master)
+app.command("worker")(services.run_worker)
+app.command("fuse")(services.run_fuse)
+app.command("mount")(tree.mount)
+app.command("unmount")(tree.unmount)
+app.command("mounts")(tree.mounts)
+app.add_typer(tree.fs, name="fs")
+app.command("report")(report.report)
+app.command("workers")(report.workers)
+
+
+def main() -> NoReturn:
+    """Entry point of `alluxio-like`."""
+    run_app(app, "alluxio-like")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The commands `report` and `workers`: the cluster in one screen.
+
+Owns their output. One command a process.
+"""
+
+from typing import TYPE_CHECKING
+
+from alluxio_like.cli.cache import print_jobs
+from alluxio_like.cli.common import JsonOption, MasterOption, open_client, print_json, run_async
+from alluxio_like.cli.render import print_table, show_percent, show_seconds, show_size
+from alluxio_like.cli.tree import print_mounts
+
+if TYPE_CHECKING:
+    from alluxio_like.types import Cluster
+
+
+def report(master: MasterOption = "", as_json: JsonOption = False) -> None:
+    """The cluster in one screen: master, workers, mounts, jobs, warnings.
+
+    \b
+    Example:
+      alluxio-like report
+    """
+
+    async def run() -> None:
+        async with open_client(master) as client:
+            found = await client.report()
+        if as_json:
+            print_json(found)
+            return
+        live = sum(worker.live for worker in found.cluster.workers)
+        totals = found.totals
+        up_s = show_seconds(found.uptime_s)
+        used = f"{show_size(totals.used_bytes)} of {show_size(totals.capacity_bytes)} used"
+        print(f"alluxio-like {found.software_version}, cluster {found.cluster.cluster_id}, master up for {up_s}")
+        print(f"{live} of {len(found.cluster.workers)} workers live, {used}")
+        print(f"{totals.files:,} files known, {show_size(totals.known_bytes)}")
+        for warning in found.warnings:
+            print(f"WARNING: {warning}")
+        for limited in found.limited_buckets:
+            print(f"WARNING: {limited.bucket} asks for less: {limited.requests_per_s:.0f} requests/s for the whole cluster")
+        if found.cluster.workers:
+            print()
+            print_workers(found.cluster)
+        if found.mounts:
+            print()
+            print_mounts(found.mounts)
+        if found.jobs:
+            print()
+            print_jobs(found.jobs)
+
+    run_async(run())
+
+
+def workers(master: MasterOption = "", as_json: JsonOption = False) -> None:
+    """The workers: where they are, whether they live, what they hold.
+
+    \b
+    Example:
+      alluxio-like workers --json
+    """
+
+    async def run() -> None:
+        async with open_client(master) as client:
+            found = await client.get_cluster()
+        print_json(found) if as_json else print_workers(found)
+
+    run_async(run())
+
+
+def print_workers(cluster: "Cluster") -> None:
+    """Workers as a table."""
+    rows = [
+        [
+            worker.address,
+            "live" if worker.live else f"dead for {show_seconds(worker.last_seen_s)}",
+            show_percent(worker.used_bytes, worker.capacity_bytes) if worker.capacity_bytes else "-",
+            show_size(worker.used_bytes),
+            show_size(worker.capacity_bytes),
+            show_size(worker.guest_bytes),
+            show_size(worker.pinned_bytes),
+            f"{worker.file_count:,}",
+            worker.worker_id,
+        ]
+        for worker in cluster.workers
+    ]
+    print_table(["WORKER", "STATE", "FULL", "USED", "CAPACITY", "GUEST", "PINNED", "FILES", "ID"], rows, left=(0, 1, 8))

@@ -1,0 +1,302 @@
+"""The commands that run one service in the foreground: master, worker, fuse.
+
+Owns how flags become a service's configuration, and what ties a supervised service to its supervisor: it ends when the supervisor
+does, also if its own end hangs. The services themselves are their app modules. One service per process.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alluxio_like.cli.common import run_async
+from alluxio_like.config import FuseConfig, MasterConfig, ServiceConfig, WorkerConfig, load_config, parse_duration, parse_size
+from alluxio_like.errors import AlluxioLikeError, InvalidArgument
+from alluxio_like.logs import setup_logging
+
+log = logging.getLogger(__name__)
+
+ORPHAN_GRACE_S = 15.0
+"""How long a service whose supervisor has died may take to end by itself."""
+
+_PR_SET_PDEATHSIG = 1
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", envvar="ALLUXIO_LIKE_CONFIG", help="TOML file.")]
+HomeOption = Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Directory for what the service keeps.")]
+BindOption = Annotated[str | None, typer.Option("--bind", metavar="HOST:PORT", help="Where to listen; port 0 picks a free one.")]
+AdvertiseOption = Annotated[
+    str | None, typer.Option("--advertise", metavar="HOST:PORT", help="How others reach it; default: --bind.")
+]
+HttpOption = Annotated[
+    str | None, typer.Option("--http-bind", metavar="HOST:PORT", help="Where /metrics and /healthz are; '' for none.")
+]
+InsecureOption = Annotated[
+    bool | None, typer.Option("--insecure", help="Allow an address other than loopback without TLS.", show_default=False)
+]
+CertificateOption = Annotated[Path | None, typer.Option("--tls-certificate", metavar="PEM", help="Certificate of this server.")]
+KeyOption = Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Private key of the certificate.")]
+CaOption = Annotated[
+    Path | None, typer.Option("--tls-ca", metavar="PEM", help="Authority that signed the other servers' certificates.")
+]
+TokenOption = Annotated[Path | None, typer.Option("--token-file", metavar="FILE", help="The cluster's token, mode 0600.")]
+ReadyOption = Annotated[
+    Path | None, typer.Option("--ready-file", metavar="FILE", help="Gets one JSON line once the service is ready.")
+]
+LevelOption = Annotated[str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")]
+FormatOption = Annotated[str | None, typer.Option("--log-format", metavar="FORMAT", help="text or json.")]
+TimeoutOption = Annotated[
+    str | None, typer.Option("--io-timeout", metavar="TIME", help="Longest any operation takes before it fails; 30s.")
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; a.b=… for nested ones. May be repeated.")
+]
+SupervisorOption = Annotated[int, typer.Option("--supervisor", hidden=True)]
+LifelineOption = Annotated[int, typer.Option("--lifeline", hidden=True)]
+
+
+def run_master(
+    config: ConfigOption = None,
+    home: HomeOption = None,
+    bind: BindOption = None,
+    advertise: AdvertiseOption = None,
+    http_bind: HttpOption = None,
+    insecure: InsecureOption = None,
+    tls_certificate: CertificateOption = None,
+    tls_key: KeyOption = None,
+    tls_ca: CaOption = None,
+    token_file: TokenOption = None,
+    ready_file: ReadyOption = None,
+    log_level: LevelOption = None,
+    log_format: FormatOption = None,
+    io_timeout: TimeoutOption = None,
+    settings: SetOption = [],  # noqa: B006 (typer reads it, nobody changes it)
+    supervisor: SupervisorOption = 0,
+    lifeline: LifelineOption = -1,
+) -> None:
+    """Run a master: the namespace, the mount table, load jobs.
+
+    \b
+    Settings come from the file's [master] and [common], then the environment
+    (ALLUXIO_LIKE_HOME=…), then flags; the later wins.
+
+    \b
+    Examples:
+      alluxio-like master --home /var/lib/alluxio-like
+      alluxio-like master --config /etc/alluxio-like.toml --bind 0.0.0.0:19998 \\
+          --tls-certificate host.pem --tls-key host.key --tls-ca ca.pem
+    """
+    flags = _common_flags(locals())
+    loaded = load_config(MasterConfig, file=config, flags=flags)
+
+    def start() -> Coroutine[Any, Any, int]:
+        from alluxio_like.master.app import run
+
+        return run(loaded)
+
+    _serve("master", loaded, start, supervisor, lifeline)
+
+
+def run_worker(
+    config: ConfigOption = None,
+    home: HomeOption = None,
+    master: Annotated[str | None, typer.Option("--master", metavar="HOST:PORT", help="The master to join.")] = None,
+    cache_dir: Annotated[
+        list[str], typer.Option("--cache-dir", metavar="DIR[=SIZE]", help="Where cache files go, and how much. May be repeated.")
+    ] = [],  # noqa: B006
+    allow_root_disk: Annotated[
+        bool | None,
+        typer.Option("--allow-root-disk", help="Accept a cache directory on the root file system.", show_default=False),
+    ] = None,
+    bind: BindOption = None,
+    advertise: AdvertiseOption = None,
+    http_bind: HttpOption = None,
+    insecure: InsecureOption = None,
+    tls_certificate: CertificateOption = None,
+    tls_key: KeyOption = None,
+    tls_ca: CaOption = None,
+    token_file: TokenOption = None,
+    ready_file: ReadyOption = None,
+    log_level: LevelOption = None,
+    log_format: FormatOption = None,
+    io_timeout: TimeoutOption = None,
+    settings: SetOption = [],  # noqa: B006
+    supervisor: SupervisorOption = 0,
+    lifeline: LifelineOption = -1,
+) -> None:
+    """Run a worker: cache files on local disks, fetched from stores and other workers.
+
+    \b
+    Examples:
+      alluxio-like worker --home /var/lib/alluxio-like/worker --cache-dir /nvme0/cache=2TB
+      alluxio-like worker --config /etc/alluxio-like.toml --master master-host:19998
+    """
+    flags = _common_flags(locals())
+    flags["master"] = master
+    flags["allow_root_disk"] = allow_root_disk
+    if cache_dir:
+        flags["cache_dirs"] = [parse_cache_dir(text) for text in cache_dir]
+    loaded = load_config(WorkerConfig, file=config, flags=flags)
+    if not loaded.cache_dirs:
+        loaded = loaded.model_copy(
+            update={
+                "cache_dirs": load_config(
+                    WorkerConfig, flags={"home": "/", "cache_dirs": [{"path": loaded.home / "cache"}]}
+                ).cache_dirs
+            }
+        )
+
+    def start() -> Coroutine[Any, Any, int]:
+        from alluxio_like.worker.app import run
+
+        return run(loaded)
+
+    _serve("worker", loaded, start, supervisor, lifeline)
+
+
+def run_fuse(
+    mountpoint: Annotated[Path | None, typer.Argument(help="Directory to mount on.")] = None,
+    config: ConfigOption = None,
+    master: Annotated[str | None, typer.Option("--master", metavar="HOST:PORT", help="The master.")] = None,
+    path: Annotated[str | None, typer.Option("--path", metavar="PATH", help="Show only this part of the namespace.")] = None,
+    session: Annotated[str | None, typer.Option("--session", help="auto, kernel or pyfuse3.")] = None,
+    allow_other: Annotated[
+        bool | None, typer.Option("--allow-other/--no-allow-other", help="Let other users in; default: where we may.")
+    ] = None,
+    http_bind: HttpOption = None,
+    insecure: InsecureOption = None,
+    tls_ca: CaOption = None,
+    token_file: TokenOption = None,
+    ready_file: ReadyOption = None,
+    log_level: LevelOption = None,
+    log_format: FormatOption = None,
+    io_timeout: TimeoutOption = None,
+    settings: SetOption = [],  # noqa: B006
+    supervisor: SupervisorOption = 0,
+    lifeline: LifelineOption = -1,
+) -> None:
+    """Mount the namespace, in the foreground until it is unmounted or told to stop.
+
+    \b
+    Examples:
+      alluxio-like fuse /mnt/data --master master-host:19998
+      alluxio-like fuse /mnt/imagenet --path /data/imagenet
+    """
+    flags = _common_flags(locals())
+    flags.pop("home", None)
+    client = {"master": master, "tls": {"ca": tls_ca}, "token_file": token_file, "io_timeout_s": flags["io_timeout_s"]}
+    flags = _merge_set(
+        {**flags, "mountpoint": mountpoint, "path": path, "session": session, "allow_other": allow_other}, "client", client
+    )
+    loaded = load_config(FuseConfig, file=config, flags=flags)
+    loaded = loaded.model_copy(update={"mountpoint": Path(os.path.abspath(loaded.mountpoint))})  # noqa: PTH100
+
+    def start() -> Coroutine[Any, Any, int]:
+        from alluxio_like.fuse.app import run
+
+        return run(loaded)
+
+    from alluxio_like.cli.finding import recorded, to_local
+
+    with recorded("fuse", master=loaded.client.master, mountpoint=to_local(str(loaded.mountpoint)), path=loaded.path):
+        _serve("fuse", loaded, start, supervisor, lifeline)
+
+
+def parse_cache_dir(text: str) -> dict[str, Any]:
+    """DIR or DIR=SIZE as a cache directory's settings."""
+    path, equals, size = text.rpartition("=")
+    if not equals:
+        return {"path": Path(text).absolute()}
+    return {"path": Path(path).absolute(), "quota_bytes": parse_size(size)}
+
+
+def _common_flags(given: dict[str, Any]) -> dict[str, Any]:
+    """The flags that all services have, as their configuration is nested; those not given are None."""
+    home, timeout = given.get("home"), given.get("io_timeout")
+    flags: dict[str, Any] = {
+        "home": home.absolute() if home else None,
+        "bind": given.get("bind"),
+        "advertise": given.get("advertise"),
+        "http_bind": given["http_bind"],
+        "insecure": given["insecure"],
+        "tls": {"certificate": given.get("tls_certificate"), "key": given.get("tls_key"), "ca": given["tls_ca"]},
+        "token_file": given["token_file"],
+        "ready_file": given["ready_file"],
+        "log_level": given["log_level"],
+        "log_format": given["log_format"],
+        "io_timeout_s": parse_duration(timeout) if timeout else None,
+    }
+    for setting in given["settings"]:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise InvalidArgument(f"--set {setting}: write --set KEY=VALUE", subject=setting)
+        names = key.split(".")
+        for name in reversed(names[1:]):
+            value = {name: value}
+        flags = _merge_set(flags, names[0], value)
+    return flags
+
+
+def _merge_set(flags: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    old = flags.get(key)
+    both = isinstance(old, dict) and isinstance(value, dict)
+    return {**flags, key: {**old, **{k: v for k, v in value.items() if v is not None}} if both else value}  # type: ignore[dict-item]
+
+
+def _serve(
+    service: str, config: ServiceConfig, start: Callable[[], Coroutine[Any, Any, int]], supervisor: int, lifeline: int
+) -> None:
+    setup_logging(service, level=config.log_level, log_format=config.log_format)
+    if lifeline >= 0:
+        tie_to_supervisor(supervisor, lifeline)
+    try:
+        status = run_async(_guard(start))
+    except AlluxioLikeError:
+        raise
+    except Exception:
+        log.exception("the %s failed", service)
+        status = 1
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+async def _guard(start: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run the service; a loop's unhandled errors are logged, with a traceback, and end nothing."""
+    asyncio.get_running_loop().set_exception_handler(_log_unhandled)
+    return await start()
+
+
+def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    log.error("unhandled in the event loop: %s", context.get("message"), exc_info=error)
+
+
+def tie_to_supervisor(supervisor: int, lifeline: int) -> None:
+    """End with the supervisor: SIGTERM at its death, and the hard way if that has not ended us in ORPHAN_GRACE_S.
+
+    `lifeline` is the reading end of a pipe whose other end only the supervisor holds.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != supervisor:
+        sys.exit(1)
+
+    def watch() -> None:
+        while True:
+            with contextlib.suppress(InterruptedError):
+                if not os.read(lifeline, 1):
+                    break
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()

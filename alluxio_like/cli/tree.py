@@ -1,0 +1,445 @@
+"""Commands about the namespace: mount, unmount, mounts, and `fs`.
+
+Owns their options and output; everything they say comes from the master. One command a process.
+"""
+
+import os
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alluxio_like.cli.common import JsonOption, MasterOption, make_app, open_client, print_json, run_async
+from alluxio_like.cli.finding import match_uri, to_namespace_path
+from alluxio_like.cli.render import print_table, show_name, show_percent, show_seconds, show_size
+from alluxio_like.config import parse_duration
+from alluxio_like.errors import AlreadyExists, Corrupt, InvalidArgument, IsADirectory
+from alluxio_like.types import Entry, Kind
+
+if TYPE_CHECKING:
+    from alluxio_like.client import Client
+
+fs = make_app("Look at the namespace: ls, stat, cat, get, du, locate, checksum, sync.")
+
+PathArgument = Annotated[str, typer.Argument(help="A path of the namespace, a path below a mount, or a store's URI.")]
+OptionsOption = Annotated[
+    list[str],
+    typer.Option("-o", metavar="KEY=VALUE", help="Option of the store; KEY=@FILE reads the value from a file. May be repeated."),
+]
+SyncOption = Annotated[
+    str,
+    typer.Option("--sync-interval", metavar="TIME", help="How long a listing is believed: 30s, 5m, 0 (ask each time) or never."),
+]
+
+_CHUNK_BYTES = 8 << 20
+
+
+def parse_options(options: list[str]) -> dict[str, str]:
+    """-o key=value[,key=value] as a mapping; @FILE values are read. Raises InvalidArgument."""
+    parsed = {}
+    for text in options:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InvalidArgument(f"-o {key or text}: write -o KEY=VALUE", subject=key)
+        if value.startswith("@"):
+            try:
+                value = Path(value[1:]).read_text().strip()
+            except OSError as error:
+                raise InvalidArgument(f"-o {key}: cannot read the file {value[1:]} ({error.strerror})", subject=key) from None
+        parsed[key] = value
+    return parsed
+
+
+def parse_sync_interval(text: str) -> float:
+    """Seconds as the master wants them: 0 for its default (empty text), negative for never, a moment for 0."""
+    if not text:
+        return 0.0
+    if text == "never":
+        return -1.0
+    return max(parse_duration(text), 1e-3)
+
+
+async def to_known_path(client: "Client", path: str) -> str:
+    """A path or URI as a path of the namespace."""
+    path = to_namespace_path(path)
+    if "://" not in path:
+        return path
+    return match_uri(path, [(mount.path, mount.uri) for mount in await client.list_mounts()])
+
+
+def mount(
+    path: Annotated[str, typer.Argument(help="Where in the namespace.")],
+    uri: Annotated[str, typer.Argument(help="What: s3://bucket/prefix or file:///directory.")],
+    options: OptionsOption = [],  # noqa: B006
+    sync_interval: SyncOption = "",
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Nothing is ever written to the store (as yet, always so).")
+    ] = True,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Do not ask the store whether it answers.")] = False,
+    master: MasterOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Mount a store into the namespace.
+
+    Credentials come from the AWS chain of the workers and the master (environment, profile, instance) or from -o; they are kept
+    unreadable to others and never shown.
+
+    \b
+    Examples:
+      alluxio-like mount /data s3://bucket/prefix
+      alluxio-like mount /ceph s3://bucket -o endpoint=http://10.0.0.5:7480 \\
+          -o access_key=AK -o secret_key=@/etc/ceph.key
+      alluxio-like mount /data/extra file:///srv/extra --sync-interval 30s
+    """
+    from alluxio_like.rpc.messages import MountSpec
+
+    parsed = parse_options(options)
+    if uri.startswith("/"):
+        uri = f"file://{os.path.abspath(uri)}"  # noqa: PTH100
+    spec = MountSpec(
+        path=path,
+        uri=uri,
+        options=parsed,
+        read_only=read_only,
+        sync_interval_s=parse_sync_interval(sync_interval),
+        uid=_to_number(parsed, "uid", os.getuid()),
+        gid=_to_number(parsed, "gid", os.getgid()),
+        skip_check=no_check,
+    )
+
+    async def run() -> None:
+        async with open_client(master) as client:
+            info = await client.mount(spec)
+        if as_json:
+            print_json(info)
+        else:
+            print(f"mounted {info.uri} at {show_name(info.path)}")
+
+    run_async(run())
+
+
+def _to_number(options: dict[str, str], name: str, default: int) -> int:
+    text = options.get(name, "")
+    if not text:
+        return default
+    if not text.isdecimal():
+        raise InvalidArgument(f"-o {name}={text}: must be a number", subject=name)
+    return int(text)
+
+
+def unmount(
+    path: Annotated[str, typer.Argument(help="The mount's path in the namespace.")],
+    master: MasterOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Take a store out of the namespace, with all that is cached of it. The store itself is not touched.
+
+    \b
+    Example:
+      alluxio-like unmount /data
+    """
+
+    async def run() -> None:
+        async with open_client(master) as client:
+            await client.unmount(path)
+        print_json({"unmounted": path}) if as_json else print(f"unmounted {show_name(path)}")
+
+    run_async(run())
+
+
+def mounts(master: MasterOption = "", as_json: JsonOption = False) -> None:
+    """List what is mounted where. Secrets are shown as ***.
+
+    \b
+    Example:
+      alluxio-like mounts --json
+    """
+
+    async def run() -> None:
+        async with open_client(master) as client:
+            found = await client.list_mounts()
+        if as_json:
+            print_json(found)
+            return
+        print_mounts(found)
+        if not found:
+            print("nothing is mounted: alluxio-like mount /data s3://bucket/prefix", file=sys.stderr)
+
+    run_async(run())
+
+
+def print_mounts(found: Any) -> None:
+    """Mounts as a table."""
+    rows = []
+    for m in found:
+        sync = "never" if m.sync_interval_s < 0 else show_seconds(m.sync_interval_s) if m.sync_interval_s else "default"
+        options = ",".join(f"{key}={value}" for key, value in sorted(m.options.items()))
+        rows.append([show_name(m.path), m.uri, "ro" if m.read_only else "rw", sync, options or "-"])
+    print_table(["PATH", "STORE", "MODE", "SYNC", "OPTIONS"], rows, left=(0, 1, 2, 4))
+
+
+@fs.command("ls")
+def fs_ls(
+    path: PathArgument = "/",
+    long: Annotated[bool, typer.Option("-l", help="Mode, owner, size and time too.")] = False,
+    master: MasterOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List a directory, as it comes; with --json one object a line.
+
+    \b
+    Examples:
+      alluxio-like fs ls /data
+      alluxio-like fs ls -l s3://bucket/prefix
+    """
+
+    async def run() -> None:
+        async with open_client(master, path) as client:
+            entry = await client.get_path(await to_known_path(client, path))
+            if entry.attr.kind is not Kind.DIRECTORY:
+                _show_entry(entry, long, as_json)
+                return
+            async for child in client.iter_dir(entry.attr.inode):
+                _show_entry(child, long, as_json)
+
+    run_async(run())
+
+
+def _show_entry(entry: Entry, long: bool, as_json: bool) -> None:
+    attr = entry.attr
+    if as_json:
+        print_json(entry)
+        return
+    name = show_name(entry.name) + ("/" if attr.kind is Kind.DIRECTORY else "")
+    if not long:
+        print(name)
+        return
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(attr.mtime_ns / 1e9))
+    kind = stat.S_IFDIR if attr.kind is Kind.DIRECTORY else stat.S_IFLNK if attr.kind is Kind.SYMLINK else stat.S_IFREG
+    print(f"{stat.filemode(kind | attr.mode)} {attr.uid:5} {attr.gid:5} {attr.size:14} {when} {name}")
+
+
+@fs.command("stat")
+def fs_stat(
+    path: PathArgument,
+    sync: Annotated[bool, typer.Option("--sync", help="Ask the store first.")] = False,
+    master: MasterOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Everything that is known of one file or directory.
+
+    \b
+    Example:
+      alluxio-like fs stat /data/train/0001.tar
+    """
+
+    async def run() -> None:
+        async with open_client(master, path) as client:
+            entry = await client.get_path(await to_known_path(client, path), sync=sync)
+        if as_json:
+            print_json(entry)
+            return
+        attr = entry.attr
+        rows = [("kind", attr.kind.name.lower()), ("mode", f"{attr.mode:04o}"), ("owner", f"{attr.uid}:{attr.gid}")]
+        rows += [
+            ("size", f"{attr.size} ({show_size(attr.size)})"),
+            ("modified", time.ctime(attr.mtime_ns / 1e9)),
+            ("inode", str(attr.inode)),
+        ]
+        if entry.ref:
+            rows += [("version", str(attr.version)), ("mount", str(entry.ref.mount_id)), ("key", show_name(entry.ref.key))]
+            rows += [("fingerprint", entry.ref.fingerprint.token), ("pinned", "yes" if entry.ref.pinned else "no")]
+        for name, value in rows:
+            print(f"{name:12} {value}")
+
+    run_async(run())
+
+
+@fs.command("cat")
+def fs_cat(path: PathArgument, master: MasterOption = "") -> None:
+    """Write a file's bytes to standard output.
+
+    \b
+    Example:
+      alluxio-like fs cat /data/labels.json | head
+    """
+
+    async def run() -> None:
+        async with open_client(master, path) as client:
+            entry = await client.get_path(await to_known_path(client, path))
+            await _copy(client, entry, 1)
+
+    run_async(run())
+
+
+async def _copy(client: "Client", entry: Entry, descriptor: int) -> None:
+    import asyncio
+
+    if entry.attr.kind is Kind.DIRECTORY:
+        raise IsADirectory("this is a directory", subject=entry.name)
+    reader = client.open_file(entry)
+    try:
+        offset = 0
+        while offset < entry.attr.size:
+            data = memoryview(await reader.read(offset, _CHUNK_BYTES))
+            if not data:
+                raise Corrupt(f"the file ended at {offset} of {entry.attr.size} bytes", subject=entry.name)
+            offset += len(data)
+            # A slow reader of our output must not stop read-ahead: the write waits in a thread.
+            while data:
+                data = data[await asyncio.to_thread(os.write, descriptor, data) :]
+    finally:
+        await reader.close()
+
+
+@fs.command("get")
+def fs_get(
+    path: PathArgument,
+    target: Annotated[Path, typer.Argument(help="Local file or directory.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    master: MasterOption = "",
+) -> None:
+    """Copy a file out of the namespace. The local file appears only when it is whole.
+
+    \b
+    Example:
+      alluxio-like fs get /data/model.bin /tmp/
+    """
+
+    async def run() -> None:
+        async with open_client(master, path) as client:
+            entry = await client.get_path(await to_known_path(client, path))
+            place = target / entry.name if target.is_dir() else target
+            if place.exists() and not force:
+                raise AlreadyExists(f"{place} is there: --force writes over it", subject=str(place))
+            part = place.with_name(f".{place.name[:200]}.{os.getpid()}.part")
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                await _copy(client, entry, descriptor)
+                part.replace(place)
+            finally:
+                os.close(descriptor)
+                part.unlink(missing_ok=True)
+
+    run_async(run())
+
+
+@fs.command("du")
+def fs_du(path: PathArgument = "/", master: MasterOption = "", as_json: JsonOption = False) -> None:
+    """Files and bytes known below a path, and how much of it is cached.
+
+    \b
+    Example:
+      alluxio-like fs du /data/train
+    """
+
+    async def run() -> None:
+        async with open_client(master, path) as client:
+            found = await client.get_cache_status(await to_known_path(client, path))
+        if as_json:
+            print_json(found)
+            return
+        part = show_percent(found.cached_bytes, found.known_bytes)
+        print(
+            f"{found.files:,} files, {show_size(found.known_bytes)}, {part} cached"
+            + ("" if found.complete else "; not all of it is listed yet")
+        )
+
+    run_async(run())
+
+
+@fs.command("locate")
+def fs_locate(path: PathArgument, master: MasterOption = "", as_json: JsonOption = False) -> None:
+    """Which workers hold which blocks of a file.
+
+    \b
+    Example:
+      alluxio-like fs locate /data/train/0001.tar
+    """
+
+    async def run() -> None:
+        async with open_client(master, path) as client:
+            entry = await client.get_path(await to_known_path(client, path))
+            if entry.ref is None:
+                raise IsADirectory("only files have blocks: cache status tells of directories", subject=path)
+            found = (await client.locate([entry.ref.file_id]))[0]
+            addresses = {worker.worker_id: worker.address for worker in (await client.get_cluster()).workers}
+        if as_json:
+            print_json(found)
+            return
+        rows = [
+            [
+                str(b.block),
+                addresses.get(b.worker_id, "?"),
+                str(b.present_bits.bit_count()),
+                show_size(b.present_bytes),
+                b.worker_id,
+            ]
+            for b in found
+        ]
+        print_table(["BLOCK", "WORKER", "PAGES", "BYTES", "ID"], rows, left=(1, 4))
+        if not rows:
+            print("nothing of it is cached", file=sys.stderr)
+
+    run_async(run())
+
+
+@fs.command("checksum")
+def fs_checksum(path: PathArgument, master: MasterOption = "", as_json: JsonOption = False) -> None:
+    """The xxh3-128 checksum of a file's bytes, as `xxh128sum` prints it. Reads all of the file.
+
+    \b
+    Example:
+      alluxio-like fs checksum /data/model.bin
+    """
+    import xxhash
+
+    async def run() -> None:
+        digest = xxhash.xxh3_128()
+        async with open_client(master, path) as client:
+            entry = await client.get_path(await to_known_path(client, path))
+            if entry.attr.kind is Kind.DIRECTORY:
+                raise IsADirectory("this is a directory", subject=path)
+            reader = client.open_file(entry)
+            try:
+                offset = 0
+                while offset < entry.attr.size:
+                    data = await reader.read(offset, _CHUNK_BYTES)
+                    digest.update(data)
+                    offset += len(data)
+            finally:
+                await reader.close()
+        print_json({"path": path, "xxh128": digest.hexdigest()}) if as_json else print(f"{digest.hexdigest()}  {show_name(path)}")
+
+    run_async(run())
+
+
+@fs.command("sync")
+def fs_sync(
+    path: PathArgument,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All known directories below it too.")] = False,
+    master: MasterOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the store again about a path, whatever the sync interval says.
+
+    \b
+    Example:
+      alluxio-like fs sync -r /data/train
+    """
+
+    async def run() -> None:
+        async with open_client(master, path) as client:
+            found = await client.sync_path(await to_known_path(client, path), recursive=recursive)
+        if as_json:
+            print_json(found)
+            return
+        print(f"{found.directories:,} directories: {found.added:,} added, {found.removed:,} removed, {found.replaced:,} replaced")
+
+    run_async(run())
+
+
+__all__ = ["fs", "mount", "mounts", "unmount"]
