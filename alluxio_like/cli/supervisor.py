@@ -2,8 +2,8 @@
 
 Owns the processes: starting, waiting until ready, starting again with a growing pause after a crash, stopping. Knows nothing of
 what they do. Everything runs on one event loop, started from the main thread (the kernel ties a child's death signal to the
-thread that made it). A service is told to stop by SIGTERM and killed if it has not ended in STOP_TIMEOUT_S; if this process dies without
-stopping them, they see the end of a pipe and end by themselves (services.tie_to_supervisor).
+thread that made it). A service is told to stop by SIGTERM and killed if it has not ended in STOP_TIMEOUT_S; if this process dies
+without stopping them, they see the end of a pipe and end by themselves (services.tie_to_supervisor).
 """
 
 import asyncio
@@ -35,7 +35,7 @@ LOG_LIMIT_BYTES = 16 << 20
 
 @dataclass(slots=True)
 class Service:
-    """One service: its command (`kind` with its configuration file) and, while it runs, its process and its ready file's content."""
+    """One service: its command (`kind` with its configuration file); while it runs, its process and what its ready file says."""
 
     name: str
     kind: str
