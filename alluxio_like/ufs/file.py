@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import stat
-import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
@@ -22,7 +21,7 @@ from typing import TypeVar
 from alluxio_like import errors
 from alluxio_like.types import Fingerprint, Kind, to_bytes, to_str
 from alluxio_like.ufs.api import ListPage, StoreEntry
-from alluxio_like.ufs.threads import BlockingPool
+from alluxio_like.ufs.threads import BlockingPool, Lent
 from alluxio_like.ufs.uri import StoreUri
 
 T = TypeVar("T")
@@ -112,14 +111,14 @@ class FileUfs:
         if length == 0:
             return
         self._on_request("GET")
-        opened = _Reader()
+        opened = Lent(os.close)
         try:
             await self._run(partial(self._start_read, opened, key, fingerprint), key)
             end = offset + length
             while offset < end:
                 size = min(_CHUNK_BYTES, end - offset)
                 is_last = offset + size == end
-                chunk = await self._run(partial(opened.read, offset, size, fingerprint, is_last, key), key)
+                chunk = await self._run(partial(_read_part, opened, offset, size, fingerprint, is_last, key), key)
                 yield memoryview(chunk)
                 offset += size
         finally:
@@ -142,19 +141,22 @@ class FileUfs:
         except OSError as error:
             raise _convert(error, f"{self._root}/{key}") from None
 
-    def _start_read(self, opened: "_Reader", key: str, fingerprint: Fingerprint) -> None:
+    def _start_read(self, opened: Lent[int], key: str, fingerprint: Fingerprint) -> None:
         parent, name = _split(key)
-        with opened.use():
-            try:
-                with self._open_directory(parent) as fd:
-                    opened.fd = os.open(name, _O_FILE, dir_fd=fd)
-            except (FileNotFoundError, NotADirectoryError):
-                raise errors.Stale("the file is no longer there", subject=key) from None
-            except OSError as error:
-                if error.errno in {errno.ELOOP, errno.ENXIO}:
-                    raise errors.Stale("the file was replaced by something that is none", subject=key) from None
-                raise
-            opened.compare(fingerprint, key)
+
+        def open_file() -> int:
+            with self._open_directory(parent) as fd:
+                return os.open(name, _O_FILE, dir_fd=fd)
+
+        try:
+            with opened.use(open_file) as file_fd:
+                _compare(file_fd, fingerprint, key)
+        except (FileNotFoundError, NotADirectoryError):
+            raise errors.Stale("the file is no longer there", subject=key) from None
+        except OSError as error:
+            if error.errno in {errno.ELOOP, errno.ENXIO}:
+                raise errors.Stale("the file was replaced by something that is none", subject=key) from None
+            raise
 
     @contextlib.contextmanager
     def _open_directory(self, prefix: str) -> Iterator[int]:
@@ -178,65 +180,27 @@ class FileUfs:
             os.close(fd)
 
 
-class _Reader:
-    """The descriptor of one read. A thread may still use it when the read is cancelled: whoever comes last closes it."""
+def _compare(fd: int, fingerprint: Fingerprint, key: str) -> None:
+    """Raises Stale unless the open file is the content meant."""
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or make_fingerprint(found) != fingerprint:
+        raise errors.Stale("the file has changed", subject=key)
 
-    def __init__(self) -> None:
-        self.fd = -1
-        self._lock = threading.Lock()
-        self._busy = False
-        self._abandoned = False
 
-    @contextlib.contextmanager
-    def use(self) -> Iterator[None]:
-        """In a thread: keeps the descriptor open meanwhile. Raises Cancelled once the read was abandoned."""
-        with self._lock:
-            if self._abandoned:
-                raise errors.Cancelled("nobody waits for it any more")
-            self._busy = True
-        try:
-            yield
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._busy = False
-            if self._abandoned:
-                self._close()
-
-    def abandon(self) -> None:
-        """On the event loop, once nobody waits for the read any more."""
-        with self._lock:
-            self._abandoned = True
-            if not self._busy:
-                self._close()
-
-    def compare(self, fingerprint: Fingerprint, key: str) -> None:
-        """Raises Stale unless the open file is the content meant."""
-        found = os.fstat(self.fd)
-        if not stat.S_ISREG(found.st_mode) or make_fingerprint(found) != fingerprint:
-            raise errors.Stale("the file has changed", subject=key)
-
-    def read(self, offset: int, length: int, fingerprint: Fingerprint, is_last: bool, key: str) -> bytes:
-        """Exactly these bytes; after the last of them the content is compared again."""
-        pieces = []
-        left = length
-        with self.use():
-            while left:
-                piece = os.pread(self.fd, left, offset + length - left)
-                if not piece:
-                    raise errors.Stale("the file has become shorter", subject=key)
-                pieces.append(piece)
-                left -= len(piece)
-            if is_last:
-                self.compare(fingerprint, key)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+def _read_part(opened: Lent[int], offset: int, length: int, fingerprint: Fingerprint, is_last: bool, key: str) -> bytes:
+    """Exactly these bytes; after the last of them the content is compared again."""
+    pieces = []
+    left = length
+    with opened.use() as fd:
+        while left:
+            piece = os.pread(fd, left, offset + length - left)
+            if not piece:
+                raise errors.Stale("the file has become shorter", subject=key)
+            pieces.append(piece)
+            left -= len(piece)
+        if is_last:
+            _compare(fd, fingerprint, key)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 # -- pure helpers ----------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ bounded in number. No state but the clients, which are made with the first call.
 """
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 from functools import partial
@@ -23,7 +22,7 @@ from alluxio_like.ufs.api import ListPage, StoreEntry
 from alluxio_like.ufs.options import OptionValue
 from alluxio_like.ufs.s3_client import S3Clients, S3Settings, connect
 from alluxio_like.ufs.s3_errors import convert_error, get_refusal
-from alluxio_like.ufs.threads import BlockingPool
+from alluxio_like.ufs.threads import BlockingPool, Lent
 from alluxio_like.ufs.uri import StoreUri
 
 if TYPE_CHECKING:
@@ -232,7 +231,7 @@ class S3Ufs:
         self, clients: S3Clients, full_key: str, key: str, fingerprint: Fingerprint, offset: int, length: int
     ) -> AsyncGenerator[memoryview, None]:
         self._on_request("GET")
-        body = _Body()
+        opened: Lent[Any] = Lent(_close_body)
         arguments: dict[str, Any] = {
             "Bucket": self._settings.bucket,
             "Key": full_key,
@@ -242,9 +241,8 @@ class S3Ufs:
         }
 
         def ask() -> Any:
-            answer: Any = clients.client.get_object(**arguments)
-            body.adopt(answer["Body"])
-            return answer
+            with opened.use(partial(clients.client.get_object, **arguments)) as answer:
+                return answer
 
         try:
             try:
@@ -264,13 +262,13 @@ class S3Ufs:
             ):
                 await self._explain(key, fingerprint, "the answer's status, range, length or ETag is not what was asked for")
             got = 0
-            while chunk := await self._run(partial(body.read, _SMALL_BYTES), key):
+            while chunk := await self._run(partial(_read_body, opened, _SMALL_BYTES), key):
                 got += len(chunk)
                 yield memoryview(chunk)
             if got != length:
                 raise errors.StoreProtocol(f"the answer has {got} bytes instead of {length}", subject=key)
         finally:
-            body.abandon()
+            opened.abandon()
 
     async def _explain(self, key: str, fingerprint: Fingerprint, problem: str) -> None:
         """Raises Stale where the store has another content by now, else StoreProtocol."""
@@ -334,30 +332,14 @@ class S3Ufs:
         return errors.StoreUnavailable("the store stopped answering", subject=key)
 
 
-class _Body:
-    """The body of boto3's answer. A thread may still use it when the read is cancelled: whoever comes last closes it."""
+def _close_body(answer: Any) -> None:
+    answer["Body"].close()
 
-    def __init__(self) -> None:
-        self._body: Any = None
-        self._lock = threading.Lock()
-        self._abandoned = False
 
-    def adopt(self, body: Any) -> None:
-        with self._lock:
-            self._body = body
-            if self._abandoned:
-                body.close()
-
-    def read(self, size: int) -> bytes:
-        data: bytes = self._body.read(size)
+def _read_body(answer: Lent[Any], size: int) -> bytes:
+    with answer.use() as held:
+        data: bytes = held["Body"].read(size)
         return data
-
-    def abandon(self) -> None:
-        """On the event loop; closing does not block. A thread that still reads fails with an error nobody waits for."""
-        with self._lock:
-            self._abandoned = True
-            if self._body is not None:
-                self._body.close()
 
 
 def _is_plain(key: str) -> bool:

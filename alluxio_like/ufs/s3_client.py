@@ -15,6 +15,7 @@ import boto3
 import boto3.session
 import botocore
 import botocore.exceptions
+import urllib3
 from botocore.config import Config
 from obstore.store import S3Store
 
@@ -105,6 +106,8 @@ class CredentialProvider:
 def connect(settings: S3Settings, pool: BlockingPool) -> S3Clients:
     """Both clients. Blocks. Raises ConfigError, StoreDenied, or an exception of botocore's; talks to no store yet."""
     root_certificate = _read_ca_file(settings.ca_file)
+    if not settings.verify:  # as asked for; otherwise urllib3 would say so with each request
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     session = boto3.session.Session(
         aws_access_key_id=settings.access_key or None,
         aws_secret_access_key=settings.secret_key or None,

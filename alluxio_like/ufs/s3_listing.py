@@ -74,7 +74,7 @@ def _get_sort_key(item: tuple[bytes, StoreEntry]) -> bytes:
 def _get_name(text: str | None, raw_prefix: bytes, is_encoded: bool) -> bytes:
     """The bytes behind the prefix; a directory's with its slash."""
     if text is None:
-        text = ""
+        raise ValueError("an entry without a key")
     if is_encoded:
         key = unquote_to_bytes(text.replace("+", " ")) if "%" in text or "+" in text else text.encode()
     else:

@@ -5,10 +5,11 @@ keep the process from ending. `run` is called from one event loop; what it runs,
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 from alluxio_like import errors
 
@@ -103,3 +104,51 @@ class BlockingPool:
         while (call := self._calls.get()) is not None:
             call.run()
             del call  # the outcome must not live on with an idle thread
+
+
+class Lent(Generic[T]):
+    """Something that threads use and that must be closed once: by `abandon`, or, while a thread is using it, by that thread.
+
+    So a cancelled caller never waits for a thread, and a thread never works on a descriptor that was closed under it.
+    """
+
+    def __init__(self, close: Callable[[T], object]) -> None:
+        self._close = close
+        self._lock = threading.Lock()
+        self._held: T | None = None
+        self._busy = False
+        self._abandoned = False
+
+    @contextlib.contextmanager
+    def use(self, make: Callable[[], T] | None = None) -> Iterator[T]:
+        """In a thread, one at a time: the thing, made first if `make` is given. Raises Cancelled once it was abandoned."""
+        with self._lock:
+            if self._abandoned:
+                raise errors.Cancelled("nobody waits for it any more")
+            self._busy = True
+        try:
+            if make is not None:
+                self._held = make()
+            if self._held is None:
+                raise errors.Internal("used before it was made")
+            yield self._held
+        finally:
+            self._leave()
+
+    def abandon(self) -> None:
+        """On the event loop, once nobody waits for it any more. Never blocks. Idempotent."""
+        with self._lock:
+            self._abandoned = True
+            if not self._busy:
+                self._drop()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._busy = False
+            if self._abandoned:
+                self._drop()
+
+    def _drop(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._close(held)

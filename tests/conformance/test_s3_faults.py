@@ -1,0 +1,353 @@
+"""What S3 does wrong, through the fault proxy: the right bytes or the right error, in time, and nothing secret in it."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from alluxio_like import errors
+from alluxio_like.types import Fingerprint
+from alluxio_like.ufs.api import Ufs
+from alluxio_like.ufs.open import open_ufs
+from tests.servers.fault_control import FaultProxy
+from tests.servers.fixtures import S3Server
+from tests.servers.net import find_ports
+
+STALL_S = 1.0
+SIZE = 3 << 20
+DATA = random.Random(7).randbytes(SIZE)
+PATHS = {"chunked": ("plain", SIZE), "whole": ("plain", 200_000), "odd key": ("odd//key", SIZE)}
+
+
+@dataclass
+class Opened:
+    """A store behind the proxy with one object under a plain and under an odd key, and the requests it has reported."""
+
+    ufs: Ufs
+    fingerprint: Fingerprint
+    requests: Counter[str] = field(default_factory=Counter)
+
+    async def read(self, path: str) -> bytes:
+        key, length = PATHS[path]
+        return b"".join([bytes(chunk) async for chunk in self.ufs.read(key, self.fingerprint, 0, length)])
+
+    async def fail(self, path: str, expected: type[errors.AlluxioLikeError], within_s: float) -> errors.AlluxioLikeError:
+        start_s = time.monotonic()
+        with pytest.raises(errors.AlluxioLikeError) as caught:
+            await self.read(path)
+        assert type(caught.value) is expected, repr(caught.value)
+        assert time.monotonic() - start_s < within_s
+        assert "testsecret" not in str(caught.value) and "testaccess" not in str(caught.value)
+        return caught.value
+
+
+def open_at(endpoint: str, bucket: str, requests: Counter[str] | None = None, **changes: str) -> Ufs:
+    options = {"endpoint": endpoint, "timeout_s": f"{STALL_S}", **changes}
+    secrets = {"access_key": "testaccess", "secret_key": "testsecret0123456789"}
+    secrets.update({name: options.pop(name) for name in ("access_key", "secret_key") if name in options})
+    if "anonymous" in options:
+        secrets = {}
+
+    def count(op: str) -> None:
+        if requests is not None:
+            requests[op] += 1
+
+    return open_ufs(f"s3://{bucket}", options, secrets=secrets, on_request=count, io_timeout_s=3 * STALL_S)
+
+
+@pytest.fixture
+async def opened(s3_server: S3Server, s3_bucket: str, fault_proxy: FaultProxy) -> AsyncIterator[Opened]:
+    for key in ("plain", "odd//key"):
+        s3_server.put(s3_bucket, key, DATA)
+    requests: Counter[str] = Counter()
+    ufs = open_at(fault_proxy.endpoint, s3_bucket, requests)
+    fingerprint = (await ufs.stat("plain")).fingerprint
+    assert fingerprint is not None
+    fault_proxy.reset_log()
+    requests.clear()
+    yield Opened(ufs, fingerprint, requests)
+    fault_proxy.set_rules()
+    await ufs.close()
+
+
+# -- answers that say no ---------------------------------------------------------------------------------------------------------
+
+REFUSALS: list[tuple[dict[str, Any], type[errors.AlluxioLikeError]]] = [
+    ({"status": 503}, errors.StoreThrottled),
+    ({"status": 503, "code": "ServiceUnavailable"}, errors.StoreThrottled),
+    ({"status": 429}, errors.StoreThrottled),
+    ({"status": 500}, errors.StoreUnavailable),
+    ({"status": 502, "code": "BadGateway"}, errors.StoreUnavailable),
+    ({"status": 403, "code": "AccessDenied"}, errors.StoreDenied),
+    ({"status": 400, "code": "ExpiredToken"}, errors.StoreDenied),
+    ({"status": 404, "code": "NoSuchBucket"}, errors.StoreMissing),
+    ({"status": 404, "code": "NoSuchKey"}, errors.Stale),
+    ({"status": 412, "code": "PreconditionFailed"}, errors.Stale),
+    ({"status": 416, "code": "InvalidRange"}, errors.StoreProtocol),
+    ({"status": 400, "code": "SomethingNew"}, errors.StoreError),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("rule", "expected"), REFUSALS, ids=[f"{r['status']}-{r.get('code', '')}" for r, _ in REFUSALS])
+async def test_refusals_are_typed(
+    opened: Opened, fault_proxy: FaultProxy, path: str, rule: dict[str, Any], expected: type[errors.AlluxioLikeError]
+) -> None:
+    fault_proxy.set_rules({"op": "GET", **rule})
+    await opened.fail(path, expected, within_s=2)
+    assert opened.requests == fault_proxy.get_counts()
+    assert opened.requests["GET"] <= 2
+
+
+async def test_one_failure_is_repeated_once_and_counted(opened: Opened, fault_proxy: FaultProxy) -> None:
+    for rule in ({"status": 503}, {"status": 500}, {"drop": True}, {"set_headers": {"content-range": "bytes 5-9/10"}}):
+        fault_proxy.reset_log()
+        opened.requests.clear()
+        fault_proxy.set_rules({"op": "GET", "times": 1, **rule})
+        assert await opened.read("chunked") == DATA
+        assert opened.requests == fault_proxy.get_counts() == {"GET": 2}
+
+
+# -- answers that are wrong ------------------------------------------------------------------------------------------------------
+
+WRONG: dict[str, dict[str, Any]] = {
+    "short": {"short_by": 1000},
+    "shorter": {"short_by": 150_000},
+    "range": {"set_headers": {"content-range": f"bytes 100-{SIZE - 1}/{SIZE}"}},
+    "total": {"set_headers": {"content-range": f"bytes 0-{SIZE - 1}/{SIZE + 1}"}},
+    "no range": {"set_headers": {"content-range": ""}},
+    "etag": {"set_headers": {"etag": '"d41d8cd98f00b204e9800998ecf8427e"'}},
+    "status": {"set_status": 200},
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("rule", WRONG.values(), ids=WRONG)
+async def test_wrong_answers_are_refused(opened: Opened, fault_proxy: FaultProxy, path: str, rule: dict[str, Any]) -> None:
+    fault_proxy.set_rules({"op": "GET", **rule})
+    await opened.fail(path, errors.StoreProtocol, within_s=2)
+    fault_proxy.set_rules()
+    assert await opened.read(path) == DATA[: PATHS[path][1]]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("after", [0, 1, 65_536, 150_000])
+async def test_a_body_that_is_cut(opened: Opened, fault_proxy: FaultProxy, path: str, after: int) -> None:
+    fault_proxy.set_rules({"op": "GET", "cut_after_bytes": after})
+    await opened.fail(path, errors.StoreUnavailable, within_s=2)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_closed_connection(opened: Opened, fault_proxy: FaultProxy, path: str) -> None:
+    fault_proxy.set_rules({"op": "GET", "drop": True})
+    await opened.fail(path, errors.StoreUnavailable, within_s=2)
+
+
+# -- silence ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("where", [{}, {"stall_after_bytes": 0}, {"stall_after_bytes": 100_000}], ids=["head", "body", "later"])
+async def test_a_store_that_falls_silent(opened: Opened, fault_proxy: FaultProxy, path: str, where: dict[str, Any]) -> None:
+    fault_proxy.set_rules({"op": "GET", "stall_s": 60, **where})
+    await opened.fail(path, errors.StoreUnavailable, within_s=STALL_S + 1)
+    assert opened.requests == {"GET": 1}
+
+
+async def test_a_slow_store_is_not_a_silent_one(opened: Opened, fault_proxy: FaultProxy) -> None:
+    fault_proxy.set_limits(latency_s=STALL_S / 2, bytes_per_s=SIZE / (1.5 * STALL_S))
+    assert await opened.read("chunked") == DATA
+
+
+async def test_a_cancelled_read_ends_at_once(opened: Opened, fault_proxy: FaultProxy) -> None:
+    fault_proxy.set_rules({"op": "GET", "stall_s": 60, "stall_after_bytes": 100_000})
+    for path in PATHS:
+        task = asyncio.create_task(opened.read(path))
+        async with asyncio.timeout(5):
+            while not any(entry.sent_bytes == 100_000 for entry in fault_proxy.get_log("GET")):
+                await asyncio.sleep(0.01)
+        start_s = time.monotonic()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert time.monotonic() - start_s < 0.5
+        fault_proxy.reset_log()
+    fault_proxy.set_rules()
+    assert await opened.read("chunked") == DATA
+
+
+# -- lists and heads -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ({"status": 503}, errors.StoreThrottled),
+        ({"status": 500}, errors.StoreUnavailable),
+        ({"status": 403, "code": "InvalidAccessKeyId"}, errors.StoreDenied),
+        ({"status": 404, "code": "NoSuchBucket"}, errors.StoreMissing),
+        ({"status": 404, "code": ""}, errors.StoreMissing),
+        ({"drop": True}, errors.StoreUnavailable),
+        ({"stall_s": 60}, errors.StoreUnavailable),
+        ({"cut_after_bytes": 100}, errors.StoreUnavailable),
+        ({"replace_body": "<html>hello</html>"}, errors.StoreProtocol),
+        ({"replace_body": "<ListBucketResult><Contents></Contents></ListBucketResult>"}, errors.StoreProtocol),
+        ({"replace_body": "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"}, errors.StoreProtocol),
+        ({"short_by": 20}, errors.StoreUnavailable),  # boto3 takes a 200 that is not XML for a 500
+    ],
+)
+async def test_listings_that_fail(
+    opened: Opened, fault_proxy: FaultProxy, rule: dict[str, Any], expected: type[errors.AlluxioLikeError]
+) -> None:
+    fault_proxy.set_rules({"op": "LIST", **rule})
+    start_s = time.monotonic()
+    with pytest.raises(errors.AlluxioLikeError) as caught:
+        await opened.ufs.list_page("")
+    assert type(caught.value) is expected, repr(caught.value)
+    assert time.monotonic() - start_s < STALL_S + 1
+    assert opened.requests == fault_proxy.get_counts() == {"LIST": 1}
+
+
+async def test_a_listing_out_of_order_is_refused(opened: Opened, fault_proxy: FaultProxy) -> None:
+    entries = "".join(f"<Contents><Key>{k}</Key><ETag>&quot;1&quot;</ETag><Size>1</Size></Contents>" for k in ("a", "c"))
+    more = "<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>"
+    body = f"<ListBucketResult>{more}{entries}</ListBucketResult>"
+    fault_proxy.set_rules({"op": "LIST", "replace_body": body})
+    page = await opened.ufs.list_page("")
+    assert [entry.name for entry in page.entries] == ["a", "c"]
+    with pytest.raises(errors.StoreProtocol):
+        await opened.ufs.list_page("", page.token)
+
+
+async def test_heads_that_fail(opened: Opened, fault_proxy: FaultProxy) -> None:
+    for status, expected in [
+        (503, errors.StoreThrottled),
+        (403, errors.StoreDenied),
+        (404, errors.NotFound),
+        (500, errors.StoreUnavailable),
+    ]:
+        fault_proxy.set_rules({"op": "HEAD", "status": status})
+        with pytest.raises(errors.AlluxioLikeError) as caught:
+            await opened.ufs.stat("plain")
+        assert type(caught.value) is expected
+
+
+# -- wrong mounts ----------------------------------------------------------------------------------------------------------------
+
+
+async def check(ufs: Ufs, expected: type[errors.AlluxioLikeError], words: str) -> None:
+    start_s = time.monotonic()
+    try:
+        with pytest.raises(errors.AlluxioLikeError) as caught:
+            await ufs.check()
+    finally:
+        await ufs.close()
+    assert type(caught.value) is expected, repr(caught.value)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert "testsecret" not in str(caught.value) and "wrongsecret" not in str(caught.value)
+    assert time.monotonic() - start_s < 3 * STALL_S + 1
+
+
+async def test_wrong_bucket(s3_server: S3Server) -> None:
+    await check(open_at(s3_server.endpoint, "no-such-bucket"), errors.StoreMissing, "no such bucket")
+
+
+async def test_wrong_endpoint(s3_bucket: str) -> None:
+    (port,) = find_ports(1)
+    await check(open_at(f"http://127.0.0.1:{port}", s3_bucket), errors.StoreUnavailable, f"127.0.0.1:{port}")
+    await check(open_at("http://no-such-host.invalid", s3_bucket), errors.StoreUnavailable, "no-such-host.invalid")
+
+
+async def test_wrong_credentials(s3_server: S3Server, s3_bucket: str) -> None:
+    ufs = open_at(s3_server.endpoint, s3_bucket, secret_key="wrongsecret")
+    await check(ufs, errors.StoreDenied, "secret key does not fit")
+    ufs = open_at(s3_server.endpoint, s3_bucket, access_key="wrongaccess")
+    await check(ufs, errors.StoreDenied, "does not know this access key")
+    await check(open_at(s3_server.endpoint, s3_bucket, anonymous="true"), errors.StoreDenied, "refuses access")
+
+
+async def test_no_credentials_at_all(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    options = {"endpoint": s3_server.endpoint}
+    ufs = open_ufs(f"s3://{s3_bucket}", options, secrets={}, on_request=lambda _op: None, io_timeout_s=3)
+    await check(ufs, errors.StoreDenied, "no AWS credentials were found")
+    options["profile"] = "nobody"
+    ufs = open_ufs(f"s3://{s3_bucket}", options, secrets={}, on_request=lambda _op: None, io_timeout_s=3)
+    await check(ufs, errors.ConfigError, "profile")
+
+
+async def test_all_from_the_environment(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_server.put(s3_bucket, "k", b"hello")
+    ufs = open_ufs(f"s3://{s3_bucket}", {}, secrets={}, on_request=lambda _op: None, io_timeout_s=5)
+    await ufs.check()
+    (entry,) = (await ufs.list_page("")).entries
+    assert entry.fingerprint is not None
+    assert [bytes(chunk) async for chunk in ufs.read("k", entry.fingerprint, 0, 5)] == [b"hello"]
+    await ufs.close()
+
+
+async def test_options_win_over_the_environment(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "other")
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    s3_server.put(s3_bucket, "k", b"hello")
+    requests: Counter[str] = Counter()
+    ufs = open_at(s3_server.endpoint, s3_bucket, requests)
+    fingerprint = (await ufs.stat("k")).fingerprint
+    assert fingerprint is not None
+    assert [bytes(chunk) async for chunk in ufs.read("k", fingerprint, 0, 5)] == [b"hello"]
+    assert requests == {"HEAD": 1, "GET": 1}
+    await ufs.close()
+
+
+async def test_tls(s3_server: S3Server, s3_bucket: str) -> None:
+    assert s3_server.cluster is not None
+    endpoint, ca_file = s3_server.cluster.tls_endpoint, str(s3_server.cluster.ca_file)
+    s3_server.put(s3_bucket, "k", b"hello")
+    for trust in ({"ca_file": ca_file}, {"verify": "false"}):
+        requests: Counter[str] = Counter()
+        ufs = open_at(endpoint, s3_bucket, requests, **trust)
+        fingerprint = (await ufs.stat("k")).fingerprint
+        assert fingerprint is not None
+        assert [bytes(chunk) async for chunk in ufs.read("k", fingerprint, 0, 5)] == [b"hello"]
+        assert requests == {"HEAD": 1, "GET": 1}, "obstore failed and boto3 stood in for it"
+        await ufs.close()
+    await check(open_at(endpoint, s3_bucket), errors.StoreUnavailable, "ca_file")
+    await check(open_at(endpoint, s3_bucket, ca_file="/nonexistent"), errors.ConfigError, "ca_file")
+
+
+async def test_a_store_that_comes_back(s3_bucket: str, s3_server: S3Server) -> None:
+    """A mount whose first calls failed works once the store does."""
+    (port,) = find_ports(1)
+    ufs = open_at(f"http://127.0.0.1:{port}", s3_bucket)
+    with pytest.raises(errors.StoreUnavailable):
+        await ufs.list_page("")
+    with FaultProxy(s3_server.endpoint, port=port):
+        assert (await ufs.list_page("")).entries == ()
+        await ufs.check()
+    await ufs.close()
+
+
+async def test_reads_stop_when_their_reader_does(opened: Opened, fault_proxy: FaultProxy) -> None:
+    fault_proxy.set_limits(bytes_per_s=8 << 20)
+    async with aclosing(opened.ufs.read("plain", opened.fingerprint, 0, SIZE)) as chunks:  # type: ignore[type-var]
+        async for _ in chunks:
+            break
+    async with asyncio.timeout(5):
+        while (entry := fault_proxy.get_log("GET")[0]).seconds == 0:
+            await asyncio.sleep(0.01)
+    assert entry.sent_bytes < SIZE
