@@ -1,16 +1,332 @@
 """The worker's process: builds its parts from the configuration, wires them, and takes them down again.
 
-Owns the order of start and stop, and signals. Decides nothing. One event loop, one process.
+Owns the order of start and stop, the home directory's lock, and signals. Decides nothing. One event loop, one process.
 """
 
-from alluxio_like.config import WorkerConfig
-from alluxio_like.errors import Internal
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from alluxio_like import errors
+from alluxio_like.cache.store import CacheDirSpec, CacheStore
+from alluxio_like.clock import Clock, SystemClock
+from alluxio_like.config import WorkerConfig, write_ready_file
+from alluxio_like.metrics import Health, Metrics, start_http
+from alluxio_like.rpc.auth import read_token
+from alluxio_like.rpc.channel import open_channel
+from alluxio_like.rpc.master_stub import MasterStub
+from alluxio_like.rpc.messages import MountSecrets, Priority
+from alluxio_like.rpc.server import RpcServer, create_server
+from alluxio_like.rpc.worker_servicer import add_worker_services
+from alluxio_like.types import Cluster, Worker
+from alluxio_like.ufs.api import Ufs
+from alluxio_like.ufs.open import open_ufs
+from alluxio_like.worker.cluster import ClusterView
+from alluxio_like.worker.disk import DiskQueue
+from alluxio_like.worker.door import Door
+from alluxio_like.worker.evictor import Evictor
+from alluxio_like.worker.fetcher import Fetcher
+from alluxio_like.worker.heartbeat import Heart
+from alluxio_like.worker.loader import Loader
+from alluxio_like.worker.peers import Peers
+from alluxio_like.worker.pilot import Pilot
+from alluxio_like.worker.scrub import Scrubber
+from alluxio_like.worker.service import AdminService, DataService
+from alluxio_like.worker.stores import OpenStore, Stores
+from alluxio_like.worker.turns import Turns
+
+_LOG = logging.getLogger(__name__)
+_JOIN_S = 3.0
+"""How long the start waits for the master before it says that it is ready without one."""
+_GAUGES_S = 1.0
+_WRITE_THREADS = 2
+_READ_THREADS = 4
 
 
 async def run(config: WorkerConfig) -> int:
     """Serve until SIGTERM or SIGINT, then leave the cluster cleanly. Returns the process' exit status.
 
-    Raises ConfigError, Conflict (another process has the home or a cache directory), FormatTooNew before it serves.
-    Writes `config.ready_file` once it is registered or has begun to wait for its master.
+    Raises ConfigError, Conflict (another process has the home or a cache directory, or the cache is another cluster's),
+    FormatTooNew before it serves. Writes `config.ready_file` once it is registered or has begun to wait for its master.
     """
-    raise Internal("not built yet")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with start_worker(config) as service:
+            write_ready_file(
+                config,
+                address=service.address,
+                http_address=service.http_address,
+                worker_id=service.worker_id,
+                door_path=service.door_path,
+            )
+            stopped = asyncio.ensure_future(stop.wait())
+            await asyncio.wait({stopped, service.heart_task}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if service.heart_task.done():
+                service.heart_task.result()
+        return 0
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningWorker:
+    """A worker that serves. `heart_task` ends only by an error that no waiting mends."""
+
+    worker_id: str
+    address: str
+    http_address: str
+    door_path: str
+    store: CacheStore
+    metrics: Metrics
+    heart: Heart
+    heart_task: asyncio.Task[None]
+
+
+@asynccontextmanager
+async def start_worker(
+    config: WorkerConfig, *, clock: Clock | None = None, open_store: OpenStore | None = None
+) -> AsyncIterator[RunningWorker]:
+    """Start a worker in this process; leaving the context stops it and leaves the cluster.
+
+    `open_store` replaces how stores are opened (tests).
+    """
+    clock = clock or SystemClock()
+    metrics = Metrics(process=True)
+    token = read_token(config.token_file) if config.token_file is not None else ""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(lock_home(config.home))
+        store = await asyncio.to_thread(_open_store, config, clock)
+        stack.push_async_callback(asyncio.to_thread, store.close)
+        server = create_server(config.bind, tls=config.tls, insecure=config.insecure, token=token)
+        stack.push_async_callback(server.stop)
+        parts = await _wire(stack, config, clock, metrics, store, server, token, open_store)
+        http = start_http(
+            config.http_bind,
+            metrics,
+            lambda: Health(True, {"worker_id": store.worker_id, "joined": parts.heart.joined.is_set()}),
+            certificate=config.tls.certificate,
+            key=config.tls.key,
+            insecure=config.insecure,
+        )
+        if http is not None:
+            stack.push_async_callback(asyncio.to_thread, http.close)
+        await server.start()
+        await parts.door.start()
+        stack.push_async_callback(parts.door.stop)
+        stack.push_async_callback(parts.heart.leave)
+        heart_task = asyncio.create_task(parts.heart.run(), name="heart")
+        stack.push_async_callback(_end, heart_task)
+        for task in (
+            asyncio.create_task(parts.scrubber.run(), name="scrubber"),
+            asyncio.create_task(_show_gauges(store, parts, metrics), name="gauges"),
+        ):
+            stack.push_async_callback(_end, task)
+        await _wait_joined(parts.heart, heart_task)
+        _LOG.info("worker %s serves at %s", store.worker_id, server.address)
+        yield RunningWorker(
+            worker_id=store.worker_id,
+            address=config.advertise or server.address,
+            http_address=http.address if http is not None else "",
+            door_path=str(parts.door.path),
+            store=store,
+            metrics=metrics,
+            heart=parts.heart,
+            heart_task=heart_task,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    heart: Heart
+    door: Door
+    scrubber: Scrubber
+    fetcher: Fetcher
+    turns: Turns
+    peers: Peers
+
+
+async def _wire(
+    stack: AsyncExitStack,
+    config: WorkerConfig,
+    clock: Clock,
+    metrics: Metrics,
+    store: CacheStore,
+    server: RpcServer,
+    token: str,
+    open_store: OpenStore | None,
+) -> _Parts:
+    """Build everything between the cache and the server; `stack` gets what must be taken down, in order."""
+    writes = DiskQueue("write", _WRITE_THREADS)
+    reads = DiskQueue("read", _READ_THREADS)
+    slow = DiskQueue("slow", 1)
+    for queue in (writes, reads, slow):
+        stack.push_async_callback(queue.close)
+    evictor = Evictor(store, clock, high_watermark=config.high_watermark, low_watermark=config.low_watermark)
+    evictor.start()
+    stack.push_async_callback(asyncio.to_thread, evictor.stop)
+
+    channel = open_channel(config.master, tls=config.tls, token=token)
+    stack.push_async_callback(channel.close)
+    master = MasterStub(channel, timeout_s=config.io_timeout_s)
+    stores = Stores(
+        master.get_mount_secrets,
+        open_store or _make_opener(config.io_timeout_s),
+        lambda op, mount: metrics.store_requests.labels(op, mount).inc(),
+        clock.monotonic,
+    )
+    stack.push_async_callback(stores.close)
+    peers = Peers(lambda address: open_channel(address, tls=config.tls, token=token), config.io_timeout_s)
+    stack.push_async_callback(peers.close)
+
+    view = ClusterView(store.worker_id)
+    turns = Turns(config.fetch_concurrency, config.load_concurrency, clock.monotonic)
+    stack.callback(turns.close)
+    pilot = Pilot(
+        stores=stores, peers=peers, view=view, evictor=evictor, turns=turns, disk=writes, metrics=metrics,
+        io_timeout_s=config.io_timeout_s,
+    )  # fmt: skip
+    fetcher = Fetcher(
+        store=store, pilot=pilot, turns=turns, view=view, reads=reads,
+        io_timeout_s=config.io_timeout_s, max_request_bytes=config.max_request_bytes,
+    )  # fmt: skip
+    stack.push_async_callback(fetcher.close)
+    loader = Loader(
+        fetcher=fetcher, store=store, evictor=evictor, disk=slow, slots=config.load_concurrency,
+        max_request_bytes=config.max_request_bytes, monotonic=clock.monotonic,
+    )  # fmt: skip
+    host_id = _get_host_id()
+    address = config.advertise or server.address
+    door = Door(config.home, store.worker_id, lambda: address, lambda: store.directory_fds)
+
+    def describe() -> Worker:
+        return _describe(store, address, host_id, str(door.path))
+
+    closing: set[asyncio.Task[None]] = set()
+
+    def on_cluster(cluster: Cluster) -> None:
+        view.set_cluster(cluster)
+        task = asyncio.create_task(peers.keep_only(w.address for w in cluster.workers if w.live), name="close channels")
+        closing.add(task)
+        task.add_done_callback(closing.discard)
+
+    heart = Heart(
+        master=master, store=store, turns=turns, disk=slow, session_id=uuid.uuid4().hex,
+        interval_s=config.heartbeat_interval_s, describe=describe, on_cluster=on_cluster,
+    )  # fmt: skip
+    data = DataService(fetcher=fetcher, store=store, evictor=evictor, view=view, metrics=metrics)
+    admin = AdminService(loader=loader, store=store, fetcher=fetcher, disk=slow, describe=describe)
+    add_worker_services(server.grpc_server, data=data, admin=admin)
+    # Calls end before what they use is taken down.
+    stack.push_async_callback(server.stop)
+    return _Parts(heart, door, Scrubber(store, slow, metrics), fetcher, turns, peers)
+
+
+def _open_store(config: WorkerConfig, clock: Clock) -> CacheStore:
+    specs = [
+        CacheDirSpec(
+            path=directory.path,
+            quota_bytes=directory.quota_bytes,
+            tier=directory.tier,
+            allow_root_disk=config.allow_root_disk,
+            keep_free_fraction=config.keep_free_fraction,
+        )
+        for directory in config.cache_dirs
+    ]
+    if not specs:
+        raise errors.ConfigError("the worker has no cache directory: give cache_dirs", subject="cache_dirs")
+    return CacheStore.open(specs, cluster_id=None, clock=clock, boot_id=_get_host_id())
+
+
+def _make_opener(io_timeout_s: float) -> OpenStore:
+    def opener(mount: MountSecrets, on_request: Callable[[str], None]) -> Ufs:
+        options = {key: value for key, value in mount.mount.options.items() if key not in mount.secrets}
+        return open_ufs(
+            mount.mount.uri, options, secrets=mount.secrets, on_request=on_request, io_timeout_s=io_timeout_s
+        )
+
+    return opener
+
+
+def _describe(store: CacheStore, address: str, host_id: str, door_path: str) -> Worker:
+    usage = store.get_usage()
+    return Worker(
+        worker_id=store.worker_id,
+        address=address,
+        host_id=host_id,
+        door_path=door_path,
+        capacity_bytes=store.capacity_bytes,
+        used_bytes=sum(directory.used_bytes for directory in usage),
+        home_bytes=sum(directory.home_bytes for directory in usage),
+        guest_bytes=sum(directory.guest_bytes for directory in usage),
+        pinned_bytes=sum(directory.pinned_bytes for directory in usage),
+        file_count=sum(directory.file_count for directory in usage),
+    )
+
+
+def _get_host_id() -> str:
+    """The running kernel's id: processes that share it can share a unix socket, and its change tells of a crash or reboot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@contextmanager
+def lock_home(home: Path) -> Iterator[None]:
+    """Hold a home directory for this process. Raises Conflict, naming who has it, and ConfigError when it cannot be made."""
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise errors.ConfigError(f"cannot use the home directory: {error.strerror}", subject=str(home)) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise errors.Conflict(f"another process (pid {pid}) uses this home directory", subject=str(home)) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+async def _wait_joined(heart: Heart, heart_task: asyncio.Task[None]) -> None:
+    """Until the master knows this worker, for a while; raises what no waiting mends."""
+    joined = asyncio.ensure_future(heart.joined.wait())
+    await asyncio.wait({joined, heart_task}, timeout=_JOIN_S, return_when=asyncio.FIRST_COMPLETED)
+    joined.cancel()
+    if heart_task.done():
+        heart_task.result()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, errors.AlluxioLikeError):
+        await task
+
+
+async def _show_gauges(store: CacheStore, parts: _Parts, metrics: Metrics) -> None:
+    """Keep the gauges current, until cancelled."""
+    while True:
+        for usage in store.get_usage():
+            name = str(usage.path)
+            metrics.cache_used_bytes.labels(name).set(usage.used_bytes)
+            metrics.cache_capacity_bytes.labels(name).set(usage.quota_bytes)
+            metrics.cache_files.labels(name).set(usage.file_count)
+            metrics.cache_failed.labels(name).set(usage.state != "ok")
+        for priority in Priority:
+            metrics.fetch_queue.labels(priority.name.lower()).set(parts.turns.count_waiting(priority))
+            metrics.fetch_running.labels(priority.name.lower()).set(parts.turns.count_running(priority))
+        await asyncio.sleep(_GAUGES_S)

@@ -58,6 +58,7 @@ class Heart:
         self._unsaid: list[BlockDelta] = []
         self._report_needed = True
         self._limited: set[str] = set()
+        self._known = False
         self.joined = asyncio.Event()
         """Set while the master knows this worker."""
 
@@ -71,8 +72,8 @@ class Heart:
                 self.joined.clear()
 
     async def leave(self) -> None:
-        """Say goodbye, if the master can hear it."""
-        if not self.joined.is_set():
+        """Say goodbye, if the master can hear it; after `run` was cancelled, which would join again."""
+        if not self._known:
             return
         try:
             await self._master.leave(self._store.worker_id, self._session_id, timeout_s=_LEAVE_S)
@@ -96,6 +97,7 @@ class Heart:
             await self._disk.submit(lambda: self._store.set_cluster_id(result.cluster_id))
         self._take_cluster(result.cluster)
         self._report_needed = True
+        self._known = True
         self.joined.set()
         _LOG.info("joined cluster %s as %s", result.cluster_id, self._store.worker_id)
 
