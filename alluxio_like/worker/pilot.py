@@ -33,8 +33,6 @@ _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 3.0
 """Pauses between attempts are random below a bound that doubles from the first to the longest. Guesses."""
 
-_Write = tuple[int, int, memoryview, "asyncio.Future[CachedFile]"]
-
 
 def is_retryable(error: BaseException) -> bool:
     """Whether the same fetch may succeed when it is repeated."""
@@ -165,7 +163,7 @@ class Pilot:
     async def _receive(self, flight: Flight, chunks: AsyncIterator[memoryview], believe: bool) -> None:
         """Land what a source sends. `believe` False: nothing lands before the source has ended well."""
         assembler = Assembler(flight.landed, flight.stop, flight.ref.size)
-        writes: deque[_Write] = deque()
+        writes: deque[asyncio.Future[CachedFile]] = deque()
         unbelieved: list[tuple[int, memoryview]] = []
         loop = asyncio.get_running_loop()
         try:
@@ -196,7 +194,7 @@ class Pilot:
             while writes:
                 await self._settle(flight, writes.popleft())
 
-    async def _put(self, flight: Flight, first: int, data: memoryview, writes: deque[_Write]) -> None:
+    async def _put(self, flight: Flight, first: int, data: memoryview, writes: deque[asyncio.Future[CachedFile]]) -> None:
         """Land whole pages: in the cache file where one may be kept, else in memory."""
         count = -(-len(data) // PAGE_BYTES)
         while len(writes) >= _WRITES_AHEAD:
@@ -205,7 +203,10 @@ class Pilot:
             self._hold(flight, first, data)
             flight.land(first, count)
             return
-        writes.append((first, count, data, self._disk.submit(lambda: self._write(flight, first, data))))
+        written = self._disk.submit(lambda: self._write(flight, first, data))
+        # Landed by the callback and not by this task, which may be waiting for the source's next bytes.
+        written.add_done_callback(lambda done: self._land(flight, first, count, data, done))
+        writes.append(written)
 
     def _write(self, flight: Flight, first: int, data: memoryview) -> CachedFile:
         """In a disk thread: make the cache file if need be, and write."""
@@ -221,23 +222,30 @@ class Pilot:
                 cached = None  # evicted or freed just now: once more into a new file
         raise errors.NoSpace("the cache file was removed again and again", subject=flight.ref.key)
 
-    async def _settle(self, flight: Flight, write: _Write) -> None:
-        """Wait for one write and land its pages, in memory if the disk refused them. Nothing is lost when this is cancelled."""
-        first, count, data, written = write
-        try:
-            cached = await asyncio.shield(written)
-        except (errors.NoSpace, errors.DiskError) as error:
+    def _land(self, flight: Flight, first: int, count: int, data: memoryview, written: "asyncio.Future[CachedFile]") -> None:
+        """A write has ended: its pages have landed, in memory if the disk refused them."""
+        error = written.exception()
+        if error is None:
+            if flight.job is not None:
+                self._evictor.record_loaded(written.result(), flight.job)
+        elif isinstance(error, errors.NoSpace | errors.DiskError):
             flight.last_error = error
             flight.refused = True
             if flight.priority is Priority.LOAD:
-                # Only loads want it, and they want it on the disk.
-                raise
+                return  # only loads want it, and they want it on the disk: `_settle` raises
             flight.role = None
             self._hold(flight, first, data)
         else:
-            if flight.job is not None:
-                self._evictor.record_loaded(cached, flight.job)
+            return
         flight.land(first, count)
+
+    async def _settle(self, flight: Flight, written: "asyncio.Future[CachedFile]") -> None:
+        """Wait for a write. Raises its error unless the pages were held in memory. The write goes on when this is cancelled."""
+        try:
+            await asyncio.shield(written)
+        except (errors.NoSpace, errors.DiskError):
+            if flight.role is not None:
+                raise
 
     @staticmethod
     def _hold(flight: Flight, first: int, data: memoryview) -> None:
