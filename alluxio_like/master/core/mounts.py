@@ -1,14 +1,18 @@
 """The mount table, and the mount points in the namespace.
 
-Owns which store stands behind which directory, without secrets. Functions over a transaction, like namespace.py.
+Owns which store stands behind which directory, without secrets, and the directories on the way to mount points: those stay, whatever
+the store around them lists, as long as a mount is below. Functions over a transaction, like namespace.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from alluxio_like import errors
-from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core.model import MountRecord
-from alluxio_like.types import MountId
+from alluxio_like.kv.api import ReadTransaction, WriteTransaction, get_prefix_stop
+from alluxio_like.master.core import namespace, paths, records, tables
+from alluxio_like.master.core.model import NO_MOUNT, MountRecord
+from alluxio_like.master.core.records import Inode
+from alluxio_like.master.core.tables import Directory, Edit
+from alluxio_like.types import ROOT_INODE, InodeId, Kind, MountId, to_bytes
 
 
 def add_mount(
@@ -25,26 +29,183 @@ def add_mount(
 ) -> MountRecord:
     """Mount a store; directories on the way are created. `options` must hold no secrets.
 
-    Raises AlreadyExists (a mount is there), Conflict (mounts are below it), NotADirectory, InvalidArgument.
+    A directory of another mount is hidden with all that is known below it. Raises AlreadyExists (a mount is there), Conflict (mounts
+    are below it in another mount), NotADirectory, InvalidArgument, NameTooLong.
     """
-    raise errors.Internal("not built yet")
+    parts = paths.split_path(path)
+    stored = txn.get(records.KEY_NEXT_MOUNT)
+    mount_id = MountId(records.unpack_id(stored) if stored is not None else 1)
+    txn.put(records.KEY_NEXT_MOUNT, records.pack_id(mount_id + 1))
+    edit = Edit(txn, now_ns)
+    root = _make_mount_point(edit, parts, mount_id, uid, gid)
+    edit.finish()
+    mount = MountRecord(
+        mount_id, paths.join_path(parts), uri, read_only, uid, gid, now_ns, root, sync_interval_s, dict(options)
+    )
+    txn.put(records.mount_key(mount_id), records.pack_mount(mount))
+    return mount
 
 
 def remove_mount(txn: WriteTransaction, path: str, now_ns: int) -> MountRecord:
     """Take a mount away with all that is known below it. Raises NotFound, Conflict (mounts are below it)."""
-    raise errors.Internal("not built yet")
+    parts = paths.split_path(path)
+    others = []
+    mount = None
+    for other in list_mounts(txn):
+        if other.path == paths.join_path(parts):
+            mount = other
+        else:
+            others.append(other)
+    if mount is None:
+        raise errors.NotFound("nothing is mounted there", subject=path)
+    below = [other.path for other in others if _is_below(other.path, mount.path)]
+    if below:
+        raise errors.Conflict(f"unmount what is mounted below it first: {', '.join(below)}", subject=path)
+    edit = Edit(txn, now_ns)
+    if mount.root == ROOT_INODE:
+        _clear_root(edit)
+    else:
+        directory = edit.open_directory(tables.get_inode(txn, mount.root).parent)
+        edit.unlink(directory, mount.root, tables.get_inode(txn, mount.root))
+        directory.set_changed(now_ns)
+        _clear_way(edit, directory, parts[:-1], [other.path for other in others])
+    edit.finish()
+    txn.delete(records.mount_key(mount.mount_id))
+    return mount
 
 
 def get_mount(txn: ReadTransaction, mount_id: MountId) -> MountRecord:
     """Raises NotFound."""
-    raise errors.Internal("not built yet")
+    data = txn.get(records.mount_key(mount_id))
+    if data is None:
+        raise errors.NotFound("no such mount", subject=str(mount_id))
+    return records.unpack_mount(data)
 
 
 def list_mounts(txn: ReadTransaction) -> list[MountRecord]:
     """All mounts, by id."""
-    raise errors.Internal("not built yet")
+    return [records.unpack_mount(data) for _, data in txn.scan(b"M", get_prefix_stop(b"M"))]
 
 
 def lookup_mount_of(txn: ReadTransaction, path: str) -> tuple[MountRecord, str] | None:
-    """The mount that a path lies in, and the path relative to the mount's root; None: none."""
-    raise errors.Internal("not built yet")
+    """The mount that a path lies in, and the path relative to the mount's root; None: none. Raises InvalidArgument, NameTooLong."""
+    path = paths.join_path(paths.split_path(path))
+    found = [mount for mount in list_mounts(txn) if mount.path == path or _is_below(path, mount.path)]
+    if not found:
+        return None
+    mount = max(found, key=lambda mount: len(mount.path))
+    return mount, path[len(mount.path) :].strip("/")
+
+
+def _is_below(path: str, top: str) -> bool:
+    return path != top and path.startswith(top.rstrip("/") + "/")
+
+
+def _make_mount_point(edit: Edit, parts: tuple[str, ...], mount_id: MountId, uid: int, gid: int) -> InodeId:
+    """The inode of a new mount's root; directories on the way are made and marked."""
+    if not parts:
+        return _convert(edit, edit.open_directory(ROOT_INODE), mount_id, uid, gid)
+    directory = edit.open_directory(ROOT_INODE)
+    for place, part in enumerate(parts[:-1], start=1):
+        found = _find(edit, directory, part, paths.join_path(parts[:place]))
+        if found is None:
+            owner = directory.record if directory.record.mount_id != NO_MOUNT else None
+            record = tables.make_directory(
+                to_bytes(part),
+                directory.record.mount_id,
+                owner.uid if owner else uid,
+                owner.gid if owner else gid,
+                edit.now_ns,
+                records.ANCHOR,
+            )
+            inode = edit.link(directory, record)
+            directory.set_changed(edit.now_ns)
+            directory = edit.open_directory(inode)
+        else:
+            directory = edit.open_directory(found)
+            directory.record = directory.record._replace(flags=directory.record.flags | records.ANCHOR)
+    found = _find(edit, directory, parts[-1], paths.join_path(parts))
+    if found is not None:
+        there = edit.open_directory(found)
+        if there.record.flags & records.MOUNT_POINT:
+            raise errors.AlreadyExists("something is mounted there", subject=paths.join_path(parts))
+        if there.record.mount_id == NO_MOUNT:
+            return _convert(edit, there, mount_id, uid, gid)
+        if there.record.flags & records.ANCHOR:
+            raise errors.Conflict("mounts are below it: unmount them first, or mount this first", subject=paths.join_path(parts))
+        edit.unlink(directory, found, there.record)
+    directory.set_changed(edit.now_ns)
+    record = tables.make_directory(to_bytes(parts[-1]), mount_id, uid, gid, edit.now_ns, records.MOUNT_POINT)
+    return edit.link(directory, record)
+
+
+def _find(edit: Edit, directory: Directory, part: str, path: str) -> InodeId | None:
+    """A directory by its shown name; raises NotADirectory, and InvalidArgument for a name that could not be made."""
+    found = namespace.lookup(edit.txn, directory.inode, part)
+    if found is None:
+        if paths.is_odd(to_bytes(part)):
+            raise errors.InvalidArgument("a new directory cannot have an escaped name", subject=path)
+        return None
+    if found.attr.kind is not Kind.DIRECTORY:
+        raise errors.NotADirectory("a file is in the way", subject=path)
+    return found.attr.inode
+
+
+def _convert(edit: Edit, top: Directory, mount_id: MountId, uid: int, gid: int) -> InodeId:
+    """Make a directory without a store a mount's root; those below it, on the way to other mounts, become directories of that mount."""
+    if top.record.flags & records.MOUNT_POINT:
+        raise errors.AlreadyExists("something is mounted there", subject=namespace.get_path(edit.txn, top.inode))
+    waiting = list(_iter_plain_directories(edit, top))
+    top.record = top.record._replace(
+        mount_id=mount_id, uid=uid, gid=gid, flags=top.record.flags | records.MOUNT_POINT, sequence=edit.sequence
+    )
+    top.set_changed(edit.now_ns)
+    while waiting:
+        below = edit.open_directory(waiting.pop())
+        waiting.extend(_iter_plain_directories(edit, below))
+        below.record = below.record._replace(mount_id=mount_id, sequence=edit.sequence)
+    return top.inode
+
+
+def _iter_plain_directories(edit: Edit, directory: Directory) -> Iterator[InodeId]:
+    """The children that no store stands behind; without a store there are few."""
+    for inode, record in _iter_children(edit, directory):
+        if record.mount_id == NO_MOUNT:
+            yield inode
+
+
+def _iter_children(edit: Edit, directory: Directory) -> Iterator[tuple[InodeId, Inode]]:
+    for _, data in edit.txn.scan(records.dentry_key(directory.table, b""), records.dentry_stop(directory.table)):
+        inode = InodeId(records.unpack_id(data))
+        yield inode, tables.get_inode(edit.txn, inode)
+
+
+def _clear_root(edit: Edit) -> None:
+    """Take the store away from the root: its table with all children becomes that of an orphan, and it gets an empty one."""
+    txn = edit.txn
+    root = edit.open_directory(ROOT_INODE)
+    table = InodeId(root.table)
+    edit.abandon(table, tables.make_directory(b"", root.record.mount_id, 0, 0, edit.now_ns))
+    root.record = root.record._replace(
+        mount_id=NO_MOUNT, uid=0, gid=0, flags=root.record.flags & ~records.MOUNT_POINT, sequence=edit.sequence
+    )
+    root.set_changed(edit.now_ns)
+    txn.put(records.KEY_ROOT_TABLE, records.pack_id(edit.new_inode_id()))
+
+
+def _clear_way(edit: Edit, directory: Directory, parts: tuple[str, ...], others: list[str]) -> None:
+    """Go up from where a mount point was: directories that lead to no other mount are no longer held, or vanish if only mounts had
+    made them; the store is asked again about the others."""
+    while True:
+        directory.state = directory.state._replace(complete=False)
+        path = paths.join_path(parts)
+        if not parts or directory.record.flags & records.MOUNT_POINT or any(_is_below(other, path) for other in others):
+            return
+        directory.record = directory.record._replace(flags=directory.record.flags & ~records.ANCHOR)
+        parent = edit.open_directory(directory.record.parent)
+        if directory.record.mount_id == NO_MOUNT:
+            # Nothing but the way to mounts is in a directory without a store.
+            edit.unlink(parent, directory.inode, directory.record)
+            parent.set_changed(edit.now_ns)
+        directory = parent
+        parts = parts[:-1]

@@ -1,108 +1,270 @@
 """The namespace: names, attributes and contents of all that is known, over a key-value transaction.
 
 Functions over a transaction and a given time (nanoseconds since the epoch); they do no I/O of their own. Reads take any
-transaction, changes take a write transaction, and a change is whole when that commits. Rule of concurrency: that of the
-transactions; one listing of one directory at a time (`begin_listing`), which its caller sees to.
+transaction, changes take a write transaction, and a change is whole when that commits. This module owns what is asked, and pins;
+what stores say comes in through refresh.py, mounts through mounts.py, and what is removed goes through orphans.py. Rule of
+concurrency: that of the transactions; one listing of one directory at a time (`begin_listing`), which its caller sees to.
 """
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core.model import Changes, DirState, EntryPage, Listed, ListingPlan, Purged, Resolved, Totals
-from alluxio_like.types import Entry, InodeId, MountId
+from alluxio_like.master.core import paths, records, tables
+from alluxio_like.master.core.model import NO_MOUNT, DirState, EntryPage, Resolved, Totals
+from alluxio_like.master.core.orphans import purge
+from alluxio_like.master.core.records import Inode
+from alluxio_like.master.core.refresh import apply_missing, apply_page, apply_stat, begin_listing, is_covered
+from alluxio_like.master.core.tables import prepare
+from alluxio_like.types import (
+    ROOT_INODE,
+    Attr,
+    Entry,
+    FileRef,
+    InodeId,
+    Kind,
+    MountId,
+    VersionId,
+    to_bytes,
+    to_str,
+)
+
+__all__ = [
+    "apply_missing",
+    "apply_page",
+    "apply_stat",
+    "begin_listing",
+    "get_dir_state",
+    "get_entry",
+    "get_key",
+    "get_path",
+    "get_totals",
+    "is_covered",
+    "is_pinned",
+    "list_entries",
+    "lookup",
+    "prepare",
+    "purge",
+    "resolve",
+    "set_pinned",
+]
+
+MAX_ENTRIES = 100_000
 
 
-def prepare(txn: WriteTransaction, now_ns: int) -> None:
-    """Once at each start of a master: create the root, check the format (FormatTooNew), skip ids that may have been given away."""
-    raise errors.Internal("not built yet")
+class _Place(NamedTuple):
+    """What all children of a directory have in common."""
+
+    mount_id: MountId
+    dir_key: str
+    pinned: bool
+    shadowed: int
 
 
 def lookup(txn: ReadTransaction, parent: InodeId, name: str) -> Entry | None:
     """One displayed name in a directory; None: not known (see get_dir_state for whether it does not exist).
 
-    Raises NotFound (no such directory, or it was removed), NotADirectory.
+    Raises NotFound (no such directory, or it was removed), NotADirectory, NameTooLong.
     """
-    raise errors.Internal("not built yet")
+    directory = tables.get_directory(txn, parent)
+    table = tables.get_table(txn, parent)
+    shown = to_bytes(name)
+    if len(shown) > paths.NAME_MAX_BYTES:
+        raise errors.NameTooLong(f"a name has at most {paths.NAME_MAX_BYTES} bytes", subject=name)
+    found = _find_shown(txn, table, shown)
+    if found is None:
+        return None
+    inode, record = found
+    return _make_entry(inode, record, name, _describe(txn, parent, directory))
 
 
 def get_entry(txn: ReadTransaction, inode: InodeId) -> Entry:
-    """An inode by its id, orphans included while they are kept. Raises NotFound."""
-    raise errors.Internal("not built yet")
+    """An inode by its id, orphans included while they are kept (nlink 0). Raises NotFound."""
+    record = tables.get_inode(txn, inode)
+    if inode == ROOT_INODE:
+        return _make_entry(inode, record, "/", _Place(record.mount_id, "", False, 0))
+    parent = tables.get_inode(txn, record.parent)
+    shadowed = _is_shadowed(txn, tables.get_table(txn, record.parent), record)
+    name = to_str(paths.show_name(record.name, record.kind, shadowed))
+    return _make_entry(inode, record, name, _describe(txn, record.parent, parent))
 
 
 def list_entries(txn: ReadTransaction, directory: InodeId, cursor: bytes = b"", limit: int = 1000) -> EntryPage:
-    """Known children, a page at a time, in an order that stays. Raises NotFound, NotADirectory, InvalidArgument (cursor)."""
-    raise errors.Internal("not built yet")
+    """Known children, a page at a time, in an order that stays: what is there all the while is met exactly once.
+
+    Raises NotFound, NotADirectory, InvalidArgument (cursor).
+    """
+    record = tables.get_directory(txn, directory)
+    table = tables.get_table(txn, directory)
+    place = _describe(txn, directory, record)
+    limit = min(max(1, limit), MAX_ENTRIES)
+    if cursor[:1] not in (b"", b"/"):
+        raise errors.InvalidArgument("not a cursor of a directory listing")
+    start = records.dentry_key(table, cursor[1:] + b"\0" if cursor else b"")
+    dentries = list(txn.scan(start, records.dentry_stop(table), limit=limit))
+    ids = [InodeId(records.unpack_id(data)) for _, data in dentries]
+    entries = []
+    for inode, data in zip(ids, txn.get_many([records.inode_key(inode) for inode in ids]), strict=True):
+        if data is None:
+            raise errors.Internal("a name without an inode", subject=str(inode))
+        child = records.unpack_inode(data)
+        shadowed = bool(place.shadowed) and _is_shadowed(txn, table, child)
+        name = to_str(child.name if not child.flags & records.ODD and not shadowed else _show(child, shadowed))
+        entries.append(_make_entry(inode, child, name, place))
+    more = len(dentries) == limit
+    return EntryPage(tuple(entries), b"/" + dentries[-1][0][9:] if more else b"", place.mount_id, place.dir_key)
 
 
 def get_dir_state(txn: ReadTransaction, directory: InodeId) -> DirState:
     """Raises NotFound, NotADirectory."""
-    raise errors.Internal("not built yet")
+    record = tables.get_directory(txn, directory)
+    state = tables.get_state(txn, tables.get_table(txn, directory))
+    if record.mount_id == NO_MOUNT:
+        state = state._replace(complete=True, listed_ns=record.ctime_ns)
+    return state.describe(directory, record.mount_id)
 
 
 def get_key(txn: ReadTransaction, inode: InodeId) -> tuple[MountId, str]:
-    """(mount, key): a file's key, or a directory's prefix ("" or ending in "/"); NO_MOUNT gives "". Raises NotFound."""
-    raise errors.Internal("not built yet")
+    """(mount, key): a file's key, or a directory's prefix ("" or ending in "/"); NO_MOUNT gives "".
+
+    Orphans keep theirs. Raises NotFound.
+    """
+    record = tables.get_inode(txn, inode)
+    if record.kind is Kind.DIRECTORY:
+        return record.mount_id, _get_dir_key(txn, inode, record)
+    return record.mount_id, _get_dir_key(txn, record.parent, tables.get_inode(txn, record.parent)) + to_str(record.name)
 
 
 def get_path(txn: ReadTransaction, inode: InodeId) -> str:
     """The absolute path under which an inode is shown. Raises NotFound for an orphan and what is below one."""
-    raise errors.Internal("not built yet")
+    parts: list[str] = []
+    at = inode
+    while at != ROOT_INODE:
+        record = tables.get_inode(txn, at)
+        if record.flags & records.ORPHAN:
+            raise errors.NotFound("no path leads to a removed inode", subject=str(inode))
+        table = tables.get_table(txn, record.parent)
+        if tables.lookup_child(txn, table, record.sort_name) != at:
+            # Below what was unmounted from the root.
+            raise errors.NotFound("no path leads to a removed inode", subject=str(inode))
+        parts.append(to_str(_show(record, _is_shadowed(txn, table, record))))
+        at = record.parent
+    return paths.join_path(tuple(reversed(parts)))
 
 
 def resolve(txn: ReadTransaction, path: str) -> Resolved:
-    """An absolute path as far as it is known. Raises InvalidArgument, NotADirectory."""
-    raise errors.Internal("not built yet")
+    """An absolute path as far as it is known. Raises InvalidArgument, NameTooLong, NotADirectory."""
+    parts = paths.split_path(path)
+    entry = get_entry(txn, ROOT_INODE)
+    for place, part in enumerate(parts):
+        if entry.attr.kind is not Kind.DIRECTORY:
+            raise errors.NotADirectory("not a directory", subject=paths.join_path(parts[:place]))
+        found = lookup(txn, entry.attr.inode, part)
+        if found is None:
+            return Resolved(entry, parts[place:])
+        entry = found
+    return Resolved(entry, ())
 
 
 def get_totals(txn: ReadTransaction) -> Totals:
-    """Sums over the known namespace."""
-    raise errors.Internal("not built yet")
+    """Sums over the known namespace. What lies below a removed directory counts until it is purged."""
+    return records.unpack_totals(txn.get(records.KEY_TOTALS))
 
 
 def is_pinned(txn: ReadTransaction, inode: InodeId) -> bool:
     """Whether an inode or any directory above it is pinned. Raises NotFound."""
-    raise errors.Internal("not built yet")
+    at = inode
+    while True:
+        record = tables.get_inode(txn, at)
+        if record.flags & records.PINNED:
+            return True
+        if at == ROOT_INODE:
+            return False
+        at = record.parent
 
 
 def set_pinned(txn: WriteTransaction, inode: InodeId, pinned: bool) -> bool:
-    """Set an inode's own pin; whether it changed. Raises NotFound."""
-    raise errors.Internal("not built yet")
+    """Set an inode's own pin; whether it changed. Raises NotFound (also for an orphan).
 
-
-def begin_listing(txn: ReadTransaction, directory: InodeId, now_ns: int) -> ListingPlan:
-    """Before the store is first asked. Raises NotFound, NotADirectory, Unsupported (no store stands behind it)."""
-    raise errors.Internal("not built yet")
-
-
-def apply_page(
-    txn: WriteTransaction, plan: ListingPlan, after: str | None, page: Sequence[Listed], is_last: bool, now_ns: int
-) -> Changes:
-    """Apply a listing's next page, which covers the sort names above `after` (None: from the first on) up to its last entry's, or
-    to the end if `is_last`. Entries must be strictly ascending by the bytes of sort_name (StoreProtocol). Call with the
-    `covered` of the page before as `after`.
-
-    Raises Stale when the directory has been removed or mounted over since the plan was made: give up the listing.
+    Not a change of the name or the content: it gets no sequence number, so listings under way still apply to the inode.
     """
-    raise errors.Internal("not built yet")
+    record = tables.get_inode(txn, inode)
+    if record.flags & records.ORPHAN:
+        raise errors.NotFound("the inode was removed", subject=str(inode))
+    flags = record.flags | records.PINNED if pinned else record.flags & ~records.PINNED
+    if flags == record.flags:
+        return False
+    txn.put(records.inode_key(inode), records.pack_inode(record._replace(flags=flags)))
+    return True
 
 
-def apply_stat(txn: WriteTransaction, plan: ListingPlan, raw_name: str, found: Listed | None, now_ns: int) -> Changes:
-    """Apply what the store says of one file in a directory (None: not there); the plan was made before the store was asked."""
-    raise errors.Internal("not built yet")
+def _find_shown(txn: ReadTransaction, table: int, shown: bytes) -> tuple[InodeId, Inode] | None:
+    """The child that is shown under this name."""
+    asked = paths.read_name(shown)
+    sort_names: tuple[bytes, ...]
+    if asked.raw is None:
+        sort_name = txn.get(records.hash_key(table, asked.shown_hash))
+        sort_names = (sort_name,) if sort_name is not None else ()
+    elif asked.shadowed:
+        sort_names = (asked.raw,)
+    else:
+        sort_names = (asked.raw + b"/", asked.raw)
+    for sort_name in sort_names:
+        inode = tables.lookup_child(txn, table, sort_name)
+        if inode is None:
+            continue
+        record = tables.get_inode(txn, inode)
+        if _show(record, _is_shadowed(txn, table, record)) == shown:
+            return inode, record
+    return None
 
 
-def apply_missing(txn: WriteTransaction, plan: ListingPlan, now_ns: int) -> Changes:
-    """The store says that the directory itself does not exist: remove it with all below, or leave it empty if a mount hangs on it."""
-    raise errors.Internal("not built yet")
+def _show(record: Inode, shadowed: bool) -> bytes:
+    return paths.show_name(record.name, record.kind, shadowed)
 
 
-def is_covered(name: str, covered: str | None) -> bool:
-    """Whether a listing applied up to `covered` has settled a raw name, be it a file or a directory (None: it has ended)."""
-    raise errors.Internal("not built yet")
+def _is_shadowed(txn: ReadTransaction, table: int, record: Inode) -> bool:
+    """Whether a directory beside it has the file's name."""
+    return record.kind is not Kind.DIRECTORY and tables.lookup_child(txn, table, record.name + b"/") is not None
 
 
-def purge(txn: WriteTransaction, now_ns: int, keep_ns: int = 3600 * 10**9, limit: int = 1000) -> Purged:
-    """Forget orphans removed longer than `keep_ns` ago, at most `limit` inodes a call."""
-    raise errors.Internal("not built yet")
+def _describe(txn: ReadTransaction, directory: InodeId, record: Inode) -> _Place:
+    state = tables.get_state(txn, tables.get_table(txn, directory))
+    return _Place(record.mount_id, _get_dir_key(txn, directory, record), is_pinned(txn, directory), state.shadowed)
+
+
+def _get_dir_key(txn: ReadTransaction, directory: InodeId, record: Inode) -> str:
+    """A directory's prefix: the raw names from below its mount's root down."""
+    names: list[bytes] = []
+    at = directory
+    while at != ROOT_INODE and not record.flags & records.MOUNT_POINT:
+        names.append(record.name + b"/")
+        at = record.parent
+        record = tables.get_inode(txn, at)
+    return to_str(b"".join(reversed(names))) if record.mount_id != NO_MOUNT else ""
+
+
+def _make_entry(inode: InodeId, record: Inode, name: str, place: _Place) -> Entry:
+    attr = Attr(
+        inode,
+        record.kind,
+        record.mode,
+        record.uid,
+        record.gid,
+        record.size,
+        record.mtime_ns,
+        record.ctime_ns,
+        record.nlink,
+        record.version,
+    )
+    if record.kind is Kind.DIRECTORY:
+        return Entry(name, attr)
+    ref = FileRef(
+        inode,
+        VersionId(record.version),
+        record.mount_id,
+        place.dir_key + to_str(record.name),
+        record.fingerprint,
+        place.pinned or bool(record.flags & records.PINNED),
+    )
+    return Entry(name, attr, ref)

@@ -1,0 +1,322 @@
+"""What stores say about directories, applied to the namespace.
+
+Owns the rules of listings: each page settles exactly the contiguous range of names that it covers; what the store no longer lists
+there is removed, another fingerprint is a replacement under a new inode id, the same one leaves the record untouched and unwritten;
+what we changed after the listing began is left alone; a directory is complete only after a listing's last page. Functions over a
+transaction, like namespace.py, which offers them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from alluxio_like import errors
+from alluxio_like.kv.api import ReadTransaction, WriteTransaction
+from alluxio_like.master.core import paths, records, tables
+from alluxio_like.master.core.model import NO_MOUNT, Changes, Listed, ListingPlan, MountRecord
+from alluxio_like.master.core.records import Inode
+from alluxio_like.master.core.tables import Directory, Edit
+from alluxio_like.types import ROOT_INODE, InodeId, Kind, VersionId, to_bytes, to_str
+
+_FIXED = records.MOUNT_POINT | records.ANCHOR
+_FIRST_VERSION = VersionId(1)
+
+
+class _Known(NamedTuple):
+    inode: InodeId
+    record: Inode
+
+
+def begin_listing(txn: ReadTransaction, directory: InodeId, now_ns: int) -> ListingPlan:
+    """Before the store is first asked. Raises NotFound, NotADirectory, Unsupported (no store stands behind it)."""
+    record = tables.get_directory(txn, directory)
+    if record.mount_id == NO_MOUNT:
+        raise errors.Unsupported("no store stands behind this directory", subject=str(directory))
+    names: list[bytes] = []
+    at = directory
+    parent = record
+    while not parent.flags & records.MOUNT_POINT:
+        names.append(parent.name + b"/")
+        at = parent.parent
+        parent = tables.get_directory(txn, at)
+        if at == ROOT_INODE and not parent.flags & records.MOUNT_POINT:
+            break
+    if parent.mount_id != record.mount_id:
+        raise errors.NotFound("the directory was unmounted", subject=str(directory))
+    prefix = to_str(b"".join(reversed(names)))
+    return ListingPlan(directory, record.mount_id, prefix, tables.get_sequence(txn), now_ns)
+
+
+def apply_page(
+    txn: WriteTransaction, plan: ListingPlan, after: str | None, page: Sequence[Listed], is_last: bool, now_ns: int
+) -> Changes:
+    """Apply a listing's next page, which covers the sort names above `after` (None: from the first on) up to its last entry's, or
+    to the end if `is_last`. Call with the `covered` of the page before as `after`; a page that is empty and not the last settles
+    nothing and is to be skipped (InvalidArgument).
+
+    Raises StoreProtocol (entries not strictly ascending by the bytes of sort_name, a file without a fingerprint, a slash in a
+    name) and Stale when the directory has been removed or mounted over since the plan was made: give up the listing.
+    """
+    if not page and not is_last:
+        raise errors.InvalidArgument("an empty page that is not the last settles nothing")
+    low = to_bytes(after) if after is not None else None
+    sort_names = _check_order(page, low, plan)
+    edit = Edit(txn, now_ns)
+    directory = _open(edit, plan)
+    high = None if is_last else sort_names[-1]
+    known = _read_range(txn, directory.table, low, high)
+    applier = _Applier(edit, plan, directory)
+    for sort_name, listed in zip(sort_names, page, strict=True):
+        applier.apply(sort_name, listed, known.pop(sort_name, None))
+    for gone in known.values():
+        applier.remove(gone)
+    applier.note_listing(first=after is None, last=is_last)
+    changes = applier.finish(None if is_last else page[-1].sort_name)
+    edit.finish()
+    return changes
+
+
+def apply_stat(txn: WriteTransaction, plan: ListingPlan, raw_name: str, found: Listed | None, now_ns: int) -> Changes:
+    """Apply what the store says of one file in a directory (None: not there); the plan was made before the store was asked.
+
+    Raises like apply_page.
+    """
+    sort_name = to_bytes(raw_name)
+    edit = Edit(txn, now_ns)
+    directory = _open(edit, plan)
+    inode = tables.lookup_child(txn, directory.table, sort_name)
+    known = _Known(inode, tables.get_inode(txn, inode)) if inode is not None else None
+    applier = _Applier(edit, plan, directory)
+    if found is not None:
+        if found.kind is Kind.DIRECTORY or to_bytes(found.name) != sort_name:
+            raise errors.StoreProtocol("the store was asked about one file and told of another thing", subject=raw_name)
+        _check_entry(found, plan)
+        applier.apply(sort_name, found, known)
+    elif known is not None and applier.remove(known):
+        edit.bury(directory, sort_name)
+    applier.note_stat()
+    changes = applier.finish(raw_name)
+    edit.finish()
+    return changes
+
+
+def apply_missing(txn: WriteTransaction, plan: ListingPlan, now_ns: int) -> Changes:
+    """The store says that the directory itself does not exist: remove it with all below, or leave it empty if a mount hangs on it.
+
+    Raises Stale like apply_page.
+    """
+    edit = Edit(txn, now_ns)
+    record = _open(edit, plan).record
+    if record.flags & _FIXED or record.sequence > plan.start_seq or plan.directory == ROOT_INODE:
+        return apply_page(txn, plan, None, (), True, now_ns)
+    parent = edit.open_directory(record.parent)
+    edit.unlink(parent, plan.directory, record)
+    parent.set_changed(now_ns)
+    edit.finish()
+    return Changes(plan.directory, removed=(plan.directory,))
+
+
+def is_covered(name: str, covered: str | None) -> bool:
+    """Whether a listing applied up to `covered` has settled a shown name, be it a file or a directory (None: it has ended)."""
+    if covered is None:
+        return True
+    asked = paths.read_name(to_bytes(name))
+    return asked.raw is not None and asked.raw + b"/" <= to_bytes(covered)
+
+
+def _check_order(page: Sequence[Listed], low: bytes | None, plan: ListingPlan) -> list[bytes]:
+    sort_names = [to_bytes(listed.sort_name) for listed in page]
+    before = low
+    for sort_name, listed in zip(sort_names, page, strict=True):
+        if before is not None and sort_name <= before:
+            raise errors.StoreProtocol("the store's listing is not in order", subject=f"{plan.prefix}{listed.sort_name}")
+        before = sort_name
+        _check_entry(listed, plan)
+    return sort_names
+
+
+def _check_entry(listed: Listed, plan: ListingPlan) -> None:
+    if "/" in listed.name or (listed.kind is not Kind.DIRECTORY and listed.fingerprint is None):
+        raise errors.StoreProtocol("the store listed something that cannot be", subject=f"{plan.prefix}{listed.name}")
+
+
+def _open(edit: Edit, plan: ListingPlan) -> Directory:
+    """The directory of a plan; raises Stale if it is no longer what the plan was made for, or was listed from later on since."""
+    try:
+        directory = edit.open_directory(plan.directory)
+    except (errors.NotFound, errors.NotADirectory):
+        raise errors.Stale("the directory was removed while it was listed", subject=plan.prefix) from None
+    if directory.record.mount_id != plan.mount_id:
+        raise errors.Stale("something else was mounted while the directory was listed", subject=plan.prefix)
+    if directory.state.start_seq > plan.start_seq:
+        raise errors.Stale("a later listing of the directory has ended before this one", subject=plan.prefix)
+    return directory
+
+
+def _read_range(txn: ReadTransaction, table: int, low: bytes | None, high: bytes | None) -> dict[bytes, _Known]:
+    """The known children with low < sort name <= high (None: no bound), by sort name."""
+    first, stop = paths.get_bounds(low, high)
+    stop_key = records.dentry_stop(table) if stop is None else records.dentry_key(table, stop)
+    dentries = list(txn.scan(records.dentry_key(table, first), stop_key))
+    ids = [InodeId(records.unpack_id(data)) for _, data in dentries]
+    known: dict[bytes, _Known] = {}
+    for inode, (key, _), data in zip(ids, dentries, txn.get_many([records.inode_key(inode) for inode in ids]), strict=True):
+        if data is None:
+            raise errors.Internal("a name without an inode", subject=str(inode))
+        record = records.unpack_inode(data)
+        sort_name = record.sort_name
+        if len(key) - 9 == paths.HASHED_BYTES and (
+            (low is not None and sort_name <= low) or (high is not None and sort_name > high)
+        ):
+            continue
+        known[sort_name] = _Known(inode, record)
+    return known
+
+
+class _Applier:
+    """One application of listed entries to one directory: what it did, and what it needs for it."""
+
+    def __init__(self, edit: Edit, plan: ListingPlan, directory: Directory) -> None:
+        self._edit = edit
+        self._plan = plan
+        self._directory = directory
+        self._buried = self._read_tombstones()
+        self._mount: MountRecord | None = None
+        self._untrusted = False
+        self._added: list[InodeId] = []
+        self._removed: list[InodeId] = []
+        self._replaced: list[tuple[InodeId, InodeId]] = []
+        self._unchanged = 0
+        self._kept = 0
+
+    def apply(self, sort_name: bytes, listed: Listed, known: _Known | None) -> None:
+        """One listed entry beside what is known under its sort name."""
+        if not listed.trusted:
+            self._untrusted = True
+        if known is None:
+            if self._buried.get(paths.file_name(sort_name), 0) > self._plan.start_seq:
+                self._kept += 1
+            else:
+                self._added.append(self._edit.link(self._directory, self._make(listed)))
+            return
+        record = known.record
+        if record.flags & _FIXED:
+            self._unchanged += 1
+        elif record.sequence > self._plan.start_seq:
+            self._kept += 1
+        elif record.kind is Kind.DIRECTORY:
+            self._unchanged += 1
+            if listed.mtime_ns and listed.mtime_ns != record.mtime_ns:
+                times = record._replace(
+                    mtime_ns=listed.mtime_ns, ctime_ns=listed.mtime_ns, flags=record.flags | records.STORE_TIMES
+                )
+                self._edit.update(known.inode, times)
+        elif _is_same(record, listed):
+            self._unchanged += 1
+        else:
+            carried = self._make(listed)._replace(mode=record.mode, uid=record.uid, gid=record.gid)
+            carried = carried._replace(flags=carried.flags | record.flags & records.PINNED)
+            self._replaced.append((known.inode, self._edit.replace(self._directory, known.inode, record, carried)))
+
+    def remove(self, known: _Known) -> bool:
+        """Something known that the store no longer has; False if it is left alone."""
+        if known.record.flags & _FIXED:
+            self._unchanged += 1
+            return False
+        if known.record.sequence > self._plan.start_seq:
+            self._kept += 1
+            return False
+        self._edit.unlink(self._directory, known.inode, known.record)
+        self._removed.append(known.inode)
+        return True
+
+    def note_listing(self, *, first: bool, last: bool) -> None:
+        """How far the listing is, in the directory's state."""
+        state = self._directory.state
+        so_far = self._untrusted or (state.untrusted_so_far and not first)
+        if so_far != state.untrusted_so_far:
+            state = state._replace(untrusted_so_far=so_far)
+        self._set_times(state.complete)
+        if last:
+            state = state._replace(
+                complete=True,
+                untrusted=so_far,
+                untrusted_so_far=False,
+                listed_ns=self._plan.started_ns,
+                start_seq=self._plan.start_seq,
+            )
+            # What was removed before this listing began cannot come back by any later one.
+            for filed, sequence in self._buried.items():
+                if sequence <= self._plan.start_seq:
+                    self._edit.txn.delete(records.tombstone_key(self._directory.table, filed))
+        self._directory.state = state
+
+    def note_stat(self) -> None:
+        """One file was asked about, in the directory's state."""
+        self._set_times(self._directory.state.complete)
+        if self._untrusted:
+            self._directory.state = self._directory.state._replace(untrusted=True)
+
+    def finish(self, covered: str | None) -> Changes:
+        return Changes(
+            self._plan.directory,
+            tuple(self._added),
+            tuple(self._removed),
+            tuple(self._replaced),
+            self._unchanged,
+            self._kept,
+            covered,
+        )
+
+    def _set_times(self, was_complete: bool) -> None:
+        # What a first listing finds was there before: the directory's times stay at when it was first seen.
+        if was_complete and (self._added or self._removed or self._replaced):
+            self._directory.set_changed(self._edit.now_ns)
+
+    def _read_tombstones(self) -> dict[bytes, int]:
+        table = self._directory.table
+        pairs = self._edit.txn.scan(records.tombstone_key(table, b""), records.tombstone_key(table + 1, b""))
+        return {key[9:]: records.unpack_id(data) for key, data in pairs}
+
+    def _make(self, listed: Listed) -> Inode:
+        """A new inode's record from what the store says."""
+        if self._mount is None:
+            data = self._edit.txn.get(records.mount_key(self._plan.mount_id))
+            if data is None:
+                raise errors.Stale("the directory was unmounted while it was listed", subject=self._plan.prefix)
+            self._mount = records.unpack_mount(data)
+        time_ns = listed.mtime_ns or self._edit.now_ns
+        name = to_bytes(listed.name)
+        if listed.kind is Kind.DIRECTORY:
+            flags = records.STORE_TIMES if listed.mtime_ns else 0
+            return tables.make_directory(name, self._plan.mount_id, self._mount.uid, self._mount.gid, time_ns, flags)
+        assert listed.fingerprint is not None
+        return Inode(
+            listed.kind,
+            0 if listed.trusted else records.UNTRUSTED,
+            tables.FILE_MODE,
+            1,
+            self._mount.uid,
+            self._mount.gid,
+            self._plan.mount_id,
+            listed.fingerprint.size,
+            time_ns,
+            time_ns,
+            _FIRST_VERSION,
+            0,
+            self._plan.directory,
+            records.pack_token(listed.fingerprint.token),
+            name,
+        )
+
+
+def _is_same(record: Inode, listed: Listed) -> bool:
+    """Whether a file's content is still the known one. A fingerprint that was too young may have stood for two contents, so when it
+    is trusted at last, what was cached under it is not to be believed."""
+    fingerprint = listed.fingerprint
+    assert fingerprint is not None
+    return (
+        record.size == fingerprint.size
+        and record.token == records.pack_token(fingerprint.token)
+        and record.kind is listed.kind
+        and not (record.flags & records.UNTRUSTED and listed.trusted)
+    )
