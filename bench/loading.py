@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.measure import MB, Result, drop_page_cache, get_anonymous_bytes, timed
-from bench.stack import SAMPLE_BYTES, Stack, fill_bucket, run_baseline, start_stack
+from bench.stack import SAMPLE_BYTES, fill_bucket, run_baseline
 from tests.servers.fault_control import FaultProxy
 from tests.servers.fixtures import S3Server
+from tests.servers.stack import Stack, start_stack
 
 STORE_BYTES_S = 300 * MB
 STORE_LATENCY_S = 0.010

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from bench.measure import Result, get_anonymous_bytes, get_rss_bytes, timed
-from bench.stack import start_stack
+from tests.servers.stack import start_stack
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
 

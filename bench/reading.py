@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench.measure import MB, Result, drop_page_cache
-from bench.stack import SAMPLE_BYTES, fill_bucket, forget_pages, make_bytes, mount_rclone, run_baseline, start_stack
+from bench.stack import SAMPLE_BYTES, fill_bucket, forget_pages, make_bytes, mount_rclone, run_baseline
 from tests.servers.fault_control import FaultProxy
 from tests.servers.fixtures import S3Server
+from tests.servers.stack import start_stack
 
 ROUNDS = 5
 
@@ -96,7 +97,7 @@ def measure_epochs(server: S3Server, directory: Path, *, quick: bool) -> list[Re
         shutil.rmtree(directory / "home", ignore_errors=True)
         with FaultProxy(server.endpoint) as proxy:
             environment = {**server.environment, "AWS_ENDPOINT_URL": proxy.endpoint}
-            arguments = ("--workers", "2", "--cache-size", str(cache_bytes))
+            arguments = ("--workers", "2", "--cache-size", str(2 * cache_bytes))
             requests = []
             # The mount's own page cache would hide the cache: each epoch begins with a mount of its own, on the same home.
             for seed in (1, 2):

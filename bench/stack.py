@@ -8,20 +8,18 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.servers.fixtures import S3Server
+from tests.servers.stack import PROGRAMS
 
-PROGRAMS = Path(sys.executable).parent
 SAMPLE_BYTES = 110_000
 READY_S = 60.0
 
@@ -57,83 +55,6 @@ def put_large(server: S3Server, bucket: str, key: str, seed: int, size: int) -> 
         answer = server.client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=body)
         parts.append({"ETag": answer["ETag"], "PartNumber": number})
     server.client.complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
-
-
-def get_pids(ready: Any) -> list[int]:
-    """Every pid in what `up --json` printed."""
-    if isinstance(ready, dict):
-        return [ready["pid"]] * ("pid" in ready) + [pid for value in ready.values() for pid in get_pids(value)]
-    return [pid for value in ready for pid in get_pids(value)] if isinstance(ready, list) else []
-
-
-@dataclass
-class Stack:
-    """A running file system."""
-
-    ready: dict[str, Any]
-    mountpoint: Path
-    environment: dict[str, str]
-    process: subprocess.Popen[str]
-    pids: list[int] = field(default_factory=list)
-
-    @property
-    def master(self) -> str:
-        return str(self.ready["master"]["address"])
-
-    def get_service_pids(self, name: str) -> list[int]:
-        """The pids of master, workers or fuse."""
-        return get_pids(self.ready[name])
-
-    def run_command(self, program: str, *arguments: str, timeout_s: float = 900) -> Any:
-        """What a command prints with --json; fails when it does."""
-        command = [str(PROGRAMS / program), *arguments, "--json"]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-        lines = done.stdout.strip().splitlines()
-        return json.loads(lines[-1]) if lines else None
-
-    def load(self, *arguments: str) -> Any:
-        """`cache load`, waited for."""
-        return self.run_command("cache", "load", *arguments)
-
-    def free(self, path: str = "/") -> None:
-        """Drop what is cached below a path."""
-        self.run_command("cache", "free", path)
-
-
-@contextmanager
-def start_stack(
-    directory: Path, mounts: Mapping[str, str], environment: Mapping[str, str], *arguments: str, home: str = "home"
-) -> Iterator[Stack]:
-    """`alluxio-like up` with the given mounts (path: URI), ready for use; stopped and unmounted afterwards."""
-    mountpoint = directory / "mnt"
-    mountpoint.mkdir(parents=True, exist_ok=True)
-    command = [str(PROGRAMS / "alluxio-like"), "up", "--json", "--home", str(directory / home), "--fuse", str(mountpoint)]
-    for path, uri in mounts.items():
-        command += ["--mount", f"{path}={uri}"]
-    log = open(directory / f"{home}.log", "a")  # noqa: SIM115  closed below
-    env = {**os.environ, **environment}
-    process = subprocess.Popen([*command, *arguments], env=env, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"up ended with {process.wait(10)}; see {log.name}")
-        ready = json.loads(line)
-        stack = Stack(ready, mountpoint, {**env, "ALLUXIO_LIKE_MASTER": ready["master"]["address"]}, process)
-        stack.pids = sorted(set(get_pids(ready)) - {process.pid})
-        yield stack
-    finally:
-        process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        if process.poll() is None:
-            process.kill()
-            process.wait(10)
-        if process.stdout is not None:
-            process.stdout.close()
-        log.close()
 
 
 @contextmanager
