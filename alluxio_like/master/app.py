@@ -1,10 +1,152 @@
 """The master's process: builds its parts from the configuration, wires them, and takes them down again.
 
-Owns the order of start and stop, the home directory's lock, and signals. Decides nothing. One event loop, one process.
+Owns the order of start and stop, signals, and the regular chores (silent workers, orphans, old results). Decides nothing. One
+event loop, one process.
 """
 
-from alluxio_like.config import MasterConfig
-from alluxio_like.errors import Internal
+import asyncio
+import logging
+import signal
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from alluxio_like import __version__, errors
+from alluxio_like.clock import Clock, SystemClock
+from alluxio_like.config import MasterConfig, write_ready_file
+from alluxio_like.kv.api import WriteTransaction
+from alluxio_like.kv.open import open_store
+from alluxio_like.master.core import namespace, operations
+from alluxio_like.master.core.model import Purged
+from alluxio_like.master.home import Home
+from alluxio_like.master.listing import Lister
+from alluxio_like.master.loading import JobManager
+from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.mount_table import MountTable, SecretsFile, UfsOpener
+from alluxio_like.master.service_cache import CacheService
+from alluxio_like.master.service_namespace import MountsService, NamespaceService
+from alluxio_like.master.service_workers import WorkersService
+from alluxio_like.master.worker_pool import WorkerPool
+from alluxio_like.master.workers import WorkerRegistry, list_stored
+from alluxio_like.metrics import Health, Metrics, start_http
+from alluxio_like.rpc.master_servicer import add_master_services
+from alluxio_like.rpc.server import create_server
+from alluxio_like.types import FileId, WorkerId
+from alluxio_like.ufs.open import open_ufs
+
+log = logging.getLogger(__name__)
+
+EXPIRE_INTERVAL_S = 0.5
+CHORES_INTERVAL_S = 30.0
+MASTER = WorkerId("master")
+"""The name under which the master's own requests count where a bucket's rate is divided."""
+
+
+@dataclass(slots=True)
+class Master:
+    """A master that serves; `close` takes it down. For `run`, and for tests that want one in their own loop."""
+
+    address: str
+    http_address: str
+    cluster_id: str
+    token_file: str
+    stack: AsyncExitStack
+    jobs: JobManager
+    registry: WorkerRegistry
+    meta: MetaStore
+
+    async def close(self) -> None:
+        """Stop serving, stop the jobs where they are, make all durable, let the home go."""
+        await self.stack.aclose()
+
+
+async def start(config: MasterConfig, *, clock: Clock | None = None, opener: UfsOpener = open_ufs) -> Master:
+    """Build a master and let it serve. Raises as `run` does; nothing is left behind then."""
+    clock = clock or SystemClock()
+    async with AsyncExitStack() as stack:
+        home = Home.open(config.home)
+        stack.callback(home.close)
+        cluster_id = home.get_cluster_id()
+        token, token_file = home.get_token(config.token_file)
+        metrics = Metrics(process=True)
+        metrics.build.labels(__version__).set(1)
+        meta = MetaStore(open_store(config.metadata_url or f"lmdb://{config.home.absolute() / 'meta'}"))
+        stack.push_async_callback(meta.close)
+        now_ns = clock.now_ns()
+        meta.write_now(lambda txn: namespace.prepare(txn, now_ns))
+
+        registry = WorkerRegistry(
+            cluster_id, clock=clock, timeout_s=config.worker_timeout_s, whole_file_limit_bytes=config.whole_file_limit_bytes
+        )
+        with meta.read() as txn:
+            registry.restore(list_stored(txn))
+        mounts = MountTable(
+            meta,
+            SecretsFile(config.home / "secrets.json"),
+            opener,
+            clock=clock,
+            metrics=metrics,
+            io_timeout_s=config.io_timeout_s,
+            default_sync_interval_s=config.sync_interval_s,
+        )
+        mounts.restore()
+        stack.push_async_callback(mounts.close)
+
+        def note_throttle(bucket: str) -> None:
+            metrics.store_throttles.labels(bucket).inc()
+            registry.rates.note(bucket, MASTER, 1, 0.0, clock.monotonic())
+
+        lister = Lister(
+            meta,
+            mounts,
+            clock=clock,
+            metrics=metrics,
+            note_throttle=note_throttle,
+            page_entries=config.page_entries,
+            io_timeout_s=config.io_timeout_s,
+        )
+        stack.push_async_callback(lister.close)
+        pool = WorkerPool(registry, tls=config.tls, token=token, timeout_s=config.io_timeout_s)
+        stack.push_async_callback(pool.close)
+        jobs = JobManager(
+            config.home / "jobs", meta, lister, mounts, registry, pool, clock=clock, io_timeout_s=config.io_timeout_s
+        )
+        stack.push_async_callback(jobs.close)
+
+        server = create_server(config.bind, tls=config.tls, insecure=config.insecure, token=token, metrics=metrics)
+        add_master_services(
+            server.grpc_server,
+            namespace=NamespaceService(meta, lister, registry, clock=clock),
+            mounts=MountsService(mounts),
+            workers=WorkersService(meta, registry, clock=clock, metrics=metrics),
+            cache=CacheService(meta, lister, mounts, registry, pool, jobs, clock=clock),
+        )
+        http = start_http(
+            config.http_bind,
+            metrics,
+            lambda: Health(True, {"cluster_id": cluster_id, "live_workers": len(registry.get_live())}),
+            certificate=config.tls.certificate,
+            key=config.tls.key,
+            insecure=config.insecure,
+        )
+        if http is not None:
+            # Joining its thread must not stop the loop.
+            stack.push_async_callback(asyncio.to_thread, http.close)
+        jobs.restore()
+        chores = asyncio.create_task(_do_chores(meta, registry, jobs, pool, metrics, clock), name="chores")
+        stack.push_async_callback(_cancel, chores)
+        await server.start()
+        stack.push_async_callback(server.stop)
+        return Master(
+            config.advertise or server.address,
+            http.address if http is not None else "",
+            cluster_id,
+            str(token_file),
+            stack.pop_all(),
+            jobs,
+            registry,
+            meta,
+        )
+    raise AssertionError("unreachable")
 
 
 async def run(config: MasterConfig) -> int:
@@ -13,4 +155,83 @@ async def run(config: MasterConfig) -> int:
     Raises ConfigError, Conflict (another process has the home or the port), FormatTooNew before it serves. Writes
     `config.ready_file` (pid, address, http_address, cluster_id, token_file) once it serves.
     """
-    raise Internal("not built yet")
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    master = await start(config)
+    try:
+        log.info("master serves", extra={"address": master.address, "cluster": master.cluster_id})
+        write_ready_file(
+            config,
+            address=master.address,
+            http_address=master.http_address,
+            cluster_id=master.cluster_id,
+            token_file=master.token_file,
+        )
+        await stopping.wait()
+        log.info("master stops")
+    finally:
+        await master.close()
+    return 0
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _do_chores(
+    meta: MetaStore, registry: WorkerRegistry, jobs: JobManager, pool: WorkerPool, metrics: Metrics, clock: Clock
+) -> None:
+    """What is done regularly; a chore that fails is tried again the next time."""
+    next_purge = clock.monotonic() + CHORES_INTERVAL_S
+    while True:
+        await asyncio.sleep(EXPIRE_INTERVAL_S)
+        try:
+            registry.expire()
+            _set_gauges(meta, registry, jobs, metrics, clock)
+            if clock.monotonic() >= next_purge:
+                next_purge = clock.monotonic() + CHORES_INTERVAL_S
+                await _purge(meta, registry, pool, clock)
+        except Exception:
+            log.exception("a chore failed")
+
+
+async def _purge(meta: MetaStore, registry: WorkerRegistry, pool: WorkerPool, clock: Clock) -> None:
+    """Forget orphans and old results; workers drop what nobody can ask for any more."""
+    more = True
+    while more:
+        now_ns = clock.now_ns()
+
+        def apply(txn: WriteTransaction, now_ns: int = now_ns) -> Purged:
+            operations.purge(txn, now_ns)
+            return namespace.purge(txn, now_ns)
+
+        purged = await meta.write(apply)
+        more = purged.more
+        held: dict[WorkerId, list[FileId]] = {}
+        for file_id in purged.files:
+            for worker_id in registry.block_map.get_bytes_by_worker(file_id):
+                held.setdefault(worker_id, []).append(file_id)
+        for worker_id, files in held.items():
+            try:
+                await pool.get_stub(worker_id).free_files(files, force=True)
+            except errors.AlluxioLikeError as error:
+                log.warning("a worker keeps files that are gone", extra={"worker": worker_id, "error": str(error)})
+
+
+def _set_gauges(meta: MetaStore, registry: WorkerRegistry, jobs: JobManager, metrics: Metrics, clock: Clock) -> None:
+    with meta.read() as txn:
+        totals = namespace.get_totals(txn)
+    metrics.namespace_inodes.set(totals.files + totals.directories)
+    workers = registry.get_cluster().workers
+    live = sum(worker.live for worker in workers)
+    metrics.workers.labels("live").set(live)
+    metrics.workers.labels("dead").set(len(workers) - live)
+    metrics.blocks.set(sum(registry.block_map.get_worker_totals(worker.worker_id)[0] for worker in workers))
+    rates = registry.rates.get_rates(clock.monotonic())
+    metrics.store_rate_limit.clear()
+    for bucket, rate in rates.items():
+        metrics.store_rate_limit.labels(bucket).set(rate)
+    jobs.set_gauges(metrics)

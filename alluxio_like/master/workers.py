@@ -136,6 +136,10 @@ class WorkerRegistry:
     # -- questions -----------------------------------------------------------------------------------------------------
 
     @property
+    def whole_file_limit_bytes(self) -> int:
+        return self._limit
+
+    @property
     def epoch(self) -> int:
         return self._epoch
 

@@ -118,7 +118,9 @@ class Counts:
     failed_files: int = 0
     unfit_files: int = 0
     unfit_bytes: int = 0
+    failed_bytes: int = 0
     checked_files: int = 0
+    checked_bytes: int = 0
     requests: int = 0
 
     def add(self, other: "Counts") -> None:
@@ -155,9 +157,10 @@ class JobRecord:
     counts: Counts = field(default_factory=Counts)
     load_cursor: Cursor = Cursor()
     check_cursor: Cursor = Cursor()
+    load_planned: dict[WorkerId, int] = field(default_factory=dict)
+    """With `fit`: what had been given to each worker where the cursor stands."""
+    check_planned: dict[WorkerId, int] = field(default_factory=dict)
     problem_count: int = 0
-    loaded_bytes: int = 0
-    """Of the last finished run, for rates of later dry runs."""
     eta_s: float = -1.0
     ended_ns: int = 0
     reason: str = ""
@@ -211,6 +214,11 @@ def _decode_cursor(raw: list[Any]) -> Cursor:
 
 def put_job(txn: WriteTransaction, record: JobRecord) -> None:
     txn.put(_JOB + record.job_id.encode(), record.encode())
+
+
+def put_raw_job(txn: WriteTransaction, job_id: JobId, raw: bytes) -> None:
+    """Store what `encode` gave some time before."""
+    txn.put(_JOB + job_id.encode(), raw)
 
 
 def list_jobs(txn: ReadTransaction) -> list[JobRecord]:
@@ -268,6 +276,7 @@ class Batch:
     cursor_after: Cursor
     counts: Counts = field(default_factory=Counts)
     problems: list[Problem] = field(default_factory=list)
+    planned: dict[WorkerId, int] = field(default_factory=dict)
     closed: bool = False
 
 

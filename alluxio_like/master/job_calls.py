@@ -1,0 +1,164 @@
+"""What a load job says to the workers.
+
+Owns how files are grouped into calls, and what answers mean for the files. A call that breaks loses its files' answers: they are
+marked lost, and whoever runs the job tries them again. The first replicas are loaded before the second ones, so that these come
+from the workers that have them. Event loop alone.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from alluxio_like import errors
+from alluxio_like.master.assigning import Outcome, Unit, is_cached, make_load_file
+from alluxio_like.master.core.jobs import Counts, JobRecord
+from alluxio_like.master.worker_pool import WorkerPool
+from alluxio_like.master.workers import WorkerRegistry
+from alluxio_like.rpc.messages import CheckResult, FileResult, LoadFile
+from alluxio_like.types import FileId, Worker, WorkerId
+
+SILENCE_S = 120.0
+"""A worker that says nothing of its files for so long is given up; one that dies is noticed sooner."""
+VERIFY_SILENCE_S = 600.0
+"""Reading and checking every page of a large file takes its time."""
+
+Pair = tuple[Outcome, Unit]
+
+
+class JobCalls:
+    """Calls for one job."""
+
+    def __init__(
+        self,
+        record: JobRecord,
+        registry: WorkerRegistry,
+        pool: WorkerPool,
+        get_workers: Callable[[], list[Worker]],
+        note_loaded: Callable[[int], None],
+    ) -> None:
+        self._record = record
+        self._registry = registry
+        self._pool = pool
+        self._get_workers = get_workers
+        self._note_loaded = note_loaded
+
+    async def load(self, counts: Counts, outcomes: Sequence[Outcome]) -> None:
+        """Have the units of files loaded that are not; `counts` grow as bytes come."""
+        for replica in range(self._record.spec.replicas):
+            pairs = []
+            for outcome in outcomes:
+                for unit in outcome.units:
+                    if unit.replica != replica or unit.part in outcome.loaded or unit.part in outcome.skipped:
+                        continue
+                    if is_cached(unit, self._registry.block_map) and not outcome.checked_missing(unit):
+                        outcome.skipped.add(unit.part)
+                        counts.done_bytes += unit.size
+                        counts.skipped_bytes += unit.size
+                    else:
+                        pairs.append((outcome, unit))
+            await asyncio.gather(*(self._load_on(worker, mine, counts) for worker, mine in _group(pairs).items()))
+
+    async def _load_on(self, worker_id: WorkerId, pairs: list[Pair], counts: Counts) -> None:
+        workers = self._registry.get_live()
+        waiting = _index(pairs)
+        files = [make_load_file(unit, outcome.units, self._registry.block_map, workers) for outcome, unit in _get_first(waiting)]
+        bandwidth = self._get_share()
+        try:
+            stream = self._pool.stream(
+                worker_id,
+                lambda stub: stub.load_files(self._record.job_id, files, bandwidth),
+                silence_s=SILENCE_S,
+            )
+            async for progress in stream:
+                counts.done_bytes += progress.loaded_bytes + progress.skipped_bytes
+                counts.skipped_bytes += progress.skipped_bytes
+                counts.requests += progress.requests
+                self._note_loaded(progress.loaded_bytes)
+                for result in progress.results:
+                    _take_result(waiting, result)
+        except errors.AlluxioLikeError as error:
+            for outcome, _ in _get_all(waiting):
+                outcome.fail(error.code, f"worker {worker_id}: {error}", lost=True)
+        else:
+            for outcome, _ in _get_all(waiting):
+                outcome.fail(errors.Internal.code, f"worker {worker_id} did not say what became of it", lost=True)
+
+    def _get_share(self) -> float:
+        """Each worker's part of the job's bandwidth: equal ones, so that their sum is never more than the whole."""
+        bandwidth = self._record.spec.bandwidth_bytes_s
+        return bandwidth / max(1, len(self._get_workers())) if bandwidth else 0.0
+
+    async def check(self, outcomes: Sequence[Outcome]) -> None:
+        """Ask the workers for every page of these files; `checked` of each says what was found whole."""
+        pairs = [(outcome, unit) for outcome in outcomes if not outcome.gone for unit in outcome.units]
+        await asyncio.gather(*(self._check_on(worker, mine) for worker, mine in _group(pairs).items()))
+
+    async def _check_on(self, worker_id: WorkerId, pairs: list[Pair]) -> None:
+        verify = self._record.spec.verify
+        waiting = _index(pairs)
+        files = [LoadFile(unit.ref, unit.blocks) for _, unit in _get_first(waiting)]
+        try:
+            stream = self._pool.stream(
+                worker_id,
+                lambda stub: stub.check_files(files, verify=verify),
+                silence_s=VERIFY_SILENCE_S if verify else SILENCE_S,
+            )
+            async for result in stream:
+                for outcome, unit in waiting.pop(result.file_id, ()):
+                    _take_check(outcome, unit, result)
+        except errors.AlluxioLikeError as error:
+            for outcome, _ in _get_all(waiting):
+                outcome.fail(error.code, f"worker {worker_id}: {error}", lost=True)
+        else:
+            for outcome, _ in _get_all(waiting):
+                outcome.fail(errors.Internal.code, f"worker {worker_id} did not say whether it has it", lost=True)
+
+
+def _group(pairs: Sequence[Pair]) -> dict[WorkerId, list[Pair]]:
+    groups: dict[WorkerId, list[Pair]] = {}
+    for outcome, unit in pairs:
+        groups.setdefault(unit.worker_id, []).append((outcome, unit))
+    return groups
+
+
+def _index(pairs: Sequence[Pair]) -> dict[FileId, list[Pair]]:
+    """Pairs by file: a list of paths may name one twice."""
+    index: dict[FileId, list[Pair]] = {}
+    for outcome, unit in pairs:
+        index.setdefault(unit.file_id, []).append((outcome, unit))
+    return index
+
+
+def _get_first(waiting: dict[FileId, list[Pair]]) -> list[Pair]:
+    return [pairs[0] for pairs in waiting.values()]
+
+
+def _get_all(waiting: dict[FileId, list[Pair]]) -> list[Pair]:
+    return [pair for pairs in waiting.values() for pair in pairs]
+
+
+def _take_result(waiting: dict[FileId, list[Pair]], result: FileResult) -> None:
+    for outcome, unit in waiting.pop(result.file_id, ()):
+        if result.code:
+            outcome.fail(result.code, result.message or result.code)
+        elif result.skipped:
+            outcome.skipped.add(unit.part)
+        else:
+            outcome.loaded.add(unit.part)
+
+
+def _take_check(outcome: Outcome, unit: Unit, result: CheckResult) -> None:
+    outcome.loaded.discard(unit.part)
+    outcome.skipped.discard(unit.part)
+    if result.missing_pages or result.bad_pages:
+        outcome.checked.discard(unit.part)
+        outcome.missed.add(unit.part)
+        if not outcome.code:
+            outcome.message = _describe(unit.worker_id, result.missing_pages, result.bad_pages)
+    else:
+        outcome.checked.add(unit.part)
+        outcome.loaded.add(unit.part)
+
+
+def _describe(worker_id: WorkerId, missing: int, bad: int) -> str:
+    parts = ([f"{missing} pages are missing"] if missing else []) + ([f"{bad} pages are damaged"] if bad else [])
+    return f"{' and '.join(parts)} on worker {worker_id}"

@@ -1,0 +1,432 @@
+"""Bringing directories into the namespace: one listing at a time for each directory, used by all who wait for it.
+
+Owns when a store is asked and how long somebody waits for it. Pages are applied as they come: a name is answered as soon as the
+page that covers it was applied, a directory is read while it is still being listed. A listing goes on when those who asked have
+gone. While a store does not answer, what is known stays served; what is not known fails with the store's error.
+
+Rule of concurrency: event loop alone; `_flights` holds the one listing of each directory, and is looked at and changed without
+an await between. Applying happens in the writer's thread.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from alluxio_like import errors
+from alluxio_like.clock import Clock
+from alluxio_like.kv.api import WriteTransaction
+from alluxio_like.master.core import namespace
+from alluxio_like.master.core.model import NO_MOUNT, Changes, DirState, EntryPage, ListingPlan
+from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.mount_table import MountTable
+from alluxio_like.metrics import Metrics
+from alluxio_like.types import Entry, InodeId, Kind, MountId
+from alluxio_like.ufs.api import ListPage, StoreEntry, Ufs
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_VALID_S = 10.0
+"""Clients ask again at least so often: as long as a lease will last."""
+SHORT_VALID_S = 1.0
+"""For answers that may change by our own doing (mount points) or that are known to be old."""
+REFRESH_WAIT_S = 2.0
+"""How long a name that is known waits for a listing that may change it, before it is served as it is (a guess)."""
+STAT_AFTER_S = 1.0
+STAT_AFTER_PAGES = 3
+"""When a listing has gone on for so long without reaching a name, the store is asked for that name (a guess)."""
+YOUNG_S = 2.0
+"""A directory with fingerprints too young to be trusted is listed again after so long."""
+LISTS_AT_ONCE = 16
+"""Listing requests under way for one mount (a guess; S3 answers 3,500 a second for one prefix)."""
+RETRY_FIRST_S = 0.1
+RETRY_MAX_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """About one name: None says that it does not exist. Usable for `valid_s` seconds."""
+
+    entry: Entry | None
+    valid_s: float
+
+
+class Flight:
+    """One listing of one directory, from the first request to the last page."""
+
+    def __init__(self, directory: InodeId, mount_id: MountId, started_ns: int) -> None:
+        self.directory = directory
+        self.mount_id = mount_id
+        self.started_ns = started_ns
+        self.pages = 0
+        self.covered: str | None = ""
+        self.error: errors.AlluxioLikeError | None = None
+        self.done = False
+        self.added = self.removed = self.replaced = 0
+        self._progress = asyncio.Event()
+
+    def settles(self, name: str) -> bool:
+        """Whether what the namespace says of a name is what this listing found."""
+        if self.done and self.error is None:
+            return True
+        return self.pages > 0 and namespace.is_covered(name, self.covered)
+
+    def advance(self) -> None:
+        """Wake all who wait for progress."""
+        self._progress.set()
+        self._progress = asyncio.Event()
+
+    async def wait_progress(self, timeout_s: float) -> bool:
+        """Wait for a page or the end; False when neither came within `timeout_s`."""
+        if self.done:
+            return True
+        event = self._progress
+        try:
+            async with asyncio.timeout(max(0.0, timeout_s)):
+                await event.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class Lister:
+    """See the module."""
+
+    def __init__(
+        self,
+        meta: MetaStore,
+        mounts: MountTable,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        note_throttle: Callable[[str], None],
+        page_entries: int,
+        io_timeout_s: float,
+    ) -> None:
+        self._meta = meta
+        self._mounts = mounts
+        self._clock = clock
+        self._metrics = metrics
+        self._note_throttle = note_throttle
+        self._page_entries = page_entries
+        self._io_timeout_s = io_timeout_s
+        self._flights: dict[InodeId, Flight] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._gates: dict[MountId, asyncio.Semaphore] = {}
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: InodeId, name: str) -> Answer:
+        """One displayed name. Raises NotFound and NotADirectory for the parent, and the store's errors."""
+        entry, state = self._read_name(parent, name)
+        if self._is_fresh(state):
+            return Answer(entry, self._get_valid_s(state))
+        flight = self._flights.get(parent)
+        if flight is None:
+            trouble = self._mounts.lookup_trouble(state.mount_id)
+            if trouble is not None:
+                return self._answer_known(entry, trouble)
+            flight = self._start(parent)
+        raw_name = _get_raw_name(entry, name)
+        await self._wait_for_name(flight, raw_name, known=entry is not None)
+        settled = flight.settles(raw_name)
+        entry, state = self._read_name(parent, name)
+        if settled:
+            return Answer(entry, self._get_valid_s(state) if flight.done else SHORT_VALID_S)
+        return self._answer_known(entry, flight.error or errors.TimedOut("the store did not list this in time", subject=name))
+
+    def _read_name(self, parent: InodeId, name: str) -> tuple[Entry | None, DirState]:
+        with self._meta.read() as txn:
+            return namespace.lookup(txn, parent, name), namespace.get_dir_state(txn, parent)
+
+    @staticmethod
+    def _answer_known(entry: Entry | None, error: errors.AlluxioLikeError) -> Answer:
+        if entry is None:
+            raise error
+        return Answer(entry, SHORT_VALID_S)
+
+    async def _wait_for_name(self, flight: Flight, raw_name: str, *, known: bool) -> None:
+        begun = self._clock.monotonic()
+        limit = min(REFRESH_WAIT_S, self._io_timeout_s) if known else self._io_timeout_s
+        asked = False
+        while not flight.done and not flight.settles(raw_name):
+            waited = self._clock.monotonic() - begun
+            if waited >= limit:
+                return
+            if not asked and waited >= STAT_AFTER_S and flight.pages >= STAT_AFTER_PAGES:
+                asked = True
+                if await self._stat(flight, raw_name):
+                    return
+            await flight.wait_progress(min(limit - waited, STAT_AFTER_S))
+
+    async def _stat(self, flight: Flight, raw_name: str) -> bool:
+        """Ask the store for one file of a directory that is large; whether there is one."""
+        with self._meta.read() as txn:
+            plan = namespace.begin_listing(txn, flight.directory, self._clock.now_ns())
+        try:
+            found = await self._mounts.get_ufs(plan.mount_id).stat(plan.prefix + raw_name)
+        except errors.AlluxioLikeError:
+            return False
+        entry = StoreEntry(raw_name, found.kind, found.fingerprint, found.mtime_ns, found.trusted, found.archived)
+        now_ns = self._clock.now_ns()
+        await self._meta.write(lambda txn: namespace.apply_stat(txn, plan, raw_name, entry, now_ns))
+        return True
+
+    async def resolve_path(self, path: str, *, sync: bool = False) -> Answer:
+        """An absolute path, component by component; with `sync` the store is asked about the last one first."""
+        parts = split_path(path)
+        with self._meta.read() as txn:
+            entry: Entry | None = namespace.resolve(txn, "/").entry
+        valid_s = SHORT_VALID_S
+        for place, part in enumerate(parts):
+            if entry is None:
+                break
+            if entry.attr.kind is not Kind.DIRECTORY:
+                raise errors.NotADirectory("not a directory", subject="/" + "/".join(parts[:place]))
+            if sync and place == len(parts) - 1:
+                await self.refresh(entry.attr.inode, self._clock.now_ns())
+            answer = await self.lookup(entry.attr.inode, part)
+            entry, valid_s = answer.entry, answer.valid_s
+        return Answer(entry, valid_s)
+
+    # -- directories ---------------------------------------------------------------------------------------------------
+
+    async def list_page(self, directory: InodeId, cursor: bytes, limit: int, *, since_ns: int = 0) -> tuple[EntryPage, float]:
+        """Children from `cursor` on, at most `limit`, and how long they may be used; waits only for what it returns.
+
+        `since_ns`: a listing that began then or later is believed too. Raises what `lookup` raises, and TimedOut.
+        """
+        flight = self._flights.get(directory)
+        with self._meta.read() as txn:
+            state = namespace.get_dir_state(txn, directory)
+        if flight is None and not self._is_fresh(state, since_ns) and not (cursor and state.complete):
+            trouble = self._mounts.lookup_trouble(state.mount_id)
+            if trouble is None:
+                flight = self._start(directory)
+            elif not state.complete:
+                raise trouble
+        if flight is None or self._is_fresh(state, since_ns):
+            # Also the further pages of a listing that has grown old while it was read.
+            return self._read_page(directory, cursor, limit), self._get_valid_s(state)
+        begun = self._clock.monotonic()
+        while not flight.done:
+            page = self._read_page(directory, cursor, limit)
+            count = _count_settled(flight, page)
+            if count and count == len(page.entries) and page.cursor:
+                return page, SHORT_VALID_S
+            if count >= 2:
+                return self._read_page(directory, cursor, count - 1), SHORT_VALID_S
+            left = self._io_timeout_s - (self._clock.monotonic() - begun)
+            if not await flight.wait_progress(left):
+                raise errors.TimedOut("the store did not list this directory in time", subject=page.dir_key)
+        with self._meta.read() as txn:
+            state = namespace.get_dir_state(txn, directory)
+        if flight.error is not None and not state.complete:
+            raise flight.error
+        return self._read_page(directory, cursor, limit), self._get_valid_s(state)
+
+    def _read_page(self, directory: InodeId, cursor: bytes, limit: int) -> EntryPage:
+        with self._meta.read() as txn:
+            return namespace.list_entries(txn, directory, cursor, limit)
+
+    async def ensure_listed(self, directory: InodeId, *, since_ns: int = 0) -> None:
+        """Return once a directory is known as a whole, by a listing that is still believed or began at `since_ns` or later."""
+        with self._meta.read() as txn:
+            state = namespace.get_dir_state(txn, directory)
+        if not self._is_fresh(state, since_ns):
+            await self.wait_flight(self._flights.get(directory) or self._start(directory))
+
+    async def refresh(self, directory: InodeId, since_ns: int) -> Flight | None:
+        """List a directory, whatever is known; returns the ended listing that began at `since_ns` or later.
+
+        None for a directory without a store. Raises the listing's error.
+        """
+        while True:
+            flight = self._flights.get(directory)
+            if flight is None:
+                with self._meta.read() as txn:
+                    if namespace.get_dir_state(txn, directory).mount_id == NO_MOUNT:
+                        return None
+                flight = self._start(directory)
+            if flight.started_ns >= since_ns:
+                await self.wait_flight(flight)
+                return flight
+            await self._wait_end(flight)
+
+    async def wait_flight(self, flight: Flight) -> None:
+        """Wait for the end of a listing, as long as it makes progress. Raises its error, or TimedOut."""
+        await self._wait_end(flight)
+        if flight.error is not None:
+            raise flight.error
+
+    async def _wait_end(self, flight: Flight) -> None:
+        # A page's own bound is the store's; this one holds for a page that is tried again until the flight gives up.
+        while not flight.done:
+            if not await flight.wait_progress(3 * self._io_timeout_s):
+                raise errors.TimedOut("the store did not list this directory in time")
+
+    # -- what is believed ----------------------------------------------------------------------------------------------
+
+    def _is_fresh(self, state: DirState, since_ns: int = 0) -> bool:
+        if state.mount_id == NO_MOUNT:
+            return True
+        if not state.complete:
+            return False
+        if since_ns and state.listed_ns >= since_ns:
+            return True
+        return self._get_left_s(state) > 0
+
+    def _get_left_s(self, state: DirState) -> float:
+        interval = self._mounts.get_sync_interval_s(state.mount_id)
+        if state.untrusted:
+            interval = min(interval, YOUNG_S)
+        return interval - (self._clock.now_ns() - state.listed_ns) / 1e9
+
+    def _get_valid_s(self, state: DirState) -> float:
+        if state.mount_id == NO_MOUNT:
+            return SHORT_VALID_S
+        left = self._get_left_s(state)
+        return min(left, MAX_VALID_S) if left > 0 else min(SHORT_VALID_S, self._mounts.get_sync_interval_s(state.mount_id))
+
+    # -- flights -------------------------------------------------------------------------------------------------------
+
+    def _start(self, directory: InodeId) -> Flight:
+        """Begin the listing of a directory that none is under way for."""
+        now_ns = self._clock.now_ns()
+        with self._meta.read() as txn:
+            plan = namespace.begin_listing(txn, directory, now_ns)
+        flight = self._flights[directory] = Flight(directory, plan.mount_id, now_ns)
+        task = asyncio.create_task(self._run(flight, plan), name=f"list-{directory}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return flight
+
+    async def _run(self, flight: Flight, plan: ListingPlan) -> None:
+        try:
+            await self._list(flight, plan)
+            self._mounts.note_success(plan.mount_id)
+        except errors.AlluxioLikeError as error:
+            flight.error = error
+            if isinstance(error, errors.StoreError):
+                self._mounts.note_failure(plan.mount_id, error)
+                log.warning("listing failed", extra={"mount": plan.mount_id, "prefix": plan.prefix, "error": str(error)})
+        except Exception:
+            log.exception("listing failed", extra={"mount": plan.mount_id, "prefix": plan.prefix})
+            flight.error = errors.Internal("listing a directory failed: see the master's log", subject=plan.prefix)
+        except asyncio.CancelledError:
+            flight.error = errors.Unavailable("the master is stopping")
+            raise
+        finally:
+            flight.done = True
+            if self._flights.get(flight.directory) is flight:
+                del self._flights[flight.directory]
+            flight.advance()
+
+    async def _list(self, flight: Flight, plan: ListingPlan) -> None:
+        ufs = self._mounts.get_ufs(plan.mount_id)
+        listed = self._metrics.listed_entries.labels(self._mounts.get_record(plan.mount_id).path)
+        token: str | None = None
+        after: str | None = None
+        ahead: asyncio.Task[ListPage] | None = None
+        try:
+            while True:
+                if ahead is None:
+                    ahead = asyncio.create_task(self._ask(ufs, plan, token))
+                try:
+                    page = await ahead
+                except errors.NotFound:
+                    await self._apply(flight, lambda txn: namespace.apply_missing(txn, plan, self._clock.now_ns()))
+                    return
+                finally:
+                    ahead = None
+                token = page.token
+                if token is not None:
+                    # The next page comes while this one is applied.
+                    ahead = asyncio.create_task(self._ask(ufs, plan, token))
+                after = await self._apply_page(flight, plan, after, page)
+                listed.inc(len(page.entries))
+                if token is None:
+                    return
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
+
+    async def _apply_page(self, flight: Flight, plan: ListingPlan, after: str | None, page: ListPage) -> str | None:
+        now_ns = self._clock.now_ns()
+        is_last = page.token is None
+        if not page.entries and not is_last:
+            return after
+        changes = await self._apply(flight, lambda txn: namespace.apply_page(txn, plan, after, page.entries, is_last, now_ns))
+        if is_last:
+            return None
+        return changes.covered
+
+    async def _apply(self, flight: Flight, apply: Callable[[WriteTransaction], Changes]) -> Changes:
+        changes = await self._meta.write(apply)
+        flight.pages += 1
+        flight.covered = changes.covered
+        flight.added += len(changes.added)
+        flight.removed += len(changes.removed)
+        flight.replaced += len(changes.replaced)
+        flight.advance()
+        return changes
+
+    async def _ask(self, ufs: Ufs, plan: ListingPlan, token: str | None) -> ListPage:
+        gate = self._gates.setdefault(plan.mount_id, asyncio.Semaphore(LISTS_AT_ONCE))
+
+        async def ask() -> ListPage:
+            async with gate:
+                return await ufs.list_page(plan.prefix, token, max_entries=self._page_entries)
+
+        return await self._retry(ufs.bucket, ask)
+
+    async def _retry(self, bucket: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Repeat what may succeed when repeated, with growing pauses and jitter, for at most the I/O timeout."""
+        begun = self._clock.monotonic()
+        pause = RETRY_FIRST_S
+        while True:
+            try:
+                return await ask()
+            except errors.AlluxioLikeError as error:
+                if isinstance(error, errors.StoreThrottled):
+                    self._note_throttle(bucket)
+                wait = pause * (0.5 + random.random())
+                left = self._io_timeout_s - (self._clock.monotonic() - begun)
+                if not errors.get_disposition(error).retryable or left < 2 * wait:
+                    raise
+                await asyncio.sleep(wait)
+                pause = min(2 * pause, RETRY_MAX_S)
+
+    async def close(self) -> None:
+        """End all listings; what they applied stays, as incomplete."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def split_path(path: str) -> list[str]:
+    """The components of an absolute path. Raises InvalidArgument for others."""
+    if not path.startswith("/"):
+        raise errors.InvalidArgument("a path is absolute in the namespace, such as /data/train", subject=path)
+    return [part for part in path.split("/") if part]
+
+
+def _get_raw_name(entry: Entry | None, name: str) -> str:
+    """The store's own name of what is displayed under `name`, as far as it is known."""
+    if entry is not None and entry.ref is not None:
+        return entry.ref.key.rpartition("/")[2]
+    return name
+
+
+def _count_settled(flight: Flight, page: EntryPage) -> int:
+    """How many of a page's entries, from its start, the listing has settled."""
+    for count, entry in enumerate(page.entries):
+        name = entry.ref.key[len(page.dir_key) :] if entry.ref is not None else entry.name
+        if not flight.settles(name):
+            return count
+    return len(page.entries)

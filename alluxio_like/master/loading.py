@@ -1,0 +1,325 @@
+"""All load jobs: taking them on, taking them up again after a restart, watching, cancelling, forgetting them.
+
+Owns the jobs' records in memory, their tasks, and the files that hold long lists of paths (HOME/jobs/ID.paths: one JSON string
+a line, durable before the job is; read a few at a time). What one job does is job_runner.py's. Event loop alone; a record is
+changed by its own runner only.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from alluxio_like import errors
+from alluxio_like.clock import Clock
+from alluxio_like.kv.api import WriteTransaction
+from alluxio_like.master.core import jobs as core
+from alluxio_like.master.core import operations
+from alluxio_like.master.core.jobs import JobRecord, JobState, LoadSpec, Problem
+from alluxio_like.master.job_runner import JobRunner, Services
+from alluxio_like.master.listing import Lister, split_path
+from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.walking import PathList
+from alluxio_like.master.worker_pool import WorkerPool
+from alluxio_like.master.workers import WorkerRegistry
+from alluxio_like.metrics import Metrics
+from alluxio_like.rpc import messages
+from alluxio_like.types import JobId
+
+log = logging.getLogger(__name__)
+
+CHECKED_PATHS = 20
+"""Of so few paths each is looked up before the job is taken on, so that a wrong one is said at once."""
+JOBS_AT_ONCE = 4
+WATCH_INTERVAL_S = 0.25
+MAX_PATH_BYTES = 1 << 16
+_SHOWN_PROBLEMS = 10
+
+
+class PathFile:
+    """A list of paths in a file, read from the event loop in small pieces."""
+
+    _STRIDE = 1024
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offsets = [0]
+        """Where every _STRIDE-th line begins, as far as it has been read."""
+
+    def read(self, start: int, limit: int) -> Sequence[str]:
+        """Lines `start` to `start + limit - 1`."""
+        with self._path.open("rb") as file:
+            mark = min(start // self._STRIDE, len(self._offsets) - 1)
+            file.seek(self._offsets[mark])
+            number = mark * self._STRIDE
+            found: list[str] = []
+            while len(found) < limit and (line := file.readline()):
+                number += 1
+                if number > start:
+                    found.append(json.loads(line))
+                if number == len(self._offsets) * self._STRIDE:
+                    self._offsets.append(file.tell())
+            return found
+
+
+class JobManager:
+    """See the module."""
+
+    def __init__(
+        self,
+        directory: Path,
+        meta: MetaStore,
+        lister: Lister,
+        mounts: MountTable,
+        registry: WorkerRegistry,
+        pool: WorkerPool,
+        *,
+        clock: Clock,
+        io_timeout_s: float,
+    ) -> None:
+        self._directory = directory
+        self._meta = meta
+        self._lister = lister
+        self._mounts = mounts
+        self._clock = clock
+        self._services = Services(meta, lister, registry, pool, clock, io_timeout_s, self.get_known_rate)
+        self._runners: dict[JobId, JobRunner] = {}
+        self._tasks: dict[JobId, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(JOBS_AT_ONCE)
+        self._known_rate = 0.0
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Take up the stored jobs; those that have not ended go on. Lists of jobs that never came to be are removed."""
+        self._directory.mkdir(exist_ok=True)
+        with self._meta.read() as txn:
+            records = core.list_jobs(txn)
+        known = {record.job_id for record in records}
+        for file in self._directory.glob("*.paths"):
+            if file.stem not in known:
+                file.unlink()
+        for record in records:
+            self._add(record)
+
+    def _add(self, record: JobRecord) -> None:
+        file = self._get_file(record.job_id)
+        targets = PathFile(file) if record.path_count > len(record.paths) else PathList(record.paths)
+        runner = self._runners[record.job_id] = JobRunner(record, targets, self._services)
+        if record.state.ended:
+            runner.ended.set()
+            return
+        task = self._tasks[record.job_id] = asyncio.create_task(self._run(runner), name=f"job-{record.job_id}")
+        task.add_done_callback(lambda _: self._tasks.pop(record.job_id, None))
+
+    async def _run(self, runner: JobRunner) -> None:
+        async with self._slots:
+            await runner.run()
+        self._known_rate = runner.get_average_rate() or self._known_rate
+        await self._forget_old()
+
+    async def _forget_old(self) -> None:
+        ended = sorted((r for r in self._runners.values() if r.record.state.ended), key=lambda r: r.record.ended_ns)
+        for runner in ended[: -core.KEPT_JOBS]:
+            job_id = runner.record.job_id
+            del self._runners[job_id]
+            await self._meta.write(lambda txn, job_id=job_id: core.delete_job(txn, job_id))  # type: ignore[misc]
+            self._get_file(job_id).unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        """Stop all jobs where they are; they go on at the next start."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def get_known_rate(self) -> float:
+        """Bytes per second of the latest job that loaded enough to tell; 0: none."""
+        return self._known_rate
+
+    def _get_file(self, job_id: JobId) -> Path:
+        return self._directory / f"{job_id}.paths"
+
+    # -- what users ask ------------------------------------------------------------------------------------------------
+
+    async def submit(self, operation_id: str, spec: LoadSpec, pieces: AsyncIterator[Sequence[str]]) -> JobId:
+        """Take a job on; it survives from when this returns. Raises NotFound for a wrong path among few, InvalidArgument."""
+        core.compile_glob(spec.glob)
+        if spec.replicas < 1 or spec.bandwidth_bytes_s < 0:
+            raise errors.InvalidArgument("replicas are at least 1, bandwidth at least 0")
+        job_id = JobId(uuid.uuid4().hex[:12])
+        try:
+            first, count = await self._receive(job_id, pieces)
+            if not count:
+                raise errors.InvalidArgument("there is no path to load")
+            if count <= CHECKED_PATHS:
+                for path in first:
+                    if (await self._lister.resolve_path(path)).entry is None:
+                        raise errors.NotFound("no such file or directory", subject=path)
+            self._services.registry.choose(spec.hosts if self._services.registry.get_live() else ())
+            now_ns = self._clock.now_ns()
+            record = JobRecord(job_id, spec, now_ns, tuple(first), count)
+
+            def add(txn: WriteTransaction) -> bytes:
+                core.put_job(txn, record)
+                return job_id.encode()
+
+            def apply(txn: WriteTransaction) -> bytes:
+                return operations.run_once(txn, operation_id, "submit_load", now_ns, lambda: add(txn))
+
+            stored = JobId((await self._meta.write(apply)).decode())
+        except BaseException:
+            self._get_file(job_id).unlink(missing_ok=True)
+            raise
+        if stored != job_id:
+            self._get_file(job_id).unlink(missing_ok=True)
+        elif job_id not in self._runners:
+            self._add(record)
+            log.info("job taken on", extra={"job": job_id, "paths": count})
+        return stored
+
+    async def _receive(self, job_id: JobId, pieces: AsyncIterator[Sequence[str]]) -> tuple[list[str], int]:
+        """The first paths and their number; a longer list is in the job's file, durable."""
+        first: list[str] = []
+        count = 0
+        file = None
+        try:
+            async for piece in pieces:
+                for given in piece:
+                    path = self._to_path(given)
+                    count += 1
+                    if count <= CHECKED_PATHS:
+                        first.append(path)
+                        continue
+                    if file is None:
+                        self._directory.mkdir(exist_ok=True)
+                        file = self._get_file(job_id).open("w")
+                        file.writelines(json.dumps(one) + "\n" for one in first)
+                    file.write(json.dumps(path) + "\n")
+            if file is not None:
+                file.flush()
+                await asyncio.to_thread(os.fsync, file.fileno())
+                first = first[: core.SHOWN_PATHS]
+        finally:
+            if file is not None:
+                file.close()
+        return first, count
+
+    def _to_path(self, given: str) -> str:
+        if len(given) > MAX_PATH_BYTES:
+            raise errors.NameTooLong("a path is at most 64 KiB long", subject=given[:80])
+        if "://" in given and not given.startswith("/"):
+            path = self._mounts.lookup_path(given)
+            if path is None:
+                raise errors.NotFound("no mount covers this URI; see `alluxio-like mounts`", subject=given)
+            return path
+        return "/" + "/".join(split_path(given))
+
+    def get_job(self, job_id: JobId) -> messages.Job:
+        """The state of the moment. Raises NotFound."""
+        return self._describe(self._get_runner(job_id))
+
+    def _get_runner(self, job_id: JobId) -> JobRunner:
+        runner = self._runners.get(job_id)
+        if runner is None:
+            raise errors.NotFound("no such job; see `cache jobs`", subject=job_id)
+        return runner
+
+    def list_jobs(self) -> list[messages.Job]:
+        """All jobs that are kept, the latest first."""
+        found = sorted(self._runners.values(), key=lambda runner: -runner.record.created_ns)
+        return [self._describe(runner) for runner in found]
+
+    async def watch(self, job_id: JobId) -> AsyncIterator[messages.Job]:
+        """The state at once and at each change until the job has ended."""
+        runner = self._get_runner(job_id)
+        last: messages.Job | None = None
+        while True:
+            ended = runner.ended.is_set()
+            state = self._describe(runner)
+            if state != last:
+                yield state
+                last = state
+            if ended:
+                return
+            try:
+                async with asyncio.timeout(WATCH_INTERVAL_S):
+                    await runner.ended.wait()
+            except TimeoutError:
+                continue
+
+    async def cancel(self, job_id: JobId) -> messages.Job:
+        """Stop a job for good; what it has loaded stays. A job that has ended stays as it is."""
+        runner = self._get_runner(job_id)
+        task = self._tasks.get(job_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await runner.cancel()
+        return self._describe(runner)
+
+    def list_problems(self, job_id: JobId, cursor: int, limit: int = 1000) -> tuple[list[Problem], int]:
+        """Problems from a cursor on, and the next cursor, 0 at the end."""
+        runner = self._get_runner(job_id)
+        with self._meta.read() as txn:
+            found, following = core.list_problems(txn, job_id, cursor, limit)
+        if not following:
+            found += runner.get_open_problems()
+        return found, following
+
+    def set_gauges(self, metrics: Metrics) -> None:
+        """Show the jobs' states, and the progress of those that have not ended."""
+        for state in JobState:
+            known = sum(runner.record.state is state for runner in self._runners.values())
+            metrics.jobs.labels(state.name.lower()).set(known)
+        metrics.job_files.clear()
+        metrics.job_bytes.clear()
+        for job_id, runner in self._runners.items():
+            if not runner.record.state.ended:
+                counts, (files, size) = runner.get_counts(), runner.get_totals()
+                for what, value in (("total", files), ("done", counts.done_files), ("failed", counts.failed_files)):
+                    metrics.job_files.labels(job_id, what).set(value)
+                metrics.job_bytes.labels(job_id, "total").set(size)
+                metrics.job_bytes.labels(job_id, "done").set(counts.done_bytes)
+
+    def _describe(self, runner: JobRunner) -> messages.Job:
+        record = runner.record
+        counts = runner.get_counts()
+        files, size = runner.get_totals()
+        rate = runner.get_rate() if not record.state.ended else runner.get_average_rate()
+        left = max(0, size - counts.done_bytes)
+        eta_s = record.eta_s if record.spec.dry_run else left / rate if rate > 0 and record.listing_done else -1.0
+        problems = self.list_problems(record.job_id, 0, _SHOWN_PROBLEMS)[0] if counts.failed_files else []
+        spec = record.spec
+        return messages.Job(
+            job_id=record.job_id,
+            state=messages.JobState(int(record.state)),
+            spec=messages.LoadSpec(
+                spec.replicas, spec.glob, spec.bandwidth_bytes_s, spec.hosts, spec.dry_run, spec.fit, spec.verify
+            ),
+            paths=record.paths[: core.SHOWN_PATHS],
+            path_count=record.path_count,
+            listing_done=record.listing_done,
+            total_files=files,
+            total_bytes=size,
+            done_files=counts.done_files,
+            done_bytes=min(counts.done_bytes, size) if record.listing_done else counts.done_bytes,
+            skipped_files=counts.skipped_files,
+            skipped_bytes=counts.skipped_bytes,
+            failed_files=counts.failed_files,
+            unfit_files=counts.unfit_files,
+            unfit_bytes=counts.unfit_bytes,
+            checked_files=counts.checked_files,
+            requests=counts.requests,
+            rate_bytes_s=rate if record.state in {JobState.PLANNING, JobState.RUNNING} or record.state.ended else 0.0,
+            eta_s=0.0 if record.state.ended and not spec.dry_run else eta_s,
+            free_bytes=record.free_bytes,
+            created_ns=record.created_ns,
+            ended_ns=record.ended_ns,
+            reason=record.reason,
+            problems=tuple(messages.JobProblem(p.path, p.code, p.message) for p in problems[:_SHOWN_PROBLEMS]),
+        )

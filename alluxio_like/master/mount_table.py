@@ -1,0 +1,279 @@
+"""The mounted stores: which are open, with which secrets, and what is known of their health.
+
+Owns the open `Ufs` of each mount, the file of secrets, and the memory of failures that keeps a store that is down from being
+asked by everybody. The mount table itself is in the namespace's store (core/mounts.py).
+
+Secrets lie in a file of their own, mode 0600, never in the store, a log or a message. It is written before the mount commits, so
+a mount never lacks its secrets; what a crash between the two leaves is removed at the next start.
+
+Used from the event loop alone, but for the secrets' file, which the writer's thread changes (under the lock of that file).
+"""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from alluxio_like import errors
+from alluxio_like.clock import Clock
+from alluxio_like.kv.api import WriteTransaction
+from alluxio_like.master.core import mounts as core
+from alluxio_like.master.core import operations
+from alluxio_like.master.core.model import MountRecord
+from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.messages import MountInfo, MountSecrets, MountSpec
+from alluxio_like.types import MountId
+from alluxio_like.ufs.api import Ufs
+from alluxio_like.ufs.open import parse_uri, split_secrets
+
+FIRST_BACKOFF_S = 1.0
+MAX_BACKOFF_S = 15.0
+"""After failures in a row a store is asked at most so often by those who can do without it (guesses)."""
+
+
+class UfsOpener(Protocol):
+    """What ufs.open.open_ufs is; tests give others."""
+
+    def __call__(
+        self,
+        uri: str,
+        options: Mapping[str, str],
+        *,
+        secrets: Mapping[str, str],
+        on_request: Callable[[str], None],
+        io_timeout_s: float,
+    ) -> Ufs: ...
+
+
+class SecretsFile:
+    """Secrets by mount id, in one file that only its owner can read. Safe from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._secrets: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, mount_id: MountId) -> Mapping[str, str]:
+        with self._lock:
+            return dict(self._secrets.get(str(mount_id), {}))
+
+    def put(self, mount_id: MountId, secrets: Mapping[str, str]) -> None:
+        """Durable when it returns."""
+        with self._lock:
+            changed = {**self._secrets, str(mount_id): dict(secrets)}
+            if not secrets:
+                del changed[str(mount_id)]
+            self._replace(changed)
+
+    def keep_only(self, mount_ids: set[MountId]) -> None:
+        """Remove the secrets of all other mounts."""
+        with self._lock:
+            kept = {key: value for key, value in self._secrets.items() if int(key) in mount_ids}
+            self._replace(kept)
+
+    def _replace(self, secrets: dict[str, dict[str, str]]) -> None:
+        if secrets == self._secrets:
+            return
+        temporary = self._path.with_name(self._path.name + ".new")
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            json.dump(secrets, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(self._path)
+        directory = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        self._secrets = secrets
+
+
+@dataclass(slots=True)
+class _Trouble:
+    error: errors.AlluxioLikeError
+    until_s: float
+    backoff_s: float
+
+
+class MountTable:
+    """See the module."""
+
+    def __init__(
+        self,
+        meta: MetaStore,
+        secrets: SecretsFile,
+        opener: UfsOpener,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        io_timeout_s: float,
+        default_sync_interval_s: float,
+    ) -> None:
+        self._meta = meta
+        self._secrets = secrets
+        self._opener = opener
+        self._clock = clock
+        self._metrics = metrics
+        self._io_timeout_s = io_timeout_s
+        self._default_interval_s = default_sync_interval_s
+        self._records: dict[MountId, MountRecord] = {}
+        self._open: dict[MountId, Ufs] = {}
+        self._troubles: dict[MountId, _Trouble] = {}
+
+    def restore(self) -> None:
+        """Take up the stored mounts; no store is asked."""
+        with self._meta.read() as txn:
+            self._records = {record.mount_id: record for record in core.list_mounts(txn)}
+        self._secrets.keep_only(set(self._records))
+
+    # -- stores --------------------------------------------------------------------------------------------------------
+
+    def get_ufs(self, mount_id: MountId) -> Ufs:
+        """The open store of a mount. Raises NotFound, and ConfigError for options that this release no longer takes."""
+        if mount_id not in self._open:
+            record = self.get_record(mount_id)
+            self._open[mount_id] = self._open_store(record.path, record.uri, record.options, self._secrets.get(mount_id))
+        return self._open[mount_id]
+
+    def _open_store(self, path: str, uri: str, options: Mapping[str, str], secrets: Mapping[str, str]) -> Ufs:
+        def count(op: str) -> None:
+            self._metrics.store_requests.labels(op, path).inc()
+
+        return self._opener(uri, options, secrets=secrets, on_request=count, io_timeout_s=self._io_timeout_s)
+
+    def get_record(self, mount_id: MountId) -> MountRecord:
+        record = self._records.get(mount_id)
+        if record is None:
+            raise errors.NotFound("no such mount", subject=str(mount_id))
+        return record
+
+    def get_sync_interval_s(self, mount_id: MountId) -> float:
+        """How long a listing is believed; infinity for never to be asked again."""
+        record = self._records.get(mount_id)
+        interval = self._default_interval_s if record is None or record.sync_interval_s is None else record.sync_interval_s
+        return interval if interval >= 0 else float("inf")
+
+    def note_failure(self, mount_id: MountId, error: errors.AlluxioLikeError) -> None:
+        """A store failed: for a while (longer each time) it is left alone by those who can do without it."""
+        old = self._troubles.get(mount_id)
+        backoff = FIRST_BACKOFF_S if old is None else min(MAX_BACKOFF_S, 2 * old.backoff_s)
+        self._troubles[mount_id] = _Trouble(error, self._clock.monotonic() + backoff, backoff)
+
+    def note_success(self, mount_id: MountId) -> None:
+        self._troubles.pop(mount_id, None)
+
+    def lookup_trouble(self, mount_id: MountId) -> errors.AlluxioLikeError | None:
+        """Why the store is not to be asked just now; None: it may be."""
+        trouble = self._troubles.get(mount_id)
+        return trouble.error if trouble is not None and self._clock.monotonic() < trouble.until_s else None
+
+    def list_troubles(self) -> list[str]:
+        """One line for each mount whose store failed last time."""
+        return [f"{self._records[m].path}: {t.error}" for m, t in self._troubles.items() if m in self._records]
+
+    # -- the table -----------------------------------------------------------------------------------------------------
+
+    async def mount(self, operation_id: str, spec: MountSpec) -> MountInfo:
+        """Mount a store and say so to nobody but the caller. Nothing is changed unless the store answers (or skip_check)."""
+        if not spec.path.startswith("/"):
+            raise errors.InvalidArgument("a mount's path is absolute in the namespace, such as /data", subject=spec.path)
+        public, secret = split_secrets(parse_uri(spec.uri).scheme, spec.options)
+        store = self._open_store(spec.path, spec.uri, public, secret)
+        try:
+            if not spec.skip_check:
+                await store.check()
+            uid, gid = int(public.get("uid", spec.uid)), int(public.get("gid", spec.gid))
+            interval = None if spec.sync_interval_s == 0 else spec.sync_interval_s
+            now_ns = self._clock.now_ns()
+
+            def add(txn: WriteTransaction) -> bytes:
+                record = core.add_mount(
+                    txn,
+                    spec.path,
+                    spec.uri,
+                    options=public,
+                    read_only=spec.read_only,
+                    uid=uid,
+                    gid=gid,
+                    now_ns=now_ns,
+                    sync_interval_s=interval,
+                )
+                self._secrets.put(record.mount_id, secret)
+                return str(int(record.mount_id)).encode()
+
+            def apply(txn: WriteTransaction) -> bytes:
+                return operations.run_once(txn, operation_id, "mount", now_ns, lambda: add(txn))
+
+            mount_id = MountId(int(await self._meta.write(apply)))
+        finally:
+            await store.close()
+        with self._meta.read() as txn:
+            record = core.get_mount(txn, mount_id)
+        self._records[mount_id] = record
+        self._troubles.pop(mount_id, None)
+        return self._describe(record)
+
+    async def unmount(self, operation_id: str, path: str) -> None:
+        """Take a mount away; its secrets go with it."""
+        now_ns = self._clock.now_ns()
+        raw = await self._meta.write(
+            lambda txn: operations.run_once(
+                txn,
+                operation_id,
+                "unmount",
+                now_ns,
+                lambda: str(int(core.remove_mount(txn, path, now_ns).mount_id)).encode(),
+            )
+        )
+        mount_id = MountId(int(raw))
+        self._records.pop(mount_id, None)
+        self._troubles.pop(mount_id, None)
+        self._secrets.keep_only(set(self._records))
+        store = self._open.pop(mount_id, None)
+        if store is not None:
+            await store.close()
+
+    def list_mounts(self) -> list[MountInfo]:
+        """All mounts, by path."""
+        return sorted((self._describe(record) for record in self._records.values()), key=lambda info: info.path)
+
+    def get_mount_secrets(self, mount_id: MountId) -> MountSecrets:
+        """For workers alone."""
+        return MountSecrets(self._describe(self.get_record(mount_id)), self._secrets.get(mount_id))
+
+    def lookup_path(self, uri: str) -> str | None:
+        """The namespace's path of a store URI: that of the mount that covers it most closely; None: no mount does."""
+        best: tuple[int, str] | None = None
+        for record in self._records.values():
+            root = record.uri.rstrip("/")
+            if uri.rstrip("/") == root or uri.startswith(root + "/"):
+                rest = uri[len(root) :].strip("/")
+                path = record.path.rstrip("/") + ("/" + rest if rest else "") or "/"
+                best = max(best or (-1, ""), (len(root), path))
+        return best[1] if best is not None else None
+
+    def _describe(self, record: MountRecord) -> MountInfo:
+        options = {**record.options, **dict.fromkeys(self._secrets.get(record.mount_id), "***")}
+        return MountInfo(
+            mount_id=record.mount_id,
+            path=record.path,
+            uri=record.uri,
+            options=options,
+            read_only=record.read_only,
+            sync_interval_s=record.sync_interval_s or 0.0,
+            uid=record.uid,
+            gid=record.gid,
+            created_ns=record.created_ns,
+        )
+
+    async def close(self) -> None:
+        """Close all stores."""
+        for store in list(self._open.values()):
+            await store.close()
+        self._open.clear()

@@ -1,0 +1,254 @@
+"""What users do to cached data: loading it, asking what is there, dropping and pinning it; and the report.
+
+Owns the walks over what is known for status, free and pin. Neither asks a store for more than the path itself. Event loop alone;
+long walks let others run.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+
+from alluxio_like import __version__, errors
+from alluxio_like.clock import Clock
+from alluxio_like.kv.api import WriteTransaction
+from alluxio_like.master.core import namespace, operations
+from alluxio_like.master.core.blockmap import Holding
+from alluxio_like.master.core.jobs import LoadSpec
+from alluxio_like.master.listing import Lister, split_path
+from alluxio_like.master.loading import JobManager
+from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.service_namespace import get_totals
+from alluxio_like.master.walking import PathList, Step, Walker
+from alluxio_like.master.worker_pool import WorkerPool
+from alluxio_like.master.workers import WorkerRegistry
+from alluxio_like.rpc import messages
+from alluxio_like.rpc.messages import CacheStatus, FreeResult, HolderStatus, Job, JobProblem, ProblemPage, RateShare, Report
+from alluxio_like.types import BLOCK_BYTES, Entry, FileId, FileRef, JobId, Kind, VersionId, WorkerId
+
+FILES_PER_CALL = 1000
+REPORTED_JOBS = 10
+
+
+class _Summary:
+    """Adds up what is cached of files."""
+
+    def __init__(self) -> None:
+        self.files = self.known_bytes = self.cached_files = self.cached_bytes = self.stored_bytes = self.pinned_files = 0
+        self.holders: dict[WorkerId, list[int]] = {}
+        self.replicas: dict[int, int] = {}
+        self.complete = True
+
+    def add(self, entry: Entry, holdings: Sequence[Holding]) -> None:
+        """One file and who holds what of it."""
+        ref = entry.ref
+        if ref is None:
+            return
+        self.files += 1
+        self.known_bytes += ref.size
+        self.pinned_files += ref.pinned
+        by_worker: dict[WorkerId, int] = {}
+        best: dict[int, int] = {}
+        for holding in holdings:
+            by_worker[holding.worker_id] = by_worker.get(holding.worker_id, 0) + holding.bytes
+            best[holding.block] = max(best.get(holding.block, 0), holding.bytes)
+        cached = min(ref.size, sum(best.values()))
+        self.cached_bytes += cached
+        self.stored_bytes += sum(by_worker.values())
+        for worker_id, size in by_worker.items():
+            totals = self.holders.setdefault(worker_id, [0, 0])
+            totals[0] += 1
+            totals[1] += size
+        copies = _count_copies(ref.size, holdings)
+        self.cached_files += copies > 0
+        self.replicas[copies] = self.replicas.get(copies, 0) + 1
+
+
+def _count_copies(size: int, holdings: Sequence[Holding]) -> int:
+    """Whole copies of a file, be they on one worker or spread by block. An empty file needs no cache."""
+    blocks = -(-size // BLOCK_BYTES)
+    whole = [0] * blocks
+    for holding in holdings:
+        if holding.block < blocks and holding.bytes >= min(BLOCK_BYTES, size - holding.block * BLOCK_BYTES):
+            whole[holding.block] += 1
+    return min(whole) if whole else 1
+
+
+class CacheService:
+    """CacheHandler of rpc.master_servicer."""
+
+    def __init__(
+        self,
+        meta: MetaStore,
+        lister: Lister,
+        mounts: MountTable,
+        registry: WorkerRegistry,
+        pool: WorkerPool,
+        jobs: JobManager,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._meta = meta
+        self._lister = lister
+        self._mounts = mounts
+        self._registry = registry
+        self._pool = pool
+        self._jobs = jobs
+        self._clock = clock
+        self._started = time.monotonic()
+
+    # -- jobs ----------------------------------------------------------------------------------------------------------
+
+    async def submit_load(self, operation_id: str, spec: messages.LoadSpec, paths: AsyncIterator[Sequence[str]]) -> JobId:
+        core_spec = LoadSpec(
+            max(1, spec.replicas), spec.glob, spec.bandwidth_bytes_s, tuple(spec.hosts), spec.dry_run, spec.fit, spec.verify
+        )
+        return await self._jobs.submit(operation_id, core_spec, paths)
+
+    async def get_job(self, job_id: JobId) -> Job:
+        return self._jobs.get_job(job_id)
+
+    async def list_jobs(self) -> list[Job]:
+        return self._jobs.list_jobs()
+
+    async def watch_job(self, job_id: JobId) -> AsyncIterator[Job]:
+        async for job in self._jobs.watch(job_id):
+            yield job
+
+    async def cancel_job(self, operation_id: str, job_id: JobId) -> Job:
+        # Idempotent by itself: a job that has ended stays as it is.
+        return await self._jobs.cancel(job_id)
+
+    async def list_job_problems(self, job_id: JobId, cursor: int) -> ProblemPage:
+        problems, following = self._jobs.list_problems(job_id, cursor)
+        return ProblemPage(tuple(JobProblem(p.path, p.code, p.message) for p in problems), following)
+
+    # -- what is cached ------------------------------------------------------------------------------------------------
+
+    async def _get_known(self, path: str) -> Entry:
+        """The entry of a path or store URI; the store may be asked for it."""
+        if "://" in path and not path.startswith("/"):
+            inside = self._mounts.lookup_path(path)
+            if inside is None:
+                raise errors.NotFound("no mount covers this URI; see `alluxio-like mounts`", subject=path)
+            path = inside
+        entry = (await self._lister.resolve_path("/" + "/".join(split_path(path)))).entry
+        if entry is None:
+            raise errors.NotFound("no such file or directory", subject=path)
+        return entry
+
+    async def _walk_known(self, entry: Entry, visit: Callable[[Step], object]) -> None:
+        with self._meta.read() as txn:
+            path = namespace.get_path(txn, entry.attr.inode)
+        async with aclosing(Walker(self._meta, self._lister, PathList([path])).walk()) as walk:
+            async for step in walk:
+                visit(step)
+
+    async def get_cache_status(self, path: str) -> CacheStatus:
+        entry = await self._get_known(path)
+        total = _Summary()
+
+        def visit(step: Step) -> None:
+            total.complete = total.complete and not step.incomplete
+            for item in step.items:
+                ref = item.entry.ref
+                if ref is not None:
+                    total.add(item.entry, self._get_live_holdings(ref.file_id))
+
+        await self._walk_known(entry, visit)
+        holders = []
+        for worker_id, (files, size) in sorted(total.holders.items()):
+            worker = self._registry.lookup_worker(worker_id)
+            holders.append(HolderStatus(worker_id, worker.address if worker else "", files, size))
+        return CacheStatus(
+            files=total.files,
+            known_bytes=total.known_bytes,
+            cached_files=total.cached_files,
+            cached_bytes=total.cached_bytes,
+            stored_bytes=total.stored_bytes,
+            pinned_files=total.pinned_files,
+            holders=tuple(holders),
+            replicas=tuple(sorted(total.replicas.items())),
+            version=entry.attr.version if entry.attr.kind is Kind.FILE else VersionId(0),
+            complete=total.complete,
+        )
+
+    def _get_live_holdings(self, file_id: FileId) -> list[Holding]:
+        holdings = self._registry.block_map.get_holdings(file_id)
+        return [h for h in holdings if (w := self._registry.lookup_worker(h.worker_id)) is not None and w.live]
+
+    async def _collect_held(self, entry: Entry) -> tuple[int, dict[WorkerId, list[FileRef]]]:
+        """How many files lie at or below an entry, and which of them each live worker holds some of."""
+        held: dict[WorkerId, list[FileRef]] = {}
+        count = 0
+
+        def visit(step: Step) -> None:
+            nonlocal count
+            for item in step.items:
+                ref = item.entry.ref
+                if ref is not None:
+                    count += 1
+                    for worker_id in {h.worker_id for h in self._get_live_holdings(ref.file_id)}:
+                        held.setdefault(worker_id, []).append(ref)
+
+        await self._walk_known(entry, visit)
+        return count, held
+
+    async def free(self, operation_id: str, path: str, *, force: bool) -> FreeResult:
+        # Idempotent by itself: what is gone is not freed again.
+        _, held = await self._collect_held(await self._get_known(path))
+        files: set[FileId] = set()
+        freed = kept = 0
+        for worker_id, mine in held.items():
+            for start in range(0, len(mine), FILES_PER_CALL):
+                part = [ref.file_id for ref in mine[start : start + FILES_PER_CALL]]
+                result = await self._pool.get_stub(worker_id).free_files(part, force=force)
+                freed += result.freed_bytes
+                kept += result.kept_pinned_files
+                files.update(part)
+        return FreeResult(max(0, len(files) - kept), freed, kept)
+
+    async def set_pinned(self, operation_id: str, path: str, *, pinned: bool) -> int:
+        entry = await self._get_known(path)
+        now_ns = self._clock.now_ns()
+
+        def apply(txn: WriteTransaction) -> bytes:
+            def work() -> bytes:
+                namespace.set_pinned(txn, entry.attr.inode, pinned)
+                return b"{}"
+
+            return operations.run_once(txn, operation_id, "set_pinned", now_ns, work)
+
+        await self._meta.write(apply)
+        count, held = await self._collect_held(entry)
+        for worker_id, mine in held.items():
+            # What is not pinned by this path may be by another one, above or below it.
+            for value in (False, True):
+                files = [ref.file_id for ref in mine if ref.pinned is value]
+                for start in range(0, len(files), FILES_PER_CALL):
+                    await self._pool.get_stub(worker_id).set_pinned(files[start : start + FILES_PER_CALL], pinned=value)
+        return count
+
+    async def report(self) -> Report:
+        now = self._clock.monotonic()
+        jobs = self._jobs.list_jobs()
+        going = [job for job in jobs if not job.state.ended]
+        latest = [job for job in jobs if job.state.ended][: max(0, REPORTED_JOBS - len(going))]
+        return Report(
+            cluster=self._registry.get_cluster(),
+            mounts=tuple(self._mounts.list_mounts()),
+            jobs=tuple(going + latest),
+            totals=get_totals(self._meta, self._registry),
+            uptime_s=time.monotonic() - self._started,
+            software_version=__version__,
+            limited_buckets=tuple(RateShare(b, rate) for b, rate in self._registry.rates.get_rates(now).items()),
+            warnings=tuple(self._get_warnings()),
+        )
+
+    def _get_warnings(self) -> list[str]:
+        workers = self._registry.get_cluster().workers
+        warnings = [f"worker {w.worker_id} ({w.address}) is not live" for w in workers if not w.live]
+        if not any(worker.live for worker in workers):
+            warnings.append("no worker is live: reads and loads wait for one")
+        warnings += [f"mount {trouble}" for trouble in self._mounts.list_troubles()]
+        return warnings

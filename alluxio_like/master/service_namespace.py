@@ -1,0 +1,143 @@
+"""What clients ask of the namespace, and of the mount table: thin handlers over the lister and the mount table.
+
+Owns how a question becomes reads and listings; the answers' conversion is rpc's. Event loop alone.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from alluxio_like import errors
+from alluxio_like.clock import Clock
+from alluxio_like.master.core import namespace
+from alluxio_like.master.listing import MAX_VALID_S, SHORT_VALID_S, Flight, Lister
+from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.workers import WorkerRegistry
+from alluxio_like.rpc.messages import DirPage, FsTotals, LookupResult, MountInfo, MountSecrets, MountSpec, SyncResult
+from alluxio_like.types import InodeId, Kind, MountId
+
+DEFAULT_PAGE = 1000
+MAX_PAGE = 10_000
+SYNCS_AT_ONCE = 8
+
+
+class NamespaceService:
+    """NamespaceHandler of rpc.master_servicer."""
+
+    def __init__(self, meta: MetaStore, lister: Lister, registry: WorkerRegistry, *, clock: Clock) -> None:
+        self._meta = meta
+        self._lister = lister
+        self._registry = registry
+        self._clock = clock
+
+    async def lookup(self, parent: InodeId, name: str) -> LookupResult:
+        answer = await self._lister.lookup(parent, name)
+        return LookupResult(answer.entry, answer.valid_s)
+
+    async def lookup_many(self, lookups: Sequence[tuple[InodeId, str]]) -> list[LookupResult]:
+        if len(lookups) > MAX_PAGE:
+            raise errors.InvalidArgument(f"at most {MAX_PAGE} names in one call")
+        return list(await asyncio.gather(*(self.lookup(parent, name) for parent, name in lookups)))
+
+    async def resolve_path(self, path: str, *, sync: bool) -> LookupResult:
+        answer = await self._lister.resolve_path(path, sync=sync)
+        return LookupResult(answer.entry, answer.valid_s)
+
+    async def get_entry(self, inode: InodeId) -> LookupResult:
+        with self._meta.read() as txn:
+            entry = namespace.get_entry(txn, inode)
+        # A file's inode never holds another content; a directory's attributes follow its listing.
+        return LookupResult(entry, MAX_VALID_S if entry.attr.kind is Kind.FILE else SHORT_VALID_S)
+
+    async def list_dir(self, inode: InodeId, cursor: bytes, limit: int) -> DirPage:
+        page, valid_s = await self._lister.list_page(inode, cursor, min(limit or DEFAULT_PAGE, MAX_PAGE))
+        return DirPage(page.entries, page.cursor, valid_s, page.mount_id, page.dir_key)
+
+    async def sync(self, path: str | None, inode: InodeId | None, *, recursive: bool) -> SyncResult:
+        now_ns = self._clock.now_ns()
+        if inode is None:
+            known = await self._lister.resolve_path(path or "/")
+            found = known.entry or (await self._lister.resolve_path(path or "/", sync=True)).entry
+            if found is None:
+                raise errors.NotFound("no such file or directory", subject=path or "/")
+            inode = found.attr.inode
+        with self._meta.read() as txn:
+            entry = namespace.get_entry(txn, inode)
+            if entry.attr.kind is not Kind.DIRECTORY:
+                path = namespace.get_path(txn, inode).rpartition("/")[0] or "/"
+                inode = namespace.resolve(txn, path).entry.attr.inode
+        total = _Sum()
+        total.add(await self._lister.refresh(inode, now_ns))
+        if recursive:
+            await self._sync_below(inode, now_ns, total)
+        return SyncResult(total.directories, total.added, total.removed, total.replaced)
+
+    async def _sync_below(self, top: InodeId, now_ns: int, total: "_Sum") -> None:
+        """All directories below, a few at a time; level by level, a page of one directory in memory each."""
+        gate = asyncio.Semaphore(SYNCS_AT_ONCE)
+
+        async def visit(directory: InodeId) -> None:
+            async with gate:
+                try:
+                    total.add(await self._lister.refresh(directory, now_ns))
+                except (errors.NotFound, errors.Stale):
+                    return
+            await below(directory)
+
+        async def below(directory: InodeId) -> None:
+            cursor = b""
+            while True:
+                with self._meta.read() as txn:
+                    page = namespace.list_entries(txn, directory, cursor, DEFAULT_PAGE)
+                children = [entry.attr.inode for entry in page.entries if entry.attr.kind is Kind.DIRECTORY]
+                await asyncio.gather(*(visit(child) for child in children))
+                cursor = page.cursor
+                if not cursor:
+                    return
+
+        await below(top)
+
+    async def stat_fs(self) -> FsTotals:
+        return get_totals(self._meta, self._registry)
+
+
+class _Sum:
+    """Of what listings changed."""
+
+    def __init__(self) -> None:
+        self.directories = self.added = self.removed = self.replaced = 0
+
+    def add(self, flight: Flight | None) -> None:
+        if flight is not None:
+            self.directories += 1
+            self.added += flight.added
+            self.removed += flight.removed
+            self.replaced += flight.replaced
+
+
+def get_totals(meta: MetaStore, registry: WorkerRegistry) -> FsTotals:
+    """The known namespace and the live caches."""
+    with meta.read() as txn:
+        totals = namespace.get_totals(txn)
+    live = registry.get_live()
+    capacity = sum(worker.capacity_bytes for worker in live)
+    return FsTotals(totals.files + totals.directories, totals.known_bytes, capacity, sum(w.used_bytes for w in live))
+
+
+class MountsService:
+    """MountsHandler of rpc.master_servicer."""
+
+    def __init__(self, mounts: MountTable) -> None:
+        self._mounts = mounts
+
+    async def mount(self, operation_id: str, spec: MountSpec) -> MountInfo:
+        return await self._mounts.mount(operation_id, spec)
+
+    async def unmount(self, operation_id: str, path: str) -> None:
+        await self._mounts.unmount(operation_id, path)
+
+    async def list_mounts(self) -> list[MountInfo]:
+        return self._mounts.list_mounts()
+
+    async def get_mount_secrets(self, mount_id: MountId) -> MountSecrets:
+        return self._mounts.get_mount_secrets(mount_id)

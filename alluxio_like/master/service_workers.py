@@ -1,0 +1,90 @@
+"""What workers tell the master: thin handlers over the registry.
+
+Owns the order of a worker's messages: a full report replaces what was known when its last part is there. Event loop alone.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+
+from alluxio_like import errors
+from alluxio_like.clock import Clock
+from alluxio_like.master.core import blockmap, namespace
+from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.workers import WorkerRegistry, put_worker
+from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.messages import BlockDelta, BlockLocation, Heartbeat, HeartbeatResult, RateShare, RegisterResult
+from alluxio_like.types import Cluster, FileId, Worker, WorkerId
+
+MAX_LOCATED = 10_000
+
+
+class WorkersService:
+    """WorkersHandler of rpc.master_servicer."""
+
+    def __init__(self, meta: MetaStore, registry: WorkerRegistry, *, clock: Clock, metrics: Metrics) -> None:
+        self._meta = meta
+        self._registry = registry
+        self._clock = clock
+        self._metrics = metrics
+
+    async def register(self, worker: Worker, cluster_id: str, session_id: str) -> RegisterResult:
+        joined = self._registry.register(worker, cluster_id, session_id)
+        await self._meta.write(lambda txn: put_worker(txn, joined))
+        return RegisterResult(self._registry.cluster_id, self._registry.get_cluster())
+
+    async def report_blocks(self, worker_id: WorkerId, session_id: str, chunks: AsyncIterator[Sequence[BlockDelta]]) -> None:
+        if not self._registry.has_session(worker_id, session_id):
+            raise errors.Conflict("register before reporting blocks", subject=worker_id)
+        known = self._registry.block_map
+        # Each report has a name of its own: one that was broken off and begun again is another.
+        report = f"{session_id}/{self._clock.monotonic()}"
+        known.begin_report(worker_id, report)
+        async for chunk in chunks:
+            if not known.add_report(worker_id, report, (_to_core(delta) for delta in chunk)):
+                raise errors.Conflict("another report of this worker has begun", subject=worker_id)
+        if not self._registry.has_session(worker_id, session_id) or not known.finish_report(worker_id, report):
+            raise errors.Conflict("another report of this worker has begun", subject=worker_id)
+
+    async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatResult:
+        worker_id = heartbeat.worker_id
+        registry = self._registry
+        if not registry.heartbeat(worker_id, heartbeat.session_id, heartbeat.status):
+            return HeartbeatResult(register_again=True)
+        registry.block_map.apply_changes(worker_id, (_to_core(delta) for delta in heartbeat.changes))
+        now = self._clock.monotonic()
+        for throttle in heartbeat.throttles:
+            registry.rates.note(throttle.bucket, worker_id, throttle.count, throttle.used_rate, now)
+        live = [worker.worker_id for worker in registry.get_live()]
+        shares = registry.rates.get_shares(worker_id, live, now)
+        return HeartbeatResult(
+            cluster=registry.get_cluster() if heartbeat.cluster_epoch != registry.epoch else None,
+            rates=tuple(RateShare(bucket, rate) for bucket, rate in shares.items()),
+        )
+
+    async def leave(self, worker_id: WorkerId, session_id: str) -> None:
+        if self._registry.leave(worker_id, session_id):
+            self._registry.block_map.drop_worker(worker_id)
+            worker = self._registry.lookup_worker(worker_id)
+            if worker is not None:
+                await self._meta.write(lambda txn: put_worker(txn, worker))
+
+    async def get_cluster(self) -> Cluster:
+        return self._registry.get_cluster()
+
+    async def locate(self, files: Sequence[FileId]) -> list[tuple[BlockLocation, ...]]:
+        if len(files) > MAX_LOCATED:
+            raise errors.InvalidArgument(f"at most {MAX_LOCATED} files in one call")
+        return [self._locate(file_id) for file_id in files]
+
+    def _locate(self, file_id: FileId) -> tuple[BlockLocation, ...]:
+        size = 0
+        try:
+            with self._meta.read() as txn:
+                size = namespace.get_entry(txn, file_id.inode).attr.size
+        except errors.NotFound:
+            pass
+        found = self._registry.locate(file_id, size)
+        return tuple(BlockLocation(h.block, h.worker_id, h.bits, h.bytes) for h in found)
+
+
+def _to_core(delta: BlockDelta) -> blockmap.BlockDelta:
+    return blockmap.BlockDelta(delta.file_id, delta.block, delta.present_bits, delta.present_bytes)
