@@ -9,8 +9,9 @@ import logging
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from importlib import metadata
 
-from alluxio_like import __version__, errors
+from alluxio_like import errors
 from alluxio_like.clock import Clock, SystemClock
 from alluxio_like.config import MasterConfig, write_ready_file
 from alluxio_like.kv.api import WriteTransaction
@@ -67,8 +68,9 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         stack.callback(home.close)
         cluster_id = home.get_cluster_id()
         token, token_file = home.get_token(config.token_file)
+        version = metadata.version("alluxio-like")
         metrics = Metrics(process=True)
-        metrics.build.labels(__version__).set(1)
+        metrics.build.labels(version).set(1)
         meta = MetaStore(open_store(config.metadata_url or f"lmdb://{config.home.absolute() / 'meta'}"))
         stack.push_async_callback(meta.close)
         now_ns = clock.now_ns()
@@ -118,7 +120,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             namespace=NamespaceService(meta, lister, registry, clock=clock),
             mounts=MountsService(mounts),
             workers=WorkersService(meta, registry, clock=clock, metrics=metrics),
-            cache=CacheService(meta, lister, mounts, registry, pool, jobs, clock=clock),
+            cache=CacheService(meta, lister, mounts, registry, pool, jobs, clock=clock, version=version),
         )
         http = start_http(
             config.http_bind,

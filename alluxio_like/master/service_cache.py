@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
-from alluxio_like import __version__, errors
+from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.core import namespace, operations
@@ -87,7 +87,9 @@ class CacheService:
         jobs: JobManager,
         *,
         clock: Clock,
+        version: str,
     ) -> None:
+        self._version = version
         self._meta = meta
         self._lister = lister
         self._mounts = mounts
@@ -240,7 +242,7 @@ class CacheService:
             jobs=tuple(going + latest),
             totals=get_totals(self._meta, self._registry),
             uptime_s=time.monotonic() - self._started,
-            software_version=__version__,
+            software_version=self._version,
             limited_buckets=tuple(RateShare(b, rate) for b, rate in self._registry.rates.get_rates(now).items()),
             warnings=tuple(self._get_warnings()),
         )
