@@ -8,8 +8,10 @@ under way get a moment, the rest fails.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from alluxio_like.errors import AlluxioLikeError, ConfigError, Internal, NotADir
 from alluxio_like.fuse import mountpoint
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.client_backend import ClientBackend
+from alluxio_like.fuse.notify import Notifier
 from alluxio_like.fuse.operations import Operations, Settings
 from alluxio_like.metrics import Health, HttpServer, Metrics, start_http
 from alluxio_like.types import Entry, Kind
@@ -54,18 +57,38 @@ async def serve(config: FuseConfig, backend: Backend, metrics: Metrics) -> int:
     """Mount `config.path` of a backend at `config.mountpoint` and serve it; the exit code. Does not close the backend."""
     if config.session == "kernel":
         raise ConfigError("the kernel session is not here yet: use pyfuse3", subject="session")
-    root = await _get_root(config, backend)
-    place, made = await asyncio.to_thread(mountpoint.check_place, config.mountpoint)
-    io_timeout_s = config.client.io_timeout_s
-    operations = Operations(backend, root, Settings(config.entry_timeout_s, io_timeout_s), SystemClock())
+    parts = _make_parts(config, backend, await _get_root(config, backend), metrics)
+    place, was_made = await asyncio.to_thread(mountpoint.check_place, config.mountpoint)
     try:
         async with _serve_http(config, metrics) as http:
-            await _serve_mount(config, operations, place, http)
+            await _serve_mount(config, parts, place, http)
     finally:
-        await operations.close()
-        if made:
+        await parts.operations.close()
+        if was_made:
             await asyncio.to_thread(mountpoint.remove_place, place)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What one mount is made of."""
+
+    operations: Operations
+    session: "Session"
+    notifier: Notifier
+
+
+def _make_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> _Parts:
+    try:
+        from alluxio_like.fuse.session_pyfuse3 import Session
+    except ImportError as error:
+        raise ConfigError(f"pyfuse3 cannot be used ({error}): install alluxio-like[fuse] and libfuse3") from None
+
+    io_timeout_s = config.client.io_timeout_s
+    notifier = Notifier(Session.invalidate_entry)
+    operations = Operations(backend, root, Settings(config.entry_timeout_s, io_timeout_s), SystemClock(), notifier.tell)
+    metrics.fuse_handles.set_function(operations.count_open)
+    return _Parts(operations, Session(operations, io_timeout_s, metrics), notifier)
 
 
 async def _get_root(config: FuseConfig, backend: Backend) -> Entry:
@@ -106,13 +129,8 @@ def _make_options(config: FuseConfig) -> set[str]:
     return options
 
 
-async def _serve_mount(config: FuseConfig, operations: Operations, place: Path, http: HttpServer | None) -> None:
-    try:
-        from alluxio_like.fuse.session_pyfuse3 import Session  # noqa: F811
-    except ImportError as error:
-        raise ConfigError(f"pyfuse3 cannot be used ({error}): install alluxio-like[fuse] and libfuse3") from None
-
-    session = Session(operations, config.client.io_timeout_s)
+async def _serve_mount(config: FuseConfig, made: _Parts, place: Path, http: HttpServer | None) -> None:
+    session, operations = made.session, made.operations
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     session.mount(str(place), _make_options(config))
@@ -126,14 +144,17 @@ async def _serve_mount(config: FuseConfig, operations: Operations, place: Path, 
         if top is not None and top.fstype == mountpoint.FSTYPE:
             device = top.device
             await asyncio.to_thread(mountpoint.tune, device, config.read_ahead_kb)
-        write_ready_file(config, mountpoint=str(place), path=config.path, http=http.address if http else "")
+        if os.geteuid() == 0:
+            # Only where we can abort: see mountpoint.end_ours.
+            made.notifier.start()
+        write_ready_file(config, mountpoint=str(place), path=config.path, http_address=http.address if http else "")
         log.info("mounted", extra={"mountpoint": str(place), "path": config.path})
         stopping = asyncio.create_task(told.wait())
         await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
     finally:
         # The signals stay handled: one that comes now must not turn a clean end into a kill.
-        await _end(task, session, place, device)
+        await _end(task, made, place, device)
     log.info("unmounted", extra={"mountpoint": str(place), "left_open": operations.count_open()})
     if task.done() and not task.cancelled() and task.exception() is not None:
         raise Internal(f"the FUSE session broke: {task.exception()}")
@@ -153,17 +174,20 @@ async def _wait_first(task: "asyncio.Task[None]", ready: Coroutine[None, None, N
         waiting.cancel()
 
 
-async def _end(task: "asyncio.Task[None]", session: "Session", place: Path, device: str) -> None:
-    """Take the mount away if it is still there, and end the session; bounded, and leaves nothing behind."""
+async def _end(task: "asyncio.Task[None]", made: _Parts, place: Path, device: str) -> None:
+    """End the session and take the mount away if it is still there; bounded, and leaves nothing behind."""
+    session = made.session
+    made.notifier.end()
     if not task.done():
-        if device:
-            with contextlib.suppress(AlluxioLikeError):
-                await asyncio.to_thread(mountpoint.detach_ours, place, device)
         session.stop()
         await asyncio.wait([task], timeout=_GRACE_S)
         if not task.done():
             session.cancel_requests()
             await asyncio.wait([task], timeout=_GRACE_S)
+        if device:
+            with contextlib.suppress(AlluxioLikeError):
+                await asyncio.to_thread(mountpoint.end_ours, place, device)
+    await asyncio.to_thread(made.notifier.join, _GRACE_S)
     # Without a device number it was never seen mounted: leave that to libfuse.
     session.close(unmount=not device)
     if not task.done():

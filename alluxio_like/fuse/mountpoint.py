@@ -15,6 +15,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,10 @@ MAX_BACKGROUND = 512
 """Read-ahead requests the kernel keeps under way on one mount. Its default of 12 would let twelve cold reads that wait for a store stop
 the read-ahead of every warm file."""
 
+_MNT_FORCE = 1
 _MNT_DETACH = 2
 _DETACH_TIMEOUT_S = 10
+_STAT_TIMEOUT_S = 5.0
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -73,7 +76,7 @@ def check_place(place: Path) -> tuple[Path, bool]:
     resolved = Path(os.path.realpath(place.parent)) / place.name if place.name else Path(os.path.realpath(place))
     for _ in range(16):
         try:
-            kind = os.stat(resolved)
+            kind = _stat(resolved)
             break
         except FileNotFoundError:
             return _make_place(resolved), True
@@ -94,6 +97,26 @@ def check_place(place: Path) -> tuple[Path, bool]:
     return resolved, False
 
 
+def _stat(place: Path) -> os.stat_result:
+    """os.stat, given up after _STAT_TIMEOUT_S: what is mounted there may be served by a daemon that hangs. Raises Conflict then."""
+    outcome: list[os.stat_result | OSError] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(os.stat(place))
+        except OSError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_STAT_TIMEOUT_S)
+    if not outcome:
+        raise Conflict("what is mounted there does not answer: unmount it with umount -l, or choose another directory", subject=str(place))
+    if isinstance(outcome[0], OSError):
+        raise outcome[0]
+    return outcome[0]
+
+
 def _make_place(place: Path) -> Path:
     try:
         place.mkdir(parents=True)
@@ -109,9 +132,9 @@ def remove_place(place: Path) -> None:
 
 
 def detach(place: Path) -> None:
-    """Unmount lazily: the name is free at once, open files keep what they have. Raises Conflict where that is refused."""
+    """Unmount at once, whatever is open; what is open fails (as root) or lives on. Raises Conflict where that is refused."""
     if os.geteuid() == 0:
-        _call("umount2", os.fsencode(place), _MNT_DETACH)
+        _call("umount2", os.fsencode(place), _MNT_DETACH | _MNT_FORCE)
         return
     program = shutil.which("fusermount3") or shutil.which("fusermount")
     if program is None:
@@ -123,13 +146,21 @@ def detach(place: Path) -> None:
         raise Conflict(f"cannot unmount ({done.stderr.strip()})", subject=str(place))
 
 
-def detach_ours(place: Path, device: str) -> bool:
-    """Unmount lazily what was mounted as `device`, if it is still on top at `place`; whether it was."""
+def end_ours(place: Path, device: str) -> None:
+    """Unmount what was mounted as `device`, if it is still on top at `place`, and fail all its requests (where we may).
+
+    A thread of ours that waits in the kernel for a request which nobody will answer any more would else never end, and with it the
+    process.
+    """
+    if os.geteuid() == 0:
+        try:
+            with _open_connections() as connections:
+                (connections / device.partition(":")[2] / "abort").write_text("1")
+        except (OSError, Conflict) as error:
+            log.debug("the connection is not aborted", extra={"reason": str(error)})
     top = find_top(place)
-    if top is None or top.device != device:
-        return False
-    detach(place)
-    return True
+    if top is not None and top.device == device:
+        detach(place)
 
 
 def may_allow_other() -> bool:

@@ -68,11 +68,20 @@ Emit = Callable[[bytes, Attr, float, int, bool], bool]
 class Operations:
     """One mount of the directory `root` of the namespace."""
 
-    def __init__(self, backend: Backend, root: Entry, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        root: Entry,
+        settings: Settings,
+        clock: Clock,
+        tell: Callable[[int, bytes], None] = lambda _parent, _name: None,
+    ) -> None:
+        """`tell` is called with a directory's node id and a name that the kernel should look up again; it must not wait."""
         self._backend = backend
         self._root = root
         self._settings = settings
         self._clock = clock
+        self._tell = tell
         self._files: HandleTable[FileHandle] = HandleTable()
         self._directories: HandleTable[DirectoryHandle] = HandleTable()
         self._seen: BoundedDict[InodeId, Entry] = BoundedDict(_REMEMBERED_ENTRIES)
@@ -272,8 +281,7 @@ class Operations:
     def _remember(self, entry: Entry, parent: InodeId) -> None:
         inode = entry.attr.inode
         self._seen.set(inode, entry)
-        if entry.attr.kind is Kind.DIRECTORY:
-            self._parents.set(inode, parent)
+        self._parents.set(inode, parent)
 
     async def _get_shown_entry(self, node: int) -> Entry:
         return self._root if node == ROOT_NODE else (await self._get_entry(InodeId(node)))[0]
@@ -321,7 +329,11 @@ class Operations:
 
     def _note_failure(self, file: FileHandle, offset: int, length: int, started_s: float, error: AlluxioLikeError) -> None:
         if isinstance(error, Stale):
-            self._stale.set(file.entry.attr.inode, None)
+            inode = file.entry.attr.inode
+            self._stale.set(inode, None)
+            parent = self._parents.lookup(inode)
+            if parent is not None:
+                self._tell(ROOT_NODE if parent == self._root.attr.inode else parent, to_bytes(file.entry.name))
         now_s = self._clock.monotonic()
         if now_s - started_s >= _SLOW_FAILURE_S:
             file.add_failure(Failure(offset, offset + length, error, now_s + _FAILURE_KEPT_S))

@@ -21,14 +21,17 @@ import errno
 import logging
 import os
 import select
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import pyfuse3
+from prometheus_client import Counter, Histogram
 
 from alluxio_like.errors import AlluxioLikeError, ConfigError
 from alluxio_like.fuse.attributes import PREFERRED_IO_BYTES, count_stat_blocks, get_errno, get_stat_mode
 from alluxio_like.fuse.operations import NAME_MAX_BYTES, Operations
+from alluxio_like.metrics import Metrics
 from alluxio_like.types import Attr
 
 log = logging.getLogger(__name__)
@@ -204,6 +207,27 @@ class _Port:
         pyfuse3.terminate()
 
 
+class _Meter:
+    """Counts requests, errors and times, by operation; about 3 us a request."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._children: dict[str, tuple[Counter, Histogram]] = {}
+
+    def count(self, what: str, started_s: float) -> None:
+        """A request that began at `started_s` (time.perf_counter) has been answered."""
+        children = self._children.get(what)
+        if children is None:
+            children = (self._metrics.fuse_requests.labels(what), self._metrics.fuse_latency.labels(what))
+            self._children[what] = children
+        children[0].inc()
+        children[1].observe(time.perf_counter() - started_s)
+
+    def count_error(self, what: str, number: int) -> None:
+        """A request was answered with an errno."""
+        self._metrics.fuse_errors.labels(what, errno.errorcode.get(number, str(number))).inc()
+
+
 class _Handlers(pyfuse3.Operations):
     """pyfuse3's view of the operations."""
 
@@ -211,25 +235,29 @@ class _Handlers(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, operations: Operations, io_timeout_s: float) -> None:
+    def __init__(self, operations: Operations, io_timeout_s: float, meter: _Meter) -> None:
         super().__init__()
         self._operations = operations
         self._io_timeout_s = io_timeout_s
+        self._meter = meter
         self.ready = asyncio.Event()
 
     def init(self) -> None:
         self.ready.set()
 
     async def _run(self, what: str, call: Coroutine[Any, Any, _T]) -> _T:
+        started_s = time.perf_counter()
         try:
             async with asyncio.timeout(self._io_timeout_s):
                 return await call
         except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
             raise self._translate(what, error) from None
+        finally:
+            self._meter.count(what, started_s)
 
-    @staticmethod
-    def _translate(what: str, error: BaseException) -> "pyfuse3.FUSEError":
+    def _translate(self, what: str, error: BaseException) -> "pyfuse3.FUSEError":
         number = get_errno(error)
+        self._meter.count_error(what, number)
         if not isinstance(error, AlluxioLikeError | TimeoutError | asyncio.CancelledError):
             log.error("%s failed unexpectedly", what, exc_info=error)
         elif number == errno.EIO:
@@ -237,7 +265,7 @@ class _Handlers(pyfuse3.Operations):
         return pyfuse3.FUSEError(number)
 
     def _refuse(self) -> NoReturn:
-        raise pyfuse3.FUSEError(get_errno(self._operations.refuse_write()))
+        raise self._translate("write", self._operations.refuse_write())
 
     # Names and attributes
 
@@ -260,26 +288,36 @@ class _Handlers(pyfuse3.Operations):
     # Files
 
     async def open(self, inode: int, flags: int, ctx: Any) -> "pyfuse3.FileInfo":
+        started_s = time.perf_counter()
         try:
             handle = self._operations.try_open(inode, flags)
         except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
+            self._meter.count("open", started_s)
             raise self._translate("open", error) from None
         if handle is None:
             handle = await self._run("open", self._operations.open(inode, flags))
+        else:
+            self._meter.count("open", started_s)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> Any:
+        started_s = time.perf_counter()
         try:
             data = self._operations.try_read(fh, off, size)
             return data if data is not None else await self._operations.read(fh, off, size)
         except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
             raise self._translate("read", error) from None
+        finally:
+            self._meter.count("read", started_s)
 
     async def release(self, fh: int) -> None:
+        started_s = time.perf_counter()
         try:
             await self._operations.release(fh)  # nobody waits for it, so it needs no time limit
         except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
             raise self._translate("release", error) from None
+        finally:
+            self._meter.count("release", started_s)
 
     # flush and fsync are left out: the kernel learns from the first ENOSYS and saves a round trip for each close.
 
@@ -379,9 +417,9 @@ def make_attributes(attr: Attr, valid_s: float) -> "pyfuse3.EntryAttributes":
 class Session:
     """A mount and the loop that serves it."""
 
-    def __init__(self, operations: Operations, io_timeout_s: float) -> None:
+    def __init__(self, operations: Operations, io_timeout_s: float, metrics: Metrics) -> None:
         self._port = _Port()
-        self._handlers = _Handlers(operations, io_timeout_s)
+        self._handlers = _Handlers(operations, io_timeout_s, _Meter(metrics))
 
     def mount(self, mountpoint: str, options: set[str]) -> None:
         """Mount. Raises ConfigError where the kernel or fusermount3 refuses; libfuse then says why on stderr."""
@@ -411,6 +449,11 @@ class Session:
         """Answer what is still under way with EINTR."""
         for task in list(self._port.tasks):
             task.cancel()
+
+    @staticmethod
+    def invalidate_entry(parent: int, name: bytes) -> None:
+        """Make the kernel forget a name. Waits for requests under way in that directory. Raises OSError; ENOENT: not known there."""
+        pyfuse3.invalidate_entry(parent, name)
 
     def close(self, *, unmount: bool) -> None:
         """Give the device back, after `run` has returned; with `unmount` (lazily) also take the mount away."""

@@ -282,6 +282,17 @@ def test_second_mount_at_one_place_is_refused(mount: Make) -> None:
     assert "already mounted there" in made.log.read_text()
 
 
+def test_mount_at_a_place_that_hangs_is_refused(mount: Make) -> None:
+    made = mount(entry_timeout_s=0.0)
+    made.process.send_signal(signal.SIGSTOP)
+    try:
+        process = mount(ready=False, at="m").process
+        assert process.wait(20) == 1
+        assert "does not answer" in made.log.read_text()
+    finally:
+        made.process.send_signal(signal.SIGCONT)
+
+
 def test_place_that_cannot_be_mounted_on_is_refused(mount: Make, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "mnt").write_text("a file")

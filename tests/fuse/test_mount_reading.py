@@ -1,10 +1,15 @@
 """What a reader sees on a real mount (the daemon over a tree in memory)."""
 
 import errno
+import fcntl
+import json
 import mmap
 import os
 import stat
 import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,3 +192,42 @@ def test_gone_content_is_stale_and_the_next_open_sees_the_replacement(mount: Mak
         assert caught.value.errno == errno.ESTALE
         # The kernel still believes the old name for a minute; the refused open makes it ask again.
         assert path.read_bytes() == b"new"
+
+
+def test_gone_content_is_told_to_the_kernel(mount: Make) -> None:
+    made = mount(entry_timeout_s=60.0, valid_s=60.0)
+    made.do("add_file", path="/dir/f", text="old content")
+    path = made.path / "dir" / "f"
+    with open(path, "rb", buffering=0) as old:
+        made.do("add_file", path="/dir/f", text="new")
+        assert os.stat(path).st_size == 11
+        with pytest.raises(OSError, match="Stale"):
+            old.read()
+        end = time.monotonic() + 5
+        while os.stat(path).st_size != 3:
+            assert time.monotonic() < end, "the kernel still believes the old name"
+            time.sleep(0.02)
+
+
+def test_locks_work_among_the_processes_of_a_mount(mount: Make) -> None:
+    path = mount().path / "hello.txt"
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'rb'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        assert subprocess.run([sys.executable, "-c", code, path], stderr=subprocess.DEVNULL, check=False).returncode == 1
+        fcntl.flock(file, fcntl.LOCK_UN)
+        assert subprocess.run([sys.executable, "-c", code, path], check=False).returncode == 0
+
+
+def test_metrics_count_the_kernels_requests(mount: Make) -> None:
+    made = mount()
+    (made.path / "hello.txt").read_bytes()
+    with pytest.raises(FileNotFoundError):
+        os.stat(made.path / "nothing")
+    with open(made.path / "empty", "rb"):
+        address = json.loads((made.path.parent / "ready").read_text())["http_address"]
+        text = urllib.request.urlopen(f"http://{address}/metrics", timeout=5).read().decode()
+    assert 'alluxio_like_fuse_requests_total{op="read"} 1.0' in text
+    assert "alluxio_like_fuse_open_handles 1.0" in text
+    assert 'alluxio_like_fuse_seconds_count{op="open"} 2.0' in text
+    assert urllib.request.urlopen(f"http://{address}/healthz", timeout=5).status == 200
