@@ -48,6 +48,7 @@ class S3Ufs:
         self._pool = BlockingPool(f"s3://{settings.bucket}", settings.max_connections)
         self._clients: S3Clients | None = None
         self._connecting: asyncio.Task[S3Clients] | None = None
+        self._connected_s = 0.0
         self._bytes_per_s = 0.0
 
     @classmethod
@@ -303,6 +304,7 @@ class S3Ufs:
         self._connecting = None
         if not task.cancelled() and task.exception() is None:
             self._clients = task.result()
+            self._connected_s = task.get_loop().time()
 
     async def _run(self, call: Callable[[], T], subject: str) -> T:
         """A blocking call in a thread, its errors as ours."""
@@ -313,7 +315,17 @@ class S3Ufs:
         except UnicodeEncodeError:
             raise errors.Unsupported("S3 has no keys that are not UTF-8", subject=repr(subject)) from None
         except Exception as error:
-            raise convert_error(error, subject, self._settings.endpoint or "AWS S3") from error
+            converted = convert_error(error, subject, self._settings.endpoint or "AWS S3")
+            if isinstance(converted, errors.StoreDenied):
+                self._doubt_credentials()
+            raise converted from error
+
+    def _doubt_credentials(self) -> None:
+        """After a refusal: credentials from the AWS chain may have been replaced under us, so the next call looks for them anew,
+        but not with each of many refused calls."""
+        age_s = asyncio.get_running_loop().time() - self._connected_s
+        if not self._settings.access_key and not self._settings.anonymous and age_s >= self._settings.stall_s:
+            self._clients = None
 
     def _make_list_arguments(self, prefix: str, max_entries: int) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -295,6 +296,29 @@ async def test_all_from_the_environment(s3_server: S3Server, s3_bucket: str, mon
     (entry,) = (await ufs.list_page("")).entries
     assert entry.fingerprint is not None
     assert [bytes(chunk) async for chunk in ufs.read("k", entry.fingerprint, 0, 5)] == [b"hello"]
+    await ufs.close()
+
+
+async def test_credentials_replaced_in_their_file(
+    s3_server: S3Server, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "credentials"
+    text = f"[p]\naws_access_key_id = {s3_server.access_key}\naws_secret_access_key = "
+    file.write_text(text + "wrongsecret")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    options = {"endpoint": s3_server.endpoint, "profile": "p", "timeout_s": "0.2"}
+    ufs = open_ufs(f"s3://{s3_bucket}", options, secrets={}, on_request=lambda _op: None, io_timeout_s=3)
+    with pytest.raises(errors.StoreDenied):
+        await ufs.list_page("")
+    file.write_text(text + s3_server.secret_key)
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                assert (await ufs.list_page("")).entries == ()
+                break
+            except errors.StoreDenied:
+                await asyncio.sleep(0.05)
     await ufs.close()
 
 

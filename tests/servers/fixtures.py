@@ -116,8 +116,10 @@ def start_s3_server(root: Path | None = None, *, size_bytes: int = 4 << 30) -> I
     """A radosgw for as long as the context lasts; installs the packages where they are missing."""
     install_packages()
     # Not pytest's own directory: the paths of unix sockets must be short.
-    with tempfile.TemporaryDirectory(prefix="ceph-", ignore_cleanup_errors=True) as made:
-        cluster = Cluster((root or Path(made)) / "c", size_bytes=size_bytes, die_with_parent=True)
+    with contextlib.ExitStack() as stack:
+        if root is None:
+            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ceph-", ignore_cleanup_errors=True)))
+        cluster = Cluster(root / "c", size_bytes=size_bytes, die_with_parent=True)
         try:
             cluster.start()
             server = S3Server(cluster.endpoint, cluster.access_key, cluster.secret_key, cluster)
