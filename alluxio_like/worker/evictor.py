@@ -1,15 +1,28 @@
 """Keeps room in the cache: ties the eviction policy to the store.
 
-Owns the policy's state (fed from the store's files at start and from every use) and the background removal down to the low
-watermark. Removal runs in a thread and never inside a read. All methods may be called from any thread: one lock guards the policy, and
-is not held while the disk works.
+Owns the policies' state (one a directory; fed from the index at start and from every use) and the background removal down to the
+low watermark. Removal runs in a thread of its own, or in a load's; never inside a read. All methods may be called from any thread:
+one lock guards the policies, and is not held while the disk works.
 """
+
+import logging
+import threading
 
 from alluxio_like import errors
 from alluxio_like.cache.file import CachedFile, Role
-from alluxio_like.cache.store import CacheStore
+from alluxio_like.cache.store import CacheStore, DirectoryUsage
 from alluxio_like.clock import Clock
-from alluxio_like.types import FileId, FileRef, JobId
+from alluxio_like.types import BLOCK_BYTES, WHOLE_FILE_LIMIT_BYTES, FileId, FileRef, JobId, get_block_count
+from alluxio_like.worker.core.eviction import EvictionPolicy, Victim
+
+log = logging.getLogger(__name__)
+
+CHECK_INTERVAL_S = 1.0
+REAP_INTERVAL_S = 60.0
+MAX_ROUNDS = 12
+"""Each round asks for twice as many victims, should those of the last have been in use."""
+REMOVE_BATCH = 256
+"""Files removed in one commit of the index."""
 
 
 class Evictor:
@@ -20,27 +33,209 @@ class Evictor:
         self._clock = clock
         self._high = high_watermark
         self._low = low_watermark
+        self._lock = threading.Lock()
+        capacity = store.capacity_bytes
+        self._policies = [EvictionPolicy(capacity) for _ in store.directory_fds]
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._removing = threading.Lock()
+        """Held by who removes: two at once would both make the same room."""
+        self._thread = threading.Thread(target=self._run, name="evictor", daemon=True)
+        self.evicted_files = 0
+        self.evicted_bytes = 0
 
     def start(self) -> None:
         """Learn the files of the index, sweep leftovers, then watch the space, in a daemon thread."""
-        raise errors.Internal("not yet")
+        self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; returns when it has ended (bounded by one removal)."""
-        raise errors.Internal("not yet")
+        """End the thread; returns when it has ended (bounded by one batch of removals)."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def create(self, ref: FileRef, role: Role, *, job: JobId | None = None) -> CachedFile:
         """store.create, when there is room for the file or room can be made. Blocks; for threads.
 
-        Raises NoSpace: nothing may go for it, read through instead. A load (`job`) may turn out older homes, a reader only guests and
-        what went stale.
+        Raises NoSpace: nothing may go for it, read through instead. A load (`job`) may turn out older homes, and waits for it; for
+        a reader only what the background has made free counts. A file above the whole-file limit needs room for a block.
         """
-        raise errors.Internal("not yet")
+        found = self._store.lookup(ref.file_id)
+        if found is None or found.fingerprint != ref.fingerprint:
+            needed = ref.size if ref.size <= WHOLE_FILE_LIMIT_BYTES else BLOCK_BYTES
+            if self._get_best_room() < needed and (job is None or not self._make_room_anywhere(needed, job)):
+                self._wake.set()
+                raise errors.NoSpace("cache is full of what must stay", subject=str(ref.file_id))
+            found = self._store.create(ref, role)
+            with self._lock:
+                self._record(found, job)
+        elif job is not None:
+            self.record_loaded(found, job)
+        return found
+
+    def make_room(self, file: CachedFile, needed_bytes: int, *, job: JobId) -> bool:
+        """Make room for more pages of a file that a load is filling (its write_pages raised NoSpace). Blocks; for threads."""
+        return self._make_room(file.directory, needed_bytes, job)
 
     def record_read(self, file_id: FileId, bytes_: int) -> None:
         """Quick. A reader was given bytes of a file: from the cache, from another worker, or read through."""
-        raise errors.Internal("not yet")
+        now_s = self._clock.now_ns() / 1e9
+        with self._lock:
+            for policy in self._policies:
+                policy.record_read(file_id, bytes_, now_s)
+        self._store.record_use(file_id)
 
     def record_loaded(self, file: CachedFile, job: JobId) -> None:
         """Quick. A load brought or confirmed this file: the same load will not evict it."""
-        raise errors.Internal("not yet")
+        with self._lock:
+            self._record(file, job)
+
+    def record_state(self, file: CachedFile) -> None:
+        """Quick. The file was pinned, unpinned, or changed its role."""
+        with self._lock:
+            self._record(file, None)
+
+    def record_removed(self, file_id: FileId) -> None:
+        """Quick. The file was removed by somebody else (freed, replaced)."""
+        with self._lock:
+            for policy in self._policies:
+                policy.record_removed(file_id)
+
+    def _record(self, file: CachedFile, job: JobId | None) -> None:
+        """Under the lock."""
+        bytes_ = max(file.present_bytes, file.size if file.size <= WHOLE_FILE_LIMIT_BYTES else BLOCK_BYTES)
+        self._policies[file.directory].record_stored(
+            file.file_id, bytes_, guest=file.role is Role.GUEST, pinned=file.pinned, now_s=self._clock.now_ns() / 1e9, job=job
+        )
+
+    def _get_best_room(self) -> int:
+        return max((usage.room_bytes for usage in self._store.get_usage()), default=0)
+
+    def _make_room_anywhere(self, needed: int, job: JobId) -> bool:
+        usages = sorted(enumerate(self._store.get_usage()), key=lambda pair: -pair[1].room_bytes)
+        return any(self._make_room(number, needed, job) for number, usage in usages if usage.state == "ok")
+
+    def _make_room(self, number: int, needed: int, job: JobId) -> bool:
+        """Remove victims of one directory until `needed` bytes fit. Some more go at once, so that not each file waits for a commit."""
+        usage = self._store.get_usage()[number]
+        if needed > usage.quota_bytes:
+            return False
+        with self._removing:
+            room = self._store.get_usage()[number].room_bytes
+            if room < needed:
+                spare = int(usage.quota_bytes * (1 - self._high))
+                self._remove(number, needed - room + spare, job)
+            return self._store.get_usage()[number].room_bytes >= needed
+
+    def _remove(self, number: int, needed: int, job: JobId | None) -> int:
+        """Under `_removing`. Remove victims worth `needed` bytes; returns the bytes freed."""
+        freed = 0
+        for attempt in range(MAX_ROUNDS):
+            if freed >= needed or self._stop.is_set():
+                break
+            with self._lock:
+                wanted = (needed - freed) << attempt
+                victims = self._policies[number].choose_victims(wanted, self._clock.now_ns() / 1e9, job=job)
+            if not victims:
+                break
+            freed += self._remove_victims(number, victims, needed - freed)
+        return freed
+
+    def _remove_victims(self, number: int, victims: list[Victim], needed: int) -> int:
+        freed = 0
+        position = 0
+        while position < len(victims) and freed < needed and not self._stop.is_set():
+            batch: list[Victim] = []
+            planned = 0
+            while position < len(victims) and len(batch) < REMOVE_BATCH and planned < needed - freed:
+                batch.append(victims[position])
+                planned += victims[position].bytes
+                position += 1
+            freed += self._remove_batch(number, batch, needed - freed)
+        return freed
+
+    def _remove_batch(self, number: int, batch: list[Victim], needed: int) -> int:
+        freed = 0
+        whole: list[FileId] = []
+        for victim in batch:
+            file = self._store.lookup(victim.file_id)
+            if file is not None and file.size > WHOLE_FILE_LIMIT_BYTES:
+                freed += self._punch(number, file, needed - freed)
+            else:
+                whole.append(victim.file_id)
+        removed = self._store.remove(whole)
+        kept = {*removed.in_use, *removed.pinned}
+        with self._lock:
+            policy = self._policies[number]
+            for file_id in whole:
+                if file_id in kept:
+                    policy.record_busy(file_id)
+                else:
+                    policy.record_removed(file_id)
+        self.evicted_files += removed.files
+        self.evicted_bytes += removed.bytes
+        return freed + removed.bytes
+
+    def _punch(self, number: int, file: CachedFile, needed: int) -> int:
+        """Take blocks from the end of a large file; it goes when none is left."""
+        freed = 0
+        for block in range(get_block_count(file.size) - 1, -1, -1):
+            if freed >= needed:
+                break
+            freed += self._store.punch_block(file.file_id, block)
+        with self._lock:
+            policy = self._policies[number]
+            if freed == 0:
+                policy.record_busy(file.file_id)
+            elif file.present_bytes == 0:
+                policy.record_removed(file.file_id)
+        self.evicted_bytes += freed
+        if file.present_bytes == 0:
+            self._store.remove([file.file_id])
+        return freed
+
+    def _run(self) -> None:
+        self._learn()
+        self._store.sweep()
+        next_reap = self._clock.monotonic() + REAP_INTERVAL_S
+        while not self._stop.is_set():
+            try:
+                for number, usage in enumerate(self._store.get_usage()[: len(self._policies)]):
+                    self._evict(number, usage)
+                if self._clock.monotonic() >= next_reap:
+                    next_reap = self._clock.monotonic() + REAP_INTERVAL_S
+                    self._store.reap_held()
+            except errors.AlluxioLikeError as error:
+                log.warning("eviction failed, will try again: %s", error)
+            self._wake.wait(CHECK_INTERVAL_S)
+            self._wake.clear()
+
+    def _evict(self, number: int, usage: DirectoryUsage) -> None:
+        # What the disk itself leaves (others use it too) counts like the quota.
+        quota = min(usage.quota_bytes, usage.used_bytes + usage.held_bytes + usage.room_bytes)
+        if usage.state != "ok" or usage.used_bytes + usage.held_bytes <= quota * self._high:
+            return
+        with self._removing:
+            self._remove(number, usage.used_bytes + usage.held_bytes - int(quota * self._low), None)
+
+    def _learn(self) -> None:
+        """The files of the index, in the order of their last use."""
+        try:
+            infos = sorted(self._store.iter_files(), key=lambda info: info.last_use_s)
+        except errors.AlluxioLikeError as error:
+            log.warning("cannot read the index: %s", error)
+            return
+        now_s = self._clock.now_ns() / 1e9
+        for info in infos:
+            if self._stop.is_set():
+                return
+            with self._lock:
+                self._policies[info.directory].record_stored(
+                    info.file_id,
+                    info.present_bytes,
+                    guest=info.role is Role.GUEST,
+                    pinned=info.pinned,
+                    now_s=now_s,
+                    last_use_s=float(info.last_use_s),
+                )
