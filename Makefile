@@ -1,12 +1,13 @@
 # make setup   what it takes, into .venv            make check   style, types, layers, unit tests (a minute or two)
 # make demo    the whole thing on this machine      make test    every test, real S3 server and FUSE mount included
 # make bench   the measurements, JSON and plots     make soak    the long suites in full
+# make demo KEEP=1 leaves it up (make demo-stop ends it); DEMO_URI=s3://bucket/prefix shows your own data.
 # All of them set up what is missing first, and do that only once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTEST := .venv/bin/pytest
 
-.PHONY: help setup setup-servers demo test check unit proto lock dist bench soak clean
+.PHONY: help setup setup-servers demo demo-stop test check unit proto lock dist bench soak clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -18,7 +19,10 @@ setup-servers:
 	@scripts/setup.sh --servers
 
 demo: setup-servers
-	@.venv/bin/python bench/demo.py
+	@.venv/bin/python -m bench.demo
+
+demo-stop:
+	@.venv/bin/python -m bench.demo stop
 
 check: setup
 	@scripts/check_source.sh

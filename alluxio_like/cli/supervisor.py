@@ -24,6 +24,7 @@ from alluxio_like.errors import AlluxioLikeError, Conflict, TimedOut
 
 log = logging.getLogger(__name__)
 
+PROGRAM = (sys.executable, "-P", "-m", "alluxio_like.cli.main")
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 FIRST_PAUSE_S = 0.25
@@ -62,8 +63,17 @@ class StartFailed(AlluxioLikeError):
 class Supervisor:
     """Runs services until `stop`. `on_change` is called after each start and end, to let the world know the pids."""
 
-    def __init__(self, pids_file: Path, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pids_file: Path,
+        on_change: Callable[[], None],
+        *,
+        program: Sequence[str] = PROGRAM,
+        stop_timeout_s: float = STOP_TIMEOUT_S,
+    ) -> None:
         self._pids_file = pids_file
+        self._program = tuple(program)
+        self._stop_timeout_s = stop_timeout_s
         self._on_change = on_change
         self._services: list[Service] = []
         self._keepers: list[asyncio.Task[None]] = []
@@ -110,7 +120,7 @@ class Supervisor:
         with contextlib.suppress(FileNotFoundError):
             if service.log_file.stat().st_size > LOG_LIMIT_BYTES:
                 service.log_file.replace(service.log_file.with_name(service.log_file.name + ".1"))
-        command = [sys.executable, "-P", "-m", "alluxio_like.cli.main", service.kind, "--config", str(service.config)]
+        command = [*self._program, service.kind, "--config", str(service.config)]
         command += ["--supervisor", str(os.getpid()), "--lifeline", str(self._lifeline)]
         with service.log_file.open("ab") as output:
             service.log_start = output.tell()
@@ -156,7 +166,7 @@ class Supervisor:
         waiting = {asyncio.ensure_future(process.wait())}
         if force is not None:
             waiting.add(asyncio.ensure_future(force.wait()))
-        _, pending = await asyncio.wait(waiting, timeout=STOP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        _, pending = await asyncio.wait(waiting, timeout=self._stop_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
         if process.returncode is None:
@@ -165,7 +175,7 @@ class Supervisor:
                 process.kill()
             # A killed process may still wait for a disk or a file system; it is not waited for without end.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOP_TIMEOUT_S / 2):
+                async with asyncio.timeout(self._stop_timeout_s / 2):
                     await process.wait()
 
     def _read_ready(self, service: Service) -> bool:
