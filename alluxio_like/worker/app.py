@@ -110,7 +110,7 @@ async def start_worker(
         stack.enter_context(lock_home(config.home))
         store = await asyncio.to_thread(_open_store, config, clock)
         stack.push_async_callback(asyncio.to_thread, store.close)
-        server = create_server(config.bind, tls=config.tls, insecure=config.insecure, token=token)
+        server = create_server(config.bind, tls=config.tls, insecure=config.insecure, token=token, metrics=metrics)
         stack.push_async_callback(server.stop)
         parts = await _wire(stack, config, clock, metrics, store, server, token, open_store)
         http = start_http(

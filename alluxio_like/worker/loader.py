@@ -112,16 +112,16 @@ class Loader:
         batch.pieces = self._iter_pieces(batch, files)
         count = min(self._tasks, max(1, sum(-(-max(f.ref.size, 1) // (self._piece_pages * PAGE_BYTES)) for f in files[: self._tasks])))
         tasks = [asyncio.create_task(self._work(batch, pace), name=f"load {job_id}/{n}") for n in range(count)]
-        working = asyncio.gather(*tasks)
-        working.add_done_callback(lambda _: batch.changed.set())
+        for task in tasks:
+            task.add_done_callback(lambda _: batch.changed.set())
         try:
-            while not working.done():
+            while working := [task for task in tasks if not task.done()]:
                 await batch.changed.wait()
-                if not working.done():
-                    await asyncio.wait([working], timeout=_REPORT_S)
+                await asyncio.wait(working, timeout=_REPORT_S)
                 if (message := batch.take()) is not None:
                     yield message
-            await working
+            for task in tasks:
+                task.result()
             if (message := batch.take()) is not None:
                 yield message
         finally:
