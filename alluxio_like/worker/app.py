@@ -227,7 +227,7 @@ async def _wire(
         interval_s=config.heartbeat_interval_s, describe=describe, on_cluster=on_cluster,
     )  # fmt: skip
     data = DataService(fetcher=fetcher, store=store, evictor=evictor, view=view, metrics=metrics)
-    admin = AdminService(loader=loader, store=store, fetcher=fetcher, disk=slow, describe=describe)
+    admin = AdminService(loader=loader, store=store, evictor=evictor, fetcher=fetcher, disk=slow, describe=describe)
     add_worker_services(server.grpc_server, data=data, admin=admin)
     # Calls end before what they use is taken down.
     stack.push_async_callback(server.stop)

@@ -220,6 +220,10 @@ class Pilot:
                 return cached
             except errors.NotFound:
                 cached = None  # evicted or freed just now: once more into a new file
+            except errors.NoSpace:
+                # A load may turn out older homes; a reader only gets what is free.
+                if flight.job is None or not self._evictor.make_room(cached, len(data), job=flight.job):
+                    raise
         raise errors.NoSpace("the cache file was removed again and again", subject=flight.ref.key)
 
     def _land(self, flight: Flight, first: int, count: int, data: memoryview, written: "asyncio.Future[CachedFile]") -> None:

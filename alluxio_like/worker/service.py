@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from alluxio_like import errors
 from alluxio_like.cache.file import CachedFile, Role
-from alluxio_like.cache.store import CacheStore
+from alluxio_like.cache.store import CacheStore, Removed
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import (
     CheckResult,
@@ -153,12 +153,14 @@ class AdminService:
         *,
         loader: Loader,
         store: CacheStore,
+        evictor: Evictor,
         fetcher: Fetcher,
         disk: DiskQueue,
         describe: Callable[[], Worker],
     ) -> None:
         self._loader = loader
         self._store = store
+        self._evictor = evictor
         self._fetcher = fetcher
         self._disk = disk
         self._describe = describe
@@ -176,9 +178,7 @@ class AdminService:
         count = size = pinned = 0
         for start in range(0, len(files), _FILES_PER_STEP):
             part = files[start : start + _FILES_PER_STEP]
-            removed = await self._disk.submit(
-                lambda part=part: self._store.remove(part, force=True, include_pinned=force)  # type: ignore[misc]
-            )
+            removed = await self._disk.submit(lambda part=part: self._free(part, force))  # type: ignore[misc]
             count += removed.files
             size += removed.bytes
             pinned += len(removed.pinned)
@@ -186,7 +186,23 @@ class AdminService:
 
     async def set_pinned(self, files: Sequence[FileId], *, pinned: bool) -> None:
         """See AdminHandler."""
-        await self._disk.submit(lambda: self._store.set_pinned(files, pinned))
+        await self._disk.submit(lambda: self._pin(files, pinned))
+
+    def _free(self, files: Sequence[FileId], force: bool) -> Removed:
+        """In a disk thread."""
+        removed = self._store.remove(files, force=True, include_pinned=force)
+        kept = {*removed.pinned, *removed.in_use}
+        for file_id in files:
+            if file_id not in kept:
+                self._evictor.record_removed(file_id)
+        return removed
+
+    def _pin(self, files: Sequence[FileId], pinned: bool) -> None:
+        """In a disk thread."""
+        self._store.set_pinned(files, pinned)
+        for file_id in files:
+            if (cached := self._store.lookup(file_id)) is not None:
+                self._evictor.record_state(cached)
 
     async def get_status(self) -> WorkerStatus:
         """See AdminHandler."""

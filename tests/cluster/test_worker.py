@@ -144,7 +144,7 @@ async def test_a_restarted_worker_is_warm_and_the_same(tmp_path: Path) -> None:
             assert await gather_bytes(stub.read(ref, 0, len(data))) == data
             first_id = worker.worker_id
         assert master.left == [first_id]
-        assert not os.path.exists(worker.door_path)  # noqa: PTH110, ASYNC240 (one stat)
+        assert not os.path.exists(worker.door_path)  # noqa: PTH110 (one stat)
         master.forget()
         async with one_worker(tmp_path, master, ufs) as (worker, stub):
             assert worker.worker_id == first_id
@@ -381,4 +381,4 @@ async def test_killed_and_started_again_it_is_warm_and_terminated_it_leaves(tmp_
             process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(process.wait(), 10) == 0
         assert master.left == [facts["worker_id"]]
-        assert not os.path.exists(again["door_path"])  # noqa: PTH110, ASYNC240 (one stat)
+        assert not os.path.exists(again["door_path"])  # noqa: PTH110 (one stat)
