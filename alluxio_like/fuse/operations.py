@@ -12,7 +12,7 @@ The mount's root has node id 1 whatever inode it is. All other node ids are inod
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 
 from alluxio_like.clock import Clock
@@ -50,7 +50,12 @@ _FAILURE_KEPT_S = 1.0
 read-ahead once by itself, page by page, and the caller would wait the whole io_timeout_s twice."""
 _STALE_INODES = 10_000
 
-_CONNECTIVITY = (Unavailable, TimedOut)
+_WAIT_KNOWN_S = 2.0
+_WAIT_AWAY_S = 0.2
+_AWAY_S = 5.0
+_KNOWN_VALID_S = 1.0
+"""A name or inode that is known is answered from memory, for _KNOWN_VALID_S, when the services do not answer within _WAIT_KNOWN_S, and in the
+_AWAY_S after that within _WAIT_AWAY_S: training goes on while the master restarts. Guesses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,8 @@ class Operations:
         self._seen: BoundedDict[InodeId, Entry] = BoundedDict(_REMEMBERED_ENTRIES)
         self._parents: BoundedDict[InodeId, InodeId] = BoundedDict(_REMEMBERED_ENTRIES)
         self._stale: BoundedDict[InodeId, None] = BoundedDict(_STALE_INODES)
+        self._names: BoundedDict[tuple[InodeId, str], InodeId] = BoundedDict(_REMEMBERED_ENTRIES)
+        self._away_until_s = 0.0
         self._open: dict[InodeId, list[FileHandle]] = {}
         self._totals = Totals(0, 0)
         self._refreshes: dict[str, asyncio.Task[None]] = {}
@@ -97,12 +104,16 @@ class Operations:
         """A name in a directory; an answer without an entry may be kept by the kernel too."""
         if len(name) > NAME_MAX_BYTES:
             raise NameTooLong("a name has at most 255 bytes")
-        directory = self._get_inode(parent)
-        answer = await self._backend.lookup(directory, to_str(name))
-        if answer.entry is not None:
+        directory, text = self._get_inode(parent), to_str(name)
+        known_inode = self._names.lookup((directory, text))
+        known = self._seen.lookup(known_inode) if known_inode is not None and known_inode not in self._stale else None
+        answer, is_fresh = await self._ask(lambda: self._backend.lookup(directory, text), known)
+        if is_fresh and answer.entry is not None:
             self._remember(answer.entry, directory)
             # Whoever looked it up again has been told that this is the content of the moment.
             self._stale.discard(answer.entry.attr.inode)
+        elif is_fresh:
+            self._names.discard((directory, text))
         return Answer(answer.entry, self._limit(answer.valid_s))
 
     async def getattr(self, node: int) -> tuple[Attr, float]:
@@ -282,19 +293,15 @@ class Operations:
         inode = entry.attr.inode
         self._seen.set(inode, entry)
         self._parents.set(inode, parent)
+        self._names.set((parent, entry.name), inode)
 
     async def _get_shown_entry(self, node: int) -> Entry:
         return self._root if node == ROOT_NODE else (await self._get_entry(InodeId(node)))[0]
 
     async def _get_entry(self, inode: InodeId) -> tuple[Entry, float]:
-        """The backend's answer; while it cannot be reached, what was last known; for what is open, what was opened."""
+        """The backend's answer; while it is away, what was last known; for what is open, what was opened."""
         try:
-            answer = await self._backend.get_entry(inode)
-        except _CONNECTIVITY:
-            known = self._seen.lookup(inode)
-            if known is None:
-                raise
-            return known, 0.0
+            answer, _ = await self._ask(lambda: self._backend.get_entry(inode), self._seen.lookup(inode))
         except NotFound:
             opened = self._open.get(inode)
             if not opened:
@@ -303,6 +310,18 @@ class Operations:
         if answer.entry is None:
             raise NotFound("no such inode", subject=str(inode))
         return answer.entry, answer.valid_s
+
+    async def _ask(self, call: Callable[[], Awaitable[Answer]], known: Entry | None) -> tuple[Answer, bool]:
+        """The backend's answer and True; or, when that does not come soon, what is known, for a moment, and False."""
+        if known is None:
+            return await call(), True
+        is_away = self._clock.monotonic() < self._away_until_s
+        try:
+            async with asyncio.timeout(_WAIT_AWAY_S if is_away else _WAIT_KNOWN_S):
+                return await call(), True
+        except (TimeoutError, Unavailable, TimedOut):
+            self._away_until_s = self._clock.monotonic() + _AWAY_S
+            return Answer(known, _KNOWN_VALID_S), False
 
     async def _refresh(self, name: str, refresh: Callable[[], Coroutine[None, None, None]]) -> None:
         """Let a refresh run, one at a time, and wait for it a little while only."""
