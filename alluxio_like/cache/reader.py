@@ -3,16 +3,18 @@
 Owns read-only views of the indexes and the opened cache files. Opened from descriptors of cache directories (a worker's door
 hands them out). The file is always opened before its bits are read, so that bits that are set speak of bytes that stay.
 
-A CacheReader belongs to the process that opened it (after fork the child opens its own), and one process has at most one of a
-worker at a time (LMDB's rule: close the old one first). Any of its threads may use it; a LocalFile's own state is guarded by
-nothing but the interpreter: concurrent reads may verify a page twice, never skip it.
+One process has at most one CacheReader of a worker at a time (LMDB's rule: close the old one first). It survives fork, in parent
+and child: an environment must not, so it is closed just before and opened again when needed. Any thread may use it; a LocalFile's
+own state is guarded by nothing but the interpreter: concurrent reads may verify a page twice, never skip it.
 """
 
 import errno
 import os
 import struct
+import threading
+import weakref
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import lmdb
@@ -27,36 +29,50 @@ _HEADER = struct.Struct("<QIQ")
 
 
 class _View:
-    """One directory: its descriptor and its index, read-only."""
+    """One directory: its descriptor and its index, read-only. The lock guards the environment's coming and going."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.lock = threading.Lock()
+        self.closed = False
+        self._env: lmdb.Environment | None = None
         path = f"/proc/self/fd/{fd}"
         if not check_format(fd, path):
             raise errors.DiskError("not a cache directory", subject=path)
-        self.env: lmdb.Environment | None = lmdb.open(
-            f"{path}/index", readonly=True, create=False, lock=True, max_spare_txns=4, readahead=False
-        )
-        with self.env.begin() as txn:
+        with self._open_env().begin() as txn:
             self.trust = int.from_bytes(bytes(txn.get(fmt.KEY_TRUST) or b"\0"), "big")
 
     def get(self, key: bytes) -> bytes | None:
         """A record, or None; also None when the index cannot be read now (then the worker is asked)."""
-        env = self.env
-        if env is None:
-            return None
-        try:
-            with env.begin() as txn:
-                value = txn.get(key)
-                return None if value is None else bytes(value)
-        except lmdb.Error:
-            return None
+        with self.lock:
+            try:
+                if self.closed:
+                    return None
+                with (self._env or self._open_env()).begin() as txn:
+                    value = txn.get(key)
+                    return None if value is None else bytes(value)
+            except lmdb.Error:
+                self.close_env()
+                return None
+
+    def close_env(self) -> None:
+        """Under the lock. The next look opens it again."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None
 
     def close(self) -> None:
-        if self.env is not None:
-            env, self.env = self.env, None
-            env.close()
-            os.close(self.fd)
+        with self.lock:
+            if not self.closed:
+                self.closed = True
+                self.close_env()
+                os.close(self.fd)
+
+    def _open_env(self) -> lmdb.Environment:
+        self._env = lmdb.open(
+            f"/proc/self/fd/{self.fd}/index", readonly=True, create=False, lock=True, max_spare_txns=1, readahead=False
+        )
+        return self._env
 
 
 class LocalFile:
@@ -206,6 +222,12 @@ class CacheReader:
 
     def __init__(self, views: list[_View]) -> None:
         self._views = views
+        me = weakref.ref(self)
+        os.register_at_fork(
+            before=lambda: _call(me, CacheReader._before_fork),
+            after_in_parent=lambda: _call(me, CacheReader._after_fork),
+            after_in_child=lambda: _call(me, CacheReader._after_fork),
+        )
 
     @classmethod
     def open(cls, directory_fds: Sequence[int]) -> Self:
@@ -254,12 +276,27 @@ class CacheReader:
         """Close indexes and directory descriptors; files that are open stay usable for what they know. Idempotent."""
         for view in self._views:
             view.close()
-        self._views = []
+
+    def _before_fork(self) -> None:
+        # A child that inherits an open environment can neither use it nor, without harm to the parent's slots, close it.
+        for view in self._views:
+            view.lock.acquire()
+            view.close_env()
+
+    def _after_fork(self) -> None:
+        for view in self._views:
+            view.lock.release()
+
+
+def _call(reference: "weakref.ref[CacheReader]", method: Callable[[CacheReader], None]) -> None:
+    reader = reference()
+    if reader is not None:
+        method(reader)
 
 
 def _open_file(view: _View, ref: FileRef, generation: int) -> LocalFile | None:
     """O_NONBLOCK: a file that is just being evicted (under a lease) is as good as gone, and not waited for."""
-    if view.env is None:
+    if view.closed:
         return None
     try:
         fd = os.open(

@@ -1,0 +1,295 @@
+"""Reading cache files from other processes, while the worker writes, evicts, crashes and restarts.
+
+The readers are real processes, because one process may open an index only once.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alluxio_like.cache.format import make_file_path
+from alluxio_like.cache.store import CachedFile, CacheDirSpec, CacheStore, Role
+from alluxio_like.clock import SystemClock
+from alluxio_like.types import PAGE_BYTES, FileRef, Fingerprint, InodeId, MountId, VersionId
+
+CHILD = Path(__file__).parent.parent / "cache_child.py"
+
+
+def make_ref(inode: int, size: int, token: str = "etag") -> FileRef:
+    return FileRef(InodeId(inode), VersionId(1), MountId(1), f"key{inode}", Fingerprint(token, size))
+
+
+def make_page(ref: FileRef, page: int) -> bytes:
+    seed = f"{ref.inode}/{ref.fingerprint.token}/{page}|".encode()
+    length = min(PAGE_BYTES, ref.size - page * PAGE_BYTES)
+    return (seed * (length // len(seed) + 1))[:length]
+
+
+class Child:
+    """A process that obeys one line at a time; see tests/cache_child.py."""
+
+    def __init__(self, kind: str, *args: object, fds: tuple[int, ...] = ()) -> None:
+        ours, theirs = socket.socketpair()
+        self.process = subprocess.Popen(
+            [sys.executable, str(CHILD), kind, str(theirs.fileno()), *map(str, args), *map(str, fds)],
+            pass_fds=(theirs.fileno(), *fds),
+        )
+        theirs.close()
+        ours.settimeout(60)
+        self.socket = ours
+        self.file = ours.makefile("rw")
+
+    def ask(self, *words: object) -> Any:
+        self.tell(*words)
+        return self.hear()
+
+    def tell(self, *words: object) -> None:
+        self.file.write(json.dumps(words) + "\n")
+        self.file.flush()
+
+    def hear(self) -> Any:
+        line = self.file.readline()
+        assert line, "child ended"
+        return json.loads(line)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(30)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(30)
+        with contextlib.suppress(OSError):
+            self.file.close()
+        self.socket.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[CacheStore]:
+    opened = open_store(tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def children() -> Iterator[list[Child]]:
+    started: list[Child] = []
+    yield started
+    for child in started:
+        child.close()
+
+
+def open_store(path: Path, quota: int = 1 << 30) -> CacheStore:
+    specs = [CacheDirSpec(path / name, quota, allow_root_disk=True, keep_free_fraction=0.0) for name in ("d0", "d1")]
+    return CacheStore.open(specs, cluster_id="c", clock=SystemClock(), boot_id="boot")
+
+
+def start_reader(children: list[Child], store: CacheStore) -> Child:
+    fds = tuple(os.dup(fd) for fd in store.directory_fds)
+    for fd in fds:
+        os.set_inheritable(fd, True)
+    child = Child("reader", fds=fds)
+    for fd in fds:
+        os.close(fd)
+    children.append(child)
+    return child
+
+
+def fill(store: CacheStore, ref: FileRef, pages: range | None = None) -> CachedFile:
+    file = store.create(ref, Role.HOME)
+    for page in pages if pages is not None else range(-(-ref.size // PAGE_BYTES)):
+        file.write_pages(page, make_page(ref, page))
+    return file
+
+
+def get_path(store: CacheStore, file: CachedFile) -> Path:
+    return store.get_usage()[file.directory].path / make_file_path(file.file_id, file.generation)
+
+
+def test_reader_sees_what_is_committed_and_learns_what_is_not(store: CacheStore, children: list[Child]) -> None:
+    ref = make_ref(1, 3 * PAGE_BYTES + 10)
+    reader = start_reader(children, store)
+    assert reader.ask("lookup", ref.inode, ref.size, "etag") is False
+    file = fill(store, ref, range(1))
+    store.flush()
+    assert reader.ask("lookup", ref.inode, ref.size, "etag") is True
+    assert reader.ask("run", 100, 1 << 40) == PAGE_BYTES - 100
+    assert reader.ask("read", 100, 50) == make_page(ref, 0)[100:150].decode()
+    assert reader.ask("read", PAGE_BYTES, 50) == ""
+    # What a Fill reply says holds at once, for the same incarnation of the file only.
+    with store._dirs[file.directory].get_index().lock:
+        file.write_pages(2, make_page(ref, 2))
+        (_, run) = file.get_present_runs(type(run0 := file.missing_pages(_all(ref))[0])(0, 4))
+        assert run0.first == 1
+        assert reader.ask("learn", file.generation ^ 1, run.pages.first, run.pages.stop, list(run.checksums)) is False
+        assert reader.ask("run", 2 * PAGE_BYTES, 10) == 0
+        assert reader.ask("learn", file.generation, run.pages.first, run.pages.stop, list(run.checksums)) is True
+        assert reader.ask("read", 2 * PAGE_BYTES + 7, 20) == make_page(ref, 2)[7:27].decode()
+    fill(store, ref)
+    store.flush()
+    assert reader.ask("complete") is True
+    assert reader.ask("read", 3 * PAGE_BYTES - 5, 100) == (make_page(ref, 2)[-5:] + make_page(ref, 3)).decode()
+    assert reader.ask("lookup", ref.inode, ref.size, "other") is False
+
+
+def _all(ref: FileRef) -> Any:
+    from alluxio_like.types import PageRange
+
+    return PageRange(0, -(-ref.size // PAGE_BYTES))
+
+
+def test_reader_opens_what_a_fill_reply_names_before_the_commit(store: CacheStore, children: list[Child]) -> None:
+    ref = make_ref(1, 100)
+    reader = start_reader(children, store)
+    locks = [directory.get_index().lock for directory in store._dirs]
+    with locks[0], locks[1]:
+        file = fill(store, ref)
+        (run,) = file.get_present_runs(_all(ref))
+        assert reader.ask("open_filled", 1, 100, file.directory, file.generation ^ 1) is False
+        assert reader.ask("open_filled", 1, 100, file.directory, file.generation) is True
+        assert reader.ask("learn", run.generation, 0, 1, list(run.checksums)) is True
+        assert reader.ask("read", 0, 100) == make_page(ref, 0).decode()
+
+
+def test_reader_finds_flipped_bit_and_recovers(store: CacheStore, children: list[Child]) -> None:
+    ref = make_ref(1, 2 * PAGE_BYTES)
+    file = fill(store, ref)
+    store.flush()
+    with get_path(store, file).open("r+b") as raw:
+        raw.seek(PAGE_BYTES + 3)
+        raw.write(b"\xff")
+    reader = start_reader(children, store)
+    assert reader.ask("lookup", 1, ref.size, "etag") is True
+    assert reader.ask("read", 0, 10) == make_page(ref, 0)[:10].decode()
+    assert reader.ask("read", PAGE_BYTES, 10) == "error corrupt"
+    assert file.verify() == [1]
+    file.write_pages(1, make_page(ref, 1))
+    store.flush()
+    assert reader.ask("read", PAGE_BYTES, 10) == make_page(ref, 1)[:10].decode()
+
+
+def test_open_file_outlives_forced_removal_and_is_not_punched(store: CacheStore, children: list[Child]) -> None:
+    ref = make_ref(1, 2 * PAGE_BYTES)
+    fill(store, ref)
+    store.flush()
+    reader = start_reader(children, store)
+    assert reader.ask("lookup", 1, ref.size, "etag") is True
+    assert store.remove([ref.file_id]).in_use == (ref.file_id,)
+    assert store.punch_block(ref.file_id, 0) == 0
+    assert reader.ask("run", 0, ref.size) == ref.size
+    assert store.remove([ref.file_id], force=True).files == 1
+    # The file comes again as another one: what the old one's reader knows must not be mixed with it.
+    changed = make_ref(1, 2 * PAGE_BYTES, "new")
+    fill(store, changed)
+    store.flush()
+    assert reader.ask("read", PAGE_BYTES, 20) == make_page(ref, 1)[:20].decode()
+    assert store.reap_held() == 0
+    assert reader.ask("lookup", 1, ref.size, "new") is True
+    assert reader.ask("read", PAGE_BYTES, 20) == make_page(changed, 1)[:20].decode()
+    assert store.reap_held() > 0
+    reader.kill()
+    assert store.remove([ref.file_id]).files == 1
+
+
+def test_dead_readers_leave_no_slots_behind(store: CacheStore, children: list[Child]) -> None:
+    fill(store, make_ref(1, 10))
+    store.flush()
+    for _ in range(3):
+        child = start_reader(children, store)
+        assert child.ask("lookup", 1, 10, "etag") is True
+        child.kill()
+    wait_until(lambda: store._dirs[0].get_index().check_readers() >= 0)
+    assert len([line for line in store._dirs[0].get_index()._env.readers().splitlines() if str(os.getpid()) not in line]) <= 1
+
+
+def wait_until(condition: Any, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline
+        pause.wait(0.01)
+
+
+def test_forked_child_opens_its_own(store: CacheStore, children: list[Child]) -> None:
+    fill(store, make_ref(1, 10))
+    store.flush()
+    reader = start_reader(children, store)
+    assert reader.ask("lookup", 1, 10, "etag") is True
+    assert reader.ask("fork", 1, 10, "etag") == make_page(make_ref(1, 10), 0).decode()
+    assert reader.ask("read", 0, 10) == make_page(make_ref(1, 10), 0).decode()
+
+
+def test_readers_never_see_wrong_bytes_while_files_come_and_go(store: CacheStore, children: list[Child]) -> None:
+    """Two processes read files at random, each byte checked, while the worker fills, evicts, punches and replaces them."""
+    readers = [start_reader(children, store) for _ in range(2)]
+    for reader in readers:
+        reader.tell("storm", 12)
+    deadline = time.monotonic() + 4
+    turn = 0
+    while time.monotonic() < deadline:
+        turn += 1
+        ref = make_ref(1 + turn % 12, 2 * PAGE_BYTES + 5, "ab"[turn // 40 % 2])
+        match turn % 5:
+            case 0:
+                store.remove([ref.file_id])
+            case 1:
+                store.punch_block(ref.file_id, 0)
+            case 2:
+                store.remove([ref.file_id], force=turn % 4 == 0)
+            case _:
+                fill(store, ref, range(turn % 4))
+        if turn % 3 == 0:
+            store.flush()
+    reads = 0
+    for reader in readers:
+        reader.tell("stop")
+        result = reader.hear()
+        assert result["wrong"] == []
+        reads += result["reads"]
+    assert reads > 100
+    wait_until(lambda: store.reap_held() >= 0)
+
+
+def test_kill_during_writing_leaves_only_right_bytes(tmp_path: Path, children: list[Child]) -> None:
+    """A worker process is killed while it writes and evicts; whatever the next one finds is right, and space adds up."""
+    for round_ in range(3):
+        worker = Child("worker", tmp_path, round_)
+        children.append(worker)
+        assert worker.hear() == "ready"
+        worker.tell("go")
+        for _ in range(20 + 15 * round_):
+            worker.hear()
+        worker.kill()
+        store = open_store(tmp_path, 64 << 20)
+        try:
+            found = 0
+            for info in list(store.iter_files()):
+                file = store.lookup(info.file_id)
+                assert file is not None
+                assert file.verify() == []
+                ref = make_ref(info.file_id.inode, info.size, file.fingerprint.token)
+                for page in range(-(-info.size // PAGE_BYTES)):
+                    if not file.missing_pages(type(_all(ref))(page, page + 1)):
+                        found += 1
+                        assert file.read(page * PAGE_BYTES, PAGE_BYTES) == make_page(ref, page)
+            assert found > 0
+            store.sweep()
+            for usage in store.get_usage():
+                files = list((usage.path / "files").glob("*/*"))
+                assert len(files) == usage.file_count
+            total = sum(info.present_bytes for info in store.iter_files())
+            assert sum(usage.used_bytes for usage in store.get_usage()) == total
+        finally:
+            store.close()
