@@ -21,7 +21,7 @@ STOP_S = 30.0
 def get_pids(ready: Any) -> list[int]:
     """Every pid in what `up --json` printed."""
     if isinstance(ready, dict):
-        return [ready["pid"]] * ("pid" in ready) + [pid for value in ready.values() for pid in get_pids(value)]
+        return ([ready["pid"]] if "pid" in ready else []) + [pid for value in ready.values() for pid in get_pids(value)]
     return [pid for value in ready for pid in get_pids(value)] if isinstance(ready, list) else []
 
 
