@@ -38,6 +38,7 @@ from alluxio_like.worker.heartbeat import Heart
 from alluxio_like.worker.loader import Loader
 from alluxio_like.worker.peers import Peers
 from alluxio_like.worker.pilot import Pilot
+from alluxio_like.worker.roles import promote_guests
 from alluxio_like.worker.scrub import Scrubber
 from alluxio_like.worker.service import AdminService, DataService
 from alluxio_like.worker.stores import OpenStore, Stores
@@ -182,7 +183,7 @@ async def _wire(
     stack.push_async_callback(channel.close)
     master = MasterStub(channel, timeout_s=config.io_timeout_s)
     stores = Stores(
-        master.get_mount_secrets,
+        lambda mount_id: master.get_mount_secrets(mount_id, timeout_s=config.io_timeout_s / 2),
         open_store or _make_opener(config.io_timeout_s),
         lambda op, mount: metrics.store_requests.labels(op, mount).inc(),
         clock.monotonic,
@@ -199,7 +200,7 @@ async def _wire(
         io_timeout_s=config.io_timeout_s,
     )  # fmt: skip
     fetcher = Fetcher(
-        store=store, pilot=pilot, turns=turns, view=view, reads=reads,
+        store=store, pilot=pilot, turns=turns, view=view, reads=reads, metrics=metrics,
         io_timeout_s=config.io_timeout_s, max_request_bytes=config.max_request_bytes,
     )  # fmt: skip
     stack.push_async_callback(fetcher.close)
@@ -218,6 +219,8 @@ async def _wire(
 
     def on_cluster(cluster: Cluster) -> None:
         view.set_cluster(cluster)
+        # Copies of files whose home this worker has become are no guests any more.
+        slow.submit(lambda: promote_guests(store, evictor, cluster)).add_done_callback(_log_failure)
         task = asyncio.create_task(peers.keep_only(w.address for w in cluster.workers if w.live), name="close channels")
         closing.add(task)
         task.add_done_callback(closing.discard)
@@ -274,6 +277,11 @@ def _describe(store: CacheStore, address: str, host_id: str, door_path: str) -> 
         pinned_bytes=sum(directory.pinned_bytes for directory in usage),
         file_count=sum(directory.file_count for directory in usage),
     )
+
+
+def _log_failure(done: "asyncio.Future[None]") -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        _LOG.warning("could not look after roles: %s", error)
 
 
 def _get_host_id() -> str:

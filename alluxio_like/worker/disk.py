@@ -19,6 +19,8 @@ _BATCH_ITEMS = 16
 _BATCH_S = 0.003
 """A batch ends after so many items or so long; guesses between latency and the price of a wake-up (about 50 us)."""
 
+_CLOSE_S = 5.0
+
 _Item = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 
 
@@ -42,14 +44,14 @@ class DiskQueue:
         return future
 
     async def close(self) -> None:
-        """Finish what was submitted and end the threads."""
+        """Finish what was submitted and end the threads; a thread that a disk holds for longer is left behind."""
         if self._closed:
             return
         self._closed = True
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, _CLOSE_S)
 
     def _work(self) -> None:
         ending = False

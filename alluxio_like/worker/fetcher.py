@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from alluxio_like import errors
 from alluxio_like.cache.file import CachedFile, Role
 from alluxio_like.cache.store import CacheStore
+from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import PAGE_BYTES, PAGES_PER_BLOCK, FileId, FileRef, JobId, PageRange, get_page_count
 from alluxio_like.worker.cluster import ClusterView
@@ -64,6 +65,7 @@ class Fetcher:
         turns: Turns,
         view: ClusterView,
         reads: DiskQueue,
+        metrics: Metrics,
         io_timeout_s: float,
         max_request_bytes: int,
     ) -> None:
@@ -72,6 +74,7 @@ class Fetcher:
         self._turns = turns
         self._view = view
         self._reads = reads
+        self._metrics = metrics
         # Answers before the caller's own deadline, which is io_timeout_s, so that the caller learns what was wrong.
         self._wait_s = io_timeout_s * 0.9
         self._max_pages = max(1, max_request_bytes // PAGE_BYTES)
@@ -210,8 +213,9 @@ class Fetcher:
         """How each page is come by, in order: (first, stop, flight), flight None for pages that are here. Joined until left."""
         plan: list[Piece] = []
         position = pages.first
-        # What is here by now counts, not what was when a caller looked.
-        cached = cached if cached is not None and not cached.removed else self._lookup(ref)
+        # `cached` is what the caller looked up just now, without an await in between (get_cached awaits only for what it found).
+        if cached is not None and cached.removed:
+            cached = None
         missing = cached.missing_pages(pages) if cached is not None else [pages] if len(pages) else []
         for run in missing:
             if position < run.first:
@@ -284,6 +288,7 @@ class Fetcher:
     # -- flying and waiting ------------------------------------------------------------------------------------------------
 
     async def _fly(self, flight: Flight) -> None:
+        started = self._turns.monotonic()
         error: errors.AlluxioLikeError | None = None
         try:
             await self._pilot.fly(flight)
@@ -296,6 +301,7 @@ class Fetcher:
         finally:
             self._retire(flight)
             flight.end(error)
+            self._metrics.fetch_seconds.labels(flight.priority.name.lower()).observe(self._turns.monotonic() - started)
 
     def _retire(self, flight: Flight) -> None:
         """Take a flight off the map; from now on its pages are present, remembered, or fetched anew."""
@@ -313,7 +319,7 @@ class Fetcher:
     def _abandon(self, flight: Flight) -> None:
         """Nobody waits for it any more: stop it if it has not begun or keeps nothing, else let it fill the cache for a while."""
         task = flight.task
-        if task is None:
+        if task is None or flight.landed >= flight.stop:
             return
         if flight.state is State.QUEUED or flight.role is None or flight.last_error is not None:
             # Off the map at once: who comes now starts another one instead of sharing its end.
@@ -363,14 +369,16 @@ class Fetcher:
             if cached is not None:
                 try:
                     return await self._reads.submit(lambda file=cached: file.read(start, stop - start)), source  # type: ignore[misc]
-                except (errors.NoData, errors.Corrupt, errors.NotFound, errors.DiskError):
-                    pass  # evicted, dropped as corrupt, or its disk failed: fetch the page again
+                except errors.Corrupt:
+                    self._metrics.corrupt_pages.inc()
+                except (errors.NoData, errors.NotFound, errors.DiskError):
+                    pass  # evicted, or its disk failed: fetch the page again
             flight = await self._refetch(ref, page, priority, role)
         raise errors.DiskError("the page vanished again and again after it was fetched", subject=ref.key)
 
     async def _refetch(self, ref: FileRef, page: int, priority: Priority, role: Role | None) -> Flight | None:
         """Fetch one page again and wait for it; None: it is present after all."""
-        with self._plan(ref, PageRange(page, page + 1), priority, role, (), None, None) as plan:
+        with self._plan(ref, PageRange(page, page + 1), priority, role, (), None, self._lookup(ref)) as plan:
             flight = plan[0][2]
             if flight is not None:
                 await self._wait(flight, page)

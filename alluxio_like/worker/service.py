@@ -71,6 +71,9 @@ class DataService:
         try:
             for start, stop in _split_by_block(offset, offset + length, self._view.is_block_placed(ref)):
                 role, peers = self._choose_role(ref, start // BLOCK_BYTES)
+                if priority is Priority.LOAD:
+                    # Another worker makes its replica from ours, which the master has asked of us or is about to.
+                    role = Role.HOME
                 pieces = self._fetcher.read(ref, start, stop - start, priority=priority, role=role, peers=peers)
                 try:
                     async for piece, source in pieces:

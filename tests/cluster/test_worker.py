@@ -20,7 +20,7 @@ from alluxio_like.placement import rank_workers
 from alluxio_like.rpc.channel import open_channel
 from alluxio_like.rpc.messages import Filled, LoadFile, RateShare, Touched
 from alluxio_like.rpc.worker_stub import WorkerStub
-from alluxio_like.types import FileRef
+from alluxio_like.types import FileRef, WorkerId
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from alluxio_like.ufs.open import open_ufs
 from alluxio_like.worker.app import RunningWorker, start_worker
@@ -244,6 +244,11 @@ async def test_a_guest_is_filled_from_the_home_and_only_when_it_is_worth_it(tmp_
         roles = {worker.store.lookup(ref.file_id).role.name for worker, _ in (home, other)}  # type: ignore[union-attr]
         assert roles == {"HOME", "GUEST"}
         assert get_requests(other[0]) == 0
+        # The home goes for good: the copy takes its place.
+        del master.workers[WorkerId(home[0].worker_id)]
+        master.epoch += 1
+        cached = other[0].store.lookup(ref.file_id)
+        await wait_until(lambda: cached is not None and cached.role.name == "HOME", "the guest has become home")
 
 
 async def test_a_new_home_asks_the_old_one_before_the_store(tmp_path: Path) -> None:
@@ -305,12 +310,13 @@ async def _results(stub: WorkerStub, files: list[LoadFile]) -> list[Any]:
 # -- a process of its own ------------------------------------------------------------------------------------------------------
 
 _MAIN = """
-import asyncio, sys
+import sys
+import uvloop
 from pathlib import Path
 from alluxio_like.config import WorkerConfig
 from alluxio_like.ufs.open import open_ufs
 from alluxio_like.worker.app import run
-sys.exit(asyncio.run(run(WorkerConfig.model_validate_json(Path(sys.argv[1]).read_text()))))
+sys.exit(uvloop.run(run(WorkerConfig.model_validate_json(Path(sys.argv[1]).read_text()))))
 """
 
 

@@ -116,6 +116,7 @@ async def running_parts(
         turns=turns,
         view=view,
         reads=reads,
+        metrics=metrics,
         io_timeout_s=io_timeout_s,
         max_request_bytes=max_request_bytes,
     )
