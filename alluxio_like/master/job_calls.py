@@ -9,12 +9,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from alluxio_like import errors
-from alluxio_like.master.assigning import Outcome, Unit, is_cached, make_load_file
+from alluxio_like.master.assigning import Outcome, Unit, get_block_size, is_cached, make_load_file
+from alluxio_like.master.core.blockmap import BlockDelta
 from alluxio_like.master.core.jobs import Counts, JobRecord
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry
 from alluxio_like.rpc.messages import CheckResult, FileResult, LoadFile
-from alluxio_like.types import FileId, Worker, WorkerId
+from alluxio_like.types import FileId, Worker, WorkerId, get_block_count, get_full_mask
 
 SILENCE_S = 120.0
 """A worker that says nothing of its files for so long is given up; one that dies is noticed sooner."""
@@ -103,14 +104,29 @@ class JobCalls:
                 silence_s=VERIFY_SILENCE_S if verify else SILENCE_S,
             )
             async for result in stream:
-                for outcome, unit in waiting.pop(result.file_id, ()):
+                found = waiting.pop(result.file_id, [])
+                for outcome, unit in found:
                     _take_check(outcome, unit, result)
+                if not result.missing_pages and not result.bad_pages and found:
+                    self._note_held(found[0][1])
         except errors.AlluxioLikeError as error:
             for outcome, _ in _get_all(waiting):
                 outcome.fail(error.code, f"worker {worker_id}: {error}", lost=True)
         else:
             for outcome, _ in _get_all(waiting):
                 outcome.fail(errors.Internal.code, f"worker {worker_id} did not say whether it has it", lost=True)
+
+
+    def _note_held(self, unit: Unit) -> None:
+        """The worker's own report comes with its next heartbeat; whoever asks right after the job is told the same."""
+        known = self._registry.block_map
+        if known.has_reported(unit.worker_id):
+            size = unit.ref.size
+            blocks = unit.blocks or range(get_block_count(size))
+            known.apply_changes(
+                unit.worker_id,
+                [BlockDelta(unit.file_id, b, get_full_mask(size, b), get_block_size(size, b)) for b in blocks],
+            )
 
 
 def _group(pairs: Sequence[Pair]) -> dict[WorkerId, list[Pair]]:

@@ -11,7 +11,7 @@ Event loop alone. Batches of files run as tasks of one group; cancelling the run
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -24,7 +24,7 @@ from alluxio_like.master.core.jobs import Batch, Counts, Cursor, FitPlan, JobEve
 from alluxio_like.master.job_calls import JobCalls
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore
-from alluxio_like.master.walking import Targets, Walker
+from alluxio_like.master.walking import Step, Targets, Walker
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry
 from alluxio_like.types import Entry, Worker, WorkerId
@@ -42,6 +42,7 @@ LOAD_PAUSES_S = (0.5, 2.0, 4.0)
 CHECKS = 3
 """Times that a file is checked; between two of them what is missing is loaded again."""
 COMMIT_INTERVAL_S = 0.25
+PAUSE_S = 0.05
 RATE_WINDOW_S = 5.0
 FILL_FRACTION = 0.94
 """Of a worker's capacity: just below where eviction starts."""
@@ -323,7 +324,13 @@ class JobRunner:
         problems: list[Problem] = []
         cursor, size = this.cursor, 0
         async with asyncio.TaskGroup() as group, aclosing(self._make_walker().walk(this.cursor)) as walk:
-            async for step in walk:
+            async for step in _with_pauses(walk):
+                if step is None:
+                    # The listing is slow: what is there need not wait for it.
+                    if outcomes:
+                        await self._launch(this, group, cursor, outcomes, problems)
+                        outcomes, problems, size = [], [], 0
+                    continue
                 workers = await self._wait_workers()
                 outcomes += [Outcome(item) for item in step.items]
                 problems += step.problems
@@ -485,6 +492,28 @@ class JobRunner:
 
         await self._s.meta.write(apply)
         self._stored = raw
+
+
+async def _with_pauses(walk: AsyncGenerator[Step, None]) -> AsyncGenerator[Step | None, None]:
+    """A walk's steps, and None when the next one lets wait for itself."""
+    following: asyncio.Future[Step] | None = None
+    try:
+        while True:
+            following = following or asyncio.ensure_future(anext(walk))
+            done, _ = await asyncio.wait({following}, timeout=PAUSE_S)
+            if not done:
+                yield None
+                continue
+            task, following = following, None
+            try:
+                step = task.result()
+            except StopAsyncIteration:
+                return
+            yield step
+    finally:
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
 
 
 def get_usable(registry: WorkerRegistry, workers: Iterable[Worker], pinned: dict[WorkerId, int]) -> dict[WorkerId, int]:

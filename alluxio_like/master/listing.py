@@ -18,12 +18,12 @@ from typing import TypeVar
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
-from alluxio_like.master.core import namespace
+from alluxio_like.master.core import namespace, paths
 from alluxio_like.master.core.model import NO_MOUNT, Changes, DirState, EntryPage, ListingPlan
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.metrics import Metrics
-from alluxio_like.types import Entry, InodeId, Kind, MountId
+from alluxio_like.types import Entry, InodeId, Kind, MountId, to_bytes, to_str
 from alluxio_like.ufs.api import ListPage, StoreEntry, Ufs
 
 log = logging.getLogger(__name__)
@@ -69,11 +69,11 @@ class Flight:
         self.added = self.removed = self.replaced = 0
         self._progress = asyncio.Event()
 
-    def settles(self, name: str) -> bool:
+    def settles(self, name: str | None) -> bool:
         """Whether what the namespace says of a name is what this listing found."""
         if self.done and self.error is None:
             return True
-        return self.pages > 0 and namespace.is_covered(name, self.covered)
+        return name is not None and self.pages > 0 and namespace.is_covered(name, self.covered)
 
     def advance(self) -> None:
         """Wake all who wait for progress."""
@@ -149,7 +149,7 @@ class Lister:
             raise error
         return Answer(entry, SHORT_VALID_S)
 
-    async def _wait_for_name(self, flight: Flight, raw_name: str, *, known: bool) -> None:
+    async def _wait_for_name(self, flight: Flight, raw_name: str | None, *, known: bool) -> None:
         begun = self._clock.monotonic()
         limit = min(REFRESH_WAIT_S, self._io_timeout_s) if known else self._io_timeout_s
         asked = False
@@ -157,7 +157,7 @@ class Lister:
             waited = self._clock.monotonic() - begun
             if waited >= limit:
                 return
-            if not asked and waited >= STAT_AFTER_S and flight.pages >= STAT_AFTER_PAGES:
+            if not asked and raw_name is not None and waited >= STAT_AFTER_S and flight.pages >= STAT_AFTER_PAGES:
                 asked = True
                 if await self._stat(flight, raw_name):
                     return
@@ -195,10 +195,13 @@ class Lister:
 
     # -- directories ---------------------------------------------------------------------------------------------------
 
-    async def list_page(self, directory: InodeId, cursor: bytes, limit: int, *, since_ns: int = 0) -> tuple[EntryPage, float]:
+    async def list_page(
+        self, directory: InodeId, cursor: bytes, limit: int, *, since_ns: int = 0, patience: float = 1.0
+    ) -> tuple[EntryPage, float]:
         """Children from `cursor` on, at most `limit`, and how long they may be used; waits only for what it returns.
 
-        `since_ns`: a listing that began then or later is believed too. Raises what `lookup` raises, and TimedOut.
+        `since_ns`: a listing that began then or later is believed too. `patience`: how many I/O timeouts it may take. Raises what
+        `lookup` raises, and TimedOut.
         """
         flight = self._flights.get(directory)
         with self._meta.read() as txn:
@@ -220,7 +223,7 @@ class Lister:
                 return page, SHORT_VALID_S
             if count >= 2:
                 return self._read_page(directory, cursor, count - 1), SHORT_VALID_S
-            left = self._io_timeout_s - (self._clock.monotonic() - begun)
+            left = patience * self._io_timeout_s - (self._clock.monotonic() - begun)
             if not await flight.wait_progress(left):
                 raise errors.TimedOut("the store did not list this directory in time", subject=page.dir_key)
         with self._meta.read() as txn:
@@ -416,11 +419,12 @@ def split_path(path: str) -> list[str]:
     return [part for part in path.split("/") if part]
 
 
-def _get_raw_name(entry: Entry | None, name: str) -> str:
-    """The store's own name of what is displayed under `name`, as far as it is known."""
+def _get_raw_name(entry: Entry | None, name: str) -> str | None:
+    """The store's own name of what is displayed under `name`; None where only an index of what is known could tell."""
     if entry is not None and entry.ref is not None:
         return entry.ref.key.rpartition("/")[2]
-    return name
+    raw = paths.read_name(to_bytes(name)).raw
+    return to_str(raw) if raw is not None else None
 
 
 def _count_settled(flight: Flight, page: EntryPage) -> int:

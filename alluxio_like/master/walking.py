@@ -22,6 +22,8 @@ PAGE_ENTRIES = 256
 PAGE_BYTES = 4 << 30
 """A page of large files is cut, so that the cursor moves on every few gigabytes."""
 DIRECTORIES_AHEAD = 8
+LISTING_PATIENCE = 4.0
+"""I/O timeouts that a page may take: nobody waits at a terminal, and a listing that fails says so itself before."""
 START = Cursor()
 _FILES, _DIRECTORIES, _END = b"f", b"d", b"e"
 
@@ -179,7 +181,9 @@ class Walker:
                 with self._meta.read() as txn:
                     page = namespace.list_entries(txn, inode, position, limit)
             else:
-                page, _ = await self._lister.list_page(inode, position, limit, since_ns=self._since_ns)
+                page, _ = await self._lister.list_page(
+                    inode, position, limit, since_ns=self._since_ns, patience=LISTING_PATIENCE
+                )
             size = sum(entry.attr.size for entry in page.entries)
             if size > PAGE_BYTES and len(page.entries) > 1:
                 limit = max(1, len(page.entries) * PAGE_BYTES // size)

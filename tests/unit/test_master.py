@@ -1,0 +1,349 @@
+"""A real master over real gRPC: names, mounts, listings, workers. Stores are in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from alluxio_like import errors
+from alluxio_like.rpc.channel import open_channel
+from alluxio_like.rpc.master_stub import MasterStub
+from alluxio_like.rpc.messages import MountSpec, Throttle
+from alluxio_like.types import ROOT_INODE, InodeId, Kind
+from alluxio_like.ufs.memory import Fault
+from tests.unit.master_parts import Cluster, wait_until
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    made = Cluster(tmp_path / "home")
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def read_dir(cluster: Cluster, inode: InodeId, limit: int = 7) -> list[str]:
+    names: list[str] = []
+    cursor = b""
+    while True:
+        page = await cluster.stub.list_dir(inode, cursor, limit)
+        names += [entry.name for entry in page.entries]
+        cursor = page.next_cursor
+        if not cursor:
+            return names
+
+
+async def get_inode(cluster: Cluster, path: str) -> InodeId:
+    entry = (await cluster.stub.resolve_path(path)).entry
+    assert entry is not None
+    return entry.attr.inode
+
+
+async def test_names_attributes_and_listings(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    for number in range(250):
+        store.put(f"a/{number:03}", b"x" * number)
+    store.put("top", b"abc")
+    assert await read_dir(cluster, ROOT_INODE) == ["data"]
+    data = await get_inode(cluster, "/data")
+    assert await read_dir(cluster, data) == ["a", "top"]
+    top = await cluster.stub.lookup(data, "top")
+    assert top.entry is not None
+    assert (top.entry.attr.size, top.entry.attr.kind, top.entry.ref and top.entry.ref.key) == (3, Kind.FILE, "top")
+    assert 0 < top.valid_s <= 10
+    assert (await cluster.stub.lookup(data, "absent")).entry is None
+    assert await read_dir(cluster, await get_inode(cluster, "/data/a")) == [f"{number:03}" for number in range(250)]
+    assert store.count_requests() == {"LIST": 1 + 1 + 3}
+    with pytest.raises(errors.NotADirectory):
+        await cluster.stub.resolve_path("/data/top/x")
+    with pytest.raises(errors.NotFound):
+        await cluster.stub.lookup(InodeId(999_999), "x")
+
+
+async def test_a_hundred_lookups_cause_one_listing(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    gate = asyncio.Event()
+    for number in range(50):
+        store.put(f"{number}", b"x")
+    data = await get_inode(cluster, "/data")
+    before = store.count_requests()["LIST"]
+    store.fail("LIST", Fault(until=gate))
+    lookups = [asyncio.create_task(cluster.stub.lookup(data, f"{number % 60}")) for number in range(100)]
+    await wait_until(lambda: store.count_requests()["LIST"] > before, "the listing")
+    gate.set()
+    found = [result.entry is not None for result in await asyncio.gather(*lookups)]
+    assert found == [number % 60 < 50 for number in range(100)]
+    assert store.count_requests()["LIST"] == before + 1
+
+
+async def test_a_name_is_answered_once_its_page_is_there(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    for number in range(300):
+        store.put(f"{number:03}", b"x")
+    data = await get_inode(cluster, "/data")
+    never = asyncio.Event()
+    store.fail("LIST", Fault(), Fault(until=never))
+    try:
+        async with asyncio.timeout(5):
+            assert (await cluster.stub.lookup(data, "007")).entry is not None
+            assert (await cluster.stub.lookup(data, "0070")).entry is None
+            page = await cluster.stub.list_dir(data, b"", 50)
+            assert [entry.name for entry in page.entries] == [f"{number:03}" for number in range(50)]
+        late = asyncio.create_task(cluster.stub.lookup(data, "299"))
+        await asyncio.sleep(0)
+        assert not late.done()
+    finally:
+        never.set()
+    assert (await late).entry is not None
+    assert len(await read_dir(cluster, data, 100)) == 300
+
+
+async def test_an_interrupted_listing_leaves_no_false_absence(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    for number in range(300):
+        store.put(f"{number:03}", b"x")
+    data = await get_inode(cluster, "/data")
+    store.fail("LIST", Fault(), errors.StoreDenied("no"))
+    with pytest.raises(errors.StoreDenied):
+        await cluster.stub.lookup(data, "250")
+    # What the first page brought is served, what is not known is not said to be absent.
+    assert (await cluster.stub.lookup(data, "050")).entry is not None
+    with pytest.raises(errors.StoreDenied):
+        await cluster.stub.lookup(data, "250")
+    with pytest.raises(errors.StoreDenied):
+        await read_dir(cluster, data)
+
+    async def is_back() -> bool:
+        try:
+            return (await cluster.stub.lookup(data, "250")).entry is not None
+        except errors.StoreDenied:
+            return False
+
+    async with asyncio.timeout(10):
+        while not await is_back():
+            await asyncio.sleep(0.05)
+    assert len(await read_dir(cluster, data)) == 300
+
+
+async def test_while_the_store_is_down_what_is_known_stays(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "home", io_timeout_s=1.0, sync_interval_s=0.05)
+    await cluster.start()
+    try:
+        store = await cluster.add_store()
+        store.put("a", b"x")
+        data = await get_inode(cluster, "/data")
+        assert await read_dir(cluster, data) == ["a"]
+        store.fail("LIST", errors.StoreUnavailable("gone"), always=True)
+        async with asyncio.timeout(10):
+            with pytest.raises(errors.StoreUnavailable):
+                # Until the listing is believed no more.
+                while (await cluster.stub.lookup(data, "b")).entry is None:
+                    await asyncio.sleep(0.01)
+            assert (await cluster.stub.lookup(data, "a")).entry is not None
+            assert await read_dir(cluster, data) == ["a"]
+        report = await cluster.stub.report()
+        assert any("gone" in warning for warning in report.warnings)
+        store.heal()
+        store.put("b", b"y")
+
+        async def is_back() -> bool:
+            try:
+                return (await cluster.stub.lookup(data, "b")).entry is not None
+            except errors.StoreUnavailable:
+                return False
+
+        async with asyncio.timeout(20):
+            while not await is_back():
+                await asyncio.sleep(0.05)
+    finally:
+        await cluster.close()
+
+
+async def test_throttled_listings_are_repeated_and_lower_the_rate(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    store.put("a", b"x")
+    store.fail("LIST", errors.StoreThrottled("slow down"), errors.StoreUnavailable("503"))
+    data = await get_inode(cluster, "/data")
+    assert (await cluster.stub.lookup(data, "a")).entry is not None
+    assert [share.bucket for share in (await cluster.stub.report()).limited_buckets] == [store.bucket]
+
+
+async def test_a_changed_object_is_a_replacement(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    store.put("d/a", b"one")
+    store.put("d/b", b"x")
+    first = (await cluster.stub.resolve_path("/data/d/a")).entry
+    other = (await cluster.stub.resolve_path("/data/d/b")).entry
+    store.put("d/a", b"three")
+    store.delete("d/b")
+    store.put("d/c", b"new")
+    changes = await cluster.stub.sync("/data/d")
+    assert (changes.directories, changes.added, changes.removed, changes.replaced) == (1, 1, 1, 1)
+    second = (await cluster.stub.resolve_path("/data/d/a")).entry
+    assert first is not None
+    assert second is not None
+    assert other is not None
+    assert second.attr.inode != first.attr.inode
+    assert second.attr.size == 5
+    # The old ones live on for whoever has them open.
+    assert (await cluster.stub.get_entry(first.attr.inode)).entry is not None
+    assert (await cluster.stub.get_entry(other.attr.inode)).entry is not None
+    assert (await cluster.stub.resolve_path("/data/d/b")).entry is None
+
+
+async def test_resolving_with_sync_and_syncing_below(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    store.put("d/e/a", b"one")
+    assert (await cluster.stub.resolve_path("/data/d/e/new")).entry is None
+    store.put("d/e/new", b"x")
+    assert (await cluster.stub.resolve_path("/data/d/e/new")).entry is None
+    assert (await cluster.stub.resolve_path("/data/d/e/new", sync=True)).entry is not None
+    store.put("d/e/newer", b"x")
+    assert (await cluster.stub.sync("/data", recursive=True)).added == 1
+    assert (await cluster.stub.resolve_path("/data/d/e/newer")).entry is not None
+
+
+async def test_mounts_survive_a_restart_and_secrets_stay_secret(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "home")
+    await cluster.start()
+    store = await cluster.add_store(options={"endpoint": "http://127.0.0.1:1", "access_key": "AK", "secret_key": "hush-hush"})
+    store.put("a", b"x")
+    inode = await get_inode(cluster, "/data/a")
+    info = (await cluster.stub.list_mounts())[0]
+    assert "hush-hush" not in repr(info)
+    assert info.options["secret_key"] == "***"
+    with pytest.raises(errors.AlreadyExists):
+        await cluster.stub.mount(MountSpec("/data", "s3://bucket/data"))
+    await cluster.stop_master()
+    assert (cluster.home / "secrets.json").stat().st_mode & 0o777 == 0o600
+    assert (cluster.home / "token").stat().st_mode & 0o777 == 0o600
+    for file in (cluster.home / "meta").rglob("*"):
+        assert not file.is_file() or b"hush-hush" not in file.read_bytes()
+    await cluster.start()
+    try:
+        before = store.count_requests()
+        assert await get_inode(cluster, "/data/a") == inode
+        assert store.count_requests() == before
+        mount_id = (await cluster.stub.list_mounts())[0].mount_id
+        assert (await cluster.stub.get_mount_secrets(mount_id)).secrets["secret_key"] == "hush-hush"
+        nobody = open_channel(cluster.master.address)
+        with pytest.raises(errors.AccessDenied):
+            await MasterStub(nobody).get_mount_secrets(mount_id)
+        await nobody.close()
+        await cluster.stub.unmount("/data")
+        assert "hush-hush" not in (cluster.home / "secrets.json").read_text()
+        assert (await cluster.stub.resolve_path("/data/a")).entry is None
+    finally:
+        await cluster.close()
+
+
+async def test_a_mount_that_does_not_answer_changes_nothing(cluster: Cluster) -> None:
+    await cluster.add_store("/good", "s3://good")
+    from alluxio_like.ufs.memory import MemoryUfs
+
+    cluster.stores["s3://bad"] = bad = MemoryUfs()
+    bad.fail("LIST", errors.StoreMissing("no such bucket"), always=True)
+    with pytest.raises(errors.StoreMissing):
+        await cluster.stub.mount(MountSpec("/bad", "s3://bad", {"secret_key": "x", "access_key": "y"}))
+    assert [info.path for info in await cluster.stub.list_mounts()] == ["/good"]
+    assert not (cluster.home / "secrets.json").exists()
+    await cluster.stub.mount(MountSpec("/bad", "s3://bad", skip_check=True))
+    with pytest.raises(errors.ConfigError):
+        await cluster.stub.mount(MountSpec("/c", "s3://bad", {"endpiont": "x"}))
+
+
+async def test_a_repeated_mount_is_answered_and_not_done_again(cluster: Cluster) -> None:
+    from alluxio_like.ufs.memory import MemoryUfs
+
+    cluster.stores["s3://bbb"] = MemoryUfs()
+    first = await cluster.stub.mount(MountSpec("/m", "s3://bbb"), operation_id="op1")
+    again = await cluster.stub.mount(MountSpec("/m", "s3://bbb"), operation_id="op1")
+    assert first == again
+
+
+async def test_two_masters_on_one_home(cluster: Cluster) -> None:
+    second = Cluster(cluster.home)
+    with pytest.raises(errors.Conflict, match="another master"):
+        await second.start()
+
+
+async def test_workers_join_die_and_come_back(cluster: Cluster) -> None:
+    one = await cluster.add_worker("w1")
+    two = await cluster.add_worker("w2")
+    view = await cluster.stub.get_cluster()
+    assert [(w.worker_id, w.live) for w in view.workers] == [("w1", True), ("w2", True)]
+    await two.kill()
+
+    async def is_seen_dead() -> bool:
+        return [w.live for w in (await cluster.stub.get_cluster()).workers] == [True, False]
+
+    async with asyncio.timeout(10):
+        while not await is_seen_dead():
+            await asyncio.sleep(0.02)
+    assert (await cluster.stub.get_cluster()).epoch > view.epoch
+    await two.start()
+    assert all(w.live for w in (await cluster.stub.get_cluster()).workers)
+    assert one.registered == 1
+    with pytest.raises(errors.Conflict, match="belongs to cluster"):
+        await cluster.stub.register(one.describe(), "another", "s9")
+
+
+async def test_after_a_restart_locations_come_from_placement_until_workers_report(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "home", worker_timeout_s=5.0)
+    await cluster.start()
+    store = await cluster.add_store()
+    store.put("a", b"x" * 1000)
+    worker = await cluster.add_worker("w1")
+    entry = (await cluster.stub.resolve_path("/data/a")).entry
+    assert entry is not None
+    assert entry.ref is not None
+    assert await cluster.stub.locate([entry.ref.file_id]) == [()]
+    await worker.kill()
+    await cluster.stop_master()
+    await cluster.start()
+    try:
+        located = (await cluster.stub.locate([entry.ref.file_id]))[0]
+        assert [(one.worker_id, one.present_bits, one.present_bytes) for one in located] == [("w1", 1, 1000)]
+    finally:
+        await cluster.close()
+
+
+async def test_throttles_become_shares_of_one_rate(cluster: Cluster) -> None:
+    workers = [await cluster.add_worker(f"w{number}") for number in range(2)]
+    workers[0].throttles.append(Throttle("s3://bucket", 3, 100.0))
+    await wait_until(lambda: all("s3://bucket" in worker.rates for worker in workers), "the rates")
+    limited = {share.bucket: share.requests_per_s for share in (await cluster.stub.report()).limited_buckets}
+    assert sum(worker.rates["s3://bucket"] for worker in workers) == pytest.approx(limited["s3://bucket"], rel=0.2)
+    assert limited["s3://bucket"] < 100
+
+
+async def test_status_free_and_pin(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    for number in range(20):
+        store.put(f"d/{number}", b"x" * 1000)
+    workers = [await cluster.add_worker(f"w{number}") for number in range(2)]
+    job = await cluster.load("/data/d", replicas=2)
+    assert (job.state.name, job.done_files) == ("DONE", 20)
+
+    async def get_replicas() -> dict[int, int]:
+        return dict((await cluster.stub.get_cache_status("/data/d")).replicas)
+
+    async with asyncio.timeout(10):
+        while await get_replicas() != {2: 20}:
+            await asyncio.sleep(0.02)
+    status = await cluster.stub.get_cache_status("/data/d")
+    assert (status.files, status.cached_files, status.cached_bytes, status.stored_bytes) == (20, 20, 20_000, 40_000)
+    assert [(holder.files, holder.cached_bytes) for holder in status.holders] == [(20, 20_000)] * 2
+    assert status.complete
+    assert await cluster.stub.set_pinned("/data/d", pinned=True) == 20
+    assert all(len(worker.pinned) == 20 for worker in workers)
+    assert (await cluster.stub.get_cache_status("/data/d")).pinned_files == 20
+    assert (await cluster.stub.free("/data/d")).kept_pinned_files > 0
+    await cluster.stub.set_pinned("/data/d", pinned=False)
+    assert (await cluster.stub.free("/data/d")).freed_bytes == 40_000
+    async with asyncio.timeout(10):
+        while await get_replicas() != {0: 20}:
+            await asyncio.sleep(0.02)
+    with pytest.raises(errors.NotFound):
+        await cluster.stub.get_cache_status("/data/none")

@@ -1,0 +1,304 @@
+"""Load jobs by a real master over real gRPC; workers are servers over a dictionary."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from alluxio_like import errors
+from alluxio_like.rpc.messages import JobState
+from alluxio_like.ufs.memory import Fault
+from tests.unit.master_parts import Cluster, wait_until
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    made = Cluster(tmp_path / "home")
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def make(cluster: Cluster, files: int = 50, workers: int = 2, size: int = 1000) -> None:
+    store = await cluster.add_store()
+    for number in range(files):
+        store.put(f"d{number % 3}/e/{number:04}.jpg", b"x" * size)
+    for number in range(workers):
+        await cluster.add_worker(f"w{number}")
+
+
+async def test_a_load_brings_every_file_to_its_home_once(cluster: Cluster) -> None:
+    await make(cluster, 600)
+    job = await cluster.load("/data")
+    assert (job.state, job.reason) == (JobState.DONE, "")
+    assert (job.total_files, job.done_files, job.checked_files, job.failed_files) == (600, 600, 600, 0)
+    assert (job.total_bytes, job.done_bytes, job.skipped_files, job.requests) == (600_000, 600_000, 0, 600)
+    assert [len(w.cached) > 200 for w in cluster.workers] == [True, True]
+    assert sum(len(w.cached) for w in cluster.workers) == 600
+    lists = cluster.stores["s3://bucket/data"].count_requests()["LIST"]
+    again = await cluster.load("/data")
+    assert (again.state, again.done_files, again.skipped_files, again.requests) == (JobState.DONE, 600, 600, 0)
+    assert sum(w.fetched_bytes for w in cluster.workers) == 600_000
+    assert cluster.stores["s3://bucket/data"].count_requests()["LIST"] == lists
+
+
+async def test_globs_files_and_uris(cluster: Cluster) -> None:
+    await make(cluster, 30)
+    assert (await cluster.load("/data", glob="*1.jpg")).done_files == 3
+    assert (await cluster.load("/data", glob="d0/**/*.jpg")).done_files == 10
+    assert (await cluster.load("/data/d1/e/0001.jpg", "/data/d2")).done_files == 11
+    assert (await cluster.load("s3://bucket/data/d2")).done_files == 10
+    with pytest.raises(errors.NotFound):
+        await cluster.load("/data/none")
+    with pytest.raises(errors.NotFound, match="no mount"):
+        await cluster.load("s3://other/x")
+    with pytest.raises(errors.InvalidArgument):
+        await cluster.load("/data", glob="[x")
+
+
+async def test_a_long_list_of_paths(cluster: Cluster) -> None:
+    await make(cluster, 100)
+    paths = [f"/data/d{number % 3}/e/{number:04}.jpg" for number in range(100)]
+    job = await cluster.load(*paths, "/data/d0/e/absent", paths[0])
+    assert (job.state, job.path_count, job.done_files, job.failed_files) == (JobState.FAILED, 102, 101, 1)
+    assert [(p.path, p.code) for p in job.problems] == [("/data/d0/e/absent", "not_found")]
+    assert (await cluster.stub.list_job_problems(job.job_id, 0)).problems == job.problems
+
+
+async def test_loading_starts_before_listing_ends(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    for number in range(500):
+        store.put(f"{number:04}", b"x")
+    worker = await cluster.add_worker("w")
+    gate = asyncio.Event()
+    store.fail("LIST", Fault(), Fault(), Fault(until=gate))
+    try:
+        job_id = await cluster.submit("/data")
+        await wait_until(lambda: len(worker.cached) >= 100, "the first pages' files")
+        assert not (await cluster.stub.get_job(job_id)).listing_done
+    finally:
+        gate.set()
+    assert (await cluster.wait_job(job_id)).done_files == 500
+
+
+async def test_two_replicas_on_two_workers(cluster: Cluster) -> None:
+    await make(cluster, 20, workers=3)
+    job = await cluster.load("/data", replicas=2)
+    assert (job.state, job.done_files, job.total_bytes) == (JobState.DONE, 20, 40_000)
+    holders = [sum(key in w.cached for w in cluster.workers) for key in {key for w in cluster.workers for key in w.cached}]
+    assert holders == [2] * 20
+    second = [file for w in cluster.workers for file, _ in w.loads if file.sources]
+    assert len(second) == 20
+    refused = await cluster.load("/data", replicas=4)
+    assert (refused.state, refused.reason[:10]) == (JobState.FAILED, "4 replicas")
+
+
+async def test_large_files_are_placed_by_block(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "home", whole_file_limit_bytes=1 << 20)
+    await cluster.start()
+    try:
+        store = await cluster.add_store()
+        store.put("big", bytes((64 << 20) * 5 + 17))
+        for number in range(2):
+            await cluster.add_worker(f"w{number}")
+        job = await cluster.load("/data")
+        assert (job.state, job.done_files, job.done_bytes) == (JobState.DONE, 1, (64 << 20) * 5 + 17)
+        assert sorted(block for w in cluster.workers for _, block in w.cached) == [0, 1, 2, 3, 4, 5]
+        status = await cluster.stub.get_cache_status("/data/big")
+        assert status.cached_files == 1
+    finally:
+        await cluster.close()
+
+
+async def test_what_does_not_fit_is_refused_before_it_starts(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    for number in range(40):
+        store.put(f"{number:02}", bytes(1 << 20))
+    worker = await cluster.add_worker("w", capacity_bytes=20 << 20)
+    job = await cluster.load("/data")
+    assert job.state is JobState.FAILED
+    assert "does not fit" in job.reason
+    assert "--fit" in job.reason
+    dry = await cluster.load("/data", dry_run=True)
+    assert (dry.state, dry.total_files, dry.total_bytes) == (JobState.DONE, 40, 40 << 20)
+    assert "does not fit" in dry.reason
+    assert dry.eta_s > 0
+    some = await cluster.load("/data", fit=True)
+    assert (some.state, some.failed_files) == (JobState.DONE, 0)
+    assert some.done_files + some.unfit_files == 40
+    assert some.done_files == 18
+    assert len(worker.cached) >= 18
+
+
+async def test_a_dry_run_loads_nothing(cluster: Cluster) -> None:
+    await make(cluster, 30)
+    job = await cluster.load("/data", dry_run=True)
+    assert (job.state, job.total_files, job.requests, job.listing_done) == (JobState.DONE, 30, 30, True)
+    assert not any(w.cached or w.loads for w in cluster.workers)
+
+
+async def test_failures_are_said_with_reasons_and_can_be_loaded_again(cluster: Cluster) -> None:
+    await make(cluster, 30)
+    for worker in cluster.workers:
+        worker.failures = {"d0/e/0003.jpg": "store_denied"}
+    job = await cluster.load("/data")
+    assert (job.state, job.done_files, job.failed_files) == (JobState.FAILED, 29, 1)
+    assert "1 of 30" in job.reason
+    assert [(p.path, p.code) for p in job.problems] == [("/data/d0/e/0003.jpg", "store_denied")]
+    for worker in cluster.workers:
+        worker.failures = {}
+    again = await cluster.load("/data")
+    assert (again.state, again.done_files, again.skipped_files) == (JobState.DONE, 30, 29)
+
+
+async def test_the_check_finds_what_is_missing_and_loads_it_again(cluster: Cluster) -> None:
+    await make(cluster, 30)
+    for worker in cluster.workers:
+        worker.lose_once = {"d0/e/0003.jpg", "d1/e/0004.jpg"}
+    job = await cluster.load("/data")
+    assert (job.state, job.done_files, job.checked_files) == (JobState.DONE, 30, 30)
+    assert sum(len(w.cached) for w in cluster.workers) == 30
+
+
+async def test_what_the_block_map_says_is_not_believed(cluster: Cluster) -> None:
+    await make(cluster, 30)
+    assert (await cluster.load("/data")).state is JobState.DONE
+    worker = cluster.workers[0]
+    lost = next(iter(worker.cached))[0]
+    worker.forget(lost)
+    assert (await cluster.load("/data")).state is JobState.DONE
+    assert (lost, 0) in worker.cached
+
+
+async def test_verify_loads_damaged_files_again(cluster: Cluster) -> None:
+    await make(cluster, 10)
+    for worker in cluster.workers:
+        worker.bad_once = {"d0/e/0003.jpg"}
+    job = await cluster.load("/data", verify=True)
+    assert (job.state, job.done_files) == (JobState.DONE, 10)
+    assert all(not w.bad_once for w in cluster.workers if any(r.key == "d0/e/0003.jpg" for r in w.refs.values()))
+
+
+async def test_a_file_that_changed_meanwhile_is_loaded_as_it_is_now(cluster: Cluster) -> None:
+    await make(cluster, 10)
+    store = cluster.stores["s3://bucket/data"]
+    old = {store.put(key, bytes(1000)).token for key in ("d0/e/0003.jpg", "d0/e/0006.jpg")}
+    for worker in cluster.workers:
+        worker.hold.clear()
+        worker.stale = old
+    job_id = await cluster.submit("/data")
+    await wait_until(lambda: cluster.master.jobs.get_job(job_id).listing_done, "the listing")
+    store.put("d0/e/0003.jpg", b"another content")
+    store.delete("d0/e/0006.jpg")
+    for worker in cluster.workers:
+        worker.hold.set()
+    job = await cluster.wait_job(job_id)
+    assert (job.state, job.done_files, job.failed_files) == (JobState.DONE, 9, 0)
+    sizes = [ref.size for w in cluster.workers for ref in w.refs.values() if ref.key == "d0/e/0003.jpg"]
+    assert 15 in sizes
+
+
+async def test_a_worker_that_dies_is_replaced(cluster: Cluster) -> None:
+    await make(cluster, 60, workers=3)
+    for worker in cluster.workers:
+        worker.hold.clear()
+    job_id = await cluster.submit("/data")
+    await wait_until(lambda: cluster.master.jobs.get_job(job_id).state is JobState.RUNNING, "the loading")
+    victim = cluster.workers.pop()
+    await victim.kill()
+    for worker in [*cluster.workers, victim]:
+        worker.hold.set()
+    job = await cluster.wait_job(job_id)
+    assert (job.state, job.done_files) == (JobState.DONE, 60)
+    assert sum(len(w.cached) for w in cluster.workers) >= 60
+
+
+async def test_cancelling_stops_the_job_for_good(cluster: Cluster) -> None:
+    await make(cluster, 60)
+    for worker in cluster.workers:
+        worker.hold.clear()
+    job_id = await cluster.submit("/data")
+    await wait_until(lambda: cluster.master.jobs.get_job(job_id).state is JobState.RUNNING, "the loading")
+    job = await cluster.stub.cancel_job(job_id)
+    assert job.state is JobState.CANCELLED
+    assert (await cluster.wait_job(job_id)).state is JobState.CANCELLED
+    assert (await cluster.stub.cancel_job(job_id)).state is JobState.CANCELLED
+    assert [job.job_id for job in await cluster.stub.list_jobs()] == [job_id]
+
+
+async def test_the_bandwidth_is_the_whole_jobs(cluster: Cluster) -> None:
+    await make(cluster, 20)
+    await cluster.load("/data", bandwidth_bytes_s=1_000_000)
+    assert {share for w in cluster.workers for _, share in w.loads} == {500_000.0}
+
+
+async def test_hosts_choose_the_workers(cluster: Cluster) -> None:
+    await make(cluster, 20)
+    job = await cluster.load("/data", hosts=("w1",))
+    assert (job.state, len(cluster.workers[0].cached), len(cluster.workers[1].cached)) == (JobState.DONE, 0, 20)
+    with pytest.raises(errors.NotFound, match="w0"):
+        await cluster.load("/data", hosts=("w7",))
+
+
+async def test_without_a_worker_a_job_ends_in_time(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "home", io_timeout_s=0.5)
+    await cluster.start()
+    try:
+        await make(cluster, 5, workers=0)
+        job = await cluster.load("/data")
+        assert (job.state, "no worker is live" in job.reason) == (JobState.FAILED, True)
+    finally:
+        await cluster.close()
+
+
+async def test_a_directory_that_cannot_be_listed_is_a_problem(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "home", io_timeout_s=1.0)
+    await cluster.start()
+    try:
+        await make(cluster, 9)
+        await cluster.stub.resolve_path("/data/d0")
+        cluster.stores["s3://bucket/data"].fail("LIST", errors.StoreDenied("no"), always=True)
+        job = await cluster.load("/data")
+        assert (job.state, job.done_files) == (JobState.FAILED, 0)
+        assert {(p.path, p.code) for p in job.problems} == {(f"/data/d{number}", "store_denied") for number in range(3)}
+    finally:
+        await cluster.close()
+
+
+async def test_a_restart_of_the_master_goes_on_with_the_job(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "home", worker_timeout_s=10.0)
+    await cluster.start()
+    address = cluster.master.address
+    try:
+        await make(cluster, 3000)
+        job_id = await cluster.submit("/data")
+        async with asyncio.timeout(30):
+            async for job in cluster.stub.watch_job(job_id):
+                if job.done_files > 500:
+                    break
+        await cluster.stop_master()
+        stored = {key for w in cluster.workers for key in w.cached}
+        await cluster.start(bind=address)
+        before = await cluster.stub.get_job(job_id)
+        assert not before.state.ended
+        assert before.done_files > 0
+        for worker in cluster.workers:
+            worker._master = cluster.stub
+        job = await cluster.wait_job(job_id)
+        assert (job.state, job.done_files, job.total_files) == (JobState.DONE, 3000, 3000)
+        assert sum(w.fetched_bytes for w in cluster.workers) == 3_000_000
+        assert stored
+    finally:
+        await cluster.close()
+
+
+async def test_thousands_of_small_files_a_second(cluster: Cluster) -> None:
+    """Not a benchmark: the bound is far below what a machine does that is not busy otherwise."""
+    await make(cluster, 6000, size=10)
+    begun = time.monotonic()
+    job = await cluster.load("/data")
+    took = time.monotonic() - begun
+    assert (job.state, job.done_files) == (JobState.DONE, 6000)
+    assert 6000 / took > 300, f"{6000 / took:.0f} files/s"
