@@ -1,0 +1,178 @@
+"""kill -9 of the master's process, and its restart: nothing that it acknowledged is lost, jobs go on."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from alluxio_like import errors
+from alluxio_like.config import MasterConfig, save_config
+from alluxio_like.rpc.auth import read_token
+from alluxio_like.rpc.channel import RpcChannel, open_channel
+from alluxio_like.rpc.master_stub import MasterStub
+from alluxio_like.rpc.messages import LoadSpec, MountSpec
+from tests.unit.master_parts import FakeWorker, wait_until
+
+RUN = """
+import asyncio, sys
+from pathlib import Path
+from alluxio_like.config import MasterConfig, load_config
+from alluxio_like.errors import AlluxioLikeError
+from alluxio_like.master.app import run
+try:
+    sys.exit(asyncio.run(run(load_config(MasterConfig, file=Path(sys.argv[1])))))
+except AlluxioLikeError as error:
+    sys.exit(f"{error.code}: {error}")
+"""
+
+
+class MasterProcess:
+    """A master in a process of its own, always on the same port."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.ready = directory / "ready.json"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.address = "127.0.0.1:0"
+        self.channel: RpcChannel | None = None
+
+    async def start(self) -> None:
+        self.ready.unlink(missing_ok=True)
+        config = MasterConfig(
+            home=self.directory / "home",
+            bind=self.address,
+            http_bind="",
+            ready_file=self.ready,
+            io_timeout_s=10,
+            page_entries=100,
+            worker_timeout_s=5,
+        )
+        save_config(config, self.directory / "master.json")
+        process = self.process = self._spawn()
+        await wait_until(lambda: self.ready.exists() or process.poll() is not None, "the master", 30)
+        assert process.poll() is None, (self.directory / "master.log").read_text()
+        facts = json.loads(self.ready.read_text())
+        self.address = facts["address"]
+        self.token = read_token(Path(facts["token_file"]))
+        if self.channel is None:
+            self.channel = open_channel(self.address, token=self.token)
+            self.stub = MasterStub(self.channel, timeout_s=20)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with (self.directory / "master.log").open("ab") as log:
+            command = [sys.executable, "-c", RUN, str(self.directory / "master.json")]
+            return subprocess.Popen(command, stderr=log, stdout=log)
+
+    def end(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+    async def close(self) -> None:
+        if self.channel is not None:
+            await self.channel.close()
+        if self.process is not None and self.process.poll() is None:
+            self.end(signal.SIGKILL)
+
+
+@pytest.fixture
+async def master(tmp_path: Path) -> AsyncIterator[MasterProcess]:
+    made = MasterProcess(tmp_path)
+    await made.start()
+    yield made
+    await made.close()
+
+
+def make_files(directory: Path, count: int) -> None:
+    for number in range(count):
+        (directory / f"d{number % 7}").mkdir(parents=True, exist_ok=True)
+        (directory / f"d{number % 7}" / f"{number:05}").write_bytes(b"x" * (number % 100 + 1))
+    # Old enough for their fingerprints to be trusted.
+    for path in directory.rglob("*"):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+
+
+async def test_a_killed_master_goes_on_with_its_jobs(master: MasterProcess, tmp_path: Path) -> None:
+    make_files(tmp_path / "files", 2000)
+    await master.stub.mount(MountSpec("/data", f"file://{tmp_path / 'files'}"))
+    workers = [FakeWorker(f"w{number}", master.stub, master.token) for number in range(2)]
+    for worker in workers:
+        await worker.start()
+    try:
+        job_id = await master.stub.submit_load(LoadSpec(), ["/data"])
+        kills = 0
+        last = 0
+        # Kill it whenever it has come a good deal further, in loading and in checking.
+        while kills < 3:
+            async with asyncio.timeout(60):
+                async for job in master.stub.watch_job(job_id):
+                    reached = job.done_files + job.checked_files
+                    assert job.state.name != "FAILED", job.reason
+                    if reached >= last + 400 or job.state.ended:
+                        break
+            if job.state.ended:
+                break
+            last = reached
+            master.end(signal.SIGKILL)
+            kills += 1
+            await master.start()
+            again = await master.stub.get_job(job_id)
+            assert again.job_id == job_id
+            # At most what was under way is done again: the counts do not start from nothing.
+            assert again.done_files + again.checked_files > 0
+        async with asyncio.timeout(60):
+            *_, job = [state async for state in master.stub.watch_job(job_id)]
+        assert kills > 0
+        assert (job.state.name, job.done_files, job.checked_files, job.failed_files) == ("DONE", 2000, 2000, 0)
+        assert job.total_bytes == job.done_bytes == sum(number % 100 + 1 for number in range(2000))
+        assert sum(worker.fetched_bytes for worker in workers) == job.done_bytes
+    finally:
+        for worker in workers:
+            await worker.kill()
+
+
+async def test_what_was_acknowledged_survives(master: MasterProcess, tmp_path: Path) -> None:
+    make_files(tmp_path / "files", 300)
+    await master.stub.mount(MountSpec("/data", f"file://{tmp_path / 'files'}"), operation_id="first")
+    names = []
+    for directory in range(7):
+        entry = (await master.stub.resolve_path(f"/data/d{directory}")).entry
+        assert entry is not None
+        page = await master.stub.list_dir(entry.attr.inode)
+        names.append((directory, {one.name: one.attr for one in page.entries}))
+    await master.stub.set_pinned("/data/d3", pinned=True)
+    master.end(signal.SIGKILL)
+    await master.start()
+    assert [info.path for info in await master.stub.list_mounts()] == ["/data"]
+    # A repeat of what was done is answered and not done again.
+    again = await master.stub.mount(MountSpec("/data", f"file://{tmp_path / 'files'}"), operation_id="first")
+    assert again.path == "/data"
+    with pytest.raises(errors.AlreadyExists):
+        await master.stub.mount(MountSpec("/data", f"file://{tmp_path / 'files'}"), operation_id="second")
+    for directory, known in names:
+        entry = (await master.stub.resolve_path(f"/data/d{directory}")).entry
+        assert entry is not None
+        page = await master.stub.list_dir(entry.attr.inode)
+        assert {one.name: one.attr for one in page.entries} == known
+        assert all(one.ref is not None and one.ref.pinned == (directory == 3) for one in page.entries)
+
+
+async def test_a_second_master_on_the_home_is_told_so(master: MasterProcess, tmp_path: Path) -> None:
+    second = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", RUN, str(tmp_path / "master.json")],
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert second.stderr.decode().startswith("conflict: another master (pid ")
+    assert master.end(signal.SIGTERM) == 0
+    await master.start()
+    assert await master.stub.list_mounts() == []
