@@ -7,6 +7,7 @@ are. Rule of concurrency: `fly` runs as one task per flight on the event loop; c
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import tenacity
 
@@ -32,6 +33,16 @@ _MAX_ATTEMPTS = 8
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 3.0
 """Pauses between attempts are random below a bound that doubles from the first to the longest. Guesses."""
+
+
+@dataclass(slots=True, eq=False)
+class _Write:
+    """A run of pages on its way to the disk; `data` None: landed."""
+
+    first: int
+    count: int
+    data: memoryview | None
+    written: "asyncio.Future[CachedFile]"
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -163,7 +174,7 @@ class Pilot:
     async def _receive(self, flight: Flight, chunks: AsyncIterator[memoryview], believe: bool) -> None:
         """Land what a source sends. `believe` False: nothing lands before the source has ended well."""
         assembler = Assembler(flight.landed, flight.stop, flight.ref.size)
-        writes: deque[asyncio.Future[CachedFile]] = deque()
+        writes: deque[_Write] = deque()
         unbelieved: list[tuple[int, memoryview]] = []
         loop = asyncio.get_running_loop()
         try:
@@ -194,7 +205,7 @@ class Pilot:
             while writes:
                 await self._settle(flight, writes.popleft())
 
-    async def _put(self, flight: Flight, first: int, data: memoryview, writes: deque[asyncio.Future[CachedFile]]) -> None:
+    async def _put(self, flight: Flight, first: int, data: memoryview, writes: deque[_Write]) -> None:
         """Land whole pages: in the cache file where one may be kept, else in memory."""
         count = -(-len(data) // PAGE_BYTES)
         while len(writes) >= _WRITES_AHEAD:
@@ -203,10 +214,10 @@ class Pilot:
             self._hold(flight, first, data)
             flight.land(first, count)
             return
-        written = self._disk.submit(lambda: self._write(flight, first, data))
-        # Landed by the callback and not by this task, which may be waiting for the source's next bytes.
-        written.add_done_callback(lambda done: self._land(flight, first, count, data, done))
-        writes.append(written)
+        write = _Write(first, count, data, self._disk.submit(lambda: self._write(flight, first, data)))
+        # Landed by the callback, since this task may be waiting for the source's next bytes.
+        write.written.add_done_callback(lambda _: self._land(flight, write))
+        writes.append(write)
 
     def _write(self, flight: Flight, first: int, data: memoryview) -> CachedFile:
         """In a disk thread: make the cache file if need be, and write."""
@@ -226,30 +237,37 @@ class Pilot:
                     raise
         raise errors.NoSpace("the cache file was removed again and again", subject=flight.ref.key)
 
-    def _land(self, flight: Flight, first: int, count: int, data: memoryview, written: "asyncio.Future[CachedFile]") -> None:
-        """A write has ended: its pages have landed, in memory if the disk refused them."""
-        error = written.exception()
+    def _land(self, flight: Flight, write: "_Write") -> None:
+        """A write has ended: its pages have landed, in memory if the disk refused them. A second call does nothing."""
+        if write.data is None:
+            return
+        data, write.data = write.data, None
+        error = write.written.exception()
         if error is None:
             if flight.job is not None:
-                self._evictor.record_loaded(written.result(), flight.job)
+                self._evictor.record_loaded(write.written.result(), flight.job)
         elif isinstance(error, errors.NoSpace | errors.DiskError):
             flight.last_error = error
             flight.refused = True
             if flight.priority is Priority.LOAD:
                 return  # only loads want it, and they want it on the disk: `_settle` raises
             flight.role = None
-            self._hold(flight, first, data)
+            self._hold(flight, write.first, data)
         else:
             return
-        flight.land(first, count)
+        flight.land(write.first, write.count)
 
-    async def _settle(self, flight: Flight, written: "asyncio.Future[CachedFile]") -> None:
+    async def _settle(self, flight: Flight, write: "_Write") -> None:
         """Wait for a write. Raises its error unless the pages were held in memory. The write goes on when this is cancelled."""
         try:
-            await asyncio.shield(written)
+            await asyncio.shield(write.written)
         except (errors.NoSpace, errors.DiskError):
+            self._land(flight, write)
             if flight.role is not None:
                 raise
+        else:
+            # A future that is done is awaited without its callbacks having run.
+            self._land(flight, write)
 
     @staticmethod
     def _hold(flight: Flight, first: int, data: memoryview) -> None:
