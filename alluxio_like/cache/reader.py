@@ -15,6 +15,7 @@ import threading
 import weakref
 from array import array
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Self
 
 import lmdb
@@ -39,6 +40,7 @@ class _View:
         path = f"/proc/self/fd/{fd}"
         if not check_format(fd, path):
             raise errors.DiskError("not a cache directory", subject=path)
+        self.nowait = _get_nowait_flag(fd)
         with self._open_env().begin() as txn:
             self.trust = int.from_bytes(bytes(txn.get(fmt.KEY_TRUST) or b"\0"), "big")
 
@@ -73,6 +75,30 @@ class _View:
             f"/proc/self/fd/{self.fd}/index", readonly=True, create=False, lock=True, max_spare_txns=1, readahead=False
         )
         return self._env
+
+
+def _get_nowait_flag(directory_fd: int) -> int | None:
+    """What makes preadv fail rather than wait for the disk; 0 where there is no disk (tmpfs); None where it cannot be had."""
+    file = os.open("format", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+    try:
+        os.preadv(file, (bytearray(1),), 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return os.RWF_NOWAIT
+    except OSError:
+        return 0 if _is_in_memory(directory_fd) else None
+    finally:
+        os.close(file)
+    return os.RWF_NOWAIT
+
+
+def _is_in_memory(directory_fd: int) -> bool:
+    device = os.fstat(directory_fd).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[2] == wanted:
+            return fields[fields.index("-") + 1] in {"tmpfs", "ramfs"}
+    return False
 
 
 class LocalFile:
@@ -135,6 +161,36 @@ class LocalFile:
             low = (page - first) * PAGE_BYTES
             self._check(page, view[low : low + PAGE_BYTES] if stop - first > 1 else data)
         return data if start == offset and len(data) == count else view[offset - start : offset - start + count]
+
+    def try_read_into(self, offset: int, buffer: memoryview) -> bool:
+        """Fill `buffer` from `offset` on without waiting for a disk; False: not there, not verified, or not in memory now.
+
+        Pages are verified as in `read`, from memory too. Never raises: `read` says what is wrong.
+        """
+        length, nowait = len(buffer), self._view.nowait
+        if nowait is None:
+            return False
+        first, stop = offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)
+        try:
+            if not self._is_verified(first, stop) and not self._try_verify(offset, length, nowait):
+                return False
+            return os.preadv(self.fd, (buffer,), offset, nowait) == length
+        except (OSError, errors.AlluxioLikeError):
+            # EAGAIN for the most part.
+            return False
+
+    def _try_verify(self, offset: int, length: int, nowait: int) -> bool:
+        if self.get_present_run(offset, length) < length:
+            return False
+        for page in range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)):
+            if self._is_verified(page, page + 1):
+                continue
+            start = page * PAGE_BYTES
+            data = bytearray(min(PAGE_BYTES, self.size - start))
+            if os.preadv(self.fd, (data,), start, nowait) != len(data):
+                return False
+            self._check(page, memoryview(data))
+        return True
 
     def add_present(self, generation: int, pages: PageRange, checksums: Sequence[int]) -> bool:
         """Learn from a Fill reply what the index may not yet say. False: it speaks of another generation, open the file anew."""

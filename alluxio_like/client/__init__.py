@@ -1,10 +1,11 @@
 """The one client library behind FUSE, CLI and SDK: `Client` (asynchronous) and `connect` (a synchronous one)."""
 
 from pathlib import Path
+from typing import Any
 
 from alluxio_like.client.client import Client, FileReader
 from alluxio_like.client.sync import File, SyncClient
-from alluxio_like.config import ClientConfig
+from alluxio_like.config import ClientConfig, load_config
 
 __all__ = ["Client", "File", "FileReader", "SyncClient", "connect"]
 
@@ -21,4 +22,9 @@ def connect(
 
     Nothing is sent before its first call. It may be handed to other processes, by fork or pickled.
     """
-    raise NotImplementedError
+    given: dict[str, Any] = {"master": master, "io_timeout_s": io_timeout_s, "token_file": token_file}
+    if ca is not None:
+        given["tls"] = {"ca": ca}
+    flags = {name: value for name, value in given.items() if value not in (None, "")}
+    base = config if config is not None else load_config(ClientConfig)
+    return SyncClient(ClientConfig.model_validate(base.model_dump() | flags))

@@ -1,16 +1,30 @@
 """The client of a cluster, asynchronous.
 
-Owns the calls that FUSE, CLI and SDK make: names through the metadata cache, files through readers, everything else straight to
-the master. Built from parts by `Client.open`; decides nothing itself. Rule of concurrency: everything is called from the one
-event loop it was opened on; any number of calls at once. A client belongs to the process that opened it (see sync.py for one that
-survives fork and pickling).
+Owns the calls that FUSE, CLI and SDK make: names through the metadata cache, files through readers, everything else straight
+to the master. Built from parts by `Client.open`; decides nothing itself. Rule of concurrency: everything is called from the
+one event loop it was opened on; any number of calls at once. A client belongs to the process that opened it (see sync.py for
+one that survives fork and pickling).
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 from typing import Self
 
+from alluxio_like.client.cluster import ClusterTracker
+from alluxio_like.client.fetching import Fetcher
+from alluxio_like.client.local import LocalCaches
+from alluxio_like.client.metadata import MetadataCache
+from alluxio_like.client.readahead import Budget
+from alluxio_like.client.reading import FileReader, Scratch
 from alluxio_like.config import ClientConfig
+from alluxio_like.errors import AlluxioLikeError, InvalidArgument, IsADirectory, NotFound, Unavailable
 from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.auth import read_token
+from alluxio_like.rpc.channel import RpcChannel, open_channel
+from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import (
     BlockLocation,
     CacheStatus,
@@ -26,133 +40,214 @@ from alluxio_like.rpc.messages import (
     Report,
     SyncResult,
 )
-from alluxio_like.types import Cluster, Entry, FileId, InodeId, JobId
+from alluxio_like.types import Cluster, Entry, FileId, InodeId, JobId, Kind
 
+_log = logging.getLogger(__name__)
 
-class FileReader:
-    """One open file: one content, to the end."""
-
-    entry: Entry
-    size: int
-
-    def try_read(self, offset: int, length: int) -> bytes | memoryview | None:
-        """The bytes of the range (clipped at the end of the file) if they are at hand without waiting, else None.
-
-        Never blocks on a disk or a peer and never switches tasks. None says nothing about the bytes: use `read`.
-        """
-        raise NotImplementedError
-
-    async def read(self, offset: int, length: int) -> bytes | memoryview:
-        """Exactly the bytes of the range, clipped at the end of the file; within the client's io_timeout_s.
-
-        Raises Stale when this content is gone from the store and not cached, TimedOut, Store*, Unavailable, AccessDenied.
-        """
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        """End read-ahead and reads under way, let go of descriptors. Does not raise; may be called twice."""
-        raise NotImplementedError
+__all__ = ["Client", "FileReader"]
 
 
 class Client:
     """The cluster whose master is at `config.master`. Every call ends within `config.io_timeout_s` unless it says other."""
 
+    def __init__(self, config: ClientConfig, token: str, metrics: Metrics | None) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._timeout_s = config.io_timeout_s
+        self._token = token
+        self._channel = self._open_channel(config.master)
+        self._master = MasterStub(self._channel, timeout_s=config.io_timeout_s)
+        self._names = MetadataCache(time.monotonic)
+        self._cluster = ClusterTracker(self._master, self._open_channel, io_timeout_s=config.io_timeout_s)
+        self._local = LocalCaches(self._cluster, enabled=config.use_local_cache)
+        self._fetcher = Fetcher(self._cluster, self._local, io_timeout_s=config.io_timeout_s)
+        self._budget = Budget(config.buffer_bytes)
+        self._scratch = Scratch()
+        self._readers: set[FileReader] = set()
+        self._closed = False
+
+    def _open_channel(self, address: str) -> RpcChannel:
+        return open_channel(address, tls=self._config.tls, token=self._token)
+
     @classmethod
     def open(cls, config: ClientConfig, *, metrics: Metrics | None = None) -> Self:
         """No I/O happens before the first call. Raises ConfigError for unreadable certificates or token files."""
-        raise NotImplementedError
+        token = "" if config.token_file is None else read_token(config.token_file)
+        return cls(config, token, metrics)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Close all readers, channels and descriptors. May be called twice."""
-        raise NotImplementedError
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.gather(*(reader.close() for reader in list(self._readers)), return_exceptions=True)
+        await self._local.close()
+        await self._cluster.close()
+        await self._channel.close()
 
     # names
 
     async def lookup(self, parent: InodeId, name: str) -> LookupResult:
         """One name in one directory; a missing one gives entry None. `valid_s` is what is left of the answer's time."""
-        raise NotImplementedError
+        key = (parent, name)
+        known = self._names.lookup(key)
+        if known is not None:
+            return known
+        begun = self._names.begin()
+        return self._names.keep(key, await self._master.lookup(parent, name), begun)
 
     async def lookup_path(self, path: str, *, sync: bool = False) -> LookupResult:
         """An absolute path; `sync` asks the store first. A missing one gives entry None."""
-        raise NotImplementedError
+        known = None if sync else self._names.lookup(path)
+        if known is not None:
+            return known
+        begun = self._names.begin()
+        return self._names.keep(path, await self._master.resolve_path(path, sync=sync), begun)
 
     async def get_path(self, path: str, *, sync: bool = False) -> Entry:
         """As `lookup_path`; raises NotFound."""
-        raise NotImplementedError
+        entry = (await self.lookup_path(path, sync=sync)).entry
+        if entry is None:
+            raise NotFound("no such file or directory", subject=path)
+        return entry
 
     async def get_entry(self, inode: InodeId) -> LookupResult:
         """An inode by its id, also an orphan that the master still keeps. Raises NotFound; entry is never None."""
-        raise NotImplementedError
+        known = self._names.lookup(inode)
+        if known is not None and known.entry is not None:
+            return known
+        begun = self._names.begin()
+        return self._names.keep(inode, await self._master.get_entry(inode), begun)
 
     async def list_dir(self, inode: InodeId, cursor: bytes = b"", limit: int = 0) -> DirPage:
         """One page of a directory with attributes; what it says is remembered for lookups."""
-        raise NotImplementedError
+        begun = self._names.begin()
+        page = await self._master.list_dir(inode, cursor, limit)
+        self._names.keep_page(inode, page, begun)
+        return page
 
-    def iter_dir(self, inode: InodeId) -> AsyncIterator[Entry]:
+    async def iter_dir(self, inode: InodeId) -> AsyncGenerator[Entry]:
         """All of a directory, page by page."""
-        raise NotImplementedError
+        cursor = b""
+        while True:
+            page = await self.list_dir(inode, cursor)
+            for entry in page.entries:
+                yield entry
+            cursor = page.next_cursor
+            if not cursor:
+                return
 
     async def sync_path(self, path: str, *, recursive: bool = False) -> SyncResult:
         """Ask the store again about a path; what was remembered is dropped."""
-        raise NotImplementedError
+        result = await self._master.sync(path, recursive=recursive)
+        self._names.clear()
+        return result
 
     async def stat_fs(self) -> FsTotals:
-        raise NotImplementedError
+        return await self._master.stat_fs()
 
     # files
 
     def open_file(self, entry: Entry) -> FileReader:
         """A reader of the content that `entry` names (no I/O yet). Raises IsADirectory, InvalidArgument for other kinds."""
-        raise NotImplementedError
+        if entry.attr.kind is Kind.DIRECTORY:
+            raise IsADirectory("a directory has no bytes to read", subject=entry.name)
+        if entry.ref is None:
+            raise InvalidArgument(f"{entry.name!r} has no content that could be read")
+        reader = FileReader(
+            entry,
+            entry.ref,
+            fetcher=self._fetcher,
+            local=self._local,
+            budget=self._budget,
+            scratch=self._scratch,
+            readahead_max_bytes=self._config.readahead_max_bytes,
+            io_timeout_s=self._timeout_s,
+            on_stale=self._note_stale,
+            on_close=self._readers.discard,
+        )
+        self._readers.add(reader)
+        return reader
+
+    async def _note_stale(self, entry: Entry) -> None:
+        """Have the master look again, so that the next open finds the replacement. Does not raise."""
+        try:
+            await self._master.sync(inode=entry.attr.inode, timeout_s=min(5.0, self._timeout_s))
+        except AlluxioLikeError as error:
+            _log.info("the master was not asked about a changed file: %s", error)
+        self._names.clear()
 
     # mounts
 
     async def mount(self, spec: MountSpec, *, operation_id: str = "") -> MountInfo:
-        raise NotImplementedError
+        info = await self._master.mount(spec, operation_id=operation_id)
+        self._names.clear()
+        return info
 
     async def unmount(self, path: str, *, operation_id: str = "") -> None:
-        raise NotImplementedError
+        await self._master.unmount(path, operation_id=operation_id)
+        self._names.clear()
 
     async def list_mounts(self) -> list[MountInfo]:
-        raise NotImplementedError
+        return await self._master.list_mounts()
 
     # the cluster and its caches
 
     async def get_cluster(self) -> Cluster:
-        raise NotImplementedError
+        return await self._master.get_cluster()
 
     async def locate(self, files: Sequence[FileId]) -> list[tuple[BlockLocation, ...]]:
         """Who holds blocks of these files, by the master's block map; in their order."""
-        raise NotImplementedError
+        return await self._master.locate(files)
 
     async def submit_load(self, spec: LoadSpec, paths: Iterable[str], *, operation_id: str = "") -> JobId:
-        raise NotImplementedError
+        return await self._master.submit_load(spec, paths, operation_id=operation_id)
 
     async def get_job(self, job_id: JobId) -> Job:
-        raise NotImplementedError
+        return await self._master.get_job(job_id)
 
     async def list_jobs(self) -> list[Job]:
-        raise NotImplementedError
+        return await self._master.list_jobs()
 
-    def watch_job(self, job_id: JobId) -> AsyncIterator[Job]:
+    async def watch_job(self, job_id: JobId) -> AsyncGenerator[Job]:
         """States until the job has ended; goes on by itself when the master restarts (Unavailable after io_timeout_s of that)."""
-        raise NotImplementedError
+        while True:
+            try:
+                async with aclosing(self._master.watch_job(job_id)) as states:
+                    async for job in states:
+                        yield job
+                        if job.state.ended:
+                            return
+            except Unavailable:
+                # get_job waits for the master, within the time for one call.
+                _log.info("the master is away: the job goes on, watching resumes when it is back")
+            job = await self._master.get_job(job_id)
+            yield job
+            if job.state.ended:
+                return
+            await asyncio.sleep(0.2)
 
     async def cancel_job(self, job_id: JobId, *, operation_id: str = "") -> Job:
-        raise NotImplementedError
+        return await self._master.cancel_job(job_id, operation_id=operation_id)
 
     async def list_job_problems(self, job_id: JobId, cursor: int = 0) -> ProblemPage:
-        raise NotImplementedError
+        return await self._master.list_job_problems(job_id, cursor)
 
     async def get_cache_status(self, path: str) -> CacheStatus:
-        raise NotImplementedError
+        return await self._master.get_cache_status(path)
 
     async def free(self, path: str, *, force: bool = False, operation_id: str = "") -> FreeResult:
-        raise NotImplementedError
+        return await self._master.free(path, force=force, operation_id=operation_id)
 
     async def set_pinned(self, path: str, *, pinned: bool, operation_id: str = "") -> int:
         """How many files it concerns."""
-        raise NotImplementedError
+        return await self._master.set_pinned(path, pinned=pinned, operation_id=operation_id)
 
     async def report(self) -> Report:
-        raise NotImplementedError
+        return await self._master.report()

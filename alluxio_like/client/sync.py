@@ -1,101 +1,281 @@
 """The client of a cluster, synchronous.
 
-Owns a background event loop per process, on which an asynchronous Client lives, and what makes it safe to fork and pickle: a
-SyncClient holds nothing but its configuration; the loop, the channels and the readers are made in each process on first use.
-Any number of threads may use one.
+Owns the blocking front of Client. A SyncClient holds nothing but its configuration and, in each process that uses it, a runtime
+(runtime.py) made on first use: so it may be forked, spawned and pickled freely; so may a File. Any number of threads may use one.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Self
+import asyncio
+import contextlib
+import io
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from typing import Any, Self, TypeVar
 
+from alluxio_like.client.client import Client
+from alluxio_like.client.reading import FileReader
+from alluxio_like.client.runtime import RuntimeClosed, RuntimeHolder
 from alluxio_like.config import ClientConfig
-from alluxio_like.rpc.messages import CacheStatus, FreeResult, FsTotals, Job, LoadSpec, MountInfo, MountSpec, Report, SyncResult
-from alluxio_like.types import Entry, InodeId, JobId
+from alluxio_like.errors import InvalidArgument, IsADirectory, NotADirectory, TimedOut
+from alluxio_like.rpc.messages import (
+    CacheStatus,
+    FreeResult,
+    FsTotals,
+    Job,
+    LoadSpec,
+    MountInfo,
+    MountSpec,
+    ProblemPage,
+    Report,
+    SyncResult,
+)
+from alluxio_like.types import Cluster, Entry, InodeId, JobId, Kind
 
-
-class File:
-    """An open file: `read`, `pread`, `seek`, `tell`, `close`; a context manager; picklable and usable after fork."""
-
-    size: int
+T = TypeVar("T")
 
 
 class SyncClient:
-    """Blocking front of Client; see there for what each call means and raises."""
+    """Blocking front of Client; see there for what each call means and raises.
+
+    >>> from alluxio_like import connect
+    >>> client = connect("127.0.0.1:19998")
+    >>> with client.open("/data/sample.bin") as file:       # doctest: +SKIP
+    ...     head = file.read(1024)
+    """
 
     def __init__(self, config: ClientConfig) -> None:
-        raise NotImplementedError
+        self.config = config
+        self._holder = RuntimeHolder(config)
+
+    def __repr__(self) -> str:
+        return f"SyncClient({self.config.master!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (SyncClient, (self.config,))
 
     def __enter__(self) -> Self:
-        raise NotImplementedError
+        return self
 
     def __exit__(self, *_: object) -> None:
-        raise NotImplementedError
+        self.close()
 
     def close(self) -> None:
         """Close what this process has opened. Using the client again opens it anew."""
-        raise NotImplementedError
+        self._holder.close()
+
+    def _iterate(self, make: Callable[[Client], AsyncGenerator[T]]) -> Iterator[T]:
+        runtime = self._holder.get()
+        stream = make(runtime.client)
+        try:
+            while True:
+                try:
+                    item = runtime.run(anext(stream))
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            if not runtime.closed:
+                runtime.run(stream.aclose())
+
+    # names
 
     def stat(self, path: str, *, sync: bool = False) -> Entry:
-        """Raises NotFound."""
-        raise NotImplementedError
+        """Raises NotFound. `sync` asks the store first."""
+        return self._holder.run(lambda client: client.get_path(path, sync=sync))
 
     def get_entry(self, inode: InodeId) -> Entry:
-        raise NotImplementedError
+        """An inode by its id. Raises NotFound."""
+        entry = self._holder.run(lambda client: client.get_entry(inode)).entry
+        assert entry is not None
+        return entry
 
     def list_dir(self, path: str) -> Iterator[Entry]:
         """All of a directory, page by page. Raises NotFound, NotADirectory."""
-        raise NotImplementedError
+        entry = self.stat(path)
+        if entry.attr.kind is not Kind.DIRECTORY:
+            raise NotADirectory("not a directory", subject=path)
+        cursor = b""
+        while True:
+            # Page by page and not as one stream, so that a fork between two pages does no harm.
+            page = self._holder.run(lambda client, cursor=cursor: client.list_dir(entry.attr.inode, cursor))  # type: ignore[misc]
+            yield from page.entries
+            cursor = page.next_cursor
+            if not cursor:
+                return
 
-    def open(self, path: str) -> File:
-        raise NotImplementedError
+    def open(self, path: str) -> "File":
+        """A file for reading; it stays with the content that `path` has now."""
+        return File(self, self.stat(path), path)
 
     def read(self, path: str) -> bytes:
         """All of a file."""
-        raise NotImplementedError
+        with self.open(path) as file:
+            return file.read()
 
     def sync_path(self, path: str, *, recursive: bool = False) -> SyncResult:
-        raise NotImplementedError
+        return self._holder.run(lambda client: client.sync_path(path, recursive=recursive))
 
     def stat_fs(self) -> FsTotals:
-        raise NotImplementedError
+        return self._holder.run(lambda client: client.stat_fs())
+
+    # mounts
 
     def mount(self, spec: MountSpec, *, operation_id: str = "") -> MountInfo:
-        raise NotImplementedError
+        return self._holder.run(lambda client: client.mount(spec, operation_id=operation_id))
 
     def unmount(self, path: str, *, operation_id: str = "") -> None:
-        raise NotImplementedError
+        self._holder.run(lambda client: client.unmount(path, operation_id=operation_id))
 
     def list_mounts(self) -> list[MountInfo]:
-        raise NotImplementedError
+        return self._holder.run(lambda client: client.list_mounts())
+
+    # the cluster and its caches
+
+    def get_cluster(self) -> Cluster:
+        return self._holder.run(lambda client: client.get_cluster())
 
     def submit_load(self, paths: Iterable[str], spec: LoadSpec = LoadSpec(), *, operation_id: str = "") -> JobId:
-        raise NotImplementedError
+        """Begin to load; `wait_job` waits for its end."""
+        if isinstance(paths, str):
+            raise InvalidArgument("paths are to be a list of paths, not one string", subject=paths)
+        listed: Sequence[str] = paths if isinstance(paths, Sequence) else list(paths)
+        return self._holder.run(lambda client: client.submit_load(spec, listed, operation_id=operation_id))
 
     def get_job(self, job_id: JobId) -> Job:
-        raise NotImplementedError
+        return self._holder.run(lambda client: client.get_job(job_id))
 
     def list_jobs(self) -> list[Job]:
-        raise NotImplementedError
+        return self._holder.run(lambda client: client.list_jobs())
 
     def watch_job(self, job_id: JobId) -> Iterator[Job]:
         """States until the job has ended."""
-        raise NotImplementedError
+        return self._iterate(lambda client: client.watch_job(job_id))
 
     def wait_job(self, job_id: JobId, *, timeout_s: float | None = None) -> Job:
-        """The job once it has ended. Raises TimedOut."""
-        raise NotImplementedError
+        """The job once it has ended. Raises TimedOut; the job goes on."""
+        return self._holder.run(lambda client: _wait_job(client, job_id, timeout_s))
 
     def cancel_job(self, job_id: JobId, *, operation_id: str = "") -> Job:
-        raise NotImplementedError
+        return self._holder.run(lambda client: client.cancel_job(job_id, operation_id=operation_id))
+
+    def list_job_problems(self, job_id: JobId, cursor: int = 0) -> ProblemPage:
+        return self._holder.run(lambda client: client.list_job_problems(job_id, cursor))
 
     def get_cache_status(self, path: str) -> CacheStatus:
-        raise NotImplementedError
+        return self._holder.run(lambda client: client.get_cache_status(path))
 
     def free(self, path: str, *, force: bool = False, operation_id: str = "") -> FreeResult:
-        raise NotImplementedError
+        return self._holder.run(lambda client: client.free(path, force=force, operation_id=operation_id))
 
     def set_pinned(self, path: str, *, pinned: bool, operation_id: str = "") -> int:
-        raise NotImplementedError
+        """How many files it concerns."""
+        return self._holder.run(lambda client: client.set_pinned(path, pinned=pinned, operation_id=operation_id))
 
     def report(self) -> Report:
-        raise NotImplementedError
+        return self._holder.run(lambda client: client.report())
+
+
+async def _wait_job(client: Client, job_id: JobId, timeout_s: float | None) -> Job:
+    job: Job | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for state in client.watch_job(job_id):
+                job = state
+    except TimeoutError:
+        raise TimedOut(f"job {job_id} has not ended within {timeout_s:g} s", subject=job_id) from None
+    assert job is not None
+    return job
+
+
+class File(io.RawIOBase):
+    """An open file: one content, to the end. A raw binary stream; picklable, and usable after fork (each with its own position).
+
+    `pread` needs no position and may be called from any number of threads.
+    """
+
+    def __init__(self, client: SyncClient, entry: Entry, path: str) -> None:
+        super().__init__()
+        if entry.attr.kind is Kind.DIRECTORY:
+            raise IsADirectory("a directory has no bytes to read", subject=path)
+        self._client = client
+        self._reader: tuple[Client, FileReader] | None = None
+        self._position = 0
+        self.entry = entry
+        self.path = path
+        self.name = path
+        self.mode = "rb"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_reopen, (self._client, self.entry, self.path, self._position))
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.entry.attr.size
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """The bytes of a range, fewer only at the end of the file."""
+        self._check_open()
+        return self._client._holder.run(lambda client: self._read_on(client, offset, length))
+
+    async def _read_on(self, client: Client, offset: int, length: int) -> bytes:
+        # On the loop's thread: no other call is between the check and the making.
+        if self._reader is None or self._reader[0] is not client:
+            self._reader = (client, client.open_file(self.entry))
+        return bytes(await self._reader[1].read(offset, length))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """From the position on, `size` bytes or all there are; fewer only at the end of the file."""
+        left = max(0, self.size - self._position)
+        data = self.pread(left if size is None or size < 0 else min(size, left), self._position)
+        self._position += len(data)
+        return data
+
+    def readall(self) -> bytes:
+        """From the position to the end."""
+        return self.read(-1)
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill a buffer from the position on; the number of bytes."""
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Move the position; returns it."""
+        self._check_open()
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise InvalidArgument(f"no position: {base + offset}", subject=self.path)
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Let go of the file. May be called twice."""
+        if not self.closed:
+            reader, self._reader = self._reader, None
+            runtime = self._client._holder.peek()
+            if reader is not None and runtime is not None:
+                # A reader of another runtime went with it.
+                with contextlib.suppress(RuntimeClosed):
+                    runtime.run(reader[1].close() if runtime.client is reader[0] else asyncio.sleep(0))
+        super().close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
+
+def _reopen(client: SyncClient, entry: Entry, path: str, position: int) -> File:
+    file = File(client, entry, path)
+    file.seek(position)
+    return file

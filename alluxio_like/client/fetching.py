@@ -1,0 +1,187 @@
+"""Where a range's bytes come from: a local worker's fill, or any worker's stream.
+
+Owns the order in which workers are asked and what a failure of one means: another is asked, from where the first one
+stopped, until the time is over; what the store said (Stale, StoreDenied, ...) is final. Rule of concurrency: one event loop;
+each flight is one task.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Final, Protocol, TypeVar
+
+from alluxio_like.client.cluster import ClusterTracker, require_workers
+from alluxio_like.client.flight import Flight
+from alluxio_like.client.local import LocalCaches
+from alluxio_like.errors import (
+    AlluxioLikeError,
+    Cancelled,
+    Corrupt,
+    DiskError,
+    Internal,
+    NoSpace,
+    NotFound,
+    TimedOut,
+    Unavailable,
+    Unsupported,
+    get_disposition,
+)
+from alluxio_like.rpc.messages import Filled
+from alluxio_like.types import BLOCK_BYTES, Cluster, FileRef, Worker
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_DONE: Final = AlluxioLikeError("done")
+"""What stands for "no failure"."""
+
+OTHER_WORKER_MAY = (Unavailable, TimedOut, Cancelled, DiskError, Corrupt, NoSpace, Internal, Unsupported, NotFound)
+"""Failures of one worker that say nothing about another."""
+
+
+class FillTarget(Protocol):
+    """Who wants to know what a fill brought."""
+
+    ref: FileRef
+
+    def learn(self, worker: Worker, filled: Filled) -> bool:
+        """Take note of pages in a worker's cache file; False: that file cannot be read from here."""
+        ...
+
+    def has_local(self, offset: int, stop: int) -> bool:
+        """Whether these bytes are in the cache file that is open."""
+        ...
+
+
+class Fetcher:
+    """Runs flights."""
+
+    def __init__(self, cluster: ClusterTracker, local: LocalCaches, *, io_timeout_s: float) -> None:
+        self._cluster = cluster
+        self._local = local
+        self._io_timeout_s = io_timeout_s
+        # So that a worker that is stopped, or cut off, leaves time to ask others.
+        self._silence_s = io_timeout_s / 3
+
+    async def run(self, target: FillTarget, flight: Flight, *, fill: bool) -> None:
+        """Bring a flight's bytes, within io_timeout_s. Ends the flight; raises nothing but cancellation."""
+        deadline = time.monotonic() + self._io_timeout_s
+        try:
+            async with asyncio.timeout(self._io_timeout_s):
+                if not (fill and await self._fill(target, flight, deadline)):
+                    await self._stream(target.ref, flight, deadline)
+        except TimeoutError:
+            flight.error = TimedOut(f"not read within {self._io_timeout_s:g} s", subject=target.ref.key)
+        except AlluxioLikeError as error:
+            flight.error = error
+        except Exception as error:  # noqa: BLE001 (a waiter must never be left behind; it is logged)
+            _log.exception("a read failed in a way nobody foresaw")
+            flight.error = Internal(f"{type(error).__name__} while reading", subject=target.ref.key)
+        finally:
+            flight.done = True
+            flight.note_progress()
+
+    async def _fill(self, target: FillTarget, flight: Flight, deadline: float) -> bool:
+        """Have a local worker bring the range into its cache. False: read it as a stream."""
+        view = await self._cluster.get_view()
+        await self._local.refresh(view)
+        for worker in self._cluster.rank(view, target.ref, flight.start):
+            if not self._local.is_local(worker):
+                continue
+            try:
+                return await self._fill_from(worker, target, flight)
+            except OTHER_WORKER_MAY as error:
+                self._note(worker, error)
+            if time.monotonic() >= deadline:
+                break
+        return False
+
+    async def _fill_from(self, worker: Worker, target: FillTarget, flight: Flight) -> bool:
+        stub = self._cluster.get_stub(worker)
+        length = flight.stop - flight.start
+        stream = stub.fill(target.ref, flight.start, length, priority=flight.priority, timeout_s=self._io_timeout_s)
+        async with aclosing(stream):
+            while True:
+                filled = await self._next(stream, worker)
+                if filled is None:
+                    break
+                if filled.read_through or not target.learn(worker, filled):
+                    return False
+                flight.note_progress()
+        self._cluster.note_success(worker)
+        return target.has_local(flight.start, flight.stop)
+
+    async def _stream(self, ref: FileRef, flight: Flight, deadline: float) -> None:
+        """Read the range into memory, from the best worker that answers, block by block."""
+        if flight.buffer is None:
+            flight.buffer = memoryview(bytearray(flight.stop - flight.start))
+        pause_s, newer = 0.05, False
+        while flight.start + flight.landed < flight.stop:
+            failure: AlluxioLikeError
+            try:
+                view = await self._cluster.get_view(newer=newer)
+                failure = await self._stream_block(view, ref, flight)
+            except (Unavailable, TimedOut) as error:
+                # No master and no view of old, or no worker at all.
+                failure = error
+            if failure is _DONE:
+                pause_s, newer = 0.05, False
+                continue
+            if not (get_disposition(failure).retryable or isinstance(failure, (TimedOut, Cancelled))):
+                raise failure
+            left = deadline - time.monotonic()
+            pause_s = min(1.0, pause_s * 2)
+            pause = pause_s * random.uniform(0.5, 1.0)
+            if left <= pause:
+                raise failure
+            await asyncio.sleep(pause)
+            newer = True
+
+    async def _stream_block(self, view: Cluster, ref: FileRef, flight: Flight) -> AlluxioLikeError:
+        """Read on to the end of the block (or of the flight). _DONE, or why the last of all workers failed."""
+        position = flight.start + flight.landed
+        stop = min(flight.stop, position - position % BLOCK_BYTES + BLOCK_BYTES)
+        failure: AlluxioLikeError = _DONE
+        for worker in require_workers(self._cluster.rank(view, ref, position)):
+            try:
+                await self._stream_from(worker, ref, flight, stop)
+            except OTHER_WORKER_MAY as error:
+                self._note(worker, error)
+                failure = error
+                continue
+            self._cluster.note_success(worker)
+            return _DONE
+        return failure
+
+    async def _stream_from(self, worker: Worker, ref: FileRef, flight: Flight, stop: int) -> None:
+        position, buffer = flight.start + flight.landed, flight.buffer
+        if position >= stop or buffer is None:
+            return
+        stub = self._cluster.get_stub(worker)
+        stream = stub.read(ref, position, stop - position, priority=flight.priority, timeout_s=self._io_timeout_s)
+        async with aclosing(stream):
+            while True:
+                piece = await self._next(stream, worker)
+                if piece is None:
+                    return
+                buffer[flight.landed : flight.landed + len(piece)] = piece
+                flight.landed += len(piece)
+                flight.note_progress()
+
+    async def _next(self, stream: AsyncIterator[T], worker: Worker) -> T | None:
+        """The stream's next item, None at its end. Raises TimedOut when the worker is silent for too long."""
+        try:
+            async with asyncio.timeout(self._silence_s) as silence:
+                return await anext(stream, None)
+        except TimeoutError:
+            if not silence.expired():
+                raise
+            raise TimedOut(f"the worker at {worker.address} said nothing for {self._silence_s:g} s") from None
+
+    def _note(self, worker: Worker, error: AlluxioLikeError) -> None:
+        _log.info("worker %s did not answer a read: %s", worker.address, error)
+        self._cluster.note_failure(worker)

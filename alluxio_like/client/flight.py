@@ -1,0 +1,46 @@
+"""One range of one file on its way to this process.
+
+Owns the state of the range: who waits, how much has landed, how it ended. A flight ends in a local cache file (`buffer`
+stays None) or in memory. Decides nothing about where the bytes come from (fetching.py) or which ranges are wanted
+(reading.py). Rule of concurrency: one event loop; only `wait_progress` awaits.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from alluxio_like.errors import AlluxioLikeError
+from alluxio_like.rpc.messages import Priority
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """Bytes [start, stop). `taken_bytes` of the budget belong to it until it is dropped."""
+
+    start: int
+    stop: int
+    priority: Priority
+    taken_bytes: int = 0
+    buffer: memoryview | None = None
+    landed: int = 0
+    """Bytes of `buffer` from its start on that are there."""
+    done: bool = False
+    error: AlluxioLikeError | None = None
+    waiters: int = 0
+    task: "asyncio.Task[None] | None" = None
+    _progress: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def note_progress(self) -> None:
+        """Wake who waits: more has landed, or it has ended."""
+        progress, self._progress = self._progress, asyncio.Event()
+        progress.set()
+
+    async def wait_progress(self) -> None:
+        """Return at the next progress, at once if it has ended. The flight is not cancelled with the waiter."""
+        if not self.done:
+            await self._progress.wait()
+
+    def get_slice(self, offset: int, stop: int) -> memoryview | None:
+        """Bytes [offset, stop) from memory, if they lie within this flight and have landed."""
+        if self.buffer is not None and self.start <= offset and stop <= self.start + self.landed:
+            return self.buffer[offset - self.start : stop - self.start]
+        return None

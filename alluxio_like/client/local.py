@@ -1,0 +1,156 @@
+"""Cache files of workers on this machine, read without asking them.
+
+Owns the descriptors that workers' doors gave, and what local reads are reported to the workers (for recency). A worker is
+local when its door lets us in and says the worker's own id; nothing else (host names, ids) is asked. Rule of concurrency:
+one event loop; doors are entered in a thread, and `open_file` does not wait.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from pathlib import Path
+
+from alluxio_like.cache.door import DoorGreeting, enter_door
+from alluxio_like.cache.reader import CacheReader, LocalFile
+from alluxio_like.client.cluster import ClusterTracker
+from alluxio_like.errors import AlluxioLikeError
+from alluxio_like.rpc.messages import Touched
+from alluxio_like.types import Cluster, FileId, FileRef, Worker, WorkerId
+
+_log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+"""A door that did not let us in is tried again after so long; a guess."""
+REPORT_S = 2.0
+REPORT_FILES = 1000
+
+
+class LocalCaches:
+    """What can be read directly. `refresh` enters doors, `open_file` looks for a content."""
+
+    def __init__(self, cluster: ClusterTracker, *, enabled: bool = True) -> None:
+        self._cluster = cluster
+        self._enabled = enabled
+        self._readers: dict[WorkerId, tuple[str, CacheReader]] = {}
+        self._failed: dict[tuple[WorkerId, str], float] = {}
+        self._seen: Cluster | None = None
+        self._entering: asyncio.Task[None] | None = None
+        self._touched: dict[WorkerId, dict[FileId, list[int]]] = {}
+        self._report: asyncio.Task[None] | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the doors of the present view were tried."""
+        return not self._enabled or (self._seen is not None and self._seen is self._cluster.view)
+
+    def is_local(self, worker: Worker) -> bool:
+        """Whether this worker's cache files can be read from here."""
+        return worker.worker_id in self._readers
+
+    async def refresh(self, view: Cluster) -> None:
+        """Enter the doors of a view that were not tried yet. Does not raise."""
+        if not self._enabled or view is self._seen:
+            return
+        if self._entering is None or self._entering.done():
+            self._entering = asyncio.create_task(self._enter_all(view), name="doors")
+        await asyncio.shield(self._entering)
+
+    def open_file(self, ref: FileRef) -> tuple[WorkerId, LocalFile] | None:
+        """The opened cache file of a content, if a local worker has any of it."""
+        for worker_id, (_, reader) in self._readers.items():
+            try:
+                file = reader.lookup(ref)
+            except AlluxioLikeError as error:
+                _log.warning("a cache file cannot be opened: %s", error, extra={"worker": worker_id})
+                continue
+            if file is not None:
+                return worker_id, file
+        return None
+
+    def open_filled(self, worker: Worker, ref: FileRef, directory: int, generation: int) -> LocalFile | None:
+        """The cache file that a Fill reply names."""
+        known = self._readers.get(worker.worker_id)
+        return None if known is None else known[1].open_filled(ref, directory, generation)
+
+    def touch(self, worker_id: WorkerId, file_id: FileId, read_bytes: int, reads: int) -> None:
+        """Tell the worker, before long, what was read of its file."""
+        files = self._touched.setdefault(worker_id, {})
+        counts = files.setdefault(file_id, [0, 0])
+        counts[0] += read_bytes
+        counts[1] += reads
+        if self._report is None or self._report.done():
+            self._report = asyncio.create_task(self._report_later(), name="touch")
+
+    async def close(self) -> None:
+        """Report what is left, close everything. Does not raise."""
+        for task in (self._report, self._entering):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await self._send_touched(timeout_s=1.0)
+        readers, self._readers = self._readers, {}
+        for _, reader in readers.values():
+            reader.close()
+
+    async def _enter_all(self, view: Cluster) -> None:
+        now = time.monotonic()
+        self._failed = {key: until for key, until in self._failed.items() if until > now}
+        gone = set(self._readers) - {worker.worker_id for worker in view.workers if worker.live}
+        for worker_id in gone:
+            self._readers.pop(worker_id)[1].close()
+        for worker in view.workers:
+            known = self._readers.get(worker.worker_id)
+            key = (worker.worker_id, worker.address)
+            if not worker.live or not worker.door_path or key in self._failed or (known and known[0] == worker.address):
+                continue
+            greeting = await asyncio.to_thread(_enter, worker)
+            if greeting is None:
+                self._failed[key] = now + RETRY_S
+                continue
+            # LMDB allows a process one view of an index: the old one goes first.
+            if known is not None:
+                self._readers.pop(worker.worker_id)[1].close()
+            try:
+                self._readers[worker.worker_id] = (worker.address, CacheReader.open(greeting.directory_fds))
+            except AlluxioLikeError as error:
+                self._failed[key] = now + RETRY_S
+                _log.warning("a local cache cannot be read directly: %s", error, extra={"worker": worker.worker_id})
+        # Doors that failed are tried again with a later view.
+        self._seen = view
+
+    async def _report_later(self) -> None:
+        await asyncio.sleep(REPORT_S)
+        await self._send_touched(timeout_s=5.0)
+
+    async def _send_touched(self, *, timeout_s: float) -> None:
+        touched, self._touched = self._touched, {}
+        view = self._cluster.view
+        for worker in view.workers if view is not None else ():
+            files = touched.get(worker.worker_id)
+            if not files or not worker.live:
+                continue
+            items = [Touched(file_id, counts[0], counts[1]) for file_id, counts in files.items()]
+            try:
+                for first in range(0, len(items), REPORT_FILES):
+                    part = items[first : first + REPORT_FILES]
+                    await self._cluster.get_stub(worker).touch(part, timeout_s=timeout_s)
+            except AlluxioLikeError as error:
+                # Recency is a hint; nothing is lost.
+                _log.debug("a worker was not told what was read: %s", error, extra={"worker": worker.worker_id})
+
+
+def _enter(worker: Worker) -> DoorGreeting | None:
+    """In a thread: what the worker's door gave, or None when it is not on this machine, not ours, or another's."""
+    if not Path(worker.door_path).exists():
+        return None
+    try:
+        greeting = enter_door(worker.door_path)
+    except AlluxioLikeError as error:
+        _log.info("a worker's door stays shut: %s", error, extra={"worker": worker.worker_id})
+        return None
+    if greeting.worker_id != worker.worker_id:
+        for fd in greeting.directory_fds:
+            os.close(fd)
+        return None
+    return greeting

@@ -1,0 +1,383 @@
+"""An open file.
+
+Owns one reader's cache file, its flights and its pattern: what is at hand, what has to be fetched, what is fetched ahead.
+Does not know where bytes come from (fetching.py). Rule of concurrency: one event loop; `try_read` neither awaits nor blocks;
+several reads may be under way at once; a read that is cancelled takes with it what was fetched for it alone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from alluxio_like.cache.reader import LocalFile
+from alluxio_like.client.fetching import Fetcher
+from alluxio_like.client.flight import Flight
+from alluxio_like.client.local import LocalCaches
+from alluxio_like.client.readahead import PIECE_BYTES, SMALL_FILE_BYTES, Budget, Pattern
+from alluxio_like.errors import Corrupt, DiskError, Internal, InvalidArgument, Stale, TimedOut
+from alluxio_like.rpc.messages import Filled, Priority
+from alluxio_like.types import Entry, FileRef, Worker, WorkerId
+
+_log = logging.getLogger(__name__)
+
+SLICE_BYTES = 4 * PIECE_BYTES
+"""A longer read is done in parts of this size, so that read-ahead and its budget apply to it."""
+
+
+class Scratch:
+    """Memory that reads which do not wait are answered from, one after the other: no allocation for each."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(bytearray(1 << 20))
+
+    def get(self, length: int) -> memoryview:
+        """`length` bytes, the same ones each time."""
+        if length > len(self._memory):
+            self._memory = memoryview(bytearray(length))
+        return self._memory[:length]
+
+
+class FileReader:
+    """One open file: one content, to the end."""
+
+    def __init__(
+        self,
+        entry: Entry,
+        ref: FileRef,
+        *,
+        fetcher: Fetcher,
+        local: LocalCaches,
+        budget: Budget,
+        scratch: Scratch,
+        readahead_max_bytes: int,
+        io_timeout_s: float,
+        on_stale: Callable[[Entry], Awaitable[None]],
+        on_close: Callable[["FileReader"], None],
+    ) -> None:
+        self.entry = entry
+        self.ref = ref
+        self.size = ref.size
+        self._fetcher = fetcher
+        self._local = local
+        self._budget = budget
+        self._scratch = scratch
+        self._io_timeout_s = io_timeout_s
+        self._on_stale = on_stale
+        self._on_close = on_close
+        self._pattern = Pattern(ref.size, readahead_max_bytes)
+        self._file: LocalFile | None = None
+        self._file_worker = WorkerId("")
+        self._distrusted = False
+        self._flights: list[Flight] = []
+        self._read_bytes = 0
+        self._reads = 0
+        self._served_bytes = 0
+        self._closed = False
+
+    # what is at hand
+
+    def try_read(self, offset: int, length: int) -> bytes | memoryview | None:
+        """The bytes of the range (clipped at the end of the file) if they are at hand without waiting, else None.
+
+        Never blocks on a disk or a peer and never switches tasks. None says nothing about the bytes: use `read`. The memory
+        is used again by the next `try_read` of the same client: be done with it, or copy it, before that.
+        """
+        stop = offset + length
+        stop = min(stop, self.size)
+        if stop <= offset:
+            return b"" if offset >= 0 else None
+        data: memoryview | None = None
+        file = self._file
+        if file is None and not self._flights:
+            file = self._open_local()
+        if file is not None:
+            data = self._scratch.get(stop - offset)
+            if file.try_read_into(offset, data):
+                self._read_bytes += stop - offset
+                self._reads += 1
+            else:
+                data = None
+        if data is None and self._flights:
+            data = self._take_landed(offset, stop)
+        if data is not None and stop > self._pattern.trigger:
+            self._pattern.hit(stop)
+            self._read_ahead()
+        return data
+
+    def _open_local(self) -> LocalFile | None:
+        if self._closed or self._distrusted:
+            return None
+        found = self._local.open_file(self.ref)
+        if found is not None:
+            self._file_worker, self._file = found
+        return self._file
+
+    def _take_landed(self, offset: int, stop: int) -> memoryview | None:
+        for flight in self._flights:
+            data = flight.get_slice(offset, stop)
+            if data is not None:
+                self._note_served(stop - offset)
+                return data
+        return None
+
+    def _note_served(self, count: int) -> None:
+        # A small file that was read once from memory, in whatever order, need not stay there.
+        self._served_bytes += count
+        if self._served_bytes >= self.size and self.size <= SMALL_FILE_BYTES:
+            for flight in [one for one in self._flights if one.done and not one.waiters]:
+                self._drop(flight)
+
+    # the long way
+
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
+        """Exactly the bytes of the range, clipped at the end of the file; within the client's io_timeout_s.
+
+        Raises Stale when this content is gone from the store and not cached, TimedOut, Store*, Unavailable, AccessDenied.
+        """
+        if offset < 0 or length < 0:
+            raise InvalidArgument(f"no range: offset {offset}, length {length}")
+        data = self.try_read(offset, length)
+        if data is not None:
+            return bytes(data)
+        stop = min(offset + length, self.size)
+        if stop - offset > SLICE_BYTES:
+            return await self._read_slices(offset, stop)
+        try:
+            async with asyncio.timeout(self._io_timeout_s):
+                return await self._read_slowly(offset, stop)
+        except TimeoutError:
+            raise TimedOut(f"not read within {self._io_timeout_s:g} s", subject=self.ref.key) from None
+        except Stale as error:
+            await self._on_stale(self.entry)
+            raise Stale(error.message, subject=error.subject or self.ref.key) from error
+
+    async def _read_slices(self, offset: int, stop: int) -> memoryview:
+        # Each slice has the whole of io_timeout_s: a read of many gigabytes takes as long as it takes, while it goes on.
+        whole = memoryview(bytearray(stop - offset))
+        for start in range(offset, stop, SLICE_BYTES):
+            part = await self.read(start, min(SLICE_BYTES, stop - start))
+            whole[start - offset : start - offset + len(part)] = part
+        return whole
+
+    async def _read_slowly(self, offset: int, stop: int) -> bytes | memoryview:
+        small = self.size <= SMALL_FILE_BYTES
+        if not small:
+            self._pattern.miss(offset, stop)
+        first = True
+        while True:
+            if self._closed:
+                raise Internal("read of a closed file", subject=self.ref.key)
+            data = await self._take(offset, stop)
+            if data is not None:
+                self._drop_used()
+                return data
+            flights = self._ensure(0, self.size) if small else self._ensure(offset, stop)
+            if first:
+                first = False
+                self._read_ahead()
+            if flights:
+                await self._wait(flights, offset, stop)
+            else:
+                # All is there by now; but should that not last, the clock must be able to end this.
+                await asyncio.sleep(0.001)
+
+    async def _take(self, offset: int, stop: int) -> bytes | memoryview | None:
+        """The bytes, if all of them have landed somewhere: in memory, in the cache file, or part here and part there."""
+        parts: list[bytes | memoryview] = []
+        position = offset
+        in_memory = 0
+        while position < stop:
+            part: bytes | memoryview | None = None
+            for flight in self._flights:
+                if flight.buffer is not None and flight.start <= position < flight.start + flight.landed:
+                    part = flight.get_slice(position, min(stop, flight.start + flight.landed))
+                    in_memory += 0 if part is None else len(part)
+                    break
+            if not part:
+                part = await self._read_file(position, stop)
+            if not part:
+                return None
+            parts.append(part)
+            position += len(part)
+        self._note_served(in_memory)
+        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+
+    async def _read_file(self, offset: int, stop: int) -> bytes | memoryview | None:
+        """As much of the range, from its start on, as the cache file has; None if that is nothing."""
+        file = self._file if self._file is not None else self._open_local()
+        run = file.get_present_run(offset, stop - offset) if file is not None else 0
+        if file is None or not run:
+            return None
+        try:
+            # In a thread at once: try_read has just found that it takes waiting, or that pages have to be verified.
+            data = await asyncio.to_thread(file.read, offset, run)
+        except (Corrupt, DiskError) as error:
+            # The worker finds out by itself, drops the page and has it fetched again; this handle reads through it.
+            _log.warning("a cache file is not trusted any more: %s", error)
+            self._distrusted = True
+            self._drop_file()
+            return None
+        self._read_bytes += len(data)
+        self._reads += 1
+        return data
+
+    def _drop_used(self) -> None:
+        """Flights that were begun for one read alone; those of a small file are a cache until it was read (_note_served)."""
+        for flight in [one for one in self._flights if one.done and one.priority is Priority.DEMAND and not one.waiters]:
+            if self.size > SMALL_FILE_BYTES or not flight.taken_bytes:
+                self._drop(flight)
+
+    # flights
+
+    def _ensure(self, offset: int, stop: int) -> list[Flight]:
+        """Flights under way that cover what is not at hand of the range; begins those that are missing."""
+        needed: list[Flight] = []
+        position = offset
+        while position < stop:
+            run = self._file.get_present_run(position, stop - position) if self._file is not None else 0
+            if run:
+                position += run
+                continue
+            flight = next((one for one in self._flights if one.start <= position < one.stop and one.error is None), None)
+            if flight is None or (flight.done and flight.buffer is None):
+                # None, or one that ended in a cache file that has lost its pages since.
+                if flight is not None:
+                    self._drop(flight)
+                later = [one.start for one in self._flights if one.start > position and one.error is None]
+                end = min([stop, position - position % PIECE_BYTES + PIECE_BYTES, *later])
+                flight = self._begin(position, end, Priority.DEMAND, self._take_small(end - position))
+            if not flight.done:
+                needed.append(flight)
+            position = flight.stop
+        return needed
+
+    def _take_small(self, size: int) -> int:
+        """The budget for keeping a small file; without it the file is still read, and dropped at once."""
+        fits = self.size <= SMALL_FILE_BYTES and self._budget.try_take(size, self, self._give_back)
+        return size if fits else 0
+
+    def _begin(self, start: int, stop: int, priority: Priority, taken_bytes: int = 0) -> Flight:
+        if not self._flights:
+            self._served_bytes = 0
+        flight = Flight(start, stop, priority, taken_bytes)
+        self._flights.append(flight)
+        fill = not self._distrusted
+        flight.task = asyncio.create_task(self._fetcher.run(self, flight, fill=fill), name=f"fetch {start}-{stop}")
+        flight.task.add_done_callback(lambda _: self._landed(flight))
+        return flight
+
+    def _landed(self, flight: Flight) -> None:
+        # What ended in a cache file takes no memory here; what was dropped before it ended gives back now.
+        if flight.taken_bytes and (flight.buffer is None or flight not in self._flights):
+            self._budget.release(flight.taken_bytes)
+            flight.taken_bytes = 0
+        alone = flight.priority is Priority.DEMAND and not flight.taken_bytes
+        served = self.size <= SMALL_FILE_BYTES and self._served_bytes >= self.size
+        if flight.waiters == 0 and (alone or served or flight.error is not None or flight.buffer is None):
+            self._drop(flight)
+
+    def _drop(self, flight: Flight) -> None:
+        if flight in self._flights:
+            self._flights.remove(flight)
+        if flight.task is not None and not flight.task.done():
+            flight.task.cancel()
+        elif flight.taken_bytes:
+            self._budget.release(flight.taken_bytes)
+            flight.taken_bytes = 0
+
+    async def _wait(self, flights: list[Flight], offset: int, stop: int) -> None:
+        """Return when something new has landed in the range; raises what ended a flight that was begun for it."""
+        for flight in flights:
+            flight.waiters += 1
+        cancelled = False
+        try:
+            for flight in flights:
+                if flight.stop <= offset or flight.start >= stop:
+                    continue
+                await flight.wait_progress()
+                if flight.error is not None:
+                    self._drop(flight)
+                    if flight.priority is Priority.DEMAND:
+                        raise flight.error
+                return
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+        finally:
+            for flight in flights:
+                flight.waiters -= 1
+                if cancelled and not flight.waiters and flight.priority is Priority.DEMAND and not flight.done:
+                    self._drop(flight)
+
+    def _read_ahead(self) -> None:
+        """Begin what the pattern wants and the budget allows; drop what has been read."""
+        low = self._pattern.low
+        for flight in [one for one in self._flights if one.done and one.stop <= low and not one.waiters]:
+            self._drop(flight)
+        wanted = self._pattern.advance()
+        if wanted is None or self._closed:
+            return
+        start, end = wanted
+        while start < end:
+            stop = min(end, start - start % PIECE_BYTES + PIECE_BYTES)
+            run = self._file.get_present_run(start, stop - start) if self._file is not None else 0
+            covered = next((one.stop for one in self._flights if one.start <= start < one.stop), 0)
+            if run or covered:
+                start = min(end, max(start + run, covered))
+                continue
+            if not self._budget.try_take(stop - start, self, self._give_back):
+                self._pattern.take_back(start)
+                return
+            self._begin(start, stop, Priority.AHEAD, stop - start)
+            start = stop
+
+    def _give_back(self) -> None:
+        """Another reader needs memory: what nobody here has asked for goes."""
+        for flight in [one for one in self._flights if one.done and one.taken_bytes and not one.waiters]:
+            self._drop(flight)
+
+    # the cache file
+
+    def learn(self, worker: Worker, filled: Filled) -> bool:
+        """Take note of pages in a worker's cache file; False: that file cannot be read from here."""
+        if self._closed or self._distrusted:
+            return False
+        file = self._file
+        if file is None or file.generation != filled.generation or self._file_worker != worker.worker_id:
+            opened = self._local.open_filled(worker, self.ref, filled.directory, filled.generation)
+            if opened is None:
+                return False
+            self._drop_file()
+            self._file, self._file_worker = opened, worker.worker_id
+            file = opened
+        return all(file.add_present(filled.generation, one.pages, one.checksums) for one in filled.present)
+
+    def has_local(self, offset: int, stop: int) -> bool:
+        """Whether these bytes are in the cache file that is open."""
+        return self._file is not None and self._file.get_present_run(offset, stop - offset) >= stop - offset
+
+    def _drop_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            self._report()
+            # Not closed but let go: a thread may be reading from it now; its descriptor goes with the last reference.
+            del file
+
+    def _report(self) -> None:
+        if self._reads and self._file_worker:
+            self._local.touch(self._file_worker, self.ref.file_id, self._read_bytes, self._reads)
+        self._read_bytes = self._reads = 0
+
+    async def close(self) -> None:
+        """End read-ahead and reads under way, let go of descriptors. Does not raise; may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._on_close(self)
+        tasks = [flight.task for flight in self._flights if flight.task is not None and not flight.task.done()]
+        for flight in list(self._flights):
+            self._drop(flight)
+        self._budget.forget(self)
+        self._drop_file()
+        if tasks:
+            await asyncio.gather(*tasks, return_exceptions=True)

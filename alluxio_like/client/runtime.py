@@ -1,0 +1,191 @@
+"""The background event loop of a process, and what keeps it safe across fork.
+
+gRPC's threads and locks do not survive fork: a child that inherits them hangs or crashes (tried with 1.85: with and without
+GRPC_ENABLE_FORK_SUPPORT). A process that has shut gRPC down before it forks has healthy children (tried too). So before a fork
+every runtime of the process is closed; parent and children open new ones on their next use, and calls of other threads that were
+under way are made again.
+
+Owns the thread, its loop and the Client on it. This is the one place with state of the whole process: hooks of fork cannot be had
+otherwise. Rule of concurrency: any thread may call `run` and `close`; the gate is held only while a runtime is made or closed,
+and from before a fork until after it.
+"""
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import gc
+import os
+import threading
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from alluxio_like.client.client import Client
+from alluxio_like.config import ClientConfig
+from alluxio_like.errors import Internal
+
+T = TypeVar("T")
+
+_gate = threading.RLock()
+_open: "weakref.WeakSet[Runtime]" = weakref.WeakSet()
+
+_CLOSE_S = 5.0
+"""Longest that closing waits for what is under way; a guess."""
+
+
+class RuntimeClosed(Exception):
+    """The call did not end because the runtime was closed: make it again on a new one."""
+
+
+class Runtime:
+    """A thread with an event loop and a Client, of this process alone."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.pid = os.getpid()
+        self.closed = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="alluxio-like-client", daemon=True)
+        self._thread.start()
+        try:
+            self.client = self.run(_open_client(config))
+        except BaseException:
+            self._stop()
+            raise
+
+    def run(self, call: Awaitable[T], timeout_s: float | None = None) -> T:
+        """The result of a coroutine run on the loop; it is cancelled with the caller (Ctrl-C). Raises RuntimeClosed."""
+        if threading.current_thread() is self._thread:
+            raise Internal("a blocking call from the client's own thread would wait for itself")
+        try:
+            future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(_as_coroutine(call), self._loop)
+        except RuntimeError:
+            raise RuntimeClosed from None
+        try:
+            return future.result(timeout_s)
+        except concurrent.futures.CancelledError:
+            raise RuntimeClosed from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Cancel what is under way, close the client, end the thread. Its callers get RuntimeClosed."""
+        with _gate:
+            if self.closed:
+                return
+            self.closed = True
+            _open.discard(self)
+            if self.pid != os.getpid():
+                # Forked behind our back: nothing of it works here, nor may be touched.
+                return
+            try:
+                asyncio.run_coroutine_threadsafe(_wind_up(self.client), self._loop).result(_CLOSE_S * 2)
+            except (TimeoutError, RuntimeError):
+                pass
+            finally:
+                del self.client
+                self._stop()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_CLOSE_S)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+class RuntimeHolder:
+    """At most one open Runtime for a configuration, made when it is needed."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config = config
+        self._runtime: Runtime | None = None
+
+    def get(self) -> Runtime:
+        """The runtime of this process."""
+        runtime = self.peek()
+        if runtime is not None:
+            return runtime
+        with _gate:
+            runtime = self.peek()
+            if runtime is None:
+                runtime = self._runtime = Runtime(self._config)
+                _open.add(runtime)
+            return runtime
+
+    def peek(self) -> Runtime | None:
+        """The runtime, if there is one that can be used in this process."""
+        runtime = self._runtime
+        return runtime if runtime is not None and not runtime.closed and runtime.pid == os.getpid() else None
+
+    def run(self, call: Callable[[Client], Awaitable[T]]) -> T:
+        """The result of a call, made again if the runtime was closed under it (by a fork in another thread)."""
+        while True:
+            runtime = self.get()
+            try:
+                return runtime.run(call(runtime.client))
+            except (RuntimeClosed, AttributeError):
+                if not runtime.closed:
+                    raise
+
+    def close(self) -> None:
+        """Close this process's runtime, if there is one."""
+        with _gate:
+            runtime, self._runtime = self._runtime, None
+            if runtime is not None:
+                runtime.close()
+
+
+async def _open_client(config: ClientConfig) -> Client:
+    return Client.open(config)
+
+
+async def _as_coroutine(call: Awaitable[T]) -> T:
+    return await call
+
+
+async def _wind_up(client: Client) -> None:
+    """On the loop: end everything, so that nothing of gRPC stays alive."""
+    # Callers first, so that they see a cancelled call (and make it again) and not a closed client.
+    await _cancel_others()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(client.close(), _CLOSE_S)
+    await _cancel_others()
+    await asyncio.get_running_loop().shutdown_asyncgens()
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+
+async def _cancel_others() -> None:
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+def _before_fork() -> None:
+    _gate.acquire()
+    runtimes = list(_open)
+    for runtime in runtimes:
+        runtime.close()
+    if runtimes:
+        del runtimes
+        # gRPC shuts down with the last of its objects; some of ours are in cycles.
+        gc.collect()
+
+
+def _after_fork_in_parent() -> None:
+    _gate.release()
+
+
+def _after_fork_in_child() -> None:
+    global _gate
+    _gate = threading.RLock()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+@atexit.register
+def _at_exit() -> None:
+    for runtime in list(_open):
+        runtime.close()
