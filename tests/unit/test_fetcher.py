@@ -386,3 +386,22 @@ async def test_a_load_that_is_left_stops(tmp_path: Path) -> None:
         parts.ufs.heal()
         await wait_until(lambda: parts.fetcher.count_flights() == 0)
         assert len(parts.ufs.requests) == 2
+
+
+class _Immediate:
+    """A disk queue that is done at once: its futures' callbacks run only after whoever awaits them went on."""
+
+    def submit(self, function: Any) -> "asyncio.Future[Any]":
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future.set_result(function())
+        return future
+
+
+async def test_pages_count_as_landed_when_their_write_is_awaited(tmp_path: Path) -> None:
+    async with running_parts(tmp_path) as parts:
+        parts.fetcher._pilot._disk = _Immediate()  # type: ignore[assignment]
+        data = make_data(5 * MIB + 3, 21)
+        ref = parts.put(1, data)
+        brought = await parts.fetcher.bring(ref, PageRange(0, 6), job=JobId("j"))
+        assert (brought.fetched_bytes, brought.requests) == (len(data), 1)
+        assert len(parts.ufs.requests) == 1
