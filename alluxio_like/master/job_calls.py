@@ -14,7 +14,7 @@ from alluxio_like.master.core.blockmap import BlockDelta
 from alluxio_like.master.core.jobs import Counts, JobRecord
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry
-from alluxio_like.rpc.messages import CheckResult, FileResult, LoadFile
+from alluxio_like.rpc.messages import CheckResult, FileResult, LoadFile, LoadProgress
 from alluxio_like.types import FileId, Worker, WorkerId, get_block_count, get_full_mask
 
 SILENCE_S = 120.0
@@ -63,19 +63,19 @@ class JobCalls:
         waiting = _index(pairs)
         files = [make_load_file(unit, outcome.units, self._registry.block_map, workers) for outcome, unit in _get_first(waiting)]
         bandwidth = self._get_share()
+
+        def take(progress: LoadProgress) -> None:
+            counts.done_bytes += progress.loaded_bytes + progress.skipped_bytes
+            counts.skipped_bytes += progress.skipped_bytes
+            counts.requests += progress.requests
+            self._note_loaded(progress.loaded_bytes)
+            for result in progress.results:
+                _take_result(waiting, result)
+
         try:
-            stream = self._pool.stream(
-                worker_id,
-                lambda stub: stub.load_files(self._record.job_id, files, bandwidth),
-                silence_s=SILENCE_S,
+            await self._pool.consume(
+                worker_id, lambda stub: stub.load_files(self._record.job_id, files, bandwidth), take, silence_s=SILENCE_S
             )
-            async for progress in stream:
-                counts.done_bytes += progress.loaded_bytes + progress.skipped_bytes
-                counts.skipped_bytes += progress.skipped_bytes
-                counts.requests += progress.requests
-                self._note_loaded(progress.loaded_bytes)
-                for result in progress.results:
-                    _take_result(waiting, result)
         except errors.AlluxioLikeError as error:
             for outcome, _ in _get_all(waiting):
                 outcome.fail(error.code, f"worker {worker_id}: {error}", lost=True)
@@ -97,18 +97,19 @@ class JobCalls:
         verify = self._record.spec.verify
         waiting = _index(pairs)
         files = [LoadFile(unit.ref, unit.blocks) for _, unit in _get_first(waiting)]
+
+        def take(result: CheckResult) -> None:
+            found = waiting.pop(result.file_id, [])
+            for outcome, unit in found:
+                _take_check(outcome, unit, result)
+            if found and not result.missing_pages and not result.bad_pages:
+                self._note_held(found[0][1])
+
         try:
-            stream = self._pool.stream(
-                worker_id,
-                lambda stub: stub.check_files(files, verify=verify),
-                silence_s=VERIFY_SILENCE_S if verify else SILENCE_S,
+            silence_s = VERIFY_SILENCE_S if verify else SILENCE_S
+            await self._pool.consume(
+                worker_id, lambda stub: stub.check_files(files, verify=verify), take, silence_s=silence_s
             )
-            async for result in stream:
-                found = waiting.pop(result.file_id, [])
-                for outcome, unit in found:
-                    _take_check(outcome, unit, result)
-                if not result.missing_pages and not result.bad_pages and found:
-                    self._note_held(found[0][1])
         except errors.AlluxioLikeError as error:
             for outcome, _ in _get_all(waiting):
                 outcome.fail(error.code, f"worker {worker_id}: {error}", lost=True)

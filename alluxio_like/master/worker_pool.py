@@ -5,7 +5,8 @@ for dead or says nothing for too long. Event loop alone.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import TypeVar
 
 from alluxio_like import errors
@@ -40,44 +41,46 @@ class WorkerPool:
             self._channels[worker.address] = channel, WorkerStub(channel, timeout_s=self._timeout_s)
         return self._channels[worker.address][1]
 
-    async def stream(
-        self, worker_id: WorkerId, call: Callable[[WorkerStub], AsyncIterator[T]], *, silence_s: float
-    ) -> AsyncIterator[T]:
-        """What a streaming call gives, watched; raises Unavailable when the worker died or was silent for `silence_s`."""
+    async def consume(
+        self, worker_id: WorkerId, call: Callable[[WorkerStub], AsyncGenerator[T]], take: Callable[[T], None], *, silence_s: float
+    ) -> None:
+        """Give all that a streaming call brings to `take`; Unavailable when the worker died or was silent for `silence_s`."""
         stub = self.get_stub(worker_id)
         before = self._registry.lookup_worker(worker_id)
-        items = call(stub)
-        following: asyncio.Task[T] | None = None
+        loop = asyncio.get_running_loop()
+        heard = loop.time()
+        reason = ""
+        watch: asyncio.TimerHandle | None = None
         try:
-            silent = 0.0
-            while True:
-                following = following or asyncio.ensure_future(anext(items))
-                done, _ = await asyncio.wait({following}, timeout=LOOK_INTERVAL_S)
-                if done:
-                    task, following = following, None
-                    silent = 0.0
-                    try:
-                        item = task.result()
-                    except StopAsyncIteration:
-                        return
-                    yield item
-                    continue
-                silent += LOOK_INTERVAL_S
-                worker = self._registry.lookup_worker(worker_id)
-                if worker is None or not worker.live or before is None or worker.address != before.address:
-                    raise errors.Unavailable("the worker died", subject=worker_id)
-                if silent >= silence_s:
-                    raise errors.Unavailable(f"the worker said nothing for {silent:.0f} s", subject=worker_id)
+            async with asyncio.timeout(None) as bound:
+
+                def look() -> None:
+                    nonlocal reason, watch
+                    worker = self._registry.lookup_worker(worker_id)
+                    if worker is None or not worker.live or before is None or worker.address != before.address:
+                        reason = "the worker died"
+                    elif loop.time() - heard > silence_s:
+                        reason = f"the worker said nothing for {silence_s:.0f} s"
+                    if reason:
+                        bound.reschedule(loop.time())
+                    else:
+                        watch = loop.call_later(LOOK_INTERVAL_S, look)
+
+                watch = loop.call_later(LOOK_INTERVAL_S, look)
+                try:
+                    async with aclosing(call(stub)) as items:
+                        async for item in items:
+                            heard = loop.time()
+                            take(item)
+                finally:
+                    if watch is not None:
+                        watch.cancel()
+        except TimeoutError:
+            self._registry.report_unreachable(worker_id)
+            raise errors.Unavailable(reason or "the worker did not answer in time", subject=worker_id) from None
         except errors.Unavailable:
             self._registry.report_unreachable(worker_id)
             raise
-        finally:
-            if following is not None:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
-            close = getattr(items, "aclose", None)
-            if close is not None:
-                await close()
 
     async def close(self) -> None:
         """Close all channels; calls under way fail."""

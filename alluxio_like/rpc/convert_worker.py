@@ -112,12 +112,17 @@ def to_load_progress(message: worker_pb2.LoadFilesReply) -> LoadProgress:
     return LoadProgress(message.loaded_bytes, message.skipped_bytes, message.requests, results)
 
 
-def check_reply(value: CheckResult) -> worker_pb2.CheckFilesReply:
-    return worker_pb2.CheckFilesReply(file=file_id(value.file_id), missing_pages=value.missing_pages, bad_pages=value.bad_pages)
+def check_reply(values: Iterable[CheckResult]) -> worker_pb2.CheckFilesReply:
+    return worker_pb2.CheckFilesReply(
+        files=[
+            worker_pb2.CheckedFile(file=file_id(one.file_id), missing_pages=one.missing_pages, bad_pages=one.bad_pages)
+            for one in values
+        ]
+    )
 
 
-def to_check_result(message: worker_pb2.CheckFilesReply) -> CheckResult:
-    return CheckResult(to_file_id(message.file), message.missing_pages, message.bad_pages)
+def to_check_results(message: worker_pb2.CheckFilesReply) -> list[CheckResult]:
+    return [CheckResult(to_file_id(one.file), one.missing_pages, one.bad_pages) for one in message.files]
 
 
 def worker_status_reply(value: WorkerStatus) -> worker_pb2.WorkerStatusReply:

@@ -5,6 +5,7 @@ interceptor's in server.py. Rule of concurrency: every call runs as a task of th
 has gone; an iterator that a handler returned is closed (`aclose`) however the call ends.
 """
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, Protocol
 
@@ -16,6 +17,10 @@ from alluxio_like.rpc.messages import CheckResult, Filled, FreeResult, LoadFile,
 from alluxio_like.rpc.streams import closing
 from alluxio_like.rpc.v1 import worker_pb2, worker_pb2_grpc
 from alluxio_like.types import FileId, FileRef
+
+_CHECKED_PER_MESSAGE = 256
+_CHECK_INTERVAL_S = 0.2
+"""Files checked go out together: a message each costs more than checking a small file."""
 
 
 class DataHandler(Protocol):
@@ -120,9 +125,17 @@ class _Admin:
 
     async def CheckFiles(self, request: worker_pb2.CheckFilesRequest, _: Any) -> AsyncGenerator[worker_pb2.CheckFilesReply]:
         results = self._handler.check_files(convert_worker.to_load_files(request.files), verify=request.verify)
+        batch: list[CheckResult] = []
+        sent = time.monotonic()
         async with closing(results):
             async for result in results:
-                yield convert_worker.check_reply(result)
+                batch.append(result)
+                now = time.monotonic()
+                if len(batch) >= _CHECKED_PER_MESSAGE or now - sent > _CHECK_INTERVAL_S:
+                    yield convert_worker.check_reply(batch)
+                    batch, sent = [], now
+        if batch:
+            yield convert_worker.check_reply(batch)
 
     async def FreeFiles(self, request: worker_pb2.FreeFilesRequest, _: Any) -> worker_pb2.FreeFilesReply:
         files = [convert.to_file_id(file) for file in request.files]

@@ -111,7 +111,7 @@ class WorkerStub:
     ) -> AsyncGenerator[CheckResult]:
         """No deadline unless one is given."""
         request = worker_pb2.CheckFilesRequest(files=convert_worker.load_files(files), verify=verify)
-        return self._stream(self._admin.CheckFiles, request, timeout_s or 0, convert_worker.to_check_result)
+        return _flatten(self._stream(self._admin.CheckFiles, request, timeout_s or 0, convert_worker.to_check_results))
 
     async def free_files(self, files: Sequence[FileId], *, force: bool = False, timeout_s: float | None = None) -> FreeResult:
         request = worker_pb2.FreeFilesRequest(files=[convert.file_id(file) for file in files], force=force)
@@ -124,3 +124,10 @@ class WorkerStub:
     async def get_status(self, *, timeout_s: float | None = None) -> WorkerStatus:
         reply = await self._call(self._admin.GetStatus, worker_pb2.WorkerStatusRequest(), timeout_s)
         return convert_worker.to_worker_status(reply)
+
+
+async def _flatten(batches: AsyncGenerator[list[CheckResult]]) -> AsyncGenerator[CheckResult]:
+    async with aclosing(batches):
+        async for batch in batches:
+            for result in batch:
+                yield result

@@ -133,14 +133,18 @@ class FakeWorker:
     # -- the handlers
 
     async def load_files(self, job_id: str, files: Sequence[LoadFile], bandwidth_bytes_s: float) -> AsyncIterator[LoadProgress]:
-        for file in files:
+        loaded = skipped = requests = 0
+        results: list[FileResult] = []
+        await asyncio.sleep(0)
+        for number, file in enumerate(files):
+            if number % 16 == 0:
+                await asyncio.sleep(0)
             await self.hold.wait()
-            await asyncio.sleep(0)
             self.loads.append((file, bandwidth_bytes_s))
             ref = file.ref
             code = "stale" if ref.fingerprint.token in self.stale else self.failures.get(ref.key, "")
             if code:
-                yield LoadProgress(results=(FileResult(ref.file_id, code=code, message=f"told to: {code}"),))
+                results.append(FileResult(ref.file_id, code=code, message=f"told to: {code}"))
                 continue
             blocks = file.blocks or tuple(range(get_block_count(ref.size)))
             self.refs[ref.file_id] = ref
@@ -153,12 +157,18 @@ class FakeWorker:
                 self.cached[ref.file_id, block] = get_full_mask(ref.size, block)
                 self.changes.append(self._delta(ref.file_id, block))
             self.lose_once.discard(ref.key)
-            result = FileResult(ref.file_id, skipped=there)
+            results.append(FileResult(ref.file_id, skipped=there))
             if there:
-                yield LoadProgress(skipped_bytes=size, results=(result,))
+                skipped += size
             else:
                 self.fetched_bytes += size
-                yield LoadProgress(loaded_bytes=size, requests=1, results=(result,))
+                loaded += size
+                requests += 1
+            if len(results) >= 16:
+                yield LoadProgress(loaded, skipped, requests, tuple(results))
+                loaded = skipped = requests = 0
+                results = []
+        yield LoadProgress(loaded, skipped, requests, tuple(results))
 
     async def check_files(self, files: Sequence[LoadFile], *, verify: bool) -> AsyncIterator[CheckResult]:
         for file in files:

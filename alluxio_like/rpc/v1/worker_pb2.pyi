@@ -146,6 +146,12 @@ class CheckFilesRequest(_message.Message):
     def __init__(self, files: _Optional[_Iterable[_Union[LoadFile, _Mapping]]] = ..., verify: _Optional[bool] = ...) -> None: ...
 
 class CheckFilesReply(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[CheckedFile]
+    def __init__(self, files: _Optional[_Iterable[_Union[CheckedFile, _Mapping]]] = ...) -> None: ...
+
+class CheckedFile(_message.Message):
     __slots__ = ("file", "missing_pages", "bad_pages")
     FILE_FIELD_NUMBER: _ClassVar[int]
     MISSING_PAGES_FIELD_NUMBER: _ClassVar[int]
