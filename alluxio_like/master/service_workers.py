@@ -15,6 +15,8 @@ from alluxio_like.rpc.messages import BlockDelta, BlockLocation, Heartbeat, Hear
 from alluxio_like.types import Cluster, FileId, Worker, WorkerId
 
 MAX_LOCATED = 10_000
+_DEMAND_S = 2.5
+"""Readers on one worker make loads on the others step back for so long after its heartbeat. A guess: two heartbeats and some."""
 
 
 class WorkersService:
@@ -25,6 +27,8 @@ class WorkersService:
         self._registry = registry
         self._clock = clock
         self._metrics = metrics
+        # By worker: store requests that somebody waited for, of its latest heartbeat, and when that came.
+        self._demand: dict[WorkerId, tuple[int, float]] = {}
 
     async def register(self, worker: Worker, cluster_id: str, session_id: str) -> RegisterResult:
         joined = self._registry.register(worker, cluster_id, session_id)
@@ -53,12 +57,18 @@ class WorkersService:
         now = self._clock.monotonic()
         for throttle in heartbeat.throttles:
             registry.rates.note(throttle.bucket, worker_id, throttle.count, throttle.used_rate, now)
+        self._demand[worker_id] = (heartbeat.demand, now)
         live = [worker.worker_id for worker in registry.get_live()]
         shares = registry.rates.get_shares(worker_id, live, now)
         return HeartbeatResult(
             cluster=registry.get_cluster() if heartbeat.cluster_epoch != registry.epoch else None,
             rates=tuple(RateShare(bucket, rate) for bucket, rate in shares.items()),
+            demand_elsewhere=self._count_demand_elsewhere(worker_id, now),
         )
+
+    def _count_demand_elsewhere(self, worker_id: WorkerId, now: float) -> int:
+        """Store requests that somebody waited for on the other workers lately: loads make room for them everywhere."""
+        return sum(count for other, (count, at) in self._demand.items() if other != worker_id and now - at < _DEMAND_S)
 
     async def leave(self, worker_id: WorkerId, session_id: str) -> None:
         if self._registry.leave(worker_id, session_id):

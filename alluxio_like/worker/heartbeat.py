@@ -104,25 +104,40 @@ class Heart:
     async def _beat_on(self) -> None:
         """Heartbeats until the master asks to register again."""
         failures = 0
-        while True:
-            try:
-                if self._report_needed:
-                    await self._report()
-                if await self._beat():
-                    return
-                failures = 0
-            except errors.AlluxioLikeError as error:
-                failures += 1
-                if failures in {1, 10} or failures % 60 == 0:
-                    _LOG.warning("the master does not answer (%d times): %s", failures, error)
-            if len(self._unsaid) < _CHANGES_PER_BEAT:
-                await asyncio.sleep(self._interval_s)
+        report: asyncio.Task[None] | None = None
+        try:
+            while True:
+                try:
+                    if report is not None and report.done():
+                        done, report = report, None
+                        done.result()
+                    if self._report_needed and report is None:
+                        report = self._start_report()
+                    # Heartbeats go on during a long report, so that nobody takes the worker for dead; changes wait for its end.
+                    if await self._beat(with_changes=report is None):
+                        return
+                    failures = 0
+                except errors.AlluxioLikeError as error:
+                    failures += 1
+                    if failures in {1, 10} or failures % 60 == 0:
+                        _LOG.warning("the master does not answer (%d times): %s", failures, error)
+                if report is not None:
+                    await asyncio.wait([report], timeout=self._interval_s)
+                elif len(self._unsaid) < _CHANGES_PER_BEAT:
+                    await asyncio.sleep(self._interval_s)
+        finally:
+            if report is not None:
+                report.cancel()
+                await asyncio.gather(report, return_exceptions=True)
 
-    async def _report(self) -> None:
-        """Everything the index holds. Changes from its start on go into the heartbeats, so nothing is missed."""
+    def _start_report(self) -> "asyncio.Task[None]":
+        """Everything the index holds. Changes from its start on go into later heartbeats, so nothing is missed."""
         self._unsaid.clear()
         self._store.drain_changes()
         self._report_needed = False
+        return asyncio.create_task(self._report(), name="full report")
+
+    async def _report(self) -> None:
         try:
             await self._master.report_blocks(
                 self._store.worker_id, self._session_id, self._iter_chunks(), timeout_s=_REPORT_S
@@ -136,10 +151,10 @@ class Heart:
         while chunk := await self._disk.submit(lambda: [_to_delta(change) for change in islice(blocks, _BLOCKS_PER_CHUNK)]):
             yield chunk
 
-    async def _beat(self) -> bool:
+    async def _beat(self, *, with_changes: bool) -> bool:
         """One heartbeat; True: register again."""
         self._gather()
-        changes = tuple(self._unsaid[:_CHANGES_PER_BEAT])
+        changes = tuple(self._unsaid[:_CHANGES_PER_BEAT]) if with_changes else ()
         throttles, demand = self._turns.drain_report()
         self._sequence += 1
         beat = Heartbeat(

@@ -208,6 +208,27 @@ async def test_rates_of_the_master_hold_and_are_lifted(tmp_path: Path) -> None:
         assert loop.time() - started < 0.7
 
 
+async def test_a_long_report_does_not_silence_the_heartbeats(tmp_path: Path) -> None:
+    ufs = MemoryUfs()
+
+    class Slow(FakeMaster):
+        go_on: asyncio.Event
+
+        async def report_blocks(self, *args: Any) -> None:
+            await self.go_on.wait()
+            await super().report_blocks(*args)
+
+    slow = Slow()
+    slow.go_on = asyncio.Event()
+    async with serving_master(slow) as master, one_worker(tmp_path, master, ufs) as (worker, stub):
+        ref = put(ufs, 1, b"a" * 100)
+        await gather_bytes(stub.read(ref, 0, 100))
+        await wait_until(lambda: len(master.beats) > 5, "heartbeats beside the report")
+        assert not any(beat.changes for beat in master.beats), "changes must not come before the report that replaces them"
+        slow.go_on.set()
+        await wait_until(lambda: master.get_bits(worker.worker_id, ref.file_id) == 1)
+
+
 @asynccontextmanager
 async def two_workers(
     directory: Path, master: FakeMaster, ufs: MemoryUfs
