@@ -69,7 +69,8 @@ def test_the_wheel_works_where_nothing_else_is_installed(built: Path, tmp_path: 
     assert "Examples:" in run(str(place / "bin/cache"), "load", "--help", cwd=tmp_path)
     # Without the extra there is no pyfuse3: everything else must import.
     code = (
-        "import alluxio_like.master.app\nimport alluxio_like.worker.app, alluxio_like.client, alluxio_like.ufs.s3, alluxio_like.kv.lmdb\n"
+        "import alluxio_like.master.app, alluxio_like.worker.app, alluxio_like.client\n"
+        "import alluxio_like.ufs.s3, alluxio_like.kv.lmdb\n"
         "import importlib.util as u, alluxio_like; assert u.find_spec('pyfuse3') is None\n"
         "assert 'site-packages' in alluxio_like.__file__ and callable(alluxio_like.connect)"
     )

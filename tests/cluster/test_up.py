@@ -1,0 +1,298 @@
+"""`alluxio-like up` as a person meets it: real processes, a real mount, the real command lines."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+
+from alluxio_like.cli.finding import get_start_ticks
+from alluxio_like.fuse.mountpoint import find_top
+
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse"),
+    pytest.mark.timeout(180),
+]
+
+PROGRAMS = Path(sys.executable).parent
+START_S = 60.0
+STOP_S = 30.0
+
+
+def until(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
+    """Wait for a condition; what it returned. What it raises as OSError counts as not yet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            if found := condition():
+                return found
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.05)
+
+
+@dataclass
+class Up:
+    """A home with data beside it; `start` it as often as needed."""
+
+    directory: Path
+    environment: dict[str, str]
+    data: dict[str, bytes] = field(default_factory=dict)
+    process: subprocess.Popen[str] | None = None
+    ready: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mountpoint(self) -> Path:
+        return self.directory / "mnt"
+
+    @property
+    def source(self) -> Path:
+        return self.directory / "source"
+
+    @property
+    def command(self) -> list[str]:
+        return [
+            str(PROGRAMS / "alluxio-like"), "up", "--json", "--home", str(self.directory / "home"), "--cache-size", "1GB",
+            "--mount", f"/data=file://{self.source}", "--fuse", str(self.mountpoint),
+        ]  # fmt: skip
+
+    @property
+    def pids(self) -> list[int]:
+        found = [self.ready["master"], *self.ready["workers"], *([self.ready["fuse"]] if "fuse" in self.ready else [])]
+        return [service["pid"] for service in found]
+
+    def start(self, *arguments: str, command: list[str] | None = None) -> None:
+        with (self.directory / "up.err").open("a") as errors:
+            self.process = subprocess.Popen(
+                [*(command or self.command), *arguments], env=self.environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, (self.directory / "up.err").read_text()
+        self.ready = json.loads(line)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop it; the exit code. Nothing may be left."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        status = self.process.wait(STOP_S)
+        self.forget()
+        assert find_top(self.mountpoint) is None
+        assert [pid for pid in self.pids if get_start_ticks(pid)] == []
+        return status
+
+    def forget(self) -> None:
+        assert self.process is not None and self.process.stdout is not None
+        self.process.stdout.close()
+        self.process = None
+
+    def get_state(self) -> dict[str, Any]:
+        """What `up` says of itself now."""
+        state: dict[str, Any] = json.loads((self.directory / "home/up.json").read_text())
+        return state
+
+    def run(self, program: str, *arguments: str, code: int = 0, cwd: Path | None = None) -> str:
+        done = subprocess.run(
+            [str(PROGRAMS / program), *arguments], env=self.environment, capture_output=True, cwd=cwd, timeout=90, check=False
+        )
+        said = done.stderr.decode(errors="surrogateescape")
+        assert done.returncode == code, said + done.stdout.decode(errors="surrogateescape")
+        assert "Traceback" not in said
+        return (said if code else done.stdout.decode(errors="surrogateescape")).strip()
+
+    def run_json(self, program: str, *arguments: str) -> Any:
+        return json.loads(self.run(program, *arguments, "--json"))
+
+    def check_reads(self, place: Path) -> None:
+        for name, content in self.data.items():
+            assert (place / name).read_bytes() == content
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("ALLUXIO_LIKE_")}
+    made = Up(tmp_path, {**clean, "ALLUXIO_LIKE_RUN_DIR": str(tmp_path / "run"), "HOME": str(tmp_path)})
+    made.mountpoint.mkdir()
+    (made.source / "deep").mkdir(parents=True)
+    for number in range(5):
+        made.data[f"f{number}"] = os.urandom(110_000 + number)
+    made.data["deep/large"] = os.urandom((9 << 20) + 7)
+    made.data["empty"] = b""
+    for name, content in made.data.items():
+        (made.source / name).write_bytes(content)
+        # What was changed a moment ago is not trusted for caching: these files are old.
+        os.utime(made.source / name, (1_600_000_000, 1_600_000_000))
+    try:
+        yield made
+    finally:
+        if made.process is not None:
+            made.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                made.process.wait(STOP_S)
+            made.process.kill()
+            made.process.wait()
+            made.forget()
+        if find_top(made.mountpoint) is not None:
+            subprocess.run(["umount", "-l", str(made.mountpoint)], check=False)
+
+
+def test_the_first_minute_and_every_command(up: Up, tmp_path: Path) -> None:
+    up.start("--workers", "2")
+    assert {"pid", "home", "master", "workers", "fuse", "mounts"} <= up.ready.keys()
+    assert len(up.ready["workers"]) == 2
+    up.check_reads(up.mountpoint / "data")
+    with pytest.raises(OSError, match="Read-only"):
+        (up.mountpoint / "data" / "new").write_bytes(b"x")
+
+    job = up.run_json("cache", "load", str(up.mountpoint / "data"))
+    assert (job["state"], job["total_files"], job["failed_files"]) == ("done", len(up.data), 0)
+    total = sum(len(content) for content in up.data.values())
+    for path in ("/data", str(up.mountpoint / "data"), f"file://{up.source}"):
+        status = up.run_json("cache", "status", path)
+        assert (status["files"], status["known_bytes"], status["cached_bytes"]) == (len(up.data), total, total)
+    assert up.run("cache", "status", "deep/large", cwd=up.mountpoint / "data").startswith("/data/deep/large: 1 files")
+    assert "already" not in up.run("cache", "load", "/data")
+    assert up.run_json("cache", "load", "/data")["skipped_files"] >= len(up.data) - 1
+    assert "fits" in up.run("cache", "load", "/data", "--dry-run")
+    (tmp_path / "list").write_bytes(b"/data/f0\n\n/data/f1\n")
+    assert up.run_json("cache", "load", "--from-file", str(tmp_path / "list"))["total_files"] == 2
+    assert up.run_json("cache", "load", "/data", "--glob", "f*", "--replicas", "2", "--verify")["done_files"] >= 5
+    job_id = up.run("cache", "load", "/data", "--detach")
+    until(lambda: up.run_json("cache", "jobs", job_id)["state"] == "done")
+    assert job_id in up.run("cache", "jobs")
+    assert up.run("cache", "jobs", job_id, "--watch").startswith("loaded and checked")
+    assert up.run_json("cache", "pin", "/data/f0")["files"] == 1
+    assert up.run_json("cache", "free", "/data")["kept_pinned_files"] == 1
+    assert up.run_json("cache", "unpin", "/data/f0")["files"] == 1
+
+    assert up.run("alluxio-like", "fs", "ls", "/data").splitlines() == ["deep/", "empty", *(f"f{n}" for n in range(5))]
+    assert json.loads(up.run("alluxio-like", "fs", "stat", "/data/f3", "--json"))["attr"]["size"] == 110_003
+    assert up.run("alluxio-like", "fs", "cat", "/data/f1").encode(errors="surrogateescape").strip() == up.data["f1"].strip()
+    wanted = xxhash.xxh3_128(up.data["deep/large"]).hexdigest()
+    assert up.run_json("alluxio-like", "fs", "checksum", "/data/deep/large")["xxh128"] == wanted
+    up.run("alluxio-like", "fs", "get", "/data/deep/large", str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == up.data["deep/large"]
+    assert up.run_json("alluxio-like", "fs", "du", "/data")["files"] == len(up.data)
+    assert "WORKER" in up.run("alluxio-like", "fs", "locate", "/data/deep/large")
+    (up.source / "f0").unlink()
+    assert up.run_json("alluxio-like", "fs", "sync", "/data")["removed"] == 1
+
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "x").write_bytes(b"more")
+    up.run("alluxio-like", "mount", "/data/more", str(tmp_path / "more"))
+    assert (up.mountpoint / "data/more/x").read_bytes() == b"more"
+    assert {mount["path"] for mount in up.run_json("alluxio-like", "mounts")} == {"/data", "/data/more"}
+    up.run("alluxio-like", "unmount", "/data/more")
+    assert "2 of 2 workers live" in up.run("alluxio-like", "report")
+    assert len(up.run_json("alluxio-like", "workers")["workers"]) == 2
+
+    assert "/data/nothing" in up.run("cache", "status", "/data/nothing", code=1)
+    assert "no mount covers" in up.run("cache", "status", "s3://other/x", code=1)
+    assert up.stop() == 0
+
+
+def test_a_second_start_is_warm_and_ctrl_c_stops(up: Up) -> None:
+    up.start()
+    up.run("cache", "load", "/data")
+    before = up.run_json("alluxio-like", "fs", "stat", "/data/f1")["attr"]
+    assert up.stop(signal.SIGINT) == 0
+    up.start()
+    status = up.run_json("cache", "status", "/data")
+    assert status["cached_bytes"] == sum(len(content) for content in up.data.values())
+    after = up.run_json("alluxio-like", "fs", "stat", "/data/f1")["attr"]
+    assert after == before
+    up.check_reads(up.mountpoint / "data")
+    assert up.stop() == 0
+
+
+def test_a_second_one_on_the_same_home_is_refused_in_one_line(up: Up, tmp_path: Path) -> None:
+    up.start()
+    said = up.run("alluxio-like", "up", "--home", str(tmp_path / "home"), code=1)
+    assert said.splitlines() == [said]
+    assert f"in use by process {up.ready['pid']}" in said
+    assert "another --home" in said
+    up.check_reads(up.mountpoint / "data")
+    assert up.stop() == 0
+
+
+def test_what_crashes_comes_back(up: Up) -> None:
+    up.start("--workers", "2")
+    up.run("cache", "load", "/data")
+    for service in ("workers", "master", "fuse"):
+        before = up.get_state()[service]
+        pid = before[0]["pid"] if service == "workers" else before["pid"]
+        os.kill(pid, signal.SIGKILL)
+
+        def is_back(service: str = service, pid: int = pid) -> bool:
+            now = up.get_state()[service]
+            found = now[0] if service == "workers" else now
+            return found["pid"] not in {0, pid}
+
+        until(is_back)
+        until(lambda: (up.mountpoint / "data/f2").read_bytes() == up.data["f2"])
+        up.check_reads(up.mountpoint / "data")
+    up.ready = up.get_state()
+    assert up.stop() == 0
+
+
+def test_hung_services_do_not_keep_it_from_stopping(up: Up) -> None:
+    up.start()
+    for pid in (up.ready["workers"][0]["pid"], up.ready["fuse"]["pid"]):
+        os.kill(pid, signal.SIGSTOP)
+    started = time.monotonic()
+    assert up.stop() == 0
+    assert time.monotonic() - started < STOP_S
+
+
+def test_everything_ends_with_a_killed_supervisor_and_starts_again(up: Up) -> None:
+    up.start()
+    assert up.process is not None
+    up.process.kill()
+    up.process.wait()
+    up.forget()
+    until(lambda: not [pid for pid in up.pids if get_start_ticks(pid)])
+    assert find_top(up.mountpoint) is None
+    up.start()
+    up.check_reads(up.mountpoint / "data")
+    assert up.stop() == 0
+
+
+def test_an_unmount_from_outside_ends_it(up: Up) -> None:
+    up.start()
+    subprocess.run(["fusermount3", "-u", str(up.mountpoint)], check=True)
+    assert up.process is not None
+    assert up.process.wait(STOP_S) == 0
+    up.forget()
+    assert [pid for pid in up.pids if get_start_ticks(pid)] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--mount", "/data=file:///nonexistent/directory"], 1),
+        (["--bind", "0.0.0.0:0"], 2),
+    ],
+)
+def test_a_start_that_cannot_be_leaves_nothing(up: Up, tmp_path: Path, arguments: list[str], code: int) -> None:
+    said = up.run("alluxio-like", "up", "--home", str(tmp_path / "home"), "--fuse", str(up.mountpoint), *arguments, code=code)
+    assert said.splitlines() == [said], said
+    assert not (tmp_path / "home/up.json").exists()
+    assert not list((tmp_path / "home/run").glob("pids*"))
+    assert find_top(up.mountpoint) is None
+
+
+def test_the_short_form_shows_the_store_itself(up: Up) -> None:
+    up.start(command=[str(PROGRAMS / "alluxio-like"), "up", "--json", f"file://{up.source}", str(up.mountpoint)])
+    up.check_reads(up.mountpoint)
+    assert Path(up.ready["home"]).parent == up.directory / ".alluxio-like"
+    assert up.run_json("cache", "load", str(up.mountpoint / "deep"))["total_files"] == 1
+    assert up.stop() == 0
