@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import xxhash
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.stack import PROGRAMS, SAMPLE_BYTES, get_pids, put_large
+from bench.stack import SAMPLE_BYTES, put_large
 from tests.servers.ceph import Cluster, install_packages
 from tests.servers.fixtures import S3Server
+from tests.servers.stack import PROGRAMS
 
 SAMPLES = 3000
 SHARDS = 3
@@ -67,7 +69,7 @@ def read_files(root: str, names: Sequence[str]) -> tuple[int, int]:
     """Read files as a training job does; bytes read and a digest of names and contents that does not depend on the order."""
     total = digest = 0
     for name in names:
-        content = xxhash.xxh3_64(name)
+        content = xxhash.xxh3_64(os.fsencode(name))
         with open(f"{root}/{name}", "rb", buffering=0) as stream:
             while data := stream.read(4 << 20):
                 total += len(data)
@@ -269,9 +271,9 @@ class Demo:
 def render(passes: list[Pass]) -> Table:
     """The passes as a table; each ratio is to the same readers on the local disk."""
     local = passes[-1]
-    table = Table()
-    for title in ("", "files", "MB", "seconds", "MB/s", "small files/s", "large MB/s", "hit ratio", "of local disk"):
-        table.add_column(title, justify="left" if not title else "right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("", "files", "MB", "seconds", "MB/s", "small/s", "large MB/s", "hit ratio", "of local disk"):
+        table.add_column(title, justify="left" if not title else "right", no_wrap=True)
     for one in passes:
         table.add_row(
             one.name,
@@ -333,7 +335,7 @@ def stop_kept() -> None:
 def describe_kept(demo: Demo) -> None:
     """How to look around and how to stop."""
     KEPT.parent.mkdir(exist_ok=True)
-    KEPT.write_text(json.dumps({"directory": str(demo.directory), "pid": demo.ready["pid"], "pids": get_pids(demo.ready)}))
+    KEPT.write_text(json.dumps({"directory": str(demo.directory), "pid": demo.ready["pid"]}))
     say("\nIt stays up. Look around:")
     for line in (
         f"ls {demo.mountpoint}",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from alluxio_like.cli.finding import get_start_ticks
-from alluxio_like.errors import AlluxioLikeError, Conflict, TimedOut
+from alluxio_like.errors import AlluxioLikeError, ConfigError, Conflict, TimedOut
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class Supervisor:
         self._on_change = on_change
         self._services: list[Service] = []
         self._keepers: list[asyncio.Task[None]] = []
+        self._spawns: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._lifeline, self._lifeline_write = os.pipe()
         self.left_by_itself = asyncio.Event()
@@ -88,14 +89,14 @@ class Supervisor:
         await self._spawn(service)
 
     async def wait_ready(self, service: Service, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait for a service's ready file, then keep it running. Raises StartFailed, TimedOut."""
+        """Wait for a service's ready file, then keep it running. Raises StartFailed, ConfigError, TimedOut."""
         deadline = time.monotonic() + timeout_s
         while not self._read_ready(service):
             process = service.process
             if process is not None and process.returncode is not None:
-                raise StartFailed(
-                    _get_last_line(service) or f"{service.name} ended with {process.returncode}: see {service.log_file}"
-                )
+                reason = _get_last_line(service) or f"{service.name} ended with {process.returncode}: see {service.log_file}"
+                # A service ends with 2 when it was told something impossible.
+                raise ConfigError(reason) if process.returncode == 2 else StartFailed(reason)
             if time.monotonic() > deadline:
                 raise TimedOut(f"{service.name} was not ready after {timeout_s:.0f} s: see {service.log_file}")
             await asyncio.sleep(0.02)
@@ -108,6 +109,7 @@ class Supervisor:
         for task in self._keepers:
             task.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+        await asyncio.gather(*self._spawns, return_exceptions=True)
         for group in (True, False):
             await asyncio.gather(*(self._end(s, force) for s in self._services if s.stop_first is group))
         for descriptor in (self._lifeline, self._lifeline_write):
@@ -115,6 +117,13 @@ class Supervisor:
         self._pids_file.unlink(missing_ok=True)
 
     async def _spawn(self, service: Service) -> None:
+        """Start a process. A cancelled caller does not interrupt it: a process that nobody knows of would be left behind."""
+        task = asyncio.create_task(self._do_spawn(service))
+        self._spawns.add(task)
+        task.add_done_callback(self._spawns.discard)
+        await asyncio.shield(task)
+
+    async def _do_spawn(self, service: Service) -> None:
         service.ready_file.unlink(missing_ok=True)
         service.facts = {}
         with contextlib.suppress(FileNotFoundError):

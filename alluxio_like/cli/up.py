@@ -75,6 +75,7 @@ class Plan:
     bind: str
     config: Path | None
     common: dict[str, Any]
+    insecure: bool = False
 
     @property
     def run_dir(self) -> Path:
@@ -108,6 +109,7 @@ def up(
     bind: Annotated[
         str, typer.Option("--bind", metavar="HOST:PORT", help="The master's; default: the first free one from 19998.")
     ] = "",
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let --bind be other than loopback, in the clear.")] = False,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", envvar="ALLUXIO_LIKE_CONFIG", help="TOML file with more settings.")
     ] = None,
@@ -146,6 +148,7 @@ def up(
         bind=bind,
         config=config,
         common={"io_timeout_s": parse_duration(io_timeout) if io_timeout else None, "log_level": log_level or None},
+        insecure=insecure,
     )
     raise typer.Exit(run_async(_Up(plan, as_json).run()))
 
@@ -165,6 +168,7 @@ def make_plan(
     bind: str,
     config: Path | None,
     common: dict[str, Any],
+    insecure: bool = False,
 ) -> Plan:
     """Check what was asked for, without changing anything. Raises InvalidArgument, ConfigError."""
     named = [("/", uri)] if uri else []
@@ -195,6 +199,7 @@ def make_plan(
         bind=bind,
         config=config,
         common=common,
+        insecure=insecure,
     )
 
 
@@ -340,7 +345,7 @@ class _Up:
         token_file = plan.home / "token"
         _make_token(token_file)
         common = {**plan.common, "token_file": token_file, "bind": "127.0.0.1:0", "http_bind": "127.0.0.1:0"}
-        master_flags = {**common, "home": plan.home / "master", "bind": address}
+        master_flags = {**common, "home": plan.home / "master", "bind": address, "insecure": plan.insecure}
         self._master = self._make_service("master", "master", MasterConfig, master_flags)
         self._workers = [
             self._make_service(f"worker-{number}", "worker", WorkerConfig, self._get_worker_flags(number, common, address))

@@ -171,7 +171,7 @@ def test_the_first_minute_and_every_command(up: Up, tmp_path: Path) -> None:
     assert job_id in up.run("cache", "jobs")
     assert up.run("cache", "jobs", job_id, "--watch").startswith("loaded and checked")
     assert up.run_json("cache", "pin", "/data/f0")["files"] == 1
-    assert up.run_json("cache", "free", "/data")["kept_pinned_files"] == 1
+    assert up.run_json("cache", "free", "/data")["kept_pinned_files"] >= 1
     assert up.run_json("cache", "unpin", "/data/f0")["files"] == 1
 
     assert up.run("alluxio-like", "fs", "ls", "/data").splitlines() == ["deep/", "empty", *(f"f{n}" for n in range(5))]
