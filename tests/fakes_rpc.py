@@ -1,6 +1,8 @@
 """Handlers over dictionaries for tests that want a real gRPC server in this process."""
 
 import asyncio
+import random
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -318,3 +320,26 @@ async def wait_until(condition: Any, timeout_s: float = 5.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def make_content(size: int, seed: int) -> bytes:
+    """Bytes that any process can make again."""
+    return random.Random(seed).randbytes(size)
+
+
+async def _serve_alone(files: int, size: int) -> None:
+    """A master and a worker until standard input ends; says the master's address on standard output."""
+    master, worker = FakeMaster(), FakeWorker()
+    for number in range(files):
+        entry = make_entry(f"f{number}", 10 + number, size)
+        assert entry.ref is not None
+        master.entries[entry.name] = entry
+        worker.contents[entry.ref.file_id] = make_content(size, number)
+    async with serve(worker=worker) as worker_server, serve(master=master) as server:
+        master.cluster = Cluster("c", 1, (make_worker(worker_server, "w"),))
+        print(server.address, flush=True)  # noqa: T201
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve_alone(int(sys.argv[1]), int(sys.argv[2])))

@@ -110,7 +110,7 @@ class ClusterTracker:
 
     async def _close_later(self, channel: RpcChannel) -> None:
         # Streams of a worker that has just left may still end well.
-        await channel.grpc_channel.close(grace=self._io_timeout_s)
+        await channel.close(self._io_timeout_s)
 
 
 def require_workers(workers: list[Worker]) -> list[Worker]:

@@ -17,19 +17,26 @@ import contextlib
 import gc
 import os
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 from alluxio_like.client.client import Client
 from alluxio_like.config import ClientConfig
-from alluxio_like.errors import Internal
+from alluxio_like.errors import Internal, Unsupported
 
 T = TypeVar("T")
 
 _gate = threading.RLock()
 _open: "weakref.WeakSet[Runtime]" = weakref.WeakSet()
 
+_forked_with_grpc = False
+_is_broken = False
+
+_GRPC_THREADS = frozenset({"event_engine", "grpc_global_tim", "lifeguard"})
+_SHUTDOWN_S = 3.0
 _CLOSE_S = 5.0
 """Longest that closing waits for what is under way; a guess."""
 
@@ -42,6 +49,11 @@ class Runtime:
     """A thread with an event loop and a Client, of this process alone."""
 
     def __init__(self, config: ClientConfig) -> None:
+        if _is_broken:
+            raise Unsupported(
+                "this process was forked while other code of its parent used gRPC, which does not survive that: "
+                "start it with spawn or forkserver"
+            )
         self.pid = os.getpid()
         self.closed = False
         self._loop = asyncio.new_event_loop()
@@ -163,14 +175,29 @@ async def _cancel_others() -> None:
 
 
 def _before_fork() -> None:
+    global _forked_with_grpc
     _gate.acquire()
     runtimes = list(_open)
     for runtime in runtimes:
         runtime.close()
     if runtimes:
         del runtimes
-        # gRPC shuts down with the last of its objects; some of ours are in cycles.
-        gc.collect()
+        # gRPC shuts down with the last of its objects; some of ours may be in cycles, and its threads take a moment to end.
+        deadline = time.monotonic() + _SHUTDOWN_S
+        while is_grpc_running() and time.monotonic() < deadline:
+            gc.collect()
+            time.sleep(0.002)
+    # Not ours then: a child could not use gRPC, and is told so.
+    _forked_with_grpc = is_grpc_running()
+
+
+def is_grpc_running() -> bool:
+    """Whether threads of gRPC's core are alive in this process (told by their names)."""
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            if (task / "comm").read_text().strip() in _GRPC_THREADS:
+                return True
+    return False
 
 
 def _after_fork_in_parent() -> None:
@@ -178,8 +205,9 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _gate
+    global _gate, _is_broken
     _gate = threading.RLock()
+    _is_broken = _is_broken or _forked_with_grpc
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -9,6 +9,7 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -17,7 +18,7 @@ import tenacity
 
 from alluxio_like import logs
 from alluxio_like.config import TlsConfig
-from alluxio_like.errors import ConfigError, Unavailable
+from alluxio_like.errors import AlluxioLikeError, Cancelled, ConfigError, Unavailable
 from alluxio_like.metrics import split_address
 from alluxio_like.rpc import status
 from alluxio_like.rpc.auth import TOKEN_KEY
@@ -48,18 +49,43 @@ _wait = tenacity.wait_random_exponential(multiplier=0.05, max=1.0)
 
 
 class RpcChannel:
-    """A connection to one service, made when first used."""
+    """A connection to one service, made when first used.
+
+    It alone holds gRPC's objects, and lets go of them in `close`: gRPC shuts down with the last of them, and only after that may
+    a process fork (client/runtime.py).
+    """
 
     def __init__(self, channel: grpc.aio.Channel, address: str, token: str) -> None:
-        self.grpc_channel = channel
         self.address = address
+        self._channel: grpc.aio.Channel | None = channel
+        self._stubs: dict[str, Any] = {}
         self._token = token
         self._id_prefix = secrets.token_hex(4)
         self._ids = itertools.count(1)
 
-    async def close(self) -> None:
-        """Cancel what is under way and disconnect. May be called twice."""
-        await self.grpc_channel.close()
+    @property
+    def grpc_channel(self) -> grpc.aio.Channel:
+        """For making stubs; not to be kept. Raises Cancelled after `close`."""
+        if self._channel is None:
+            raise Cancelled(f"the channel to {self.address} is closed")
+        return self._channel
+
+    def add_stub(self, name: str, stub: Any) -> None:
+        """Keep an object whose attributes are methods, for `get_method`."""
+        self._stubs[name] = stub
+
+    def get_method(self, name: str, method: str) -> Any:
+        """A method of a stub that was added. Raises Cancelled after `close`."""
+        if self._channel is None:
+            raise Cancelled(f"the channel to {self.address} is closed")
+        return getattr(self._stubs[name], method)
+
+    async def close(self, grace_s: float | None = None) -> None:
+        """Let what is under way end within `grace_s` (None: cancel it) and disconnect. May be called twice."""
+        channel, self._channel = self._channel, None
+        self._stubs = {}
+        if channel is not None:
+            await channel.close(grace_s)
 
     def make_metadata(self) -> tuple[tuple[str, str], ...]:
         """Of one call: the id of the request that is being served, or a new one; and the token."""
@@ -67,6 +93,20 @@ class RpcChannel:
         if self._token:
             return ((REQUEST_ID_KEY, request), (TOKEN_KEY, self._token))
         return ((REQUEST_ID_KEY, request),)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method of a stub that a channel keeps; `service` is its name in messages."""
+
+    channel: RpcChannel
+    service: str
+    stub: str
+    name: str
+
+    def to_error(self, failure: grpc.aio.AioRpcError) -> AlluxioLikeError:
+        """What a failed call means."""
+        return status.to_error(failure, f"the {self.service} at {self.channel.address}")
 
 
 def open_channel(address: str, *, tls: TlsConfig | None = None, token: str = "") -> RpcChannel:
@@ -85,21 +125,25 @@ def open_channel(address: str, *, tls: TlsConfig | None = None, token: str = "")
     return RpcChannel(grpc.aio.insecure_channel(address, OPTIONS), address, token)
 
 
-async def call_unary(channel: RpcChannel, service: str, rpc: Any, request: Any, timeout_s: float, *, repeat: bool = True) -> Any:
+async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat: bool = True) -> Any:
     """One call and its reply, within `timeout_s` (0: no limit).
 
     With `repeat` it is made again, with pauses, while the service cannot be reached. `request` may be a function that makes the
     request (a fresh stream for each try). Raises errors of the tree.
     """
     stop_at = time.monotonic() + timeout_s if timeout_s else None
-    metadata = channel.make_metadata()
+    metadata = method.channel.make_metadata()
 
     async def call_once() -> Any:
         timeout = None if stop_at is None else max(stop_at - time.monotonic(), 0.001)
+        rpc = method.channel.get_method(method.stub, method.name)
         try:
             return await rpc(request() if callable(request) else request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as failure:
-            raise status.to_error(failure, f"the {service} at {channel.address}") from None
+            error = method.to_error(failure)
+        # Outside of the except clause and without its locals: an error that somebody keeps must not keep gRPC's objects alive.
+        del rpc
+        raise error
 
     try:
         return await call_once()
@@ -116,14 +160,21 @@ async def call_unary(channel: RpcChannel, service: str, rpc: Any, request: Any, 
 
 
 async def call_stream(
-    channel: RpcChannel, service: str, rpc: Any, request: Any, timeout_s: float, convert: Callable[[Any], Any] | None
+    method: Method, request: Any, timeout_s: float, convert: Callable[[Any], Any] | None
 ) -> AsyncGenerator[Any]:
     """One call and its replies, each through `convert`; not repeated. Closing the generator early cancels the call."""
-    call = rpc(request, timeout=timeout_s or None, metadata=channel.make_metadata())
+    error: AlluxioLikeError | None = None
+    rpc = method.channel.get_method(method.stub, method.name)
+    call = rpc(request, timeout=timeout_s or None, metadata=method.channel.make_metadata())
+    del rpc
     try:
         async for reply in call:
             yield reply if convert is None else convert(reply)
     except grpc.aio.AioRpcError as failure:
-        raise status.to_error(failure, f"the {service} at {channel.address}") from None
+        error = method.to_error(failure)
     finally:
         call.cancel()
+        # As in call_unary.
+        del call
+    if error is not None:
+        raise error

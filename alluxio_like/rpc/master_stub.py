@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from typing import Any
 
 from alluxio_like.rpc import convert
-from alluxio_like.rpc.channel import RpcChannel, call_stream, call_unary
+from alluxio_like.rpc.channel import Method, RpcChannel, call_stream, call_unary
 from alluxio_like.rpc.messages import (
     BlockDelta,
     BlockLocation,
@@ -53,39 +53,37 @@ class MasterStub:
         make: Any = master_pb2_grpc
         self._channel = channel
         self._timeout_s = timeout_s
-        self._namespace = make.NamespaceStub(channel.grpc_channel)
-        self._mounts = make.MountsStub(channel.grpc_channel)
-        self._workers = make.WorkersStub(channel.grpc_channel)
-        self._cache = make.CacheStub(channel.grpc_channel)
+        for name in ("Namespace", "Mounts", "Workers", "Cache"):
+            channel.add_stub(name, getattr(make, f"{name}Stub")(channel.grpc_channel))
 
-    async def _call(self, rpc: Any, request: Any, timeout_s: float | None, *, repeat: bool = True) -> Any:
+    async def _call(self, stub: str, name: str, request: Any, timeout_s: float | None, *, repeat: bool = True) -> Any:
         timeout = self._timeout_s if timeout_s is None else timeout_s
-        return await call_unary(self._channel, "master", rpc, request, timeout, repeat=repeat)
+        return await call_unary(Method(self._channel, "master", stub, name), request, timeout, repeat=repeat)
 
     async def lookup(self, parent: InodeId, name: str, *, timeout_s: float | None = None) -> LookupResult:
         request = master_pb2.LookupRequest(parent=parent, name=to_bytes(name))
-        reply = await self._call(self._namespace.Lookup, request, timeout_s)
+        reply = await self._call("Namespace", "Lookup", request, timeout_s)
         return convert.to_lookup_result(reply)
 
     async def lookup_many(self, lookups: Sequence[tuple[InodeId, str]], *, timeout_s: float | None = None) -> list[LookupResult]:
         requests = [master_pb2.LookupRequest(parent=parent, name=to_bytes(name)) for parent, name in lookups]
         request = master_pb2.LookupManyRequest(lookups=requests)
-        reply = await self._call(self._namespace.LookupMany, request, timeout_s)
+        reply = await self._call("Namespace", "LookupMany", request, timeout_s)
         return [convert.to_lookup_result(one) for one in reply.replies]
 
     async def resolve_path(self, path: str, *, sync: bool = False, timeout_s: float | None = None) -> LookupResult:
         request = master_pb2.ResolvePathRequest(path=to_bytes(path), sync=sync)
-        reply = await self._call(self._namespace.ResolvePath, request, timeout_s)
+        reply = await self._call("Namespace", "ResolvePath", request, timeout_s)
         return convert.to_lookup_result(reply)
 
     async def get_entry(self, inode: InodeId, *, timeout_s: float | None = None) -> LookupResult:
         request = master_pb2.GetEntryRequest(inode=inode)
-        reply = await self._call(self._namespace.GetEntry, request, timeout_s)
+        reply = await self._call("Namespace", "GetEntry", request, timeout_s)
         return convert.to_lookup_result(reply)
 
     async def list_dir(self, inode: InodeId, cursor: bytes = b"", limit: int = 0, *, timeout_s: float | None = None) -> DirPage:
         request = master_pb2.ListDirRequest(inode=inode, cursor=cursor, limit=limit)
-        reply = await self._call(self._namespace.ListDir, request, timeout_s)
+        reply = await self._call("Namespace", "ListDir", request, timeout_s)
         return convert.to_dir_page(reply)
 
     async def sync(
@@ -97,42 +95,43 @@ class MasterStub:
         timeout_s: float | None = None,
     ) -> SyncResult:
         request = master_pb2.SyncRequest(path=to_bytes(path or ""), inode=inode or 0, recursive=recursive)
-        reply = await self._call(self._namespace.Sync, request, timeout_s)
+        reply = await self._call("Namespace", "Sync", request, timeout_s)
         return SyncResult(reply.directories, reply.added, reply.removed, reply.replaced)
 
     async def stat_fs(self, *, timeout_s: float | None = None) -> FsTotals:
         request = master_pb2.StatFsRequest()
-        reply = await self._call(self._namespace.StatFs, request, timeout_s)
+        reply = await self._call("Namespace", "StatFs", request, timeout_s)
         return convert.to_fs_totals(reply)
 
     async def mount(self, spec: MountSpec, *, operation_id: str = "", timeout_s: float | None = None) -> MountInfo:
         """An empty operation id is made up; repeats within the call keep it."""
         request = convert.mount_request(operation_id or make_operation_id(), spec)
-        reply = await self._call(self._mounts.Mount, request, timeout_s)
+        reply = await self._call("Mounts", "Mount", request, timeout_s)
         return convert.to_mount_info(reply.mount)
 
     async def unmount(self, path: str, *, operation_id: str = "", timeout_s: float | None = None) -> None:
         await self._call(
-            self._mounts.Unmount,
+            "Mounts",
+            "Unmount",
             master_pb2.UnmountRequest(operation_id=operation_id or make_operation_id(), path=to_bytes(path)),
             timeout_s,
         )
 
     async def list_mounts(self, *, timeout_s: float | None = None) -> list[MountInfo]:
         request = master_pb2.ListMountsRequest()
-        reply = await self._call(self._mounts.ListMounts, request, timeout_s)
+        reply = await self._call("Mounts", "ListMounts", request, timeout_s)
         return [convert.to_mount_info(one) for one in reply.mounts]
 
     async def get_mount_secrets(self, mount_id: MountId, *, timeout_s: float | None = None) -> MountSecrets:
         request = master_pb2.GetMountSecretsRequest(mount_id=mount_id)
-        reply = await self._call(self._mounts.GetMountSecrets, request, timeout_s)
+        reply = await self._call("Mounts", "GetMountSecrets", request, timeout_s)
         return MountSecrets(convert.to_mount_info(reply.mount), dict(reply.secrets))
 
     async def register(
         self, worker: Worker, cluster_id: str, session_id: str, *, timeout_s: float | None = None
     ) -> RegisterResult:
         request = master_pb2.RegisterRequest(worker=convert.worker_info(worker), cluster_id=cluster_id, session_id=session_id)
-        reply = await self._call(self._workers.Register, request, timeout_s)
+        reply = await self._call("Workers", "Register", request, timeout_s)
         return RegisterResult(reply.cluster_id, convert.to_cluster(reply.cluster))
 
     async def report_blocks(
@@ -152,24 +151,24 @@ class MasterStub:
                 blocks = [convert.block_delta(delta) for delta in chunk]
                 yield master_pb2.BlockReport(worker_id=worker_id, session_id=session_id, blocks=blocks)
 
-        await self._call(self._workers.ReportBlocks, messages(), timeout_s, repeat=False)
+        await self._call("Workers", "ReportBlocks", messages(), timeout_s, repeat=False)
 
     async def heartbeat(self, heartbeat: Heartbeat, *, timeout_s: float | None = None) -> HeartbeatResult:
         request = convert.heartbeat_request(heartbeat)
-        reply = await self._call(self._workers.Heartbeat, request, timeout_s)
+        reply = await self._call("Workers", "Heartbeat", request, timeout_s)
         return convert.to_heartbeat_result(reply)
 
     async def leave(self, worker_id: WorkerId, session_id: str, *, timeout_s: float | None = None) -> None:
-        await self._call(self._workers.Leave, master_pb2.LeaveRequest(worker_id=worker_id, session_id=session_id), timeout_s)
+        await self._call("Workers", "Leave", master_pb2.LeaveRequest(worker_id=worker_id, session_id=session_id), timeout_s)
 
     async def get_cluster(self, *, timeout_s: float | None = None) -> Cluster:
         request = master_pb2.GetClusterRequest()
-        reply = await self._call(self._workers.GetCluster, request, timeout_s)
+        reply = await self._call("Workers", "GetCluster", request, timeout_s)
         return convert.to_cluster(reply)
 
     async def locate(self, files: Sequence[FileId], *, timeout_s: float | None = None) -> list[tuple[BlockLocation, ...]]:
         request = master_pb2.LocateRequest(files=[convert.file_id(file) for file in files])
-        reply = await self._call(self._workers.Locate, request, timeout_s)
+        reply = await self._call("Workers", "Locate", request, timeout_s)
         return [convert.to_locations(one) for one in reply.files]
 
     async def submit_load(
@@ -186,51 +185,51 @@ class MasterStub:
 
         repeat = isinstance(paths, Sequence)
         request = messages if repeat else messages()
-        reply = await self._call(self._cache.SubmitLoad, request, timeout_s, repeat=repeat)
+        reply = await self._call("Cache", "SubmitLoad", request, timeout_s, repeat=repeat)
         return JobId(reply.job_id)
 
     async def get_job(self, job_id: JobId, *, timeout_s: float | None = None) -> Job:
         request = master_pb2.GetJobRequest(job_id=job_id)
-        reply = await self._call(self._cache.GetJob, request, timeout_s)
+        reply = await self._call("Cache", "GetJob", request, timeout_s)
         return convert.to_job(reply)
 
     async def list_jobs(self, *, timeout_s: float | None = None) -> list[Job]:
         request = master_pb2.ListJobsRequest()
-        reply = await self._call(self._cache.ListJobs, request, timeout_s)
+        reply = await self._call("Cache", "ListJobs", request, timeout_s)
         return [convert.to_job(one) for one in reply.jobs]
 
     def watch_job(self, job_id: JobId, *, timeout_s: float | None = None) -> AsyncGenerator[Job]:
         """States until the job has ended. No deadline unless one is given; a broken stream raises Unavailable."""
         request = master_pb2.GetJobRequest(job_id=job_id)
-        return call_stream(self._channel, "master", self._cache.WatchJob, request, timeout_s or 0, convert.to_job)
+        return call_stream(Method(self._channel, "master", "Cache", "WatchJob"), request, timeout_s or 0, convert.to_job)
 
     async def cancel_job(self, job_id: JobId, *, operation_id: str = "", timeout_s: float | None = None) -> Job:
         request = master_pb2.CancelJobRequest(operation_id=operation_id or make_operation_id(), job_id=job_id)
-        reply = await self._call(self._cache.CancelJob, request, timeout_s)
+        reply = await self._call("Cache", "CancelJob", request, timeout_s)
         return convert.to_job(reply)
 
     async def list_job_problems(self, job_id: JobId, cursor: int = 0, *, timeout_s: float | None = None) -> ProblemPage:
         request = master_pb2.ListJobProblemsRequest(job_id=job_id, cursor=cursor)
-        reply = await self._call(self._cache.ListJobProblems, request, timeout_s)
+        reply = await self._call("Cache", "ListJobProblems", request, timeout_s)
         return ProblemPage(tuple(convert.to_job_problem(one) for one in reply.problems), reply.next_cursor)
 
     async def get_cache_status(self, path: str, *, timeout_s: float | None = None) -> CacheStatus:
         request = master_pb2.CacheStatusRequest(path=to_bytes(path))
-        reply = await self._call(self._cache.GetCacheStatus, request, timeout_s)
+        reply = await self._call("Cache", "GetCacheStatus", request, timeout_s)
         return convert.to_cache_status(reply)
 
     async def free(self, path: str, *, force: bool = False, operation_id: str = "", timeout_s: float | None = None) -> FreeResult:
         request = master_pb2.FreeRequest(operation_id=operation_id or make_operation_id(), path=to_bytes(path), force=force)
-        reply = await self._call(self._cache.Free, request, timeout_s)
+        reply = await self._call("Cache", "Free", request, timeout_s)
         return convert.to_free_result(reply)
 
     async def set_pinned(self, path: str, *, pinned: bool, operation_id: str = "", timeout_s: float | None = None) -> int:
         operation = operation_id or make_operation_id()
         request = master_pb2.SetPinnedRequest(operation_id=operation, path=to_bytes(path), pinned=pinned)
-        reply = await self._call(self._cache.SetPinned, request, timeout_s)
+        reply = await self._call("Cache", "SetPinned", request, timeout_s)
         return int(reply.files)
 
     async def report(self, *, timeout_s: float | None = None) -> Report:
         request = master_pb2.ReportRequest()
-        reply = await self._call(self._cache.Report, request, timeout_s)
+        reply = await self._call("Cache", "Report", request, timeout_s)
         return convert.to_report(reply)

@@ -9,9 +9,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import grpc.aio
+
 from alluxio_like.errors import Internal, Unavailable
 from alluxio_like.rpc import convert, convert_worker
-from alluxio_like.rpc.channel import RpcChannel, call_stream, call_unary
+from alluxio_like.rpc.channel import Method, RpcChannel, call_stream, call_unary
 from alluxio_like.rpc.messages import (
     CheckResult,
     Filled,
@@ -26,6 +28,17 @@ from alluxio_like.rpc.v1 import worker_pb2, worker_pb2_grpc
 from alluxio_like.types import FileId, FileRef
 
 
+class _ReadStub:
+    """Data.Read with a decoder of its own, which does not copy."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.Read: Any = channel.unary_stream(
+            "/alluxio_like.rpc.v1.Data/Read",
+            request_serializer=worker_pb2.ReadRequest.SerializeToString,
+            response_deserializer=convert_worker.decode_read_reply,
+        )
+
+
 class WorkerStub:
     """The worker at the other end of a channel. `timeout_s` bounds each call unless the call says other; 0 lifts it."""
 
@@ -33,21 +46,17 @@ class WorkerStub:
         make: Any = worker_pb2_grpc
         self._channel = channel
         self._timeout_s = timeout_s
-        self._data = make.DataStub(channel.grpc_channel)
-        self._admin = make.WorkerAdminStub(channel.grpc_channel)
-        self._read = channel.grpc_channel.unary_stream(
-            "/alluxio_like.rpc.v1.Data/Read",
-            request_serializer=worker_pb2.ReadRequest.SerializeToString,
-            response_deserializer=convert_worker.decode_read_reply,
-        )
+        channel.add_stub("Data", make.DataStub(channel.grpc_channel))
+        channel.add_stub("WorkerAdmin", make.WorkerAdminStub(channel.grpc_channel))
+        channel.add_stub("Read", _ReadStub(channel.grpc_channel))
 
-    async def _call(self, rpc: Any, request: Any, timeout_s: float | None) -> Any:
+    async def _call(self, stub: str, name: str, request: Any, timeout_s: float | None) -> Any:
         timeout = self._timeout_s if timeout_s is None else timeout_s
-        return await call_unary(self._channel, "worker", rpc, request, timeout)
+        return await call_unary(Method(self._channel, "worker", stub, name), request, timeout)
 
-    def _stream(self, rpc: Any, request: Any, timeout_s: float | None, convert_reply: Any) -> AsyncGenerator[Any]:
+    def _stream(self, stub: str, name: str, request: Any, timeout_s: float | None, convert_reply: Any) -> AsyncGenerator[Any]:
         timeout = self._timeout_s if timeout_s is None else timeout_s
-        return call_stream(self._channel, "worker", rpc, request, timeout, convert_reply)
+        return call_stream(Method(self._channel, "worker", stub, name), request, timeout, convert_reply)
 
     async def read(
         self,
@@ -68,7 +77,7 @@ class WorkerStub:
             cached_only=cached_only,
         )
         missing = length
-        async with aclosing(self._stream(self._read, request, timeout_s, None)) as pieces:
+        async with aclosing(self._stream("Read", "Read", request, timeout_s, None)) as pieces:
             async for piece in pieces:
                 missing -= len(piece)
                 if missing < 0:
@@ -92,10 +101,10 @@ class WorkerStub:
             length=length,
             priority=int(priority),  # type: ignore[arg-type]
         )
-        return self._stream(self._data.Fill, request, timeout_s, convert_worker.to_filled)
+        return self._stream("Data", "Fill", request, timeout_s, convert_worker.to_filled)
 
     async def touch(self, files: Sequence[Touched], *, timeout_s: float | None = None) -> None:
-        await self._call(self._data.Touch, convert_worker.touch_request(files), timeout_s)
+        await self._call("Data", "Touch", convert_worker.touch_request(files), timeout_s)
 
     def load_files(
         self, job_id: str, files: Sequence[LoadFile], bandwidth_bytes_s: float = 0.0, *, timeout_s: float | None = None
@@ -104,25 +113,26 @@ class WorkerStub:
         request = worker_pb2.LoadFilesRequest(
             job_id=job_id, files=convert_worker.load_files(files), bandwidth_bytes_s=bandwidth_bytes_s
         )
-        return self._stream(self._admin.LoadFiles, request, timeout_s or 0, convert_worker.to_load_progress)
+        return self._stream("WorkerAdmin", "LoadFiles", request, timeout_s or 0, convert_worker.to_load_progress)
 
     def check_files(
         self, files: Sequence[LoadFile], *, verify: bool = False, timeout_s: float | None = None
     ) -> AsyncGenerator[CheckResult]:
         """No deadline unless one is given."""
         request = worker_pb2.CheckFilesRequest(files=convert_worker.load_files(files), verify=verify)
-        return _flatten(self._stream(self._admin.CheckFiles, request, timeout_s or 0, convert_worker.to_check_results))
+        batches = self._stream("WorkerAdmin", "CheckFiles", request, timeout_s or 0, convert_worker.to_check_results)
+        return _flatten(batches)
 
     async def free_files(self, files: Sequence[FileId], *, force: bool = False, timeout_s: float | None = None) -> FreeResult:
         request = worker_pb2.FreeFilesRequest(files=[convert.file_id(file) for file in files], force=force)
-        return convert.to_free_result(await self._call(self._admin.FreeFiles, request, timeout_s))
+        return convert.to_free_result(await self._call("WorkerAdmin", "FreeFiles", request, timeout_s))
 
     async def set_pinned(self, files: Sequence[FileId], *, pinned: bool, timeout_s: float | None = None) -> None:
         request = worker_pb2.SetFilesPinnedRequest(files=[convert.file_id(file) for file in files], pinned=pinned)
-        await self._call(self._admin.SetPinned, request, timeout_s)
+        await self._call("WorkerAdmin", "SetPinned", request, timeout_s)
 
     async def get_status(self, *, timeout_s: float | None = None) -> WorkerStatus:
-        reply = await self._call(self._admin.GetStatus, worker_pb2.WorkerStatusRequest(), timeout_s)
+        reply = await self._call("WorkerAdmin", "GetStatus", worker_pb2.WorkerStatusRequest(), timeout_s)
         return convert_worker.to_worker_status(reply)
 
 
