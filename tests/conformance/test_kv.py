@@ -95,6 +95,19 @@ def test_longest_keys_scan_both_ways(store: KeyValueStore) -> None:
         assert [key for key, _ in txn.scan(b"x" * 510, b"x" * 511 + b"\0", reverse=True)] == [b"x" * 511, b"x" * 510]
 
 
+@pytest.mark.parametrize("limit", [None, 1, 7, 300])
+def test_scans_over_the_whole_range_of_first_bytes(store: KeyValueStore, limit: int | None) -> None:
+    keys = sorted(bytes([first]) + rest for first in range(256) for rest in (b"", b"\0", b"x", b"\xff" * 9))
+    with store.write() as txn:
+        for key in keys:
+            txn.put(key, key)
+    with store.read() as reader:
+        for low, high in ((b"\0", b"\xff" * 20), (b"@", b"b"), (b"Zx", b"a"), (b"Ax", b"Ay"), (b"B", b"B\0"), (b"", b"C")):
+            expected = [key for key in keys if low <= key < high]
+            assert [key for key, _ in reader.scan(low, high, limit=limit)] == expected[:limit]
+            assert [key for key, _ in reader.scan(low, high, limit=limit, reverse=True)] == expected[::-1][:limit]
+
+
 def test_large_values(store: KeyValueStore) -> None:
     value = os.urandom(3 << 20)
     with store.write() as txn:

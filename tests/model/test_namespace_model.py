@@ -24,7 +24,7 @@ from alluxio_like.types import ROOT_INODE, Entry, Fingerprint, InodeId, Kind, to
 from alluxio_like.ufs.api import StoreEntry
 
 LONG = "p" * 480
-NAMES = ["a", "a!", "b", "", ".", "x%~", "n" * 300, LONG, LONG + "x", LONG + "y", LONG[:-1]]
+NAMES = ["a", "a!", "b", "", ".", "x%~", "n" * 300, LONG, LONG + "x", LONG + "y", LONG[:470]]
 LEAVES = st.sampled_from(NAMES)
 KEYS = st.lists(LEAVES, min_size=1, max_size=3).map("/".join).filter(bool)
 VALUES = st.tuples(st.sampled_from(["1", "2", "3"]), st.integers(0, 2))

@@ -65,9 +65,8 @@ def get_bounds(after: bytes | None, upto: bytes | None) -> tuple[bytes, bytes | 
 
     The range may hold some more, all of them hashed: whoever scans it compares the sort names of those.
     """
-    low = b""
-    if after is not None:
-        low = after + b"\0" if len(after) <= _EXACT_BYTES else after[:_EXACT_BYTES]
+    # Of a name that is filed with a hash the beginning alone: all that share it follow, and what is just the beginning does not.
+    low = after[:_EXACT_BYTES] + b"\0" if after is not None else b""
     if upto is None:
         return low, None
     return low, upto + b"\0" if len(upto) <= _EXACT_BYTES else upto[:_EXACT_BYTES] + b"\xff" * (_HASH_BYTES + 1)

@@ -48,8 +48,10 @@ STORE_TIMES: Final = 64
 
 _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")
-# kind, flags, mode, nlink, uid, gid, mount, size, mtime, ctime, version, sequence, parent, token's form and length
-_INODE = struct.Struct("<BHHHIIIQqqIQQH")
+# kind, flags, mode, nlink, uid, gid, mount, size, mtime, version, sequence, parent, the token's length; then ctime if it differs
+_INODE = struct.Struct("<BHHHIIIQqIQQH")
+_CTIME = struct.Struct("<q")
+_OWN_CTIME = 1 << 15
 _TOTALS = struct.Struct("<qqqqq")
 _STATE = struct.Struct("<BqQQQQ")
 _STATE_COMPLETE = 1
@@ -91,15 +93,43 @@ _KINDS: dict[int, Kind] = {int(kind): kind for kind in Kind}
 
 
 def pack_inode(inode: Inode) -> bytes:
-    """Its bytes: 67, and those of the token and the name."""
-    return _INODE.pack(*inode[:13], len(inode.token)) + inode.token + inode.name
+    """Its bytes: 57, 8 more if ctime is not mtime, and those of the token and the name."""
+    ctime = b""
+    flags = inode.flags
+    if inode.ctime_ns != inode.mtime_ns:
+        ctime = _CTIME.pack(inode.ctime_ns)
+        flags |= _OWN_CTIME
+    head = _INODE.pack(inode.kind, flags, *inode[2:9], *inode[10:13], len(inode.token))
+    return head + ctime + inode.token + inode.name
 
 
 def unpack_inode(data: bytes) -> Inode:
     """The record that `pack_inode` made."""
-    kind, *fields, token_bytes = _INODE.unpack_from(data)
-    name_at = _INODE.size + token_bytes
-    return Inode._make((_KINDS[kind], *fields, data[_INODE.size : name_at], data[name_at:]))
+    kind, flags, mode, nlink, uid, gid, mount, size, mtime, version, sequence, parent, token_bytes = _INODE.unpack_from(data)
+    at = _INODE.size
+    ctime = mtime
+    if flags & _OWN_CTIME:
+        flags ^= _OWN_CTIME
+        (ctime,) = _CTIME.unpack_from(data, at)
+        at += _CTIME.size
+    name_at = at + token_bytes
+    return Inode(
+        _KINDS[kind],
+        flags,
+        mode,
+        nlink,
+        uid,
+        gid,
+        mount,
+        size,
+        mtime,
+        ctime,
+        version,
+        sequence,
+        parent,
+        data[at:name_at],
+        data[name_at:],
+    )
 
 
 def pack_token(token: str) -> bytes:
