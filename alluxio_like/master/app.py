@@ -9,6 +9,7 @@ import logging
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 
 from alluxio_like import errors
@@ -27,7 +28,7 @@ from alluxio_like.master.service_cache import CacheService
 from alluxio_like.master.service_namespace import MountsService, NamespaceService
 from alluxio_like.master.service_workers import WorkersService
 from alluxio_like.master.worker_pool import WorkerPool
-from alluxio_like.master.workers import WorkerRegistry, list_stored
+from alluxio_like.master.workers import WorkerRegistry, delete_worker, list_stored, put_worker
 from alluxio_like.metrics import Health, Metrics, start_http
 from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.server import create_server
@@ -191,7 +192,10 @@ async def _do_chores(
     while True:
         await asyncio.sleep(EXPIRE_INTERVAL_S)
         try:
-            registry.expire()
+            for worker in registry.expire():
+                await meta.write(partial(put_worker, worker=worker))
+            for worker_id in registry.forget_dead():
+                await meta.write(partial(delete_worker, worker_id=worker_id))
             _set_gauges(meta, registry, jobs, metrics, clock)
             if clock.monotonic() >= next_purge:
                 next_purge = clock.monotonic() + CHORES_INTERVAL_S

@@ -4,12 +4,13 @@ Pure over the registry's view of the moment: placement says where a file's block
 alone; nothing awaits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from alluxio_like.master.core.blockmap import BlockMap
 from alluxio_like.master.core.jobs import Problem
 from alluxio_like.master.walking import Item
+from alluxio_like.master.workers import WorkerRegistry
 from alluxio_like.placement import get_placement_unit, rank_workers
 from alluxio_like.rpc.messages import LoadFile
 from alluxio_like.types import BLOCK_BYTES, Entry, FileId, FileRef, Worker, WorkerId, get_block_count, get_full_mask
@@ -34,6 +35,9 @@ class Unit:
     def part(self) -> "Part":
         return self.worker_id, self.blocks
 
+
+FILL_FRACTION = 0.94
+"""Of a worker's capacity that a job may fill: just below where eviction starts."""
 
 Part = tuple[WorkerId, tuple[int, ...]]
 
@@ -142,3 +146,27 @@ def make_load_file(unit: Unit, others: Sequence[Unit], block_map: BlockMap, work
     sources |= {other.worker_id for other in others if other.replica < unit.replica}
     addresses = tuple(w.address for w in workers if w.worker_id in sources and w.worker_id != unit.worker_id and w.live)
     return LoadFile(unit.ref, unit.blocks, addresses)
+
+
+def get_usable(registry: WorkerRegistry, workers: Iterable[Worker], pinned: dict[WorkerId, int]) -> dict[WorkerId, int]:
+    """Bytes each worker can hold of a job: its capacity less what is pinned there, the job's own (`pinned`) left out."""
+    usable = {}
+    for known in workers:
+        worker = registry.lookup_worker(known.worker_id) or known
+        foreign = max(0, worker.pinned_bytes - pinned.get(worker.worker_id, 0))
+        usable[worker.worker_id] = max(0, int(FILL_FRACTION * worker.capacity_bytes) - foreign)
+    return usable
+
+
+def get_free_now(workers: Iterable[Worker]) -> dict[WorkerId, int]:
+    """Bytes each worker can take without evicting anything."""
+    return {w.worker_id: max(0, int(FILL_FRACTION * w.capacity_bytes) - w.used_bytes) for w in workers}
+
+
+def sum_by_worker(outcomes: Iterable[Outcome]) -> dict[WorkerId, int]:
+    """Bytes of all units by worker."""
+    parts: dict[WorkerId, int] = {}
+    for outcome in outcomes:
+        for unit in outcome.units:
+            parts[unit.worker_id] = parts.get(unit.worker_id, 0) + unit.size
+    return parts

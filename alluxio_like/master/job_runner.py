@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
-from alluxio_like.master.assigning import Outcome, assign, get_cached_bytes
+from alluxio_like.master.assigning import Outcome, assign, get_cached_bytes, get_free_now, get_usable, sum_by_worker
 from alluxio_like.master.core import jobs as core
-from alluxio_like.master.core.jobs import Batch, Counts, Cursor, FitPlan, JobEvent, JobRecord, JobState, Ledger, Problem
+from alluxio_like.master.core.jobs import Batch, Counts, Cursor, FitPlan, JobEvent, JobRecord, JobState, Ledger, Problem, format_bytes
 from alluxio_like.master.job_calls import JobCalls
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore
-from alluxio_like.master.walking import Step, Targets, Walker
+from alluxio_like.master.walking import Targets, Walker, with_pauses
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry
 from alluxio_like.types import Entry, Worker, WorkerId
@@ -42,10 +42,7 @@ LOAD_PAUSES_S = (0.5, 2.0, 4.0)
 CHECKS = 3
 """Times that a file is checked; between two of them what is missing is loaded again."""
 COMMIT_INTERVAL_S = 0.25
-PAUSE_S = 0.05
 RATE_WINDOW_S = 5.0
-FILL_FRACTION = 0.94
-"""Of a worker's capacity: just below where eviction starts."""
 REQUEST_BYTES = 8 << 20
 ASSUMED_RATE = 200 << 20
 """Bytes per second and worker, for the estimate of a dry run where nothing was ever measured (a guess)."""
@@ -97,6 +94,8 @@ class JobRunner:
         self._seen_files = 0
         self._seen_bytes = 0
         self._stored = b""
+        self._unsaved: list[Problem] = []
+        self._committing = asyncio.Lock()
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
@@ -163,6 +162,12 @@ class JobRunner:
     async def cancel(self) -> None:
         """The job's end, once the task of its run has been cancelled."""
         await self._end(JobEvent.CANCEL, "cancelled")
+
+    def give_up(self, reason: str) -> None:
+        """End it here although that cannot be stored: nobody is to wait for it. It goes on at the next start of the master."""
+        if not self.record.state.ended:
+            self.record.advance(JobEvent.BROKEN, self._s.clock.now_ns(), reason)
+        self.ended.set()
 
     async def _end(self, event: JobEvent, reason: str = "") -> None:
         if not self.record.state.ended:
@@ -316,15 +321,14 @@ class JobRunner:
         await self._planned.wait()
 
     @staticmethod
-    async def _start_at_once(_outcomes: list[Outcome]) -> None:
-        return
+    async def _start_at_once(_outcomes: list[Outcome]) -> None: ...
 
     async def _run_pass(self, this: _Pass) -> None:
         outcomes: list[Outcome] = []
         problems: list[Problem] = []
         cursor, size = this.cursor, 0
         async with asyncio.TaskGroup() as group, aclosing(self._make_walker().walk(this.cursor)) as walk:
-            async for step in _with_pauses(walk):
+            async for step in with_pauses(walk):
                 if step is None:
                     # The listing is slow: what is there need not wait for it.
                     if outcomes:
@@ -471,83 +475,29 @@ class JobRunner:
 
     async def _commit(self) -> None:
         """Store the record with all batches that may count, and their problems."""
-        record = self.record
-        first = record.problem_count
-        problems: list[Problem] = []
-        for batch in self._ledger.take():
-            record.counts.add(batch.counts)
-            problems += batch.problems
-            if record.state is JobState.CHECKING:
-                record.check_cursor, record.check_planned = batch.cursor_after, batch.planned
-            else:
-                record.load_cursor, record.load_planned = batch.cursor_after, batch.planned
-        record.problem_count += len(problems)
-        raw = record.encode()
-        if raw == self._stored:
-            return
-
-        def apply(txn: WriteTransaction) -> None:
-            core.put_raw_job(txn, record.job_id, raw)
-            core.put_problems(txn, record.job_id, first, problems)
-
-        await self._s.meta.write(apply)
-        self._stored = raw
-
-
-async def _with_pauses(walk: AsyncGenerator[Step, None]) -> AsyncGenerator[Step | None, None]:
-    """A walk's steps, and None when the next one lets wait for itself."""
-    following: asyncio.Future[Step] | None = None
-    try:
-        while True:
-            following = following or asyncio.ensure_future(anext(walk))
-            done, _ = await asyncio.wait({following}, timeout=PAUSE_S)
-            if not done:
-                yield None
-                continue
-            task, following = following, None
-            try:
-                step = task.result()
-            except StopAsyncIteration:
+        async with self._committing:
+            record = self.record
+            for batch in self._ledger.take():
+                record.counts.add(batch.counts)
+                record.problem_count += len(batch.problems)
+                self._unsaved += batch.problems
+                if record.state is JobState.CHECKING:
+                    record.check_cursor, record.check_planned = batch.cursor_after, batch.planned
+                else:
+                    record.load_cursor, record.load_planned = batch.cursor_after, batch.planned
+            raw = record.encode()
+            if raw == self._stored:
                 return
-            yield step
-    finally:
-        if following is not None:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            saving = list(self._unsaved)
+            first = record.problem_count - len(saving)
 
+            def apply(txn: WriteTransaction) -> None:
+                core.put_raw_job(txn, record.job_id, raw)
+                core.put_problems(txn, record.job_id, first, saving)
 
-def get_usable(registry: WorkerRegistry, workers: Iterable[Worker], pinned: dict[WorkerId, int]) -> dict[WorkerId, int]:
-    """Bytes each worker can hold of a job: its capacity less what is pinned there, the job's own (`pinned`) left out."""
-    usable = {}
-    for known in workers:
-        worker = registry.lookup_worker(known.worker_id) or known
-        foreign = max(0, worker.pinned_bytes - pinned.get(worker.worker_id, 0))
-        usable[worker.worker_id] = max(0, int(FILL_FRACTION * worker.capacity_bytes) - foreign)
-    return usable
-
-
-def get_free_now(workers: Iterable[Worker]) -> dict[WorkerId, int]:
-    """Bytes each worker can take without evicting anything."""
-    return {w.worker_id: max(0, int(FILL_FRACTION * w.capacity_bytes) - w.used_bytes) for w in workers}
-
-
-def sum_by_worker(outcomes: Iterable[Outcome]) -> dict[WorkerId, int]:
-    """Bytes of all units by worker."""
-    parts: dict[WorkerId, int] = {}
-    for outcome in outcomes:
-        for unit in outcome.units:
-            parts[unit.worker_id] = parts.get(unit.worker_id, 0) + unit.size
-    return parts
-
-
-def format_bytes(size: int) -> str:
-    """A size for a person, in decimal units."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if amount < 1000 or unit == "TB":
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    raise AssertionError("unreachable")
+            await self._s.meta.write(apply)
+            del self._unsaved[: len(saving)]
+            self._stored = raw
 
 
 def _get_first(group: BaseExceptionGroup[BaseException]) -> BaseException:

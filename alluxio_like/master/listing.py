@@ -23,6 +23,7 @@ from alluxio_like.master.core.model import NO_MOUNT, Changes, DirState, EntryPag
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.context import get_remaining_s
 from alluxio_like.types import Entry, InodeId, Kind, MountId, to_bytes, to_str
 from alluxio_like.ufs.api import ListPage, StoreEntry, Ufs
 
@@ -45,6 +46,9 @@ LISTS_AT_ONCE = 16
 """Listing requests under way for one mount (a guess; S3 answers 3,500 a second for one prefix)."""
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
+RETRY_PART = 0.75
+"""Of the I/O timeout: whoever waits shall get the store's error and not a timeout."""
+ANSWER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,9 @@ class Lister:
 
     async def _wait_for_name(self, flight: Flight, raw_name: str | None, *, known: bool) -> None:
         begun = self._clock.monotonic()
-        limit = min(REFRESH_WAIT_S, self._io_timeout_s) if known else self._io_timeout_s
+        limit = self._get_wait_s()
+        if known:
+            limit = min(REFRESH_WAIT_S, limit)
         asked = False
         while not flight.done and not flight.settles(raw_name):
             waited = self._clock.monotonic() - begun
@@ -162,6 +168,11 @@ class Lister:
                 if await self._stat(flight, raw_name):
                     return
             await flight.wait_progress(min(limit - waited, STAT_AFTER_S))
+
+    def _get_wait_s(self) -> float:
+        """How long a caller may be kept: a little less than it waits, so that it hears the reason from us."""
+        remaining = get_remaining_s()
+        return self._io_timeout_s if remaining is None else max(0.1, min(self._io_timeout_s, remaining - ANSWER_S))
 
     async def _stat(self, flight: Flight, raw_name: str) -> bool:
         """Ask the store for one file of a directory that is large; whether there is one."""
@@ -215,7 +226,7 @@ class Lister:
         if flight is None or self._is_fresh(state, since_ns):
             # Also the further pages of a listing that has grown old while it was read.
             return self._read_page(directory, cursor, limit), self._get_valid_s(state)
-        begun = self._clock.monotonic()
+        begun, wait_s = self._clock.monotonic(), self._get_wait_s()
         while not flight.done:
             page = self._read_page(directory, cursor, limit)
             count = _count_settled(flight, page)
@@ -223,7 +234,7 @@ class Lister:
                 return page, SHORT_VALID_S
             if count >= 2:
                 return self._read_page(directory, cursor, count - 1), SHORT_VALID_S
-            left = patience * self._io_timeout_s - (self._clock.monotonic() - begun)
+            left = patience * wait_s - (self._clock.monotonic() - begun)
             if not await flight.wait_progress(left):
                 raise errors.TimedOut("the store did not list this directory in time", subject=page.dir_key)
         with self._meta.read() as txn:
@@ -386,9 +397,9 @@ class Lister:
             async with gate:
                 return await ufs.list_page(plan.prefix, token, max_entries=self._page_entries)
 
-        return await self._retry(ufs.bucket, ask)
+        return await self._retry(ufs.bucket, self._mounts.get_record(plan.mount_id).path, ask)
 
-    async def _retry(self, bucket: str, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _retry(self, bucket: str, path: str, ask: Callable[[], Awaitable[T]]) -> T:
         """Repeat what may succeed when repeated, with growing pauses and jitter, for at most the I/O timeout."""
         begun = self._clock.monotonic()
         pause = RETRY_FIRST_S
@@ -399,7 +410,8 @@ class Lister:
                 if isinstance(error, errors.StoreThrottled):
                     self._note_throttle(bucket)
                 wait = pause * (0.5 + random.random())
-                left = self._io_timeout_s - (self._clock.monotonic() - begun)
+                self._metrics.store_errors.labels("LIST", path, error.code).inc()
+                left = RETRY_PART * self._io_timeout_s - (self._clock.monotonic() - begun)
                 if not errors.get_disposition(error).retryable or left < 2 * wait:
                     raise
                 await asyncio.sleep(wait)

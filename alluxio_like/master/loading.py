@@ -21,7 +21,7 @@ from alluxio_like.master.core import operations
 from alluxio_like.master.core.jobs import JobRecord, JobState, LoadSpec, Problem
 from alluxio_like.master.job_runner import JobRunner, Services
 from alluxio_like.master.listing import Lister, split_path
-from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.master.walking import PathList
 from alluxio_like.master.worker_pool import WorkerPool
@@ -117,10 +117,14 @@ class JobManager:
         task.add_done_callback(lambda _: self._tasks.pop(record.job_id, None))
 
     async def _run(self, runner: JobRunner) -> None:
-        async with self._slots:
-            await runner.run()
-        self._known_rate = runner.get_average_rate() or self._known_rate
-        await self._forget_old()
+        try:
+            async with self._slots:
+                await runner.run()
+            self._known_rate = runner.get_average_rate() or self._known_rate
+            await self._forget_old()
+        except Exception:
+            log.exception("job broke", extra={"job": runner.record.job_id})
+            runner.give_up("the master could not store it: see its log")
 
     async def _forget_old(self) -> None:
         ended = sorted((r for r in self._runners.values() if r.record.state.ended), key=lambda r: r.record.ended_ns)
@@ -161,25 +165,33 @@ class JobManager:
                     if (await self._lister.resolve_path(path)).entry is None:
                         raise errors.NotFound("no such file or directory", subject=path)
             self._services.registry.choose(spec.hosts if self._services.registry.get_live() else ())
-            now_ns = self._clock.now_ns()
-            record = JobRecord(job_id, spec, now_ns, tuple(first), count)
-
-            def add(txn: WriteTransaction) -> bytes:
-                core.put_job(txn, record)
-                return job_id.encode()
-
-            def apply(txn: WriteTransaction) -> bytes:
-                return operations.run_once(txn, operation_id, "submit_load", now_ns, lambda: add(txn))
-
-            stored = JobId((await self._meta.write(apply)).decode())
         except BaseException:
+            self._get_file(job_id).unlink(missing_ok=True)
+            raise
+        record = JobRecord(job_id, spec, self._clock.now_ns(), tuple(first), count)
+        return await run_to_end(self._take_on(operation_id, record))
+
+    async def _take_on(self, operation_id: str, record: JobRecord) -> JobId:
+        """Store a job and start it; a repeat of the operation gives the job of the first time."""
+        job_id = record.job_id
+
+        def add(txn: WriteTransaction) -> bytes:
+            core.put_job(txn, record)
+            return job_id.encode()
+
+        def apply(txn: WriteTransaction) -> bytes:
+            return operations.run_once(txn, operation_id, "submit_load", record.created_ns, lambda: add(txn))
+
+        try:
+            stored = JobId((await self._meta.write(apply)).decode())
+        except errors.AlluxioLikeError:
             self._get_file(job_id).unlink(missing_ok=True)
             raise
         if stored != job_id:
             self._get_file(job_id).unlink(missing_ok=True)
-        elif job_id not in self._runners:
+        else:
             self._add(record)
-            log.info("job taken on", extra={"job": job_id, "paths": count})
+            log.info("job taken on", extra={"job": job_id, "paths": record.path_count})
         return stored
 
     async def _receive(self, job_id: JobId, pieces: AsyncIterator[Sequence[str]]) -> tuple[list[str], int]:

@@ -6,7 +6,7 @@ whose caller is cancelled still happens or fails as a whole.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import TypeVar
@@ -15,6 +15,11 @@ from alluxio_like import errors
 from alluxio_like.kv.api import KeyValueStore, ReadTransaction, WriteTransaction
 
 T = TypeVar("T")
+
+
+async def run_to_end(work: Coroutine[object, object, T]) -> T:
+    """Await something that must not stop half way when the caller is cancelled: it then goes on by itself."""
+    return await asyncio.shield(asyncio.ensure_future(work))
 
 
 class MetaStore:

@@ -23,7 +23,7 @@ from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.core import mounts as core
 from alluxio_like.master.core import operations
 from alluxio_like.master.core.model import MountRecord
-from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import MountInfo, MountSecrets, MountSpec
 from alluxio_like.types import MountId
@@ -210,9 +210,13 @@ class MountTable:
             def apply(txn: WriteTransaction) -> bytes:
                 return operations.run_once(txn, operation_id, "mount", now_ns, lambda: add(txn))
 
-            mount_id = MountId(int(await self._meta.write(apply)))
+            return await run_to_end(self._commit_mount(apply))
         finally:
             await store.close()
+
+    async def _commit_mount(self, apply: Callable[[WriteTransaction], bytes]) -> MountInfo:
+        """Store a mount and take it up here; both or, where it cannot be stored, neither."""
+        mount_id = MountId(int(await self._meta.write(apply)))
         with self._meta.read() as txn:
             record = core.get_mount(txn, mount_id)
         self._records[mount_id] = record
@@ -221,6 +225,9 @@ class MountTable:
 
     async def unmount(self, operation_id: str, path: str) -> None:
         """Take a mount away; its secrets go with it."""
+        await run_to_end(self._commit_unmount(operation_id, path))
+
+    async def _commit_unmount(self, operation_id: str, path: str) -> None:
         now_ns = self._clock.now_ns()
         raw = await self._meta.write(
             lambda txn: operations.run_once(

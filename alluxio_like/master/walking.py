@@ -22,6 +22,8 @@ PAGE_ENTRIES = 256
 PAGE_BYTES = 4 << 30
 """A page of large files is cut, so that the cursor moves on every few gigabytes."""
 DIRECTORIES_AHEAD = 8
+PAUSE_S = 0.05
+"""A step that lets wait for itself longer than this is worth telling."""
 LISTING_PATIENCE = 4.0
 """I/O timeouts that a page may take: nobody waits at a terminal, and a listing that fails says so itself before."""
 START = Cursor()
@@ -248,3 +250,25 @@ class Walker:
 def make_problem(path: str, error: errors.AlluxioLikeError) -> Problem:
     """An error as a job's problem."""
     return Problem(path, error.code, error.message or str(error))
+
+
+async def with_pauses(walk: AsyncGenerator[Step, None]) -> AsyncGenerator[Step | None, None]:
+    """A walk's steps, and None when the next one lets wait for itself."""
+    following: asyncio.Future[Step] | None = None
+    try:
+        while True:
+            following = following or asyncio.ensure_future(anext(walk))
+            done, _ = await asyncio.wait({following}, timeout=PAUSE_S)
+            if not done:
+                yield None
+                continue
+            task, following = following, None
+            try:
+                step = task.result()
+            except StopAsyncIteration:
+                return
+            yield step
+    finally:
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)

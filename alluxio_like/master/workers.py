@@ -23,6 +23,8 @@ from alluxio_like.types import BLOCK_BYTES, Cluster, FileId, Worker, WorkerId, g
 log = logging.getLogger(__name__)
 
 _WORKER = b"worker/"
+FORGET_S = 3600.0
+"""A worker dead for so long is listed no more (a guess: long enough for a restart of its machine)."""
 CAPACITY_STEP = 0.05
 """A capacity that changes by less moves no file (placement is weighted by it)."""
 
@@ -33,6 +35,8 @@ class _Member:
     session_id: str
     """Empty: known from the store, not heard of since the start."""
     seen_s: float
+    dead_s: float = 0.0
+    """When it was taken for dead."""
 
 
 class WorkerRegistry:
@@ -119,17 +123,27 @@ class WorkerRegistry:
         if member is not None and self._clock.monotonic() - member.seen_s > min(2.5, self._timeout_s):
             self._set_dead(member, "worker cannot be reached")
 
-    def expire(self) -> list[WorkerId]:
-        """Take for dead who was silent too long; those who are newly so."""
+    def expire(self) -> list[Worker]:
+        """Take for dead who was silent too long; those who are newly so, as they are to be stored."""
         now = self._clock.monotonic()
         dead = [m for m in self._members.values() if m.worker.live and now - m.seen_s > self._timeout_s]
         for member in dead:
             self._set_dead(member, "worker is silent")
-        return [member.worker.worker_id for member in dead]
+        return [member.worker for member in dead]
+
+    def forget_dead(self) -> list[WorkerId]:
+        """Forget who has been dead for long; who it was. One that comes back after all joins as any other."""
+        now = self._clock.monotonic()
+        gone = [w for w, m in self._members.items() if not m.worker.live and now - max(m.dead_s, m.seen_s) > FORGET_S]
+        for worker_id in gone:
+            del self._members[worker_id]
+            self.block_map.drop_worker(worker_id)
+        return gone
 
     def _set_dead(self, member: _Member, why: str) -> None:
         if member.worker.live:
             member.worker = replace(member.worker, live=False)
+            member.dead_s = self._clock.monotonic()
             self._epoch += 1
             log.warning(why, extra={"worker": member.worker.worker_id, "address": member.worker.address})
 
@@ -197,6 +211,10 @@ def _get_place(worker: Worker) -> tuple[str, str, str, int]:
 def put_worker(txn: WriteTransaction, worker: Worker) -> None:
     """Store a worker that joined or left."""
     txn.put(_WORKER + worker.worker_id.encode(), json.dumps(asdict(worker)).encode())
+
+
+def delete_worker(txn: WriteTransaction, worker_id: WorkerId) -> None:
+    txn.delete(_WORKER + worker_id.encode())
 
 
 def list_stored(txn: ReadTransaction) -> list[Worker]:

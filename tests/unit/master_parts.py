@@ -56,6 +56,7 @@ class FakeWorker:
         self.bad_once: set[str] = set()
         self.hold = asyncio.Event()
         self.hold.set()
+        self.most_loads = 1 << 60
         self.loads: list[tuple[LoadFile, float]] = []
         self.throttles: list[Throttle] = []
         self.rates: dict[str, float] = {}
@@ -140,6 +141,8 @@ class FakeWorker:
             if number % 16 == 0:
                 await asyncio.sleep(0)
             await self.hold.wait()
+            while len(self.loads) >= self.most_loads:
+                await asyncio.sleep(0.01)
             self.loads.append((file, bandwidth_bytes_s))
             ref = file.ref
             code = "stale" if ref.fingerprint.token in self.stale else self.failures.get(ref.key, "")

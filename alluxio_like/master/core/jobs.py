@@ -393,3 +393,13 @@ def _translate(pattern: str) -> str:
             parts.append({"*": "[^/]*", "?": "[^/]"}.get(pattern[at]) or re.escape(pattern[at]))
             at += 1
     return "".join(parts)
+
+
+def format_bytes(size: int) -> str:
+    """A size for a person, in decimal units."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 1000 or unit == "TB":
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    raise AssertionError("unreachable")
