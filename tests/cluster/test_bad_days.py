@@ -200,7 +200,7 @@ def test_a_flipped_bit_in_a_cache_file_is_found_and_never_kept(
     proxy.reset_log()
     job = stack.load("/", "--verify")
     assert job["failed_files"] == 0
-    assert sum(request.bytes for request in proxy.get_log("GET")) == MIB, "the bad page alone is fetched again"
+    assert sum(request.sent_bytes for request in proxy.get_log("GET")) == MIB, "the bad page alone is fetched again"
     assert (stack.mountpoint / "x.bin").read_bytes() == data
 
 

@@ -65,7 +65,7 @@ def test_two_replicas_are_on_two_workers(make_stack: StackMaker, s3_server: S3Se
     stack.load("/train", "--replicas", "2")
     assert proxy.get_counts()["GET"] == 50, "the second copy comes from the first"
     status = stack.run_command("cache", "status", "/train")
-    assert [(row["replicas"], row["files"]) for row in status["replicas"]] == [(2, 50)]
+    assert status["replicas"] == [[2, 50]]
     assert sorted(holder["files"] for holder in status["holders"]) == [50, 50]
 
 
@@ -102,7 +102,7 @@ def test_random_reads_of_a_cold_file_fetch_pages_not_blocks(
             assert os.pread(fd, 4096, offset) == data[offset : offset + 4096]
     finally:
         os.close(fd)
-    assert sum(request.bytes for request in proxy.get_log("GET")) <= 8 * MIB
+    assert sum(request.sent_bytes for request in proxy.get_log("GET")) <= 8 * MIB
 
 
 def test_ordinary_tools_see_an_ordinary_tree(

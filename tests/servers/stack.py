@@ -85,6 +85,8 @@ def start_stack(
         if not line:
             raise RuntimeError(f"up ended with {process.wait(10)}; see {log.name}")
         ready = json.loads(line)
+        if "master" not in ready:
+            raise RuntimeError(f"up: {ready}; see {log.name}")
         stack = Stack(ready, mountpoint, {**env, "ALLUXIO_LIKE_MASTER": ready["master"]["address"]}, process)
         stack.pids = sorted(set(get_pids(ready)) - {process.pid})
         yield stack
