@@ -19,7 +19,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -41,6 +41,9 @@ from alluxio_like.config import (
 )
 from alluxio_like.errors import AlluxioLikeError, ConfigError, Conflict, InvalidArgument
 from alluxio_like.logs import setup_logging
+
+if TYPE_CHECKING:
+    from alluxio_like.fuse.mountpoint import Mounted
 
 log = logging.getLogger(__name__)
 
@@ -293,6 +296,8 @@ class _Up:
         self._master: Service | None = None
         self._workers: list[Service] = []
         self._fuse: Service | None = None
+        self._may_detach = False
+        """Whether what is mounted at our mountpoint is ours: it was free, or our daemon was ready there."""
 
     async def run(self) -> int:
         """Until stopped; the exit code. Raises what made the start fail, after everything was taken down again."""
@@ -360,9 +365,11 @@ class _Up:
             client = {"master": address, "token_file": token_file, "io_timeout_s": plan.common["io_timeout_s"]}
             flags = {**common, "mountpoint": plan.mountpoint, "path": plan.shown_path, "client": client}
             self._fuse = self._make_service("fuse", "fuse", FuseConfig, flags, stop_first=True)
+            self._may_detach = _find_mounted(plan.mountpoint) is None
             await self._supervisor.start(self._fuse)
         ready = [*self._workers, *([self._fuse] if self._fuse else [])]
         await asyncio.gather(*(self._supervisor.wait_ready(service) for service in ready))
+        self._may_detach = True
         return address
 
     def _make_service(self, name: str, kind: str, model: type[C], flags: dict[str, Any], *, stop_first: bool = False) -> Service:
@@ -418,13 +425,13 @@ class _Up:
             await client.close()
 
     async def _clean_mountpoint(self) -> None:
-        """Take the mount away if the daemon could not."""
-        if not self._plan.mountpoint or self._fuse is None:
+        """Take the mount away if the daemon could not; never one of somebody else's, which may be there before us or after us."""
+        if self._fuse is None or not self._may_detach or (self._fuse.process and self._fuse.process.returncode == 0):
             return
-        from alluxio_like.fuse.mountpoint import FSTYPE, detach, find_top
+        from alluxio_like.fuse.mountpoint import FSTYPE, detach
 
         place = Path(self._plan.mountpoint)
-        top = find_top(place)
+        top = _find_mounted(place)
         if top is None or top.fstype != FSTYPE:
             return
         try:
@@ -473,6 +480,12 @@ class _Up:
         count = f"{plan.workers} worker{'s' * (plan.workers > 1)}"
         print(f"master at {state['master'].get('address')}, {count}{size}; all of it is kept in {plan.home}")
         print("stop with Ctrl-C", flush=True)
+
+
+def _find_mounted(place: str | Path) -> "Mounted | None":
+    from alluxio_like.fuse.mountpoint import find_top
+
+    return find_top(Path(place))
 
 
 def _is_same(known: dict[str, str], wanted: dict[str, str]) -> bool:

@@ -77,3 +77,14 @@ def test_warm_files_stay_readable_and_unmount_works_without_a_master(stack: tupl
         finally:
             for pid in running.get_service_pids("master"):
                 os.kill(pid, signal.SIGCONT)
+
+
+def test_a_second_up_at_the_same_place_is_refused_and_takes_nothing_away(stack: tuple[Stack, Path], tmp_path: Path) -> None:
+    running, data = stack
+    second = running.try_command(
+        "alluxio-like", "up", "--home", str(tmp_path / "second"), f"file://{data}", str(running.mountpoint), timeout_s=60
+    )
+    assert second.returncode == 1
+    assert "already mounted there" in second.stderr
+    assert (running.mountpoint / "small.txt").read_bytes() == b"small\n"
+    assert running.process.poll() is None
