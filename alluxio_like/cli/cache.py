@@ -167,7 +167,8 @@ async def _report_end(client: "Client", job: "Job", as_json: bool) -> int:
 
 def _print_plan(job: "Job") -> None:
     todo = max(0, job.total_bytes - job.skipped_bytes)
-    fits = todo <= job.free_bytes
+    # Whether each worker has room for its part, the master has said: all of them together may have it, and one not.
+    fits = not job.reason
     rows = [
         ("files", f"{job.total_files:,}, {job.skipped_files:,} of them are there already"),
         ("bytes", f"{show_size(job.total_bytes)}, {show_size(todo)} to fetch"),

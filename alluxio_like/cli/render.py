@@ -144,4 +144,6 @@ _STATES = {
 def describe_counts(job: "Job") -> str:
     """Files and bytes of a job, as far as they are known."""
     more = "" if job.listing_done else "+"
+    if job.spec.dry_run:
+        return f"dry run: {job.total_files:,}{more} files  {show_size(job.total_bytes)}{more}"
     return f"{job.done_files:,}/{job.total_files:,}{more} files  {show_size(job.done_bytes)}/{show_size(job.total_bytes)}{more}"

@@ -253,7 +253,7 @@ class JobRunner:
             raise _RefusedError(f"{spec.replicas} replicas need as many workers; {len(workers)} would take part")
         plan = FitPlan(get_usable(self._s.registry, workers, {}))
         pinned: dict[WorkerId, int] = {}
-        requests = missing = problems = 0
+        requests = missing = whole = problems = 0
         limit = self._s.registry.whole_file_limit_bytes
         async with aclosing(self._make_walker().walk()) as walk:
             async for step in walk:
@@ -263,14 +263,17 @@ class JobRunner:
                     if not plan.add({unit.worker_id: unit.size for unit in units}, only_if_fits=spec.fit):
                         continue
                     self._seen_files += 1
+                    absent = 0
                     for unit in units:
                         self._seen_bytes += unit.size
-                        there = get_cached_bytes(unit, self._s.registry.block_map)
+                        there = min(unit.size, get_cached_bytes(unit, self._s.registry.block_map))
+                        absent += unit.size - there
                         if unit.ref.pinned and there:
                             pinned[unit.worker_id] = pinned.get(unit.worker_id, 0) + there
-                        missing += max(0, unit.size - there)
                         if unit.replica == 0 and there < unit.size:
                             requests += -(-(unit.size - there) // REQUEST_BYTES)
+                    missing += absent
+                    whole += not absent
         if not spec.fit:
             plan.usable = get_usable(self._s.registry, workers, pinned)
         record.usable = plan.usable
@@ -283,6 +286,7 @@ class JobRunner:
             rate = spec.bandwidth_bytes_s or self._s.get_known_rate() or ASSUMED_RATE * len(workers)
             record.eta_s = missing / rate
             record.counts.requests = requests
+            record.counts.skipped_files, record.counts.skipped_bytes = whole, self._seen_bytes - missing
             record.counts.failed_files = problems
             await self._end(JobEvent.COUNTED, excess)
         elif excess:

@@ -1,12 +1,13 @@
 """Numbers, names and progress as a person reads them."""
 
+import dataclasses
 import io
 
 import pytest
 from rich.console import Console
 
-from alluxio_like.cli.render import LoadProgress, print_table, show_name, show_percent, show_seconds, show_size
-from alluxio_like.rpc.messages import Job, JobState
+from alluxio_like.cli.render import LoadProgress, describe_counts, print_table, show_name, show_percent, show_seconds, show_size
+from alluxio_like.rpc.messages import Job, JobState, LoadSpec
 from alluxio_like.types import JobId
 
 
@@ -70,3 +71,8 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         progress.update(make_job(JobState.RUNNING))
         progress.say("x")
     assert capsys.readouterr().err == ""
+
+
+def test_a_dry_run_does_not_look_like_a_load() -> None:
+    job = dataclasses.replace(make_job(JobState.DONE), spec=LoadSpec(dry_run=True))
+    assert describe_counts(job) == "dry run: 10 files  2 MB"

@@ -137,6 +137,10 @@ async def test_a_dry_run_loads_nothing(cluster: Cluster) -> None:
     job = await cluster.load("/data", dry_run=True)
     assert (job.state, job.total_files, job.requests, job.listing_done) == (JobState.DONE, 30, 30, True)
     assert not any(w.cached or w.loads for w in cluster.workers)
+    await cluster.load("/data/d0")
+    again = await cluster.load("/data", dry_run=True)
+    assert (again.total_files, again.skipped_files, again.requests) == (30, 10, 20)
+    assert again.skipped_bytes == again.total_bytes // 3
 
 
 async def test_failures_are_said_with_reasons_and_can_be_loaded_again(cluster: Cluster) -> None:
