@@ -9,7 +9,7 @@ one that survives fork and pickling).
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Self
 
@@ -20,7 +20,7 @@ from alluxio_like.client.metadata import MetadataCache
 from alluxio_like.client.readahead import Budget
 from alluxio_like.client.reading import FileReader, Scratch
 from alluxio_like.config import ClientConfig
-from alluxio_like.errors import AlluxioLikeError, InvalidArgument, IsADirectory, NotFound, Unavailable
+from alluxio_like.errors import AlluxioLikeError, InvalidArgument, IsADirectory, NotFound, TimedOut, Unavailable
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.auth import read_token
 from alluxio_like.rpc.channel import RpcChannel, open_channel
@@ -44,11 +44,16 @@ from alluxio_like.types import Cluster, Entry, FileId, InodeId, JobId, Kind
 
 _log = logging.getLogger(__name__)
 
+_LONG_S = 600.0
+"""For calls that walk a whole tree. A master that cannot be reached is not waited for longer than io_timeout_s."""
+
 __all__ = ["Client", "FileReader"]
 
 
 class Client:
-    """The cluster whose master is at `config.master`. Every call ends within `config.io_timeout_s` unless it says other."""
+    """The cluster whose master is at `config.master`.
+
+    Every call ends within `config.io_timeout_s`, those that walk a tree (sync, loads, free, pin, status) within ten minutes."""
 
     def __init__(self, config: ClientConfig, token: str, metrics: Metrics | None) -> None:
         self._config = config
@@ -58,10 +63,12 @@ class Client:
         self._channel = self._open_channel(config.master)
         self._master = MasterStub(self._channel, timeout_s=config.io_timeout_s)
         self._names = MetadataCache(time.monotonic)
-        self._cluster = ClusterTracker(self._master, self._open_channel, io_timeout_s=config.io_timeout_s)
+        self._cluster = ClusterTracker(self._master, self._open_channel, io_timeout_s=config.io_timeout_s, metrics=metrics)
         self._local = LocalCaches(self._cluster, enabled=config.use_local_cache)
-        self._fetcher = Fetcher(self._cluster, self._local, io_timeout_s=config.io_timeout_s)
+        self._fetcher = Fetcher(self._cluster, self._local, io_timeout_s=config.io_timeout_s, metrics=metrics)
         self._budget = Budget(config.buffer_bytes)
+        if metrics is not None:
+            metrics.readahead_bytes.set_function(lambda: self._budget.used_bytes)
         self._scratch = Scratch()
         self._readers: set[FileReader] = set()
         self._closed = False
@@ -95,20 +102,14 @@ class Client:
 
     async def lookup(self, parent: InodeId, name: str) -> LookupResult:
         """One name in one directory; a missing one gives entry None. `valid_s` is what is left of the answer's time."""
-        key = (parent, name)
-        known = self._names.lookup(key)
-        if known is not None:
-            return known
-        begun = self._names.begin()
-        return self._names.keep(key, await self._master.lookup(parent, name), begun)
+        return await self._ask((parent, name), lambda **how: self._master.lookup(parent, name, **how))
 
     async def lookup_path(self, path: str, *, sync: bool = False) -> LookupResult:
         """An absolute path; `sync` asks the store first. A missing one gives entry None."""
-        known = None if sync else self._names.lookup(path)
-        if known is not None:
-            return known
-        begun = self._names.begin()
-        return self._names.keep(path, await self._master.resolve_path(path, sync=sync), begun)
+        if sync:
+            begun = self._names.begin()
+            return self._names.keep(path, await self._master.resolve_path(path, sync=True), begun)
+        return await self._ask(path, lambda **how: self._master.resolve_path(path, **how))
 
     async def get_path(self, path: str, *, sync: bool = False) -> Entry:
         """As `lookup_path`; raises NotFound."""
@@ -119,11 +120,26 @@ class Client:
 
     async def get_entry(self, inode: InodeId) -> LookupResult:
         """An inode by its id, also an orphan that the master still keeps. Raises NotFound; entry is never None."""
-        known = self._names.lookup(inode)
-        if known is not None and known.entry is not None:
+        return await self._ask(inode, lambda **how: self._master.get_entry(inode, **how))
+
+    async def _ask(self, key: Hashable, call: Callable[..., Awaitable[LookupResult]]) -> LookupResult:
+        """The remembered answer, or the master's; while the master is away also one whose time has passed."""
+        known = self._names.lookup(key)
+        if known is not None:
             return known
+        old = self._names.lookup_old(key)
+        if old is not None and self._cluster.is_master_away:
+            return old
         begun = self._names.begin()
-        return self._names.keep(inode, await self._master.get_entry(inode), begun)
+        try:
+            result = await call(repeat=old is None)
+        except (Unavailable, TimedOut):
+            self._cluster.note_master(away=True)
+            if old is None:
+                raise
+            return old
+        self._cluster.note_master(away=False)
+        return self._names.keep(key, result, begun)
 
     async def list_dir(self, inode: InodeId, cursor: bytes = b"", limit: int = 0) -> DirPage:
         """One page of a directory with attributes; what it says is remembered for lookups."""
@@ -145,7 +161,7 @@ class Client:
 
     async def sync_path(self, path: str, *, recursive: bool = False) -> SyncResult:
         """Ask the store again about a path; what was remembered is dropped."""
-        result = await self._master.sync(path, recursive=recursive)
+        result = await self._master.sync(path, recursive=recursive, timeout_s=_LONG_S)
         self._names.clear()
         return result
 
@@ -169,6 +185,7 @@ class Client:
             scratch=self._scratch,
             readahead_max_bytes=self._config.readahead_max_bytes,
             io_timeout_s=self._timeout_s,
+            metrics=self._metrics,
             on_stale=self._note_stale,
             on_close=self._readers.discard,
         )
@@ -207,7 +224,7 @@ class Client:
         return await self._master.locate(files)
 
     async def submit_load(self, spec: LoadSpec, paths: Iterable[str], *, operation_id: str = "") -> JobId:
-        return await self._master.submit_load(spec, paths, operation_id=operation_id)
+        return await self._master.submit_load(spec, paths, operation_id=operation_id, timeout_s=_LONG_S)
 
     async def get_job(self, job_id: JobId) -> Job:
         return await self._master.get_job(job_id)
@@ -240,14 +257,14 @@ class Client:
         return await self._master.list_job_problems(job_id, cursor)
 
     async def get_cache_status(self, path: str) -> CacheStatus:
-        return await self._master.get_cache_status(path)
+        return await self._master.get_cache_status(path, timeout_s=_LONG_S)
 
     async def free(self, path: str, *, force: bool = False, operation_id: str = "") -> FreeResult:
-        return await self._master.free(path, force=force, operation_id=operation_id)
+        return await self._master.free(path, force=force, operation_id=operation_id, timeout_s=_LONG_S)
 
     async def set_pinned(self, path: str, *, pinned: bool, operation_id: str = "") -> int:
         """How many files it concerns."""
-        return await self._master.set_pinned(path, pinned=pinned, operation_id=operation_id)
+        return await self._master.set_pinned(path, pinned=pinned, operation_id=operation_id, timeout_s=_LONG_S)
 
     async def report(self) -> Report:
         return await self._master.report()

@@ -5,15 +5,19 @@ just now, and one channel to each worker. With the master gone the last view is 
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
 from alluxio_like.errors import AlluxioLikeError, Unavailable
+from alluxio_like.metrics import Metrics
 from alluxio_like.placement import get_placement_unit, rank_workers
 from alluxio_like.rpc.channel import RpcChannel
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import BLOCK_BYTES, Cluster, FileRef, Worker, WorkerId
+
+_log = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
 SUSPECT_S = 3.0
@@ -23,7 +27,14 @@ SUSPECT_S = 3.0
 class ClusterTracker:
     """The view, ranked for a file; the stubs."""
 
-    def __init__(self, master: MasterStub, open_channel: Callable[[str], RpcChannel], *, io_timeout_s: float) -> None:
+    def __init__(
+        self,
+        master: MasterStub,
+        open_channel: Callable[[str], RpcChannel],
+        *,
+        io_timeout_s: float,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._master = master
         self._open_channel = open_channel
         self._io_timeout_s = io_timeout_s
@@ -33,6 +44,8 @@ class ClusterTracker:
         self._suspects: dict[WorkerId, float] = {}
         self._stubs: dict[str, tuple[RpcChannel, WorkerStub]] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._metrics = metrics
+        self._away = False
 
     @property
     def view(self) -> Cluster | None:
@@ -40,6 +53,21 @@ class ClusterTracker:
         if self._view is not None and time.monotonic() - self._refreshed_s > REFRESH_S:
             self._begin_refresh()
         return self._view
+
+    @property
+    def is_master_away(self) -> bool:
+        """Whether the master could not be reached when it was last asked; it is tried again in the background."""
+        if self._away:
+            self._begin_refresh()
+        return self._away
+
+    def note_master(self, *, away: bool) -> None:
+        """The master was, or was not, reached."""
+        if away != self._away:
+            self._away = away
+            _log.warning("the master cannot be reached: serving what is known" if away else "the master is back")
+            if self._metrics is not None:
+                self._metrics.degraded.set(away)
 
     async def get_view(self, *, newer: bool = False) -> Cluster:
         """A view; `newer`: one that is asked for now, if the master answers. Raises Unavailable if there never was one."""
@@ -99,7 +127,12 @@ class ClusterTracker:
     async def _ask(self) -> Cluster:
         # So that a master that is gone is asked once in a while, not at each read.
         self._refreshed_s = time.monotonic()
-        view = await self._master.get_cluster()
+        try:
+            view = await self._master.get_cluster()
+        except Unavailable:
+            self.note_master(away=True)
+            raise
+        self.note_master(away=False)
         self._view, self._refreshed_s = view, time.monotonic()
         present = {worker.address for worker in view.workers}
         for address in [one for one in self._stubs if one not in present]:

@@ -29,6 +29,7 @@ from alluxio_like.errors import (
     Unsupported,
     get_disposition,
 )
+from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Filled
 from alluxio_like.types import BLOCK_BYTES, Cluster, FileRef, Worker
 
@@ -60,10 +61,13 @@ class FillTarget(Protocol):
 class Fetcher:
     """Runs flights."""
 
-    def __init__(self, cluster: ClusterTracker, local: LocalCaches, *, io_timeout_s: float) -> None:
+    def __init__(
+        self, cluster: ClusterTracker, local: LocalCaches, *, io_timeout_s: float, metrics: Metrics | None = None
+    ) -> None:
         self._cluster = cluster
         self._local = local
         self._io_timeout_s = io_timeout_s
+        self._streamed = None if metrics is None else metrics.read_bytes.labels("peer")
         # So that a worker that is stopped, or cut off, leaves time to ask others.
         self._silence_s = io_timeout_s / 3
 
@@ -170,6 +174,8 @@ class Fetcher:
                     return
                 buffer[flight.landed : flight.landed + len(piece)] = piece
                 flight.landed += len(piece)
+                if self._streamed is not None:
+                    self._streamed.inc(len(piece))
                 flight.note_progress()
 
     async def _next(self, stream: AsyncIterator[T], worker: Worker) -> T | None:

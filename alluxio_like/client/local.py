@@ -2,7 +2,7 @@
 
 Owns the descriptors that workers' doors gave, and what local reads are reported to the workers (for recency). A worker is
 local when its door lets us in and says the worker's own id; nothing else (host names, ids) is asked. Rule of concurrency:
-one event loop; doors are entered in a thread, and `open_file` does not wait.
+one event loop; doors are entered in a thread, and `open_files` does not wait.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ REPORT_FILES = 1000
 
 
 class LocalCaches:
-    """What can be read directly. `refresh` enters doors, `open_file` looks for a content."""
+    """What can be read directly. `refresh` enters doors, `open_files` looks for a content."""
 
     def __init__(self, cluster: ClusterTracker, *, enabled: bool = True) -> None:
         self._cluster = cluster
@@ -56,8 +56,9 @@ class LocalCaches:
             self._entering = asyncio.create_task(self._enter_all(view), name="doors")
         await asyncio.shield(self._entering)
 
-    def open_file(self, ref: FileRef) -> tuple[WorkerId, LocalFile] | None:
-        """The opened cache file of a content, if a local worker has any of it."""
+    def open_files(self, ref: FileRef) -> dict[WorkerId, LocalFile]:
+        """The opened cache files of a content, of all local workers that have any of it."""
+        found: dict[WorkerId, LocalFile] = {}
         for worker_id, (_, reader) in self._readers.items():
             try:
                 file = reader.lookup(ref)
@@ -65,8 +66,8 @@ class LocalCaches:
                 _log.warning("a cache file cannot be opened: %s", error, extra={"worker": worker_id})
                 continue
             if file is not None:
-                return worker_id, file
-        return None
+                found[worker_id] = file
+        return found
 
     def open_filled(self, worker: Worker, ref: FileRef, directory: int, generation: int) -> LocalFile | None:
         """The cache file that a Fill reply names."""

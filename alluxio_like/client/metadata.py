@@ -1,8 +1,8 @@
 """What the client remembers of names and attributes, and for how long.
 
-Owns the answers of the master, each until the time the master gave it has passed, counted from before it was asked. Bounded:
-the oldest answers go first. An answer that was under way while something was dropped is not kept. Rule of concurrency: one
-event loop; no method awaits.
+Owns the answers of the master, each for the time the master gave it, counted from before it was asked; after that it is kept
+for the case that the master is away. Bounded: the oldest answers go first. An answer that was under way while something was
+dropped is not kept. Rule of concurrency: one event loop; no method awaits.
 """
 
 from collections.abc import Callable, Hashable
@@ -12,6 +12,10 @@ from alluxio_like.types import InodeId
 
 MAX_ANSWERS = 50_000
 """A guess: about 50 MB when full."""
+
+
+OLD_VALID_S = 1.0
+"""How long an old answer is used before the master is tried again."""
 
 
 class MetadataCache:
@@ -36,10 +40,12 @@ class MetadataCache:
         if known is None:
             return None
         left = known[1] - self._now()
-        if left <= 0:
-            del self._answers[key]
-            return None
-        return LookupResult(known[0].entry, left)
+        return LookupResult(known[0].entry, left) if left > 0 else None
+
+    def lookup_old(self, key: Hashable) -> LookupResult | None:
+        """An answer whose time may have passed, for when the master cannot be asked; to be used for OLD_VALID_S."""
+        known = self._answers.get(key)
+        return None if known is None else LookupResult(known[0].entry, OLD_VALID_S)
 
     def keep(self, key: Hashable, result: LookupResult, begun: tuple[int, float]) -> LookupResult:
         """Remember an answer; returns it with what is left of its time."""

@@ -14,12 +14,15 @@ from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.flight import Flight
 from alluxio_like.client.local import LocalCaches
 from alluxio_like.client.readahead import PIECE_BYTES, SMALL_FILE_BYTES, Budget, Pattern
-from alluxio_like.errors import Corrupt, DiskError, Internal, InvalidArgument, Stale, TimedOut
+from alluxio_like.errors import AlluxioLikeError, Corrupt, DiskError, Internal, InvalidArgument, Stale, TimedOut
+from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Filled, Priority
 from alluxio_like.types import Entry, FileRef, Worker, WorkerId
 
 _log = logging.getLogger(__name__)
 
+REPORT_READS = 1 << 14
+"""Reads of an open file after which its worker is told of them; a guess."""
 SLICE_BYTES = 4 * PIECE_BYTES
 """A longer read is done in parts of this size, so that read-ahead and its budget apply to it."""
 
@@ -51,6 +54,7 @@ class FileReader:
         scratch: Scratch,
         readahead_max_bytes: int,
         io_timeout_s: float,
+        metrics: Metrics | None,
         on_stale: Callable[[Entry], Awaitable[None]],
         on_close: Callable[["FileReader"], None],
     ) -> None:
@@ -62,11 +66,13 @@ class FileReader:
         self._budget = budget
         self._scratch = scratch
         self._io_timeout_s = io_timeout_s
+        self._metrics = metrics
         self._on_stale = on_stale
         self._on_close = on_close
         self._pattern = Pattern(ref.size, readahead_max_bytes)
+        self._files: dict[WorkerId, LocalFile] = {}
         self._file: LocalFile | None = None
-        self._file_worker = WorkerId("")
+        """Of `_files` the one that answered last: blocks of a large file may be with several workers."""
         self._distrusted = False
         self._flights: list[Flight] = []
         self._read_bytes = 0
@@ -89,12 +95,14 @@ class FileReader:
         data: memoryview | None = None
         file = self._file
         if file is None and not self._flights:
-            file = self._open_local()
+            file = self._find(offset)
         if file is not None:
             data = self._scratch.get(stop - offset)
-            if file.try_read_into(offset, data):
+            if file.try_read_into(offset, data) or (len(self._files) > 1 and self._try_others(offset, data)):
                 self._read_bytes += stop - offset
                 self._reads += 1
+                if self._reads >= REPORT_READS:
+                    self._report()
             else:
                 data = None
         if data is None and self._flights:
@@ -104,13 +112,28 @@ class FileReader:
             self._read_ahead()
         return data
 
-    def _open_local(self) -> LocalFile | None:
-        if self._closed or self._distrusted:
-            return None
-        found = self._local.open_file(self.ref)
-        if found is not None:
-            self._file_worker, self._file = found
-        return self._file
+    def _try_others(self, offset: int, data: memoryview) -> bool:
+        for file in self._files.values():
+            if file is not self._file and file.try_read_into(offset, data):
+                self._file = file
+                return True
+        return False
+
+    def _find(self, offset: int) -> LocalFile | None:
+        """The cache file that has most from `offset` on; opens those there are, if none is open. None: no such byte."""
+        if not self._files and not self._closed and not self._distrusted:
+            self._files = self._local.open_files(self.ref)
+        best, most = None, 0
+        for file in self._files.values():
+            run = file.get_present_run(offset, PIECE_BYTES)
+            if run > most:
+                best, most = file, run
+        self._file = best
+        return best
+
+    def _get_run(self, offset: int, length: int) -> int:
+        """Bytes from `offset` on that one of the open cache files has."""
+        return max((file.get_present_run(offset, length) for file in self._files.values()), default=0)
 
     def _take_landed(self, offset: int, stop: int) -> memoryview | None:
         for flight in self._flights:
@@ -146,10 +169,15 @@ class FileReader:
             async with asyncio.timeout(self._io_timeout_s):
                 return await self._read_slowly(offset, stop)
         except TimeoutError:
-            raise TimedOut(f"not read within {self._io_timeout_s:g} s", subject=self.ref.key) from None
-        except Stale as error:
+            error: AlluxioLikeError = TimedOut(f"not read within {self._io_timeout_s:g} s", subject=self.ref.key)
+        except Stale as stale:
             await self._on_stale(self.entry)
-            raise Stale(error.message, subject=error.subject or self.ref.key) from error
+            error = Stale(stale.message, subject=stale.subject or self.ref.key)
+        except AlluxioLikeError as other:
+            error = other
+        if self._metrics is not None:
+            self._metrics.read_failures.labels(error.code).inc()
+        raise error
 
     async def _read_slices(self, offset: int, stop: int) -> memoryview:
         # Each slice has the whole of io_timeout_s: a read of many gigabytes takes as long as it takes, while it goes on.
@@ -204,10 +232,10 @@ class FileReader:
 
     async def _read_file(self, offset: int, stop: int) -> bytes | memoryview | None:
         """As much of the range, from its start on, as the cache file has; None if that is nothing."""
-        file = self._file if self._file is not None else self._open_local()
-        run = file.get_present_run(offset, stop - offset) if file is not None else 0
-        if file is None or not run:
+        file = self._find(offset)
+        if file is None:
             return None
+        run = file.get_present_run(offset, stop - offset)
         try:
             # In a thread at once: try_read has just found that it takes waiting, or that pages have to be verified.
             data = await asyncio.to_thread(file.read, offset, run)
@@ -215,7 +243,7 @@ class FileReader:
             # The worker finds out by itself, drops the page and has it fetched again; this handle reads through it.
             _log.warning("a cache file is not trusted any more: %s", error)
             self._distrusted = True
-            self._drop_file()
+            self._drop_files()
             return None
         self._read_bytes += len(data)
         self._reads += 1
@@ -234,7 +262,7 @@ class FileReader:
         needed: list[Flight] = []
         position = offset
         while position < stop:
-            run = self._file.get_present_run(position, stop - position) if self._file is not None else 0
+            run = self._get_run(position, stop - position)
             if run:
                 position += run
                 continue
@@ -320,7 +348,7 @@ class FileReader:
         start, end = wanted
         while start < end:
             stop = min(end, start - start % PIECE_BYTES + PIECE_BYTES)
-            run = self._file.get_present_run(start, stop - start) if self._file is not None else 0
+            run = self._get_run(start, stop - start)
             covered = next((one.stop for one in self._flights if one.start <= start < one.stop), 0)
             if run or covered:
                 start = min(end, max(start + run, covered))
@@ -342,30 +370,32 @@ class FileReader:
         """Take note of pages in a worker's cache file; False: that file cannot be read from here."""
         if self._closed or self._distrusted:
             return False
-        file = self._file
-        if file is None or file.generation != filled.generation or self._file_worker != worker.worker_id:
+        file = self._files.get(worker.worker_id)
+        if file is None or file.generation != filled.generation:
             opened = self._local.open_filled(worker, self.ref, filled.directory, filled.generation)
             if opened is None:
                 return False
-            self._drop_file()
-            self._file, self._file_worker = opened, worker.worker_id
-            file = opened
+            # The one before is not closed but let go: a thread may be reading from it now; its descriptor goes with it.
+            self._files[worker.worker_id] = file = opened
+            self._file = None
         return all(file.add_present(filled.generation, one.pages, one.checksums) for one in filled.present)
 
     def has_local(self, offset: int, stop: int) -> bool:
-        """Whether these bytes are in the cache file that is open."""
-        return self._file is not None and self._file.get_present_run(offset, stop - offset) >= stop - offset
+        """Whether these bytes are in a cache file that is open."""
+        return self._get_run(offset, stop - offset) >= stop - offset
 
-    def _drop_file(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            self._report()
-            # Not closed but let go: a thread may be reading from it now; its descriptor goes with the last reference.
-            del file
+    def _drop_files(self) -> None:
+        """Not closed but let go: a thread may be reading now; a descriptor goes with the last reference to its file."""
+        self._report()
+        self._files = {}
+        self._file = None
 
     def _report(self) -> None:
-        if self._reads and self._file_worker:
-            self._local.touch(self._file_worker, self.ref.file_id, self._read_bytes, self._reads)
+        if self._reads:
+            for worker_id in self._files:
+                self._local.touch(worker_id, self.ref.file_id, self._read_bytes, self._reads)
+            if self._metrics is not None:
+                self._metrics.read_bytes.labels("local").inc(self._read_bytes)
         self._read_bytes = self._reads = 0
 
     async def close(self) -> None:
@@ -378,6 +408,6 @@ class FileReader:
         for flight in list(self._flights):
             self._drop(flight)
         self._budget.forget(self)
-        self._drop_file()
+        self._drop_files()
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -125,11 +125,11 @@ def open_channel(address: str, *, tls: TlsConfig | None = None, token: str = "")
     return RpcChannel(grpc.aio.insecure_channel(address, OPTIONS), address, token)
 
 
-async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat: bool = True) -> Any:
+async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat_s: float = 0.0) -> Any:
     """One call and its reply, within `timeout_s` (0: no limit).
 
-    With `repeat` it is made again, with pauses, while the service cannot be reached. `request` may be a function that makes the
-    request (a fresh stream for each try). Raises errors of the tree.
+    It is made again, with pauses, while the service cannot be reached, for `repeat_s` at most. `request`
+    may be a function that makes the request (a fresh stream for each try). Raises errors of the tree.
     """
     stop_at = time.monotonic() + timeout_s if timeout_s else None
     metadata = method.channel.make_metadata()
@@ -148,11 +148,11 @@ async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat: 
     try:
         return await call_once()
     except Unavailable:
-        if not repeat:
+        left_s = repeat_s if stop_at is None else min(repeat_s, stop_at - time.monotonic())
+        if left_s <= 0:
             raise
-    stop: Any = tenacity.stop_never if stop_at is None else tenacity.stop_before_delay(max(stop_at - time.monotonic(), 0))
     async for attempt in tenacity.AsyncRetrying(
-        stop=stop, wait=_wait, retry=tenacity.retry_if_exception_type(Unavailable), reraise=True
+        stop=tenacity.stop_before_delay(left_s), wait=_wait, retry=tenacity.retry_if_exception_type(Unavailable), reraise=True
     ):
         with attempt:
             return await call_once()

@@ -44,7 +44,8 @@ def make_operation_id() -> str:
 
 
 class MasterStub:
-    """The master at the other end of a channel. `timeout_s` bounds each call, its repeats included, unless the call says other.
+    """The master at the other end of a channel. `timeout_s` bounds each call, its repeats included, unless the call says other;
+    while it cannot be reached a call is repeated for that long at most, whatever the call says.
 
     The four services in one: names are those of the handlers in master_servicer. `set_pinned` and `free` are the cache's.
     """
@@ -58,11 +59,13 @@ class MasterStub:
 
     async def _call(self, stub: str, name: str, request: Any, timeout_s: float | None, *, repeat: bool = True) -> Any:
         timeout = self._timeout_s if timeout_s is None else timeout_s
-        return await call_unary(Method(self._channel, "master", stub, name), request, timeout, repeat=repeat)
+        # A call that may take long still does not wait long for a master that is not there.
+        repeat_s = self._timeout_s if repeat else 0.0
+        return await call_unary(Method(self._channel, "master", stub, name), request, timeout, repeat_s=repeat_s)
 
-    async def lookup(self, parent: InodeId, name: str, *, timeout_s: float | None = None) -> LookupResult:
+    async def lookup(self, parent: InodeId, name: str, *, timeout_s: float | None = None, repeat: bool = True) -> LookupResult:
         request = master_pb2.LookupRequest(parent=parent, name=to_bytes(name))
-        reply = await self._call("Namespace", "Lookup", request, timeout_s)
+        reply = await self._call("Namespace", "Lookup", request, timeout_s, repeat=repeat)
         return convert.to_lookup_result(reply)
 
     async def lookup_many(self, lookups: Sequence[tuple[InodeId, str]], *, timeout_s: float | None = None) -> list[LookupResult]:
@@ -71,14 +74,16 @@ class MasterStub:
         reply = await self._call("Namespace", "LookupMany", request, timeout_s)
         return [convert.to_lookup_result(one) for one in reply.replies]
 
-    async def resolve_path(self, path: str, *, sync: bool = False, timeout_s: float | None = None) -> LookupResult:
+    async def resolve_path(
+        self, path: str, *, sync: bool = False, timeout_s: float | None = None, repeat: bool = True
+    ) -> LookupResult:
         request = master_pb2.ResolvePathRequest(path=to_bytes(path), sync=sync)
-        reply = await self._call("Namespace", "ResolvePath", request, timeout_s)
+        reply = await self._call("Namespace", "ResolvePath", request, timeout_s, repeat=repeat)
         return convert.to_lookup_result(reply)
 
-    async def get_entry(self, inode: InodeId, *, timeout_s: float | None = None) -> LookupResult:
+    async def get_entry(self, inode: InodeId, *, timeout_s: float | None = None, repeat: bool = True) -> LookupResult:
         request = master_pb2.GetEntryRequest(inode=inode)
-        reply = await self._call("Namespace", "GetEntry", request, timeout_s)
+        reply = await self._call("Namespace", "GetEntry", request, timeout_s, repeat=repeat)
         return convert.to_lookup_result(reply)
 
     async def list_dir(self, inode: InodeId, cursor: bytes = b"", limit: int = 0, *, timeout_s: float | None = None) -> DirPage:

@@ -52,7 +52,7 @@ class WorkerStub:
 
     async def _call(self, stub: str, name: str, request: Any, timeout_s: float | None) -> Any:
         timeout = self._timeout_s if timeout_s is None else timeout_s
-        return await call_unary(Method(self._channel, "worker", stub, name), request, timeout)
+        return await call_unary(Method(self._channel, "worker", stub, name), request, timeout, repeat_s=self._timeout_s)
 
     def _stream(self, stub: str, name: str, request: Any, timeout_s: float | None, convert_reply: Any) -> AsyncGenerator[Any]:
         timeout = self._timeout_s if timeout_s is None else timeout_s
