@@ -136,8 +136,13 @@ def get_pages_in_block(size: int, block: int) -> int:
 
 
 def make_file_path(file_id: FileId, generation: int) -> str:
-    """A cache file's path below its directory."""
-    return f"files/{file_id.inode & 0xFF:02x}/{file_id.inode:x}-{file_id.version:x}-{generation:016x}"
+    """A cache file's path below its directory.
+
+    4,096 inodes that follow one another share a directory: ext4 keeps a directory's files together, and creating files that go
+    round 256 directories took 400 to 1,100 us each where in one directory it took 35 (measured on ext4, Linux 6.18, shortly
+    after other files had been deleted; each directory has a block group of its own to search).
+    """
+    return f"files/{file_id.inode >> 12 & 0xFF:02x}/{file_id.inode:x}-{file_id.version:x}-{generation:016x}"
 
 
 def parse_file_name(name: str) -> tuple[FileId, int] | None:
