@@ -57,7 +57,7 @@ def get_interesting_pages(inode: int) -> list[int]:
 class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.root = Path(tempfile.mkdtemp(prefix="cache-model-"))
+        self.root = Path(tempfile.mkdtemp(prefix="cache-model-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
         self.boot = 1
         self.certain: set[Page] = set()
         """Pages that must be there."""
@@ -74,7 +74,12 @@ class CacheMachine(RuleBasedStateMachine):
 
     def open(self) -> CacheStore:
         specs = [CacheDirSpec(self.root / name, 1 << 30, allow_root_disk=True, keep_free_fraction=0.0) for name in ("d0", "d1")]
-        return CacheStore.open(specs, cluster_id="c", clock=SystemClock(), boot_id=f"boot{self.boot}")
+        store = CacheStore.open(specs, cluster_id="c", clock=SystemClock(), boot_id=f"boot{self.boot}")
+        # Commits come from the rules alone, so that a run can be repeated.
+        store._stop.set()
+        store._wake.set()
+        store._thread.join()
+        return store
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -158,6 +163,8 @@ class CacheMachine(RuleBasedStateMachine):
                 bad = {(inode, file.fingerprint.token, page) for page in file.verify()}
                 assert bad <= self.damaged
                 self.forget(bad)
+        # Else what was verified is suspect again after a kill.
+        self.store.flush()
         self.check_known()
 
     @precondition(lambda self: self.certain)
@@ -195,8 +202,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.unflushed.clear()
         self.store.sweep()
         self.store.reap_held()
-        for usage in self.store.get_usage():
-            infos = [info for info in self.store.iter_files() if info.directory == self.store.get_usage().index(usage)]
+        for number, usage in enumerate(self.store.get_usage()):
+            infos = [info for info in self.store.iter_files() if info.directory == number]
             assert usage.file_count == len(infos)
             assert usage.used_bytes == sum(get_disk_bytes(info.present_bytes) for info in infos)
             assert usage.used_bytes == usage.home_bytes + usage.guest_bytes
