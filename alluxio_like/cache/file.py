@@ -12,8 +12,6 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Protocol, TypeVar
 
 import lmdb
@@ -25,6 +23,7 @@ from alluxio_like.cache.checksum import compute_checksum, compute_checksums
 from alluxio_like.cache.format import FileRecord
 from alluxio_like.cache.index import BlockPut, FilePut
 from alluxio_like.cache.layout import CacheDirectory
+from alluxio_like.cache.pages import NO_BLOCK, Block, PresentRun, Role, split_pages, write_all
 from alluxio_like.types import (
     PAGE_BYTES,
     PAGES_PER_BLOCK,
@@ -37,24 +36,10 @@ from alluxio_like.types import (
     get_pages,
 )
 
+__all__ = ["CachedFile", "Owner", "PresentRun", "Role"]
+
 _T = TypeVar("_T")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-
-
-class Role(IntEnum):
-    """Why a worker holds a file; the numbers are those of the disk."""
-
-    HOME = 1
-    GUEST = 2
-
-
-@dataclass(frozen=True, slots=True)
-class PresentRun:
-    """Pages of one generation of a file that are there, with their checksums: what a Fill reply tells a local reader."""
-
-    generation: int
-    pages: PageRange
-    checksums: tuple[int, ...]
 
 
 class Owner(Protocol):
@@ -65,18 +50,6 @@ class Owner(Protocol):
 
     def forget_lost(self, file: "CachedFile") -> None:
         """The file's bytes are gone from the disk: drop it from the index."""
-
-
-@dataclass(slots=True)
-class _Block:
-    """Presence of one block. `suspect` pages are on the disk, but a crash of the machine lies between; they count as missing."""
-
-    bits: int
-    suspect: int
-    checksums: "array[int]"
-
-
-_NOTHING = _Block(0, 0, array("Q"))
 
 
 class CachedFile:
@@ -125,7 +98,7 @@ class CachedFile:
         self._last_use_s = record.last_use_s
         self._present_bytes = record.present_bytes
         self._trust = directory.get_index().trust
-        self._blocks: dict[int, _Block] = {}
+        self._blocks: dict[int, Block] = {}
         self._dirty: set[int] = set()
         self._lock = threading.Lock()
         self._fd = -1
@@ -196,11 +169,11 @@ class CachedFile:
         if self._trust == 0:
             return False
         with self._lock:
-            return any(self._get_block(block).suspect & mask for block, mask in _split(pages))
+            return any(self._get_block(block).suspect & mask for block, mask in split_pages(pages))
 
     def verify_suspects(self, pages: PageRange) -> None:
         """Verify the blocks of `pages` that a crash of the machine made suspect; good pages are present afterwards."""
-        for block, _ in _split(pages):
+        for block, _ in split_pages(pages):
             first = block * PAGES_PER_BLOCK
             if self.has_suspects(PageRange(first, first + PAGES_PER_BLOCK)):
                 self.verify(PageRange(first, first + PAGES_PER_BLOCK))
@@ -353,7 +326,7 @@ class CachedFile:
             if not syscalls.take_write_lease(fd):
                 return -1, 0
             freed = self._count_bytes(block, found.bits)
-            self._blocks[block] = _Block(0, 0, found.checksums)
+            self._blocks[block] = Block(0, 0, found.checksums)
             self._present_bytes -= freed
             self._dirty.add(block)
             self._punching = True
@@ -377,7 +350,7 @@ class CachedFile:
     def _path(self) -> str:
         return fmt.make_file_path(self.file_id, self.generation)
 
-    def _get_block(self, number: int) -> _Block:
+    def _get_block(self, number: int) -> Block:
         block = self._blocks.get(number)
         if block is not None:
             return block
@@ -389,9 +362,9 @@ class CachedFile:
                 raise errors.DiskError(f"index of the cache failed ({error})", subject=str(self._dir.spec.path)) from error
             if record is not None and record.generation == self.generation:
                 suspect = record.bits if record.trust < self._trust else 0
-                block = _Block(record.bits, suspect, record.checksums)
+                block = Block(record.bits, suspect, record.checksums)
         if block is None:
-            block = _Block(0, 0, array("Q", bytes(8 * fmt.get_pages_in_block(self._size, number))))
+            block = Block(0, 0, array("Q", bytes(8 * fmt.get_pages_in_block(self._size, number))))
         self._blocks[number] = block
         return block
 
@@ -420,8 +393,8 @@ class CachedFile:
         runs: list[PageRange] = []
         first = -1
         with self._lock:
-            for block, mask in _split(PageRange(pages.first, min(pages.stop, get_page_count(self._size)))):
-                found = _NOTHING if self.removed else self._get_block(block)
+            for block, mask in split_pages(PageRange(pages.first, min(pages.stop, get_page_count(self._size)))):
+                found = NO_BLOCK if self.removed else self._get_block(block)
                 bits = found.bits & ~found.suspect
                 wanted = (bits if present else ~bits) & mask
                 base = block * PAGES_PER_BLOCK
@@ -477,17 +450,17 @@ class CachedFile:
             with self._lock:
                 charged = sum(
                     fmt.get_disk_bytes(self._count_bytes(block, mask & ~self._get_block(block).bits))
-                    for block, mask in _split(run)
+                    for block, mask in split_pages(run)
                 )
         self._dir.charge(charged)
         fresh = 0
         try:
             checksums = compute_checksums(data)
-            self._io(lambda: _write_all(fd, data, run.first * PAGE_BYTES))
+            self._io(lambda: write_all(fd, data, run.first * PAGE_BYTES))
             with self._lock:
                 if self._removed:
                     raise errors.NotFound("removed while it was written", subject=str(self.file_id))
-                for block, mask in _split(run):
+                for block, mask in split_pages(run):
                     found = self._get_block(block)
                     base = block * PAGES_PER_BLOCK
                     fresh += self._count_bytes(block, mask & ~found.bits)
@@ -573,18 +546,3 @@ class CachedFile:
             return errors.Unavailable(f"cache file cannot be opened now ({error.strerror})", subject=str(self.file_id))
         self._dir.fail(str(error))
         return errors.DiskError(f"cache disk failed ({error.strerror})", subject=str(self._dir.spec.path))
-
-
-def _split(pages: PageRange) -> Iterator[tuple[int, int]]:
-    """The blocks a range touches, each with the bits of its pages in the range."""
-    for block in range(pages.first // PAGES_PER_BLOCK, -(-pages.stop // PAGES_PER_BLOCK)):
-        low = max(0, pages.first - block * PAGES_PER_BLOCK)
-        high = min(PAGES_PER_BLOCK, pages.stop - block * PAGES_PER_BLOCK)
-        if high > low:
-            yield block, (1 << high) - (1 << low)
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    done = os.pwrite(fd, data, offset)
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)

@@ -15,8 +15,6 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 from weakref import WeakValueDictionary
 
@@ -27,7 +25,7 @@ from alluxio_like.cache import format as fmt
 from alluxio_like.cache import syscalls
 from alluxio_like.cache.file import CachedFile, PresentRun, Role
 from alluxio_like.cache.format import FileRecord
-from alluxio_like.cache.index import Effect, FilePut, Index
+from alluxio_like.cache.index import FilePut
 from alluxio_like.cache.layout import (
     CacheDirectory,
     CacheDirSpec,
@@ -36,8 +34,10 @@ from alluxio_like.cache.layout import (
     open_directory,
     settle_identity,
 )
+from alluxio_like.cache.report import BlockChange, ChangeBatch, ChangeLog, DirectoryUsage, FileInfo, Removed, count_bytes
+from alluxio_like.cache.upkeep import sweep_directory, sync_disks
 from alluxio_like.clock import Clock
-from alluxio_like.types import BLOCK_BYTES, PAGE_BYTES, FileId, FileRef, WorkerId, get_page_count
+from alluxio_like.types import BLOCK_BYTES, FileId, FileRef, WorkerId
 
 __all__ = [
     "BlockChange",
@@ -57,74 +57,9 @@ COMMIT_INTERVAL_S = 0.25
 USE_FLUSH_INTERVAL_S = 60.0
 RECENT_FILES = 256
 """Files kept at hand (with their descriptors) after everybody has let go of them."""
-MAX_PENDING_CHANGES = 500_000
 REMOVAL_WAIT_S = 20.0
 CLOSE_SYNC_S = 8.0
 """The longest that close waits for the disks; without it the cache is verified after a reboot."""
-
-
-@dataclass(frozen=True, slots=True)
-class DirectoryUsage:
-    """One directory. `state` is "ok" or "failed" (then `reason` says why); `held_bytes` are evicted but still open somewhere.
-
-    `room_bytes` may still be written: by the quota, and by what must stay free on the disk.
-    """
-
-    path: Path
-    tier: str
-    quota_bytes: int
-    used_bytes: int
-    held_bytes: int
-    home_bytes: int
-    guest_bytes: int
-    pinned_bytes: int
-    file_count: int
-    room_bytes: int
-    free_disk_bytes: int
-    state: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """A file as the index has it. `last_use_s` is seconds since the epoch (0: never used)."""
-
-    file_id: FileId
-    size: int
-    role: Role
-    pinned: bool
-    generation: int
-    present_bytes: int
-    last_use_s: int
-    directory: int
-
-
-@dataclass(frozen=True, slots=True)
-class BlockChange:
-    """What a worker has of a block: presence bits and their bytes. 0 bits: the block is gone."""
-
-    file_id: FileId
-    block: int
-    present_bits: int
-    present_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeBatch:
-    """Committed changes since the last drain. `overflowed`: too many were missed, send a full report (iter_blocks) instead."""
-
-    changes: tuple[BlockChange, ...]
-    overflowed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """What a removal did: files and bytes gone, files kept because pinned or in use (by file id)."""
-
-    files: int
-    bytes: int
-    pinned: tuple[FileId, ...]
-    in_use: tuple[FileId, ...]
 
 
 class CacheStore:
@@ -143,8 +78,7 @@ class CacheStore:
         self._lost: list[CachedFile] = []
         self._removing: set[FileId] = set()
         self._uses: dict[FileId, int] = {}
-        self._changes: dict[tuple[FileId, int], tuple[int, int]] = {}
-        self._overflowed = False
+        self._log = ChangeLog()
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._absent: list[tuple[CacheDirSpec, str]] = []
@@ -176,7 +110,7 @@ class CacheStore:
             store._absent = absent
             quotas = get_default_quotas([directory.spec for directory in opened], [directory.fd for directory in opened])
             for directory, quota in zip(opened, quotas, strict=True):
-                directory.start(boot_id, quota, store._note_effects, store._note_failed)
+                directory.start(boot_id, quota, store._log.add, store._note_failed)
             if not any(directory.ok for directory in opened):
                 raise errors.DiskError("; ".join(f"{directory.spec.path}: {directory.reason}" for directory in opened))
         except BaseException:
@@ -271,7 +205,7 @@ class CacheStore:
                     if record is None:
                         continue
                     sizes = (file_id, record.size)
-                yield BlockChange(file_id, block, bits, _count_bytes(sizes[1], block, bits))
+                yield BlockChange(file_id, block, bits, count_bytes(sizes[1], block, bits))
 
     def remove(self, file_ids: Iterable[FileId], *, force: bool = False, include_pinned: bool = False) -> Removed:
         """Drop whole files: index first, committed, then the bytes.
@@ -389,10 +323,7 @@ class CacheStore:
 
     def drain_changes(self) -> ChangeBatch:
         """Quick. Committed changes since the last call."""
-        with self._lock:
-            changes, self._changes = self._changes, {}
-            overflowed, self._overflowed = self._overflowed, False
-        return ChangeBatch(tuple(BlockChange(file_id, block, *value) for (file_id, block), value in changes.items()), overflowed)
+        return self._log.drain()
 
     def flush(self) -> None:
         """Commit everything that is present now; returns when it is in the index: seen by readers, safe from kill -9."""
@@ -406,7 +337,7 @@ class CacheStore:
         for directory in self._dirs:
             if directory.ok:
                 try:
-                    count += self._sweep_directory(directory, directory.get_index())
+                    count += sweep_directory(directory, directory.get_index())
                 except OSError as error:
                     directory.fail(str(error))
         return count
@@ -424,7 +355,7 @@ class CacheStore:
         for directory in self._dirs:
             if directory.ok:
                 self._commit(directory, uses=uses)
-        synced = self._sync_disks()
+        synced = sync_disks(self._dirs, CLOSE_SYNC_S)
         with self._lock:
             files = list(self._files.values())
             self._recent.clear()
@@ -607,59 +538,6 @@ class CacheStore:
                 directory.give_back(fmt.get_disk_bytes(file.present_bytes))
             self._end_removal(file.file_id)
 
-    def _note_effects(self, effects: list[Effect]) -> None:
-        """Called by an index under its lock, in commit order."""
-        with self._lock:
-            for effect in effects:
-                self._changes[effect.file_id, effect.block] = (effect.bits, _count_bytes(effect.size, effect.block, effect.bits))
-            if len(self._changes) > MAX_PENDING_CHANGES:
-                self._changes = {}
-                self._overflowed = True
-
     def _note_failed(self, directory: CacheDirectory) -> None:
         """Called by a directory that failed, perhaps under a file's lock: nothing but a flag is touched."""
-        self._overflowed = True
-
-    def _sweep_directory(self, directory: CacheDirectory, index: Index) -> int:
-        count = 0
-        for number in range(256):
-            for entry in os.scandir(f"/proc/self/fd/{directory.fd}/files/{number:02x}"):
-                parsed = fmt.parse_file_name(entry.name)
-                if parsed is None:
-                    continue
-                file_id, generation = parsed
-                record = index.lookup_file(file_id)
-                if record is not None and record.generation == generation:
-                    continue
-                with contextlib.suppress(FileNotFoundError):
-                    # A file made since we opened may not be in the index yet.
-                    if entry.stat(follow_symlinks=False).st_ctime_ns < directory.opened_ns:
-                        Path(entry.path).unlink()
-                        count += 1
-        return count
-
-    def _sync_disks(self) -> set[int]:
-        """Numbers of the directories whose file systems were synced within CLOSE_SYNC_S."""
-        synced: set[int] = set()
-
-        def sync(directory: CacheDirectory) -> None:
-            with contextlib.suppress(OSError):
-                fd = os.dup(directory.fd)
-                try:
-                    syscalls.sync_file_system(fd)
-                    synced.add(directory.number)
-                finally:
-                    os.close(fd)
-
-        threads = [threading.Thread(target=sync, args=(directory,), daemon=True) for directory in self._dirs if directory.ok]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(CLOSE_SYNC_S)
-        return set(synced)
-
-
-def _count_bytes(size: int, block: int, bits: int) -> int:
-    last = get_page_count(size) - 1
-    short = (last + 1) * PAGE_BYTES - size if last // 64 == block and bits >> last % 64 & 1 else 0
-    return bits.bit_count() * PAGE_BYTES - short
+        self._log.overflow()

@@ -222,6 +222,7 @@ def test_punch_drops_one_block_unless_open(stores: Stores) -> None:
     assert file.read(BLOCK_BYTES, 100) == make_data(ref, 64, 65)[:100]
     assert store.get_usage()[0].used_bytes == BLOCK_BYTES
     assert path.stat().st_blocks * 512 < BLOCK_BYTES + (1 << 20)
+    assert [(change.block, change.present_bytes) for change in store.iter_blocks()] == [(1, BLOCK_BYTES)]
     file.write_pages(0, make_data(ref, 0, 1))
     assert file.read(0, PAGE_BYTES) == make_data(ref, 0, 1)
 
@@ -483,7 +484,7 @@ def replace_clock(now_s: int) -> SystemClock:
 
 
 def test_many_changes_overflow_into_a_full_report(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alluxio_like.cache.store.MAX_PENDING_CHANGES", 3)
+    monkeypatch.setattr("alluxio_like.cache.report.MAX_PENDING_CHANGES", 3)
     store = stores.open()
     for number in range(1, 6):
         fill(store, make_ref(number, 10))
