@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from alluxio_like.rpc.auth import read_token
 from alluxio_like.rpc.channel import RpcChannel, open_channel
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import JobState, LoadSpec, MountSpec
+from alluxio_like.types import Entry, InodeId
 from tests.unit.master_parts import FakeWorker, wait_until
 
 RUN = """
@@ -90,17 +91,29 @@ async def master(tmp_path: Path) -> AsyncIterator[MasterProcess]:
     await made.close()
 
 
-def make_files(directory: Path, count: int) -> None:
+async def make_files(directory: Path, count: int) -> None:
+    """Small files, old enough for their fingerprints to be trusted (younger ones are taken for replaced when listed again)."""
     for number in range(count):
         (directory / f"d{number % 7}").mkdir(parents=True, exist_ok=True)
         (directory / f"d{number % 7}" / f"{number:05}").write_bytes(b"x" * (number % 100 + 1))
-    # Old enough for their fingerprints to be trusted.
-    for path in directory.rglob("*"):
-        os.utime(path, (1_700_000_000, 1_700_000_000))
+    made = time.time()
+    await wait_until(lambda: time.time() - made > 2.1, "the files to grow old")
+
+
+async def list_all(master: MasterProcess, inode: InodeId) -> list[Entry]:
+    """All pages: one may be short while its directory is being listed."""
+    entries: list[Entry] = []
+    cursor = b""
+    while True:
+        page = await master.stub.list_dir(inode, cursor)
+        entries += page.entries
+        cursor = page.next_cursor
+        if not cursor:
+            return entries
 
 
 async def test_a_killed_master_goes_on_with_its_jobs(master: MasterProcess, tmp_path: Path) -> None:
-    make_files(tmp_path / "files", 2000)
+    await make_files(tmp_path / "files", 2000)
     await master.stub.mount(MountSpec("/data", f"file://{tmp_path / 'files'}"))
     workers = [FakeWorker(f"w{number}", master.stub, master.token) for number in range(2)]
     for worker in workers:
@@ -145,14 +158,13 @@ async def test_a_killed_master_goes_on_with_its_jobs(master: MasterProcess, tmp_
 
 
 async def test_what_was_acknowledged_survives(master: MasterProcess, tmp_path: Path) -> None:
-    make_files(tmp_path / "files", 300)
+    await make_files(tmp_path / "files", 300)
     await master.stub.mount(MountSpec("/data", f"file://{tmp_path / 'files'}"), operation_id="first")
     names = []
     for directory in range(7):
         entry = (await master.stub.resolve_path(f"/data/d{directory}")).entry
         assert entry is not None
-        page = await master.stub.list_dir(entry.attr.inode)
-        names.append((directory, {one.name: one.attr for one in page.entries}))
+        names.append((directory, {one.name: one.attr for one in await list_all(master, entry.attr.inode)}))
     await master.stub.set_pinned("/data/d3", pinned=True)
     master.end(signal.SIGKILL)
     await master.start()
@@ -165,9 +177,9 @@ async def test_what_was_acknowledged_survives(master: MasterProcess, tmp_path: P
     for directory, known in names:
         entry = (await master.stub.resolve_path(f"/data/d{directory}")).entry
         assert entry is not None
-        page = await master.stub.list_dir(entry.attr.inode)
-        assert {one.name: one.attr for one in page.entries} == known
-        assert all(one.ref is not None and one.ref.pinned == (directory == 3) for one in page.entries)
+        entries = await list_all(master, entry.attr.inode)
+        assert {one.name: one.attr for one in entries} == known
+        assert all(one.ref is not None and one.ref.pinned == (directory == 3) for one in entries)
 
 
 async def test_a_second_master_on_the_home_is_told_so(master: MasterProcess, tmp_path: Path) -> None:
