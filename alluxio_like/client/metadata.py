@@ -51,7 +51,7 @@ class MetadataCache:
         """Remember an answer; returns it with what is left of its time."""
         left = begun[1] + result.valid_s - self._now()
         fresh = LookupResult(result.entry, max(left, 0.0))
-        if left > 0 and begun[0] == self._epoch:
+        if begun[0] == self._epoch:
             self._put(key, result, begun[1] + result.valid_s)
             if result.entry is not None:
                 self._put(result.entry.attr.inode, result, begun[1] + result.valid_s)
@@ -60,7 +60,7 @@ class MetadataCache:
     def keep_page(self, parent: InodeId, page: DirPage, begun: tuple[int, float]) -> None:
         """Remember what a listing said of each entry."""
         expires = begun[1] + page.valid_s
-        if expires <= self._now() or begun[0] != self._epoch:
+        if begun[0] != self._epoch:
             return
         for entry in page.entries:
             result = LookupResult(entry, page.valid_s)
