@@ -37,7 +37,7 @@ from tests.servers.ceph import Cluster, install_packages
 from tests.servers.fixtures import S3Server
 from tests.servers.stack import PROGRAMS
 
-SAMPLES = 3000
+SAMPLES = int(os.environ.get("DEMO_SAMPLES", "3000"))
 SHARDS = 3
 SHARD_BYTES = 256_000_000
 READERS = 4
