@@ -46,7 +46,7 @@ MAX_FILES, MAX_BYTES = 5000, 3_000_000_000
 """Of the user's own bucket no more than this is read."""
 KEPT = Path(__file__).resolve().parent.parent / "run" / "demo.json"
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 @dataclass
