@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 _gate = threading.RLock()
 _open: "weakref.WeakSet[Runtime]" = weakref.WeakSet()
+_shared: "dict[str, Runtime]" = {}
+"""By the configuration, as JSON. One that was closed, or that belongs to the parent process, is replaced on the next use."""
 
 _forked_with_grpc = False
 _is_broken = False
@@ -56,6 +58,7 @@ class Runtime:
             )
         self.pid = os.getpid()
         self.closed = False
+        self.users: weakref.WeakSet[RuntimeHolder] = weakref.WeakSet()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="alluxio-like-client", daemon=True)
         self._thread.start()
@@ -107,27 +110,32 @@ class Runtime:
 
 
 class RuntimeHolder:
-    """At most one open Runtime for a configuration, made when it is needed."""
+    """One user of the open Runtime of a configuration, made when it is needed and closed with its last user.
+
+    Shared by equal configurations: a client that comes pickled with each task of a pool must not cost the pool's process a
+    thread and a channel each, and LMDB lets a process have one view of an index.
+    """
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
-        self._runtime: Runtime | None = None
+        self._key = config.model_dump_json()
 
     def get(self) -> Runtime:
         """The runtime of this process."""
         runtime = self.peek()
-        if runtime is not None:
+        if runtime is not None and self in runtime.users:
             return runtime
         with _gate:
             runtime = self.peek()
             if runtime is None:
-                runtime = self._runtime = Runtime(self._config)
+                runtime = _shared[self._key] = Runtime(self._config)
                 _open.add(runtime)
+            runtime.users.add(self)
             return runtime
 
     def peek(self) -> Runtime | None:
         """The runtime, if there is one that can be used in this process."""
-        runtime = self._runtime
+        runtime = _shared.get(self._key)
         return runtime if runtime is not None and not runtime.closed and runtime.pid == os.getpid() else None
 
     def run(self, call: Callable[[Client], Awaitable[T]]) -> T:
@@ -141,11 +149,14 @@ class RuntimeHolder:
                     raise
 
     def close(self) -> None:
-        """Close this process's runtime, if there is one."""
+        """Close this process's runtime, if there is one and nobody else uses it."""
         with _gate:
-            runtime, self._runtime = self._runtime, None
+            runtime = self.peek()
             if runtime is not None:
-                runtime.close()
+                runtime.users.discard(self)
+                if not runtime.users:
+                    del _shared[self._key]
+                    runtime.close()
 
 
 async def _open_client(config: ClientConfig) -> Client:

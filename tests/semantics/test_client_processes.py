@@ -192,3 +192,19 @@ def test_nothing_is_left_when_the_interpreter_ends(address: str) -> None:
 def test_importing_the_package_loads_no_grpc() -> None:
     light = "import sys, alluxio_like; assert 'grpc' not in sys.modules; alluxio_like.connect; assert 'grpc' in sys.modules"
     subprocess.run([sys.executable, "-c", light], cwd=ROOT, check=True, timeout=60)
+
+
+def test_clients_that_come_with_each_task_share_one_runtime(address: str) -> None:
+    client = connect(address)
+    pickled = pickle.dumps(client)
+    others: list[SyncClient] = [pickle.loads(pickled) for _ in range(5)]
+    assert all(one.stat("/f1").attr.size == SIZE for one in (client, *others))
+    threads = [thread for thread in threading.enumerate() if thread.name == "alluxio-like-client"]
+    assert len(threads) == 1
+    client.close()
+    assert threads[0].is_alive(), "others still use it"
+    assert others[0].read("/f2") == make_content(SIZE, 2)
+    for one in others:
+        one.close()
+    threads[0].join(10)
+    assert not threads[0].is_alive()
