@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.timeout(120)]
 ROOT = Path(__file__).parents[2]
 ADDRESS = "127.0.0.1:19998"
 """The one that the documents use."""
+EXPECTED_WARNINGS = {"the master cannot be reached: serving what is known"}
 _BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -74,6 +75,6 @@ def test_a_program_of_the_documents_runs(program: str, output: str | None, addre
         [sys.executable, "-W", "error", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert set(done.stderr.splitlines()) <= EXPECTED_WARNINGS
     if output is not None:
         assert done.stdout == output
