@@ -33,13 +33,7 @@ T = TypeVar("T")
 
 
 class SyncClient:
-    """Blocking front of Client; see there for what each call means and raises.
-
-    >>> from alluxio_like import connect
-    >>> client = connect("127.0.0.1:19998")
-    >>> with client.open("/data/sample.bin") as file:       # doctest: +SKIP
-    ...     head = file.read(1024)
-    """
+    """Blocking front of Client; see there for what each call means and raises, and docs/CLIENT.md for examples."""
 
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
