@@ -66,6 +66,7 @@ class FakeWorker:
         self._token = token
         self._server: RpcServer | None = None
         self._task: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
         self.session = 0
         self.registered = 0
 
@@ -134,6 +135,12 @@ class FakeWorker:
     # -- the handlers
 
     async def load_files(self, job_id: str, files: Sequence[LoadFile], bandwidth_bytes_s: float) -> AsyncIterator[LoadProgress]:
+        # One call after the other: so what was asked for first is there first.
+        async with self._turn:
+            async for progress in self._load(files, bandwidth_bytes_s):
+                yield progress
+
+    async def _load(self, files: Sequence[LoadFile], bandwidth_bytes_s: float) -> AsyncIterator[LoadProgress]:
         loaded = skipped = requests = 0
         results: list[FileResult] = []
         await asyncio.sleep(0)
