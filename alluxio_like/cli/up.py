@@ -259,20 +259,27 @@ def _locked(home: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _find_master_bind(bind: str) -> str:
+def reserve_master_bind(bind: str, held: contextlib.ExitStack) -> str:
     """The address asked for, else the first free one from the default's port on: below the range of outgoing connections, so that
-    the same one is free again when the master is started anew."""
+    the same one is free again when the master is started anew.
+
+    Until `held` is closed no other `up` of this machine takes it, though the master binds to it only after a while: a name among
+    the abstract unix sockets says so, which goes with this process. Raises Conflict.
+    """
     if bind:
         return bind
     host, _, port = DEFAULT_MASTER_ADDRESS.rpartition(":")
     for candidate in range(int(port), int(port) + _PORTS_TRIED):
-        with socket.socket() as probe:
+        with contextlib.ExitStack() as taken, socket.socket() as probe:
+            reservation = taken.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
+                reservation.bind(f"\0alluxio-like/{host}:{candidate}")
                 probe.bind((host, candidate))
                 probe.listen(1)
             except OSError:
                 continue
+            held.push(taken.pop_all())
             return f"{host}:{candidate}"
     raise Conflict(f"no free port from {port} on: give --bind HOST:PORT")
 
@@ -296,6 +303,7 @@ class _Up:
         self._master: Service | None = None
         self._workers: list[Service] = []
         self._fuse: Service | None = None
+        self._held = contextlib.ExitStack()
         self._may_detach = False
         """Whether what is mounted at our mountpoint is ours: it was free, or our daemon was ready there."""
 
@@ -305,7 +313,7 @@ class _Up:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal)
         plan = self._plan
-        with _locked(plan.home):
+        with _locked(plan.home), self._held:
             for directory in (plan.run_dir, plan.home / "log"):
                 directory.mkdir(exist_ok=True, mode=0o700)
             pids_file = plan.run_dir / "pids.json"
@@ -346,7 +354,7 @@ class _Up:
     async def _start(self) -> str:
         """Start everything in order; the master's address once all of it is ready."""
         plan = self._plan
-        address = _find_master_bind(plan.bind)
+        address = reserve_master_bind(plan.bind, self._held)
         token_file = plan.home / "token"
         _make_token(token_file)
         common = {**plan.common, "token_file": token_file, "bind": "127.0.0.1:0", "http_bind": "127.0.0.1:0"}
@@ -493,4 +501,4 @@ def _is_same(known: dict[str, str], wanted: dict[str, str]) -> bool:
     return known.keys() == wanted.keys() and all(value in {"***", wanted[key]} for key, value in known.items())
 
 
-__all__ = ["Plan", "make_plan", "up"]
+__all__ = ["Plan", "make_plan", "reserve_master_bind", "up"]

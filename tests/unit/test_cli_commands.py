@@ -1,9 +1,11 @@
 """The command lines: help, usage errors, exit codes, one-line messages; and the plan of `up`."""
 
+import contextlib
 import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from alluxio_like.cli import cache, main
 from alluxio_like.cli.common import to_plain
 from alluxio_like.cli.services import parse_cache_dir
 from alluxio_like.cli.tree import parse_options, parse_sync_interval
-from alluxio_like.cli.up import Plan, make_plan
+from alluxio_like.cli.up import Plan, make_plan, reserve_master_bind
 from alluxio_like.errors import ConfigError, InvalidArgument
 from alluxio_like.rpc.messages import Job, JobState
 from alluxio_like.types import JobId
@@ -199,3 +201,14 @@ def test_what_json_shows() -> None:
     shown = to_plain(Job(JobId("j"), JobState.DONE, paths=("/a",)))
     assert (shown["state"], shown["paths"], shown["spec"]["replicas"]) == ("done", ["/a"], 1)
     json.dumps(shown)
+
+
+def test_two_that_start_at_once_choose_different_ports() -> None:
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        address = reserve_master_bind("", first)
+        assert reserve_master_bind("", second) != address
+        first.close()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            probe.bind(f"\0alluxio-like/{address}")  # given back
+    with contextlib.ExitStack() as held:
+        assert reserve_master_bind("127.0.0.1:5", held) == "127.0.0.1:5"
