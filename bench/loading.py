@@ -10,6 +10,7 @@ from bench.measure import MB, Result, drop_page_cache, get_anonymous_bytes, time
 from bench.stack import SAMPLE_BYTES, fill_bucket, run_baseline
 from tests.servers.fault_control import FaultProxy
 from tests.servers.fixtures import S3Server
+from tests.servers.net import wait_until
 from tests.servers.stack import Stack, start_stack
 
 STORE_BYTES_S = 300 * MB
@@ -32,6 +33,7 @@ def measure_loading(server: S3Server, directory: Path, *, quick: bool) -> list[R
             for what, names in keys.items():
                 results.append(_compare_load(server, endpoint, directory, bucket, names, f"cache load, {what}, {label}", aim))
         results.append(_measure_cold_read(server, proxy, directory, bucket, keys[next(iter(keys))]))
+        results.append(_measure_reader_beside_load(server, proxy, directory, bucket, keys[next(iter(keys))]))
     results += _measure_memory(server, directory, bucket, "large/", rounds=2 if quick else 4)
     return results
 
@@ -112,6 +114,26 @@ def _measure_cold_read(server: S3Server, proxy: FaultProxy, directory: Path, buc
     name = "cold sequential read through the mount, 300 MB/s and 10 ms"
     detail = {"ours": ours, "reference": theirs}
     return Result(name, statistics.median(ours), statistics.median(theirs), "MB/s", 0.85, detail=detail)
+
+
+def _measure_reader_beside_load(server: S3Server, proxy: FaultProxy, directory: Path, bucket: str, keys: list[str]) -> Result:
+    """One cold reader alone, then one (of another file) while a load of the rest runs at full speed."""
+    environment = {**server.environment, "AWS_ENDPOINT_URL": proxy.endpoint}
+    rates = []
+    for beside_load in (False, True):
+        shutil.rmtree(directory / "home", ignore_errors=True)
+        with start_stack(directory, {"/": f"s3://{bucket}"}, environment, "--workers", "1") as stack:
+            stack.run_command("alluxio-like", "fs", "ls", f"/{keys[0].rpartition('/')[0]}")
+            if beside_load:
+                job = stack.run_command("cache", "load", *(f"/{key}" for key in keys[1:]), "--detach")["job_id"]
+                wait_until("the load fetches", lambda: proxy.get_max_in_flight() > 4, timeout_s=30)
+            read = run_baseline("sequential", str(stack.mountpoint / keys[0]))
+            rates.append(read["bytes"] / MB / read["seconds"])
+            if beside_load:
+                stack.run_command("cache", "cancel", job)
+        proxy.reset_log()
+    name = "cold reader beside a load at full speed, of the same reader alone"
+    return Result(name, rates[1], rates[0], "MB/s", 0.8)
 
 
 def _measure_memory(server: S3Server, directory: Path, bucket: str, prefix: str, rounds: int) -> list[Result]:

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from bench.measure import Result, get_anonymous_bytes, get_rss_bytes, timed
-from tests.servers.stack import start_stack
+from tests.servers.net import wait_until
+from tests.servers.stack import Stack, start_stack
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -53,6 +54,35 @@ def measure_metadata(directory: Path, *, quick: bool) -> list[Result]:
         Result(f"master's own memory after {total} objects", memory / 1e6, 1, "MB", detail={"resident_bytes": resident}),
         Result("restart of the master after kill -9, until it answers a listing, of 2 s", restart, 2.0, "s", 1.0, at_most=True),
     ]
+
+
+def measure_worker_restart(directory: Path, *, quick: bool) -> list[Result]:
+    """kill -9 of a worker that holds many files, until a file of its cache is read again through it."""
+    count = 2000 if quick else 20_000
+    source = directory / "source"
+    source.mkdir()
+    for number in range(count):
+        (source / f"{number:06d}").write_bytes(b"%d" % number)
+    shutil.rmtree(directory / "home", ignore_errors=True)
+    with start_stack(directory, {"/": f"file://{source}"}, {}, "--workers", "1") as stack:
+        stack.load("/", "--quiet")
+        worker = stack.get_service_pids("workers")[0]
+        start = time.perf_counter()
+        os.kill(worker, signal.SIGKILL)
+        wait_until(
+            "the worker is back with its files",
+            lambda: stack.run_command("cache", "load", "/000001")["skipped_files"] == 1 and worker not in get_live(stack),
+            timeout_s=60,
+        )
+        seconds = time.perf_counter() - start
+    shutil.rmtree(source)
+    name = f"restart of a worker with {count} files after kill -9, until a load finds them, of 2 s"
+    return [Result(name, seconds, 2.0, "s", 1.0, at_most=True)]
+
+
+def get_live(stack: Stack) -> list[int]:
+    """Those of the stack's first processes that still live."""
+    return [pid for pid in stack.pids if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def _wait_answer(_environment: dict[str, str], ask: object) -> None:
