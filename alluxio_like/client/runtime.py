@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from alluxio_like.client.client import Client
 from alluxio_like.config import ClientConfig
-from alluxio_like.errors import Internal, Unsupported
+from alluxio_like.errors import AlluxioLikeError, Internal, Unsupported
 
 T = TypeVar("T")
 
@@ -80,8 +80,11 @@ class Runtime:
             return future.result(timeout_s)
         except concurrent.futures.CancelledError:
             raise RuntimeClosed from None
-        except BaseException:
+        except BaseException as error:
             future.cancel()
+            if isinstance(error, AlluxioLikeError):
+                # What it was raised from has frames that hold gRPC's objects; an error that is kept must not keep those alive.
+                error.__cause__ = error.__context__ = None
             raise
 
     def close(self) -> None:
