@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class SyncClient:
-    """Blocking front of Client; see there for what each call means and raises, and docs/CLIENT.md for examples."""
+    """Blocking front of Client; see there for what each call means and raises, and docs/python.md for examples."""
 
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
