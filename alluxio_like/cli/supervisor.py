@@ -44,6 +44,7 @@ class Service:
     ready_file: Path
     log_file: Path
     stop_first: bool = False
+    stop_last: bool = False
     process: asyncio.subprocess.Process | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     started_s: float = 0.0
@@ -104,14 +105,17 @@ class Supervisor:
         self._changed()
 
     async def stop(self, *, force: asyncio.Event | None = None) -> None:
-        """End everything: what `stop_first` marks, then the rest; each within STOP_TIMEOUT_S, or at once when `force` is set."""
+        """End everything: what `stop_first` marks, then the rest, then what `stop_last` marks, to which the others say goodbye.
+
+        Each within STOP_TIMEOUT_S, or at once when `force` is set.
+        """
         self._stopping = True
         for task in self._keepers:
             task.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         await asyncio.gather(*self._spawns, return_exceptions=True)
-        for group in (True, False):
-            await asyncio.gather(*(self._end(s, force) for s in self._services if s.stop_first is group))
+        for group in ((True, False), (False, False), (False, True)):
+            await asyncio.gather(*(self._end(s, force) for s in self._services if (s.stop_first, s.stop_last) == group))
         for descriptor in (self._lifeline, self._lifeline_write):
             os.close(descriptor)
         self._pids_file.unlink(missing_ok=True)

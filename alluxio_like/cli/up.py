@@ -372,7 +372,7 @@ class _Up:
         if plan.mountpoint:
             client = {"master": address, "token_file": token_file, "io_timeout_s": plan.common["io_timeout_s"]}
             flags = {**common, "mountpoint": plan.mountpoint, "path": plan.shown_path, "client": client}
-            self._fuse = self._make_service("fuse", "fuse", FuseConfig, flags, stop_first=True)
+            self._fuse = self._make_service("fuse", "fuse", FuseConfig, flags)
             self._may_detach = _find_mounted(plan.mountpoint) is None
             await self._supervisor.start(self._fuse)
         ready = [*self._workers, *([self._fuse] if self._fuse else [])]
@@ -380,13 +380,15 @@ class _Up:
         self._may_detach = True
         return address
 
-    def _make_service(self, name: str, kind: str, model: type[C], flags: dict[str, Any], *, stop_first: bool = False) -> Service:
+    def _make_service(self, name: str, kind: str, model: type[C], flags: dict[str, Any]) -> Service:
         plan = self._plan
         ready_file = plan.run_dir / f"{name}.ready"
         config = load_config(model, file=plan.config, flags={**flags, "ready_file": ready_file})
         file = plan.run_dir / f"{name}.json"
         save_config(config, file)
-        return Service(name, kind, file, ready_file, plan.home / "log" / f"{name}.log", stop_first)
+        return Service(
+            name, kind, file, ready_file, plan.home / "log" / f"{name}.log", stop_first=kind == "fuse", stop_last=kind == "master"
+        )
 
     def _get_worker_flags(self, number: int, common: dict[str, Any], master: str) -> dict[str, Any]:
         plan = self._plan

@@ -26,7 +26,12 @@ if kind == "fails":
 if kind == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    def leave(*_):
+        time.sleep(0.1)
+        with open(config["ended"], "a") as ended:
+            print(kind, file=ended)
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, leave)
 if kind == "tied":
     from alluxio_like.cli import services
     services.ORPHAN_GRACE_S = 0.3
@@ -60,10 +65,12 @@ class Stand:
     def count(self) -> None:
         self.changes += 1
 
-    def make(self, kind: str, *, stop_first: bool = False) -> Service:
+    def make(self, kind: str, *, stop_first: bool = False, stop_last: bool = False) -> Service:
         config, ready = self.directory / f"{kind}.json", self.directory / f"{kind}.ready"
-        config.write_text(json.dumps({"ready": str(ready), "go": str(self.directory / "go")}))
-        return Service(kind, kind, config, ready, self.directory / f"{kind}.log", stop_first)
+        config.write_text(
+            json.dumps({"ready": str(ready), "go": str(self.directory / "go"), "ended": str(self.directory / "ended")})
+        )
+        return Service(kind, kind, config, ready, self.directory / f"{kind}.log", stop_first, stop_last)
 
 
 @pytest.fixture
@@ -138,6 +145,15 @@ async def test_one_that_hears_no_signal_is_killed_in_time(stand: Stand) -> None:
     await stand.supervisor.stop()
     assert time.monotonic() - started < 5
     assert [get_start_ticks(pid) for pid in pids] == [None, None]
+    stand.supervisor = Supervisor(stand.pids_file, stand.count)
+
+
+async def test_services_end_in_their_order(stand: Stand) -> None:
+    for service in (stand.make("last", stop_last=True), stand.make("between"), stand.make("first", stop_first=True)):
+        await stand.supervisor.start(service)
+        await stand.supervisor.wait_ready(service)
+    await stand.supervisor.stop()
+    assert (stand.directory / "ended").read_text().split() == ["first", "between", "last"]
     stand.supervisor = Supervisor(stand.pids_file, stand.count)
 
 
