@@ -18,12 +18,12 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,6 +76,20 @@ def read_files(root: str, names: Sequence[str]) -> tuple[int, int]:
                 content.update(data)
         digest ^= content.intdigest()
     return total, digest
+
+
+@contextmanager
+def start_readers() -> Iterator[Executor]:
+    """The reading processes. An interrupted pass is not read to its end: they are killed, whatever they wait for."""
+    # A Ctrl-C in the terminal is for us alone.
+    pool = ProcessPoolExecutor(READERS, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    with pool:
+        try:
+            yield pool
+        except BaseException:
+            for reader in active_children():
+                reader.kill()
+            raise
 
 
 def measure_pass(pool: Executor, name: str, root: Path, small: list[str], large: list[str]) -> Pass:
@@ -271,8 +285,9 @@ class Demo:
 def render(passes: list[Pass]) -> Table:
     """The passes as a table; each ratio is to the same readers on the local disk."""
     local = passes[-1]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("", "files", "MB", "seconds", "MB/s", "small/s", "large MB/s", "hit ratio", "of local disk"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    # Narrow enough for a terminal of 80 columns.
+    for title in ("", "files", "MB", "seconds", "MB/s", "small\nfiles/s", "large\nMB/s", "hit\nratio", "of local\ndisk"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
     for one in passes:
         table.add_row(
@@ -365,7 +380,7 @@ def main() -> int:
         demo.uri = os.environ.get("DEMO_URI", "")
         demo.options = os.environ.get("DEMO_OPTIONS", "").split()
         try:
-            with ProcessPoolExecutor(READERS, mp_context=get_context("spawn")) as pool:
+            with start_readers() as pool:
                 if not demo.uri:
                     demo.start_store()
                 demo.start_file_system()
