@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,14 +48,9 @@ class CephError(RuntimeError):
 
 def get_missing_packages() -> list[str]:
     """Packages that are not installed."""
-    missing = []
-    for package in PACKAGES:
-        done = subprocess.run(
-            ["dpkg-query", "-W", "-f", "${db:Status-Status}", package], capture_output=True, text=True, check=False
-        )
-        if done.stdout != "installed":
-            missing.append(package)
-    return missing
+    command = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\\n", *PACKAGES]
+    known = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    return [package for package in PACKAGES if f"{package} installed" not in known]
 
 
 def install_packages() -> None:
@@ -62,43 +58,41 @@ def install_packages() -> None:
     missing = get_missing_packages()
     if not missing:
         return
-    command = ["apt-get", "-o", "DPkg::Lock::Timeout=300", "-q"]
-    if os.geteuid() != 0:
-        if shutil.which("sudo") is None:
-            raise CephError(f"not installed, and neither root nor sudo to do it: {' '.join(missing)}")
-        command = ["sudo", "env", "DEBIAN_FRONTEND=noninteractive", *command]
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    with _no_autostart():
+    sudo = [] if os.geteuid() == 0 else ["sudo"]
+    if sudo and shutil.which("sudo") is None:
+        raise CephError(f"not installed, and neither root nor sudo to do it: {' '.join(missing)}")
+    print(f"ceph: installing {' '.join(missing)}", file=sys.stderr)  # noqa: T201
+    apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=300", "-q"]
+    with _no_autostart(sudo):
         if not any(Path("/var/lib/apt/lists").glob("*Packages*")):
-            _run_apt([*command, "update"], environment)
-        install = [*command, "install", "-y", "--no-install-recommends", *missing]
+            _run_apt([*apt, "update"])
+        install = [*apt, "install", "-y", "--no-install-recommends", *missing]
         try:
-            _run_apt(install, environment)
+            _run_apt(install)
         except CephError:  # lists that are older than the mirror: fresh ones, once
-            _run_apt([*command, "update"], environment)
-            _run_apt(install, environment)
+            _run_apt([*apt, "update"])
+            _run_apt(install)
 
 
-def _run_apt(command: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+def _run_apt(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
         raise CephError(f"{' '.join(command)} failed:\n{tail}")
 
 
 @contextlib.contextmanager
-def _no_autostart():  # type: ignore[no-untyped-def]
-    """While packages are configured, no service may start (where we are root and nobody has a policy yet)."""
+def _no_autostart(sudo: list[str]) -> Iterator[None]:
+    """While packages are configured, no service may start (where nobody has a policy yet)."""
     policy = Path("/usr/sbin/policy-rc.d")
-    if os.geteuid() != 0 or policy.exists():
+    if policy.exists():
         yield
         return
-    policy.write_text("#!/bin/sh\nexit 101\n")
-    policy.chmod(0o755)
     try:
+        subprocess.run([*sudo, "install", "-m", "755", "/dev/stdin", str(policy)], input=b"#!/bin/sh\nexit 101\n", check=True)
         yield
     finally:
-        policy.unlink(missing_ok=True)
+        subprocess.run([*sudo, "rm", "-f", str(policy)], check=True)
 
 
 # -- the cluster ------------------------------------------------------------------------------------------------------------
