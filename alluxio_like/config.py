@@ -15,7 +15,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError
@@ -32,9 +32,9 @@ class _Frozen(BaseModel):
 class TlsConfig(_Frozen):
     """Certificates, PEM files. A server needs `certificate` and `key`; whoever calls one needs `ca`."""
 
-    certificate: Path | None = None
-    key: Path | None = None
-    ca: Path | None = None
+    certificate: Path | None = Field(None, description="this server's certificate, with what leads up to the authority")
+    key: Path | None = Field(None, description="the certificate's private key")
+    ca: Path | None = Field(None, description="authority that signed the other servers' certificates; empty: no TLS to them")
 
 
 class ServiceConfig(_Frozen):
@@ -44,23 +44,24 @@ class ServiceConfig(_Frozen):
     advertise: str = Field("", description="host:port under which others reach this service; empty: what it bound to")
     http_bind: str = Field("127.0.0.1:0", description="host:port of /metrics and /healthz; empty: none")
     insecure: bool = Field(False, description="allow an address other than loopback without TLS")
-    tls: TlsConfig = TlsConfig()
+    tls: TlsConfig = Field(TlsConfig(), description="PEM files")
     token_file: Path | None = Field(None, description="file with the cluster's token, shared by master and workers; mode 0600")
-    io_timeout_s: Annotated[float, Field(gt=0)] = 30.0
-    """The longest any read, open or lookup takes before it fails with a clear error."""
-    log_level: str = "info"
-    log_format: str = Field("text", pattern="^(text|json)$")
+    io_timeout_s: float = Field(
+        30.0, gt=0, description="longest that any read, open or lookup takes before it fails with a clear error"
+    )
+    log_level: str = Field("info", description="debug, info, warning or error")
+    log_format: str = Field("text", pattern="^(text|json)$", description="text or json, one line an event, on standard error")
     ready_file: Path | None = Field(
         None, description="written, as one JSON line with addresses and pid, once the service is ready"
     )
 
 
 class MasterConfig(ServiceConfig):
-    bind: str = DEFAULT_MASTER_ADDRESS
+    bind: str = Field(DEFAULT_MASTER_ADDRESS, description="host:port to listen on")
     home: Path = Field(description="directory of the namespace and the mount table")
     metadata_url: str = Field("", description="empty: lmdb://HOME/meta")
     sync_interval_s: float = Field(300.0, description="how long a listing is believed, where a mount does not say otherwise")
-    whole_file_limit_bytes: int = 1 << 30
+    whole_file_limit_bytes: int = Field(1 << 30, description="files up to this size are placed whole, larger ones by block")
     worker_timeout_s: float = Field(5.0, description="a worker that was silent for so long is taken for dead")
     page_entries: int = Field(1000, description="entries asked of a store in one listing request")
 
@@ -68,15 +69,15 @@ class MasterConfig(ServiceConfig):
 class CacheDirConfig(_Frozen):
     """One cache directory; `quota_bytes` None: 80 % of the disk."""
 
-    path: Path
-    quota_bytes: int | None = None
-    tier: str = Field("SSD", pattern="^(MEM|SSD|HDD)$")
+    path: Path = Field(description="the directory; one worker's alone")
+    quota_bytes: int | None = Field(None, description="most it may hold; empty: 80 % of the disk")
+    tier: str = Field("SSD", pattern="^(MEM|SSD|HDD)$", description="what it is made of: MEM, SSD or HDD")
 
 
 class WorkerConfig(ServiceConfig):
-    master: str = DEFAULT_MASTER_ADDRESS
+    master: str = Field(DEFAULT_MASTER_ADDRESS, description="host:port of the master to join")
     home: Path = Field(description="directory of the worker's lock and unix socket")
-    cache_dirs: tuple[CacheDirConfig, ...] = ()
+    cache_dirs: tuple[CacheDirConfig, ...] = Field((), description="where cache files go; empty: HOME/cache")
     allow_root_disk: bool = Field(False, description="accept a cache directory on the root file system")
     keep_free_fraction: float = Field(0.1, description="of each disk, never used")
     high_watermark: float = Field(0.95, description="of a directory's quota: eviction starts")
@@ -84,27 +85,27 @@ class WorkerConfig(ServiceConfig):
     fetch_concurrency: int = Field(16, description="requests to stores under way at once for somebody who waits")
     load_concurrency: int = Field(12, description="requests to stores under way at once for loads")
     max_request_bytes: int = Field(8 << 20, description="largest range asked of a store in one request")
-    heartbeat_interval_s: float = 1.0
+    heartbeat_interval_s: float = Field(1.0, description="between two messages to the master")
 
 
 class ClientConfig(_Frozen):
     """What the client library needs, be it in the FUSE daemon, the CLI or a training process."""
 
-    master: str = DEFAULT_MASTER_ADDRESS
-    tls: TlsConfig = TlsConfig()
-    token_file: Path | None = None
-    io_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    master: str = Field(DEFAULT_MASTER_ADDRESS, description="host:port of the master")
+    tls: TlsConfig = Field(TlsConfig(), description="PEM files; a client needs only ca")
+    token_file: Path | None = Field(None, description="file with the cluster's token; mode 0600")
+    io_timeout_s: float = Field(30.0, gt=0, description="longest that a call takes before it fails with a clear error")
     readahead_max_bytes: int = Field(64 << 20, description="furthest that one reader's sequential reads run ahead")
     buffer_bytes: int = Field(256 << 20, description="memory for bytes in flight, of the whole process")
     use_local_cache: bool = Field(True, description="read cache files of workers on this machine directly")
 
 
 class FuseConfig(ServiceConfig):
-    mountpoint: Path
+    mountpoint: Path = Field(description="directory to mount on; made, and removed again, where it does not exist")
     path: str = Field("/", description="the namespace's path that is mounted")
-    client: ClientConfig = ClientConfig()
-    session: str = Field("auto", pattern="^(auto|kernel|pyfuse3)$")
-    allow_other: bool | None = Field(None, description="None: where we may")
+    client: ClientConfig = Field(ClientConfig(), description="as [client], for this mount")
+    session: str = Field("auto", pattern="^(auto|kernel|pyfuse3)$", description="how to talk to the kernel; auto: pyfuse3")
+    allow_other: bool | None = Field(None, description="let other users in; empty: where we may")
     read_ahead_kb: int = Field(4096, description="the kernel's read-ahead for the mount (needs root)")
     entry_timeout_s: float = Field(5.0, description="longest time the kernel keeps a name or attributes without asking")
 
@@ -212,8 +213,10 @@ def _from_toml(name: str, file: Path) -> dict[str, Any]:
             raise ConfigError(f"{file}: unknown key {key!r} in [common]{_nearest(key, ServiceConfig.model_fields)}", subject=key)
     fields = SERVICES[name].model_fields
     values = _merge({key: value for key, value in common.items() if key in fields}, tables.get(name, {}))
-    if "client" in fields and "client" in tables:
-        values = _merge({"client": tables["client"]}, values)
+    if "client" in fields:
+        # The client inside needs what [common] says of TLS and the token as much as a client alone.
+        shared = {key: value for key, value in common.items() if key in ClientConfig.model_fields}
+        values = _merge({"client": _merge(shared, tables.get("client", {}))}, values)
     return values
 
 

@@ -48,6 +48,8 @@ def make_app(sentence: str, **settings: Any) -> typer.Typer:
 
 def run_app(app: Callable[..., Any], program: str) -> NoReturn:
     """Run a command line and end the process with its exit code."""
+    # gRPC's own lines about each connection that did not come about; ours say what matters.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     for stream in (sys.stdout, sys.stderr):
         # Names are bytes: those that are not UTF-8 come out as they are.
         with contextlib.suppress(AttributeError):

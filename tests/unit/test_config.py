@@ -12,6 +12,7 @@ from alluxio_like.config import (
     ClientConfig,
     FuseConfig,
     MasterConfig,
+    TlsConfig,
     WorkerConfig,
     load_config,
     parse_duration,
@@ -59,6 +60,13 @@ def test_lists_and_nested_settings_from_the_environment(monkeypatch: pytest.Monk
 def test_the_client_inside_fuse_takes_the_clients_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path, '[client]\nbuffer_bytes = 7\nmaster = "a:1"\n[fuse]\nmountpoint = "/m"\n')
     assert load_config(FuseConfig, file=file).client == ClientConfig(buffer_bytes=7, master="a:1")
+    common = '[common]\nio_timeout_s = 5\ntoken_file = "/t"\ntls = { ca = "/ca" }\n'
+    both = write(tmp_path, common + '[client]\nio_timeout_s = 6\n[fuse]\nmountpoint = "/m"\n')
+    assert load_config(FuseConfig, file=both).client == load_config(ClientConfig, file=both)
+    assert load_config(ClientConfig, file=both) == ClientConfig(
+        io_timeout_s=6, token_file=Path("/t"), tls=TlsConfig(ca=Path("/ca"))
+    )
+    file = write(tmp_path, '[client]\nbuffer_bytes = 7\nmaster = "a:1"\n[fuse]\nmountpoint = "/m"\n')
     monkeypatch.setenv("ALLUXIO_LIKE_MASTER", "b:2")
     assert load_config(FuseConfig, file=file).client.master == "b:2"
     assert load_config(FuseConfig, file=file, flags={"client": {"master": "c:3"}}).client.master == "c:3"
