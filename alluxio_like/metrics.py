@@ -75,10 +75,6 @@ class Metrics:
         self.read_bytes = self._counter(
             "read_bytes_total", "Bytes given to readers, by where they were: local, peer or store.", ("source",)
         )
-        self.read_pages = self._counter(
-            "read_pages_total", "Pages asked for by readers, by where they were: local, peer or store.", ("source",)
-        )
-        self.read_latency = self._histogram("read_seconds", "Time a read took, by where its bytes were.", ("source",))
         self.read_failures = self._counter("read_failures_total", "Reads that failed, by the code of the error.", ("code",))
         self.readahead_bytes = self._gauge("readahead_bytes", "Bytes read ahead that nobody has asked for yet.")
 

@@ -175,7 +175,9 @@ async def _wire(
     slow = DiskQueue("slow", 1)
     for queue in (writes, reads, slow):
         stack.push_async_callback(queue.close)
-    evictor = Evictor(store, clock, high_watermark=config.high_watermark, low_watermark=config.low_watermark)
+    evictor = Evictor(
+        store, clock, high_watermark=config.high_watermark, low_watermark=config.low_watermark, metrics=metrics
+    )
     evictor.start()
     stack.push_async_callback(asyncio.to_thread, evictor.stop)
 

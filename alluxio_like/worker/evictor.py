@@ -12,6 +12,7 @@ from alluxio_like import errors
 from alluxio_like.cache.file import CachedFile, Role
 from alluxio_like.cache.store import CacheStore, DirectoryUsage
 from alluxio_like.clock import Clock
+from alluxio_like.metrics import Metrics
 from alluxio_like.types import BLOCK_BYTES, WHOLE_FILE_LIMIT_BYTES, FileId, FileRef, JobId, get_block_count
 from alluxio_like.worker.core.eviction import EvictionPolicy, Victim
 
@@ -28,8 +29,17 @@ REMOVE_BATCH = 256
 class Evictor:
     """One per worker. `start` begins the background thread, `stop` ends it."""
 
-    def __init__(self, store: CacheStore, clock: Clock, *, high_watermark: float = 0.95, low_watermark: float = 0.90) -> None:
+    def __init__(
+        self,
+        store: CacheStore,
+        clock: Clock,
+        *,
+        high_watermark: float = 0.95,
+        low_watermark: float = 0.90,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._store = store
+        self._metrics = metrics or Metrics()
         self._clock = clock
         self._high = high_watermark
         self._low = low_watermark
@@ -41,8 +51,6 @@ class Evictor:
         self._removing = threading.Lock()
         """Held by who removes: two at once would both make the same room."""
         self._thread = threading.Thread(target=self._run, name="evictor", daemon=True)
-        self.evicted_files = 0
-        self.evicted_bytes = 0
 
     def start(self) -> None:
         """Learn the files of the index, sweep leftovers, then watch the space, in a daemon thread."""
@@ -158,12 +166,15 @@ class Evictor:
     def _remove_batch(self, number: int, batch: list[Victim], needed: int) -> int:
         freed = 0
         whole: list[FileId] = []
+        found: dict[FileId, tuple[Role, int]] = {}
         for victim in batch:
             file = self._store.lookup(victim.file_id)
             if file is not None and file.size > WHOLE_FILE_LIMIT_BYTES:
                 freed += self._punch(number, file, needed - freed)
             else:
                 whole.append(victim.file_id)
+                if file is not None:
+                    found[victim.file_id] = (file.role, file.present_bytes)
         removed = self._store.remove(whole)
         kept = {*removed.in_use, *removed.pinned}
         with self._lock:
@@ -173,9 +184,14 @@ class Evictor:
                     policy.record_busy(file_id)
                 else:
                     policy.record_removed(file_id)
-        self.evicted_files += removed.files
-        self.evicted_bytes += removed.bytes
+        self._metrics.evictions_skipped.inc(len(removed.in_use))
+        for role, size in (found[file_id] for file_id in found.keys() - kept):
+            self._count(role, 1, size)
         return freed + removed.bytes
+
+    def _count(self, role: Role, files: int, size: int) -> None:
+        self._metrics.evicted_files.labels(role.name.lower()).inc(files)
+        self._metrics.evicted_bytes.labels(role.name.lower()).inc(size)
 
     def _punch(self, number: int, file: CachedFile, needed: int) -> int:
         """Take blocks from the end of a large file; it goes when none is left."""
@@ -190,7 +206,7 @@ class Evictor:
                 policy.record_busy(file.file_id)
             elif file.present_bytes == 0:
                 policy.record_removed(file.file_id)
-        self.evicted_bytes += freed
+        self._count(file.role, file.present_bytes == 0, freed)
         if file.present_bytes == 0:
             self._store.remove([file.file_id])
         return freed

@@ -11,6 +11,7 @@ from alluxio_like import errors
 from alluxio_like.cache.format import make_file_path
 from alluxio_like.cache.store import CacheDirSpec, CacheStore, Role
 from alluxio_like.clock import SystemClock
+from alluxio_like.metrics import Metrics
 from alluxio_like.types import FileRef, Fingerprint, InodeId, JobId, MountId, VersionId
 from alluxio_like.worker.evictor import Evictor
 
@@ -37,8 +38,13 @@ def open_store(path: Path) -> CacheStore:
 
 
 @pytest.fixture
-def evictor(store: CacheStore) -> Iterator[Evictor]:
-    made = Evictor(store, SystemClock())
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def evictor(store: CacheStore, metrics: Metrics) -> Iterator[Evictor]:
+    made = Evictor(store, SystemClock(), metrics=metrics)
     yield made
     made.stop()
 
@@ -70,14 +76,18 @@ def test_homes_stay_and_further_ones_are_refused(store: CacheStore, evictor: Evi
     assert all(has(store, inode + 1) for inode in range(COUNT))
 
 
-def test_guests_make_room_in_the_background_down_to_the_low_watermark(store: CacheStore, evictor: Evictor) -> None:
+def test_guests_make_room_in_the_background_down_to_the_low_watermark(
+    store: CacheStore, evictor: Evictor, metrics: Metrics
+) -> None:
     for inode in range(COUNT):
         fill(evictor, inode + 1, Role.GUEST if inode < 40 else Role.HOME)
     evictor.start()
     wait_until(lambda: store.get_usage()[0].used_bytes <= 0.9 * COUNT * FILE)
     assert all(has(store, inode + 1) for inode in range(40, COUNT))
     assert 30 <= sum(has(store, inode + 1) for inode in range(40)) < 40
-    assert evictor.evicted_files == COUNT - store.get_usage()[0].file_count
+    gone = COUNT - store.get_usage()[0].file_count
+    wait_until(lambda: metrics.registry.get_sample_value("alluxio_like_evicted_files_total", {"role": "guest"}) == gone)
+    assert metrics.registry.get_sample_value("alluxio_like_evicted_bytes_total", {"role": "guest"}) == gone * FILE
     fill(evictor, 1000)
 
 
