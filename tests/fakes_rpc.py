@@ -327,7 +327,7 @@ def make_content(size: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-async def _serve_alone(files: int, size: int, also: str = "") -> None:
+async def _serve_alone(files: int, size: int) -> None:
     """A master and a worker until standard input ends; says the master's address on standard output."""
     master, worker = FakeMaster(), FakeWorker()
     for number in range(files):
@@ -335,9 +335,6 @@ async def _serve_alone(files: int, size: int, also: str = "") -> None:
         assert entry.ref is not None
         master.entries[entry.name] = entry
         worker.contents[entry.ref.file_id] = make_content(size, number)
-    if also:
-        master.entries[also] = master.entries["f0"]
-        master.entries["data"] = make_dir("data", 1)
     async with serve(worker=worker) as worker_server, serve(master=master) as server:
         master.cluster = Cluster("c", 1, (make_worker(worker_server, "w"),))
         print(server.address, flush=True)  # noqa: T201
@@ -345,4 +342,4 @@ async def _serve_alone(files: int, size: int, also: str = "") -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve_alone(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))
+    asyncio.run(_serve_alone(int(sys.argv[1]), int(sys.argv[2])))
