@@ -147,12 +147,12 @@ def plot_results(path: Path, results: Sequence[Result]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = [r for r in results if r.aim is not None and r.ratio == r.ratio]
+    shown = [r for r in results if r.aim and r.ratio == r.ratio]
     if not shown:
         return
     figure, axes = plt.subplots(figsize=(10, 0.45 * len(shown) + 1.2))
     names = [r.name for r in shown]
-    relative = [(r.aim / r.ratio if r.ratio else 0) if r.at_most else r.ratio / r.aim for r in shown if r.aim]
+    relative = [(r.aim / r.ratio if r.ratio else 1) if r.at_most else r.ratio / r.aim for r in shown if r.aim]
     axes.barh(names, relative, color=["tab:green" if r.met else "tab:red" for r in shown])
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xscale("log")

@@ -429,8 +429,13 @@ class JobRunner:
     async def _check_batch(self, batch: Batch, outcomes: list[Outcome]) -> None:
         todo = outcomes
         counts = batch.counts
-        for number in range(CHECKS):
+        for number, pause_s in enumerate((0.0, *LOAD_PAUSES_S)):
             if number:
+                lost = any(outcome.lost for outcome in todo)
+                if number >= CHECKS and not lost:
+                    break
+                # A worker that is being restarted comes back with what it holds: nothing need be fetched for that.
+                await asyncio.sleep(pause_s if lost else 0.0)
                 await self._look_again(todo)
                 scratch = Counts()
                 await self._load_outcomes(scratch, todo)

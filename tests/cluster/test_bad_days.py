@@ -172,6 +172,19 @@ def test_a_service_killed_during_a_load(
     assert not proxy.get_log("GET")
 
 
+def test_a_load_waits_for_a_worker_that_is_being_restarted(
+    make_stack: StackMaker, s3_server: S3Server, s3_bucket: str, proxy: FaultProxy
+) -> None:
+    objects = put_samples(s3_server, s3_bucket, 20)
+    stack = make_stack()
+    stack.load("/")
+    proxy.reset_log()
+    os.kill(stack.get_service_pids("workers")[0], signal.SIGKILL)
+    job = stack.load("/")
+    assert job["skipped_files"] == len(objects)
+    assert not proxy.get_log("GET")
+
+
 def test_a_full_cache_reads_through(make_stack: StackMaker, s3_server: S3Server, s3_bucket: str) -> None:
     objects = put_samples(s3_server, s3_bucket, 40, size=3 * MIB)
     stack = make_stack("--cache-size", "48MiB")
