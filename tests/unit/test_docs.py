@@ -130,3 +130,22 @@ def test_every_clause_names_a_test() -> None:
     for section in sections:
         for clause in re.split(r"^(?=\d+\. )", section.partition("\n")[2], flags=re.MULTILINE)[1:]:
             assert "::" in clause, clause
+
+
+# concurrency
+
+
+def test_every_lock_is_named() -> None:
+    text = (ROOT / "docs/CONCURRENCY.md").read_text()
+    made = re.compile(
+        r"^\s*(?:self\.)?(\w+)(?:: [^=\n]+)? = (?:field\(default_factory=lambda: )?"
+        r"(?:threading|asyncio)\.(?:R?Lock|Condition|Semaphore)\(",
+        re.MULTILINE,
+    )
+    unnamed = [
+        f"{path.stem}: {name}"
+        for path in sorted((ROOT / "alluxio_like").rglob("*.py"))
+        for name in made.findall(path.read_text())
+        if not re.search(rf"`(?:\w+\.)*{path.stem}[\w.]*\.{name}`|`{path.stem}` `{name}`", text)
+    ]
+    assert not unnamed
