@@ -149,3 +149,8 @@ def test_every_lock_is_named() -> None:
         if not re.search(rf"`(?:\w+\.)*{path.stem}[\w.]*\.{name}`|`{path.stem}` `{name}`", text)
     ]
     assert not unnamed
+
+
+def test_every_decision_is_in_the_list() -> None:
+    listed = (ROOT / "docs/decisions/README.md").read_text()
+    assert [path.name for path in (ROOT / "docs/decisions").glob("0*.md") if f"]({path.name})" not in listed] == []
