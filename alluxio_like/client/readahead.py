@@ -56,8 +56,8 @@ class Pattern:
             self.trigger = NEVER
             return None
         start = max(self._issued, self._next)
-        if start - self._next > self._window // 2:
-            self.trigger = start - self._window // 2
+        if start - self._next > self._window - self._step:
+            self.trigger = start - self._window + self._step
             return None
         self._window = min(self._max_window, max(FIRST_WINDOW_BYTES, self._window * 2))
         stop = self._next + self._window
@@ -65,8 +65,14 @@ class Pattern:
             stop -= stop % PIECE_BYTES
         stop = min(max(stop, start), self._size)
         self._issued = stop
-        self.trigger = NEVER if stop >= self._size else stop - self._window // 2
+        self.trigger = NEVER if stop >= self._size else stop - self._window + self._step
         return (start, stop) if stop > start else None
+
+    @property
+    def _step(self) -> int:
+        # A piece as soon as there is room for one keeps requests under way all the time; halves of a window would come in bursts
+        # with pauses between them. While the window grows it doubles instead.
+        return min(PIECE_BYTES, self._window // 2)
 
     def take_back(self, start: int) -> None:
         """What `advance` gave from `start` on could not be begun; ask again later."""
