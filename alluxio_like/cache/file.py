@@ -488,14 +488,14 @@ class CachedFile:
             actual = compute_checksum(piece) if len(piece) == length else -1
             bit = 1 << page % PAGES_PER_BLOCK
             with self._lock:
-                if self._removed:
-                    break
                 block = self._get_block(page // PAGES_PER_BLOCK)
-                if not block.bits & bit:
-                    continue
                 good = actual == block.checksums[page % PAGES_PER_BLOCK]
                 if not good:
                     bad.append(page)
+                # Bad bytes are bad for everybody who read them, also when another reader has dropped the page by now.
+                if self._removed or not block.bits & bit:
+                    continue
+                if not good:
                     block.bits &= ~bit
                     block.suspect &= ~bit
                     self._present_bytes -= length

@@ -265,6 +265,35 @@ def test_flipped_bit_is_found_and_dropped(stores: Stores) -> None:
     assert file.verify() == [1]
 
 
+def test_bad_page_is_given_to_none_of_those_who_read_it_at_once(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two read the bad bytes; the first to look at the checksum drops the page, and the second must not take that for good."""
+    store = stores.open()
+    ref = make_ref(3, 2 * PAGE_BYTES)
+    file = fill(store, ref)
+    with get_path(store, file).open("r+b") as raw:
+        raw.seek(PAGE_BYTES + 17)
+        raw.write(b"\xff")
+    plain = CachedFile._read_exactly
+    others: list[BaseException] = []
+
+    def read_and_be_overtaken(self: CachedFile, fd: int, offset: int, length: int) -> bytes:
+        data = plain(self, fd, offset, length)
+        monkeypatch.setattr(CachedFile, "_read_exactly", plain)
+        with pytest.raises(errors.Corrupt) as caught:
+            self.read(offset, length)
+        others.append(caught.value)
+        return data
+
+    monkeypatch.setattr(CachedFile, "_read_exactly", read_and_be_overtaken)
+    with pytest.raises(errors.Corrupt):
+        file.read(PAGE_BYTES, PAGE_BYTES)
+    assert len(others) == 1
+    assert file.missing_pages(PageRange(0, 2)) == [PageRange(1, 2)]
+    assert store.get_usage()[0].used_bytes == PAGE_BYTES
+    file.write_pages(1, make_data(ref, 1, 2))
+    assert file.read(0, ref.size) == make_data(ref)
+
+
 def test_lost_file_is_forgotten(stores: Stores) -> None:
     store = stores.open()
     ref = make_ref(1, 5000)
