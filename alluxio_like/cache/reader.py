@@ -153,11 +153,13 @@ class LocalFile:
         first, stop = offset // PAGE_BYTES, -(-(offset + count) // PAGE_BYTES)
         if self._is_verified(first, stop):
             return self._pread(offset, count)
-        # Whole pages, because a checksum is of a whole page; what was read for it is at once what is returned.
+        # Whole pages, because a checksum is of a whole page; what was read for it is at once what is returned. What another
+        # thread verifies from now on may be other bytes than those read here: a bad page may be written anew meanwhile.
+        unverified = [page for page in range(first, stop) if not self._is_verified(page, page + 1)]
         start = first * PAGE_BYTES
         data = self._pread(start, min(stop * PAGE_BYTES, self.size) - start)
         view = memoryview(data)
-        for page in range(first, stop):
+        for page in unverified:
             low = (page - first) * PAGE_BYTES
             self._check(page, view[low : low + PAGE_BYTES] if stop - first > 1 else data)
         return data if start == offset and len(data) == count else view[offset - start : offset - start + count]
@@ -251,8 +253,6 @@ class LocalFile:
 
     def _check(self, page: int, data: memoryview | bytes) -> None:
         block, bit = divmod(page, PAGES_PER_BLOCK)
-        if self._verified.get(block, 0) >> bit & 1:
-            return
         if compute_checksum(data) != self._checksums[block][bit]:
             self._present[block] &= ~(1 << bit)
             raise errors.Corrupt(f"page {page} of a cache file does not match its checksum", subject=str(self._file_id))

@@ -14,14 +14,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from alluxio_like import errors
+from alluxio_like.cache.checksum import compute_checksum
 from alluxio_like.cache.format import make_file_path
+from alluxio_like.cache.reader import LocalFile
 from alluxio_like.cache.store import CachedFile, CacheDirSpec, CacheStore, Role
 from alluxio_like.clock import SystemClock
-from alluxio_like.types import PAGE_BYTES, FileRef, Fingerprint, InodeId, MountId, VersionId
+from alluxio_like.types import PAGE_BYTES, FileRef, Fingerprint, InodeId, MountId, PageRange, VersionId
 
 CHILD = Path(__file__).parent.parent / "cache_child.py"
 
@@ -178,6 +181,42 @@ def test_reader_finds_flipped_bit_and_recovers(store: CacheStore, children: list
     file.write_pages(1, make_page(ref, 1))
     store.flush()
     assert reader.ask("read", PAGE_BYTES, 10) == make_page(ref, 1)[:10].decode()
+
+
+class NoIndex:
+    """A view of an index that knows nothing: pages are learned."""
+
+    trust = 0
+    nowait = 0
+
+    def get(self, key: bytes) -> bytes | None:
+        return None
+
+
+def test_bytes_read_before_a_repair_are_not_taken_for_the_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread has read a bad page; before it checks it, the page is written anew and another thread verifies that."""
+    ref = make_ref(1, PAGE_BYTES)
+    good = make_page(ref, 0)
+    path = tmp_path / "file"
+    path.write_bytes(b"\xff" + good[1:])
+    file = LocalFile(cast("Any", NoIndex()), ref.file_id, ref.size, 5, os.open(path, os.O_RDONLY))
+    file.add_present(5, PageRange(0, 1), [compute_checksum(good)])
+    plain = LocalFile._pread
+
+    def read_and_be_overtaken(self: LocalFile, offset: int, length: int) -> bytes:
+        data = plain(self, offset, length)
+        monkeypatch.setattr(LocalFile, "_pread", plain)
+        path.write_bytes(good)
+        assert self.read(0, PAGE_BYTES) == good
+        return data
+
+    monkeypatch.setattr(LocalFile, "_pread", read_and_be_overtaken)
+    with pytest.raises(errors.Corrupt):
+        file.read(0, PAGE_BYTES)
+    assert file.read(0, PAGE_BYTES) == b""
+    file.add_present(5, PageRange(0, 1), [compute_checksum(good)])
+    assert file.read(0, PAGE_BYTES) == good
+    file.close()
 
 
 def test_open_file_outlives_forced_removal_and_is_not_punched(store: CacheStore, children: list[Child]) -> None:
