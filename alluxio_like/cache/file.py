@@ -299,8 +299,12 @@ class CachedFile:
                 return "removed", -1
             if self._pinned and not include_pinned:
                 return "pinned", -1
-            if self._users and not force:
+            if (self._users or self._punching) and not force:
                 return "in_use", -1
+            if self._punching:
+                # Who punches has the descriptor, and the lease with it: the file goes whole, and the hole is made in held/.
+                self._removed = True
+                return "held", -1
             fd, self._fd = self._fd, -1
             if fd < 0 or self._users:
                 # Those who use the old descriptor keep it; it is closed with this object.
@@ -330,13 +334,19 @@ class CachedFile:
             self._present_bytes -= freed
             self._dirty.add(block)
             self._punching = True
+            # Theirs alone from here on: nobody may close it under them, for its number would soon mean another file.
+            self._fd = -1
             return fd, freed
 
     def end_punch(self, fd: int) -> None:
-        """Let the file be used again."""
+        """Let the file be used again; takes the descriptor back."""
         with self._lock:
-            syscalls.drop_lease(fd)
             self._punching = False
+            if not self._removed:
+                syscalls.drop_lease(fd)
+                self._fd = fd
+                return
+        os.close(fd)
 
     def mark_removed(self) -> bool:
         """The file's bytes are lost. False: it was removed already."""

@@ -227,6 +227,37 @@ def test_punch_drops_one_block_unless_open(stores: Stores) -> None:
     assert file.read(0, PAGE_BYTES) == make_data(ref, 0, 1)
 
 
+def test_file_freed_while_a_block_is_punched_keeps_the_hole_out_of_others(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptor must not be closed between the commit and the punch: its number could be another file's by then."""
+    store = stores.open()
+    ref = make_ref(1, 2 * BLOCK_BYTES)
+    fill(store, ref)
+    plain = syscalls.punch_hole
+    punched: list[tuple[str, bool]] = []
+
+    def free_first(fd: int, offset: int, length: int) -> None:
+        assert store.remove([ref.file_id], force=True).files == 1
+        other = os.open(store.get_usage()[0].path / "format", os.O_RDONLY)
+        punched.append((str(Path(f"/proc/self/fd/{fd}").readlink()), other == fd))
+        plain(fd, offset, length)
+        os.close(other)
+
+    monkeypatch.setattr(syscalls, "punch_hole", free_first)
+    assert store.punch_block(ref.file_id, 0) == BLOCK_BYTES
+    monkeypatch.undo()
+    ((path, reused),) = punched
+    assert not reused
+    assert path.startswith(str(store.get_usage()[0].path / "held"))
+    assert store.get_usage()[0].state == "ok"
+    assert store.lookup(ref.file_id) is None
+    assert store.get_usage()[0].used_bytes == 0
+    assert store.reap_held() == BLOCK_BYTES
+    assert store.get_usage()[0].held_bytes == 0
+    assert fill(store, ref).read(0, 100) == make_data(ref, 0, 1)[:100]
+
+
 def test_quota_is_kept(stores: Stores) -> None:
     store = stores.open(quota=3 * PAGE_BYTES)
     ref = make_ref(1, 4 * PAGE_BYTES)
