@@ -56,6 +56,13 @@ class Outcome:
     message: str = ""
     lost: bool = False
     gone: bool = False
+    lacking: int = 0
+    """Copies for which there is no worker."""
+
+    def assign(self, workers: Sequence[Worker], replicas: int, limit_bytes: int) -> None:
+        """Give it to the workers where placement puts it now."""
+        self.units = assign(self.item, workers, replicas, limit_bytes)
+        self.lacking = max(0, replicas - len(workers))
 
     @property
     def is_done(self) -> bool:
@@ -68,7 +75,12 @@ class Outcome:
 
     @property
     def is_checked(self) -> bool:
-        """Every worker was asked and misses no page."""
+        """Every worker was asked and misses no page, and there are as many workers as there are to be copies."""
+        return self.is_held and not self.lacking
+
+    @property
+    def is_held(self) -> bool:
+        """Every worker there is was asked and misses no page."""
         return bool(self.units) and all(unit.part in self.checked for unit in self.units)
 
     def checked_missing(self, unit: Unit) -> bool:
@@ -95,6 +107,8 @@ class Outcome:
         """What is said of it at the end."""
         if self.code:
             return Problem(self.item.path, self.code, self.message)
+        if self.lacking:
+            return Problem(self.item.path, "missing", f"{self.lacking} copies are missing: too few workers are live for them")
         return Problem(self.item.path, "missing", self.message or "pages are missing on a worker that should hold them")
 
 

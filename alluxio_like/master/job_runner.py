@@ -39,6 +39,8 @@ BATCHES_AT_ONCE = 6
 """Enough that no worker waits for the slowest one of a batch (a guess)."""
 LOAD_PAUSES_S = (0.5, 2.0, 4.0)
 """Before a file whose worker was lost is tried again: longer, together, than it takes to notice that a worker is dead."""
+SHORT_WAIT_S = 8.0
+"""How long copies wait for a worker that is being restarted, before they count as missing (a guess: a restart takes 2 s)."""
 CHECKS = 3
 """Times that a file is checked; between two of them what is missing is loaded again."""
 COMMIT_INTERVAL_S = 0.25
@@ -96,6 +98,8 @@ class JobRunner:
         self._stored = b""
         self._unsaved: list[Problem] = []
         self._committing = asyncio.Lock()
+        self._short_until = 0.0
+        """While too few workers are live: until when more are waited for."""
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
@@ -195,6 +199,8 @@ class JobRunner:
         self._ledger = Ledger()
         record.advance(JobEvent.LOADED, self._s.clock.now_ns())
         record.problem_count = record.counts.failed_files = 0
+        # Counted anew by what is there in the end: a worker may be lost between loading and checking.
+        record.counts.unfit_files = record.counts.unfit_bytes = 0
 
         def apply(txn: WriteTransaction) -> None:
             core.clear_problems(txn, record.job_id)
@@ -226,8 +232,23 @@ class JobRunner:
     def _get_workers(self) -> list[Worker]:
         return self._s.registry.choose(self.record.spec.hosts)
 
-    async def _wait_workers(self) -> list[Worker]:
-        """The workers to load to; raises Unavailable when there is none within the I/O timeout, NotFound for unknown hosts."""
+    async def _wait_workers(self, *, enough: bool = False) -> list[Worker]:
+        """The workers to load to; raises Unavailable when there is none within the I/O timeout, NotFound for unknown hosts.
+
+        `enough`: as many as there are to be copies; they are waited for too, for SHORT_WAIT_S once in a row.
+        """
+        workers = await self._wait_some_workers()
+        while enough and len(workers) < self.record.spec.replicas:
+            now = self._s.clock.monotonic()
+            self._short_until = self._short_until or now + SHORT_WAIT_S
+            if now >= self._short_until:
+                return workers
+            await asyncio.sleep(0.1)
+            workers = await self._wait_some_workers()
+        self._short_until = 0.0
+        return workers
+
+    async def _wait_some_workers(self) -> list[Worker]:
         deadline = self._s.clock.monotonic() + self._s.io_timeout_s
         while True:
             try:
@@ -354,17 +375,17 @@ class JobRunner:
     async def _launch(
         self, this: _Pass, group: asyncio.TaskGroup, cursor: Cursor, outcomes: list[Outcome], problems: list[Problem]
     ) -> None:
-        workers = await self._wait_workers() if outcomes else []
+        workers = await self._wait_workers(enough=self.record.state is JobState.CHECKING) if outcomes else []
         spec = self.record.spec
         limit = self._s.registry.whole_file_limit_bytes
         taken = []
         counts = Counts()
         for outcome in outcomes:
-            outcome.units = assign(outcome.item, workers, spec.replicas, limit)
+            outcome.assign(workers, spec.replicas, limit)
             parts = {unit.worker_id: unit.size for unit in outcome.units}
             if this.fit.add(parts, only_if_fits=spec.fit):
                 taken.append(outcome)
-            elif self.record.state is not JobState.CHECKING:
+            else:
                 counts.unfit_files += 1
                 counts.unfit_bytes += sum(parts.values())
         await this.may_start(taken)
@@ -420,10 +441,10 @@ class JobRunner:
             await self._assign_again(todo)
 
     async def _assign_again(self, outcomes: Iterable[Outcome]) -> None:
-        workers = await self._wait_workers()
+        workers = await self._wait_workers(enough=self.record.state is JobState.CHECKING)
         limit = self._s.registry.whole_file_limit_bytes
         for outcome in outcomes:
-            outcome.units = assign(outcome.item, workers, self.record.spec.replicas, limit)
+            outcome.assign(workers, self.record.spec.replicas, limit)
             outcome.forget_failure()
 
     async def _check_batch(self, batch: Batch, outcomes: list[Outcome]) -> None:
@@ -442,7 +463,8 @@ class JobRunner:
                 counts.requests += scratch.requests
                 await asyncio.sleep(0.25 * (number - 1))
             await self._calls.check(todo)
-            todo = [outcome for outcome in todo if not outcome.is_checked and not outcome.gone]
+            # For copies that have no worker nothing can be done here.
+            todo = [outcome for outcome in todo if not outcome.is_held and not outcome.gone]
             if not todo:
                 break
         for outcome in outcomes:
@@ -467,7 +489,12 @@ class JobRunner:
             except errors.AlluxioLikeError as error:
                 log.warning("cannot list a changed directory", extra={"path": parent, "error": str(error)})
         for outcome in changed:
-            entry: Entry | None = (await self._s.lister.resolve_path(outcome.item.path)).entry
+            try:
+                entry: Entry | None = (await self._s.lister.resolve_path(outcome.item.path)).entry
+            except errors.AlluxioLikeError as error:
+                # Its reason stays what it was; the other files go on.
+                log.warning("cannot look up a changed file", extra={"path": outcome.item.path, "error": str(error)})
+                continue
             outcome.replace(entry)
         await self._assign_again([outcome for outcome in outcomes if not outcome.gone])
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from alluxio_like import errors
+from alluxio_like.master import job_runner
 from alluxio_like.rpc.messages import JobState
+from alluxio_like.types import PAGE_BYTES
 from alluxio_like.ufs.memory import Fault
 from tests.unit.master_parts import Cluster, wait_until
 
@@ -217,6 +219,42 @@ async def test_a_worker_that_dies_is_replaced(cluster: Cluster) -> None:
     job = await cluster.wait_job(job_id)
     assert (job.state, job.done_files) == (JobState.DONE, 60)
     assert sum(len(w.cached) for w in cluster.workers) >= 60
+
+
+async def test_copies_without_a_worker_are_missing(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_runner, "SHORT_WAIT_S", 0.2)
+    await make(cluster, 20, workers=2)
+    for worker in cluster.workers:
+        worker.hold.clear()
+    job_id = await cluster.submit("/data", replicas=2)
+    await wait_until(lambda: cluster.master.jobs.get_job(job_id).state is JobState.RUNNING, "the loading")
+    victim = cluster.workers.pop()
+    await victim.kill()
+    victim.hold.set()
+    cluster.workers[0].hold.set()
+    job = await cluster.wait_job(job_id)
+    assert (job.state, job.failed_files, job.checked_files) == (JobState.FAILED, 20, 0)
+    assert {problem.code for problem in job.problems} == {"missing"}
+    assert "copies" in job.problems[0].message
+    assert len(cluster.workers[0].cached) == 20
+
+
+async def test_what_fits_no_more_after_the_loss_of_a_worker_is_counted(cluster: Cluster) -> None:
+    # 16 files on two workers that take ten each: one alone cannot hold them.
+    await make(cluster, 16, workers=0, size=PAGE_BYTES)
+    for number in range(2):
+        await cluster.add_worker(f"w{number}", capacity_bytes=11 * PAGE_BYTES)
+    for worker in cluster.workers:
+        worker.hold.clear()
+    job_id = await cluster.submit("/data", fit=True)
+    await wait_until(lambda: cluster.master.jobs.get_job(job_id).state is JobState.RUNNING, "the loading")
+    victim = cluster.workers.pop()
+    await victim.kill()
+    victim.hold.set()
+    cluster.workers[0].hold.set()
+    job = await cluster.wait_job(job_id)
+    assert job.checked_files <= 10
+    assert job.checked_files + job.unfit_files + job.failed_files == 16
 
 
 async def test_cancelling_stops_the_job_for_good(cluster: Cluster) -> None:
