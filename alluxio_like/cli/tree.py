@@ -38,7 +38,7 @@ _CHUNK_BYTES = 8 << 20
 
 
 def parse_options(options: list[str]) -> dict[str, str]:
-    """-o key=value[,key=value] as a mapping; @FILE values are read. Raises InvalidArgument."""
+    """-o key=value, each its own, as a mapping; @FILE values are read. Raises InvalidArgument."""
     parsed = {}
     for text in options:
         key, equals, value = text.partition("=")
@@ -79,6 +79,9 @@ def mount(
         bool, typer.Option("--read-only", help="Nothing is ever written to the store (as yet, always so).")
     ] = True,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not ask the store whether it answers.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Give what is mounted there other options, such as new credentials; nothing is lost.")
+    ] = False,
     master: MasterOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -93,6 +96,7 @@ def mount(
       alluxio-like mount /ceph s3://bucket -o endpoint=http://10.0.0.5:7480 \\
           -o access_key=AK -o secret_key=@/etc/ceph.key
       alluxio-like mount /data/extra file:///srv/extra --sync-interval 30s
+      alluxio-like mount --update /data s3://bucket/prefix -o access_key=AK -o secret_key=@/etc/new.key
     """
     from alluxio_like.rpc.messages import MountSpec
 
@@ -108,6 +112,7 @@ def mount(
         uid=_to_number(parsed, "uid", os.getuid()),
         gid=_to_number(parsed, "gid", os.getgid()),
         skip_check=no_check,
+        update=update,
     )
 
     async def run() -> None:
@@ -116,7 +121,7 @@ def mount(
         if as_json:
             print_json(info)
         else:
-            print(f"mounted {info.uri} at {show_name(info.path)}")
+            print(f"{'updated' if update else 'mounted'} {info.uri} at {show_name(info.path)}")
 
     run_async(run())
 

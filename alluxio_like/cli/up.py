@@ -17,7 +17,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -419,11 +419,11 @@ class _Up:
             there = {mount.path: mount for mount in await client.list_mounts()}
             for wanted in sorted(self._plan.mounts, key=lambda one: one.path):
                 known = there.get(wanted.path)
+                spec = MountSpec(
+                    path=wanted.path, uri=wanted.uri, options=wanted.options, sync_interval_s=self._plan.sync_interval_s,
+                    uid=int(wanted.options.get("uid", os.getuid())), gid=int(wanted.options.get("gid", os.getgid())),
+                )  # fmt: skip
                 if known is None:
-                    spec = MountSpec(
-                        path=wanted.path, uri=wanted.uri, options=wanted.options, sync_interval_s=self._plan.sync_interval_s,
-                        uid=int(wanted.options.get("uid", os.getuid())), gid=int(wanted.options.get("gid", os.getgid())),
-                    )  # fmt: skip
                     await client.mount(spec)
                 elif str(parse_uri(known.uri)) != str(parse_uri(wanted.uri)) or not _is_same(dict(known.options), wanted.options):
                     raise ConfigError(
@@ -431,6 +431,9 @@ class _Up:
                         f"give another --home, or start it without this mount and 'alluxio-like unmount {wanted.path}'",
                         subject=wanted.path,
                     )
+                elif "***" in known.options.values():
+                    # Secrets are not shown, so they cannot be compared here; nothing happens where they are the same.
+                    await client.mount(replace(spec, update=True))
         finally:
             await client.close()
 

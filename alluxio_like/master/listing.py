@@ -131,7 +131,7 @@ class Lister:
             return Answer(entry, self._get_valid_s(state))
         flight = self._flights.get(parent)
         if flight is None:
-            trouble = self._mounts.lookup_trouble(state.mount_id)
+            trouble = self._mounts.lookup_trouble(state.mount_id, parent)
             if trouble is not None:
                 return self._answer_known(entry, trouble)
             flight = self._start(parent)
@@ -218,7 +218,7 @@ class Lister:
         with self._meta.read() as txn:
             state = namespace.get_dir_state(txn, directory)
         if flight is None and not self._is_fresh(state, since_ns) and not (cursor and state.complete):
-            trouble = self._mounts.lookup_trouble(state.mount_id)
+            trouble = self._mounts.lookup_trouble(state.mount_id, directory)
             if trouble is None:
                 flight = self._start(directory)
             elif not state.complete:
@@ -322,11 +322,11 @@ class Lister:
     async def _run(self, flight: Flight, plan: ListingPlan) -> None:
         try:
             await self._list(flight, plan)
-            self._mounts.note_success(plan.mount_id)
+            self._mounts.note_success(plan.mount_id, flight.directory)
         except errors.AlluxioLikeError as error:
             flight.error = error
             if isinstance(error, errors.StoreError):
-                self._mounts.note_failure(plan.mount_id, error)
+                self._mounts.note_failure(plan.mount_id, flight.directory, error)
                 log.warning("listing failed", extra={"mount": plan.mount_id, "prefix": plan.prefix, "error": str(error)})
         except Exception:
             log.exception("listing failed", extra={"mount": plan.mount_id, "prefix": plan.prefix})

@@ -23,16 +23,26 @@ from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.core import mounts as core
 from alluxio_like.master.core import operations
 from alluxio_like.master.core.model import MountRecord
+from alluxio_like.master.core.paths import split_path
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import MountInfo, MountSecrets, MountSpec
-from alluxio_like.types import MountId
+from alluxio_like.types import InodeId, MountId
 from alluxio_like.ufs.api import Ufs
 from alluxio_like.ufs.open import parse_uri, split_secrets
 
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 15.0
 """After failures in a row a store is asked at most so often by those who can do without it (guesses)."""
+
+
+PLACE_OPTIONS = ("endpoint", "uid", "gid")
+"""Options that stay for a mount's life: other data would be under the same names, or inodes with two owners."""
+_GIVES_CREDENTIALS = frozenset({"profile", "anonymous"})
+"""Options that stand in for secrets."""
+
+MAX_TROUBLES = 1000
+_OF_THE_WHOLE_STORE = (errors.StoreUnavailable, errors.StoreThrottled, errors.StoreMissing)
 
 
 class UfsOpener(Protocol):
@@ -66,6 +76,7 @@ class SecretsFile:
         with self._lock:
             changed = {**self._secrets, str(mount_id): dict(secrets)}
             if not secrets:
+                # Nothing is left of it, nor in the file.
                 del changed[str(mount_id)]
             self._replace(changed)
 
@@ -124,7 +135,9 @@ class MountTable:
         self._default_interval_s = default_sync_interval_s
         self._records: dict[MountId, MountRecord] = {}
         self._open: dict[MountId, Ufs] = {}
-        self._troubles: dict[MountId, _Trouble] = {}
+        self._troubles: dict[MountId, dict[InodeId | None, _Trouble]] = {}
+        """By directory; None: what concerns the whole store."""
+        self._retired: list[Ufs] = []
 
     def restore(self) -> None:
         """Take up the stored mounts; no store is asked."""
@@ -159,23 +172,35 @@ class MountTable:
         interval = self._default_interval_s if record is None or record.sync_interval_s is None else record.sync_interval_s
         return interval if interval >= 0 else float("inf")
 
-    def note_failure(self, mount_id: MountId, error: errors.AlluxioLikeError) -> None:
-        """A store failed: for a while (longer each time) it is left alone by those who can do without it."""
-        old = self._troubles.get(mount_id)
+    def note_failure(self, mount_id: MountId, directory: InodeId, error: errors.AlluxioLikeError) -> None:
+        """A listing failed: for a while (longer each time) the store is left alone by those who can do without it.
+
+        Where the store refuses or answers wrongly, that says nothing of its other directories.
+        """
+        troubles = self._troubles.setdefault(mount_id, {})
+        if len(troubles) >= MAX_TROUBLES:
+            troubles.clear()
+        place = None if isinstance(error, _OF_THE_WHOLE_STORE) else directory
+        old = troubles.get(place)
         backoff = FIRST_BACKOFF_S if old is None else min(MAX_BACKOFF_S, 2 * old.backoff_s)
-        self._troubles[mount_id] = _Trouble(error, self._clock.monotonic() + backoff, backoff)
+        troubles[place] = _Trouble(error, self._clock.monotonic() + backoff, backoff)
 
-    def note_success(self, mount_id: MountId) -> None:
-        self._troubles.pop(mount_id, None)
+    def note_success(self, mount_id: MountId, directory: InodeId) -> None:
+        troubles = self._troubles.get(mount_id)
+        if troubles is not None:
+            troubles.pop(None, None)
+            troubles.pop(directory, None)
 
-    def lookup_trouble(self, mount_id: MountId) -> errors.AlluxioLikeError | None:
-        """Why the store is not to be asked just now; None: it may be."""
-        trouble = self._troubles.get(mount_id)
-        return trouble.error if trouble is not None and self._clock.monotonic() < trouble.until_s else None
+    def lookup_trouble(self, mount_id: MountId, directory: InodeId) -> errors.AlluxioLikeError | None:
+        """Why the store is not to be asked for a directory just now; None: it may be."""
+        troubles = self._troubles.get(mount_id, {})
+        now = self._clock.monotonic()
+        return next((t.error for place in (None, directory) if (t := troubles.get(place)) is not None and now < t.until_s), None)
 
     def list_troubles(self) -> list[str]:
         """One line for each mount whose store failed last time."""
-        return [f"{self._records[m].path}: {t.error}" for m, t in self._troubles.items() if m in self._records]
+        latest = {m: max(known.values(), key=lambda t: t.until_s) for m, known in self._troubles.items() if known}
+        return [f"{self._records[m].path}: {trouble.error}" for m, trouble in latest.items() if m in self._records]
 
     # -- the table -----------------------------------------------------------------------------------------------------
 
@@ -184,6 +209,8 @@ class MountTable:
         if not spec.path.startswith("/"):
             raise errors.InvalidArgument("a mount's path is absolute in the namespace, such as /data", subject=spec.path)
         public, secret = split_secrets(parse_uri(spec.uri).scheme, spec.options)
+        if spec.update:
+            return await self._update(operation_id, spec, public, secret)
         store = self._open_store(spec.path, spec.uri, public, secret)
         try:
             if not spec.skip_check:
@@ -221,7 +248,48 @@ class MountTable:
             record = core.get_mount(txn, mount_id)
         self._records[mount_id] = record
         self._troubles.pop(mount_id, None)
+        if (old := self._open.pop(mount_id, None)) is not None:
+            # Of a mount that was updated. Requests may be under way on it: it is closed with the rest.
+            self._retired.append(old)
         return self._describe(record)
+
+    async def _update(
+        self, operation_id: str, spec: MountSpec, public: Mapping[str, str], secret: Mapping[str, str]
+    ) -> MountInfo:
+        """Give a mount other options; those that say where its data is must be as they are."""
+        parts = split_path(spec.path)
+        known = next((r for r in self._records.values() if split_path(r.path) == parts), None)
+        if known is None:
+            raise errors.NotFound("nothing is mounted there", subject=spec.path)
+        moved = [name for name in PLACE_OPTIONS if known.options.get(name) != public.get(name)]
+        if str(parse_uri(known.uri)) != str(parse_uri(spec.uri)) or moved:
+            raise errors.Conflict(
+                f"{known.uri} is mounted there with other options ({', '.join(moved) or 'another store'}): unmount it first, "
+                "because other data would be under the same names",
+                subject=spec.path,
+            )
+        mount_id = known.mount_id
+        before = self._secrets.get(mount_id)
+        wanted = dict(secret) or ({} if _GIVES_CREDENTIALS & public.keys() else dict(before))
+        interval = known.sync_interval_s if spec.sync_interval_s == 0 else spec.sync_interval_s
+        if dict(known.options) == dict(public) and dict(before) == wanted and interval == known.sync_interval_s:
+            return self._describe(known)
+        store = self._open_store(known.path, known.uri, public, wanted)
+        try:
+            if not spec.skip_check:
+                await store.check()
+        finally:
+            await store.close()
+
+        def change(txn: WriteTransaction) -> bytes:
+            core.update_mount(txn, mount_id, options=public, sync_interval_s=interval)
+            self._secrets.put(mount_id, wanted)
+            return str(int(mount_id)).encode()
+
+        def apply(txn: WriteTransaction) -> bytes:
+            return operations.run_once(txn, operation_id, "mount", self._clock.now_ns(), lambda: change(txn))
+
+        return await run_to_end(self._commit_mount(apply))
 
     async def unmount(self, operation_id: str, path: str) -> None:
         """Take a mount away; its secrets go with it."""
@@ -241,7 +309,8 @@ class MountTable:
         mount_id = MountId(int(raw))
         self._records.pop(mount_id, None)
         self._troubles.pop(mount_id, None)
-        self._secrets.keep_only(set(self._records))
+        # Its own alone: a mount that was stored meanwhile may not be in `_records` yet, and keeps its secrets.
+        self._secrets.put(mount_id, {})
         store = self._open.pop(mount_id, None)
         if store is not None:
             await store.close()
@@ -281,6 +350,7 @@ class MountTable:
 
     async def close(self) -> None:
         """Close all stores."""
-        for store in list(self._open.values()):
+        for store in [*self._open.values(), *self._retired]:
             await store.close()
         self._open.clear()
+        self._retired.clear()

@@ -245,6 +245,7 @@ def mount_request(operation_id: str, spec: MountSpec) -> master_pb2.MountRequest
         uid=spec.uid,
         gid=spec.gid,
         skip_check=spec.skip_check,
+        update=spec.update,
     )
 
 
@@ -258,6 +259,7 @@ def to_mount_spec(message: master_pb2.MountRequest) -> MountSpec:
         uid=message.uid,
         gid=message.gid,
         skip_check=message.skip_check,
+        update=message.update,
     )
 
 

@@ -56,7 +56,10 @@ class FsTotals:
 
 @dataclass(frozen=True, slots=True)
 class MountSpec:
-    """What is to be mounted. `sync_interval_s` 0 leaves the default, negative means never. `options` may hold secrets."""
+    """What is to be mounted. `sync_interval_s` 0 leaves the default, negative means never. `options` may hold secrets.
+
+    `update`: what is mounted there already gets these options (secrets not given stay as they are).
+    """
 
     path: str
     uri: str
@@ -66,6 +69,7 @@ class MountSpec:
     uid: int = 0
     gid: int = 0
     skip_check: bool = False
+    update: bool = False
 
 
 @dataclass(frozen=True, slots=True)

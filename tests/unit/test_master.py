@@ -1,8 +1,10 @@
 """A real master over real gRPC: names, mounts, listings, workers. Stores are in memory."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from alluxio_like.rpc.channel import open_channel
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import MountSpec, Throttle
 from alluxio_like.types import ROOT_INODE, InodeId, Kind
-from alluxio_like.ufs.memory import Fault
+from alluxio_like.ufs.memory import Fault, MemoryUfs
 from tests.unit.master_parts import Cluster, wait_until
 
 
@@ -160,6 +162,18 @@ async def test_while_the_store_is_down_what_is_known_stays(tmp_path: Path) -> No
         await cluster.close()
 
 
+async def test_a_directory_that_is_refused_says_nothing_of_the_others(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    for name in ("closed/a", "open/b"):
+        store.put(name, b"x")
+    closed, opened = [await get_inode(cluster, f"/data/{name}") for name in ("closed", "open")]
+    store.fail("LIST", errors.StoreDenied("not this one"))
+    with pytest.raises(errors.StoreDenied):
+        await cluster.stub.lookup(closed, "a")
+    assert (await cluster.stub.lookup(opened, "b")).entry is not None
+    assert any("not this one" in warning for warning in (await cluster.stub.report()).warnings)
+
+
 async def test_throttled_listings_are_repeated_and_lower_the_rate(cluster: Cluster) -> None:
     store = await cluster.add_store()
     store.put("a", b"x")
@@ -238,10 +252,78 @@ async def test_mounts_survive_a_restart_and_secrets_stay_secret(tmp_path: Path) 
         await cluster.close()
 
 
+async def test_an_unmount_leaves_the_secrets_of_a_mount_made_at_the_same_time(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.add_store("/old", "s3://old", options={"access_key": "AK", "secret_key": "old-secret"})
+    cluster.stores["s3://new"] = MemoryUfs()
+    secrets = cluster.home / "secrets.json"
+    meta = cluster.master.meta
+    write, loop = meta.write, asyncio.get_running_loop()
+    asked: asyncio.Queue[Any] = asyncio.Queue()
+    stored: asyncio.Future[Any] = loop.create_future()
+
+    async def write_in_turn(apply: Any) -> Any:
+        if unmounting.done() or "unmount" in seen:
+            asked.put_nowait(apply)
+            return await (await stored)
+        seen.add("unmount")
+        result = await write(apply)
+        mount = loop.run_in_executor(None, meta.write_now, await asked.get())
+        # The mount is stored by another thread, and this loop has not heard of it yet when the unmount goes on.
+        deadline = time.monotonic() + 5
+        while "new-secret" not in secrets.read_text() and time.monotonic() < deadline:
+            time.sleep(0.001)  # noqa: ASYNC251 (this loop must hear of nothing meanwhile)
+        stored.set_result(mount)
+        return result
+
+    seen: set[str] = set()
+    monkeypatch.setattr(cluster.master.meta, "write", write_in_turn)
+    unmounting = asyncio.create_task(cluster.stub.unmount("/old"))
+    await wait_until(lambda: seen, "the unmount to be stored")
+    mounting = asyncio.create_task(
+        cluster.stub.mount(MountSpec("/new", "s3://new", {"access_key": "AK", "secret_key": "new-secret"}))
+    )
+    await unmounting
+    info = await mounting
+    assert (await cluster.stub.get_mount_secrets(info.mount_id)).secrets["secret_key"] == "new-secret"
+    assert "old-secret" not in secrets.read_text()
+
+
+async def test_an_update_gives_a_mount_other_credentials_and_keeps_its_inodes(cluster: Cluster) -> None:
+    old = {"endpoint": "http://127.0.0.1:1", "access_key": "AK", "secret_key": "old-secret"}
+    store = await cluster.add_store(options=old)
+    store.put("a", b"x")
+    inode = await get_inode(cluster, "/data/a")
+    mount = (await cluster.stub.list_mounts())[0]
+    requests = store.count_requests()
+    same = await cluster.stub.mount(MountSpec("/data", "s3://bucket/data", old, update=True))
+    assert (same, store.count_requests()) == (mount, requests)
+    new = {**old, "access_key": "AK2", "secret_key": "new-secret"}
+    store.fail("LIST", errors.StoreDenied("no"))
+    with pytest.raises(errors.StoreDenied):
+        await cluster.stub.mount(MountSpec("/data", "s3://bucket/data", new, update=True))
+    assert (await cluster.stub.get_mount_secrets(mount.mount_id)).secrets["secret_key"] == "old-secret"
+    updated = await cluster.stub.mount(MountSpec("/data/", "s3://bucket/data/", {**new, "region": "r"}, update=True))
+    assert updated.options == {"endpoint": "http://127.0.0.1:1", "region": "r", "access_key": "***", "secret_key": "***"}
+    assert updated.mount_id == mount.mount_id
+    assert (await cluster.stub.get_mount_secrets(mount.mount_id)).secrets == {"access_key": "AK2", "secret_key": "new-secret"}
+    assert await get_inode(cluster, "/data/a") == inode
+    # Secrets that are not given stay; data from elsewhere is no update.
+    await cluster.stub.mount(MountSpec("/data", "s3://bucket/data", {"endpoint": "http://127.0.0.1:1"}, update=True))
+    assert (await cluster.stub.get_mount_secrets(mount.mount_id)).secrets["secret_key"] == "new-secret"
+    for spec in (
+        MountSpec("/data", "s3://bucket/data", {**new, "endpoint": "http://127.0.0.1:2"}, update=True),
+        MountSpec("/data", "s3://bucket/other", new, update=True),
+    ):
+        with pytest.raises(errors.Conflict, match="unmount"):
+            await cluster.stub.mount(spec)
+    with pytest.raises(errors.NotFound):
+        await cluster.stub.mount(MountSpec("/none", "s3://bucket/data", new, update=True))
+
+
 async def test_a_mount_that_does_not_answer_changes_nothing(cluster: Cluster) -> None:
     await cluster.add_store("/good", "s3://good")
-    from alluxio_like.ufs.memory import MemoryUfs
-
     cluster.stores["s3://bad"] = bad = MemoryUfs()
     bad.fail("LIST", errors.StoreMissing("no such bucket"), always=True)
     with pytest.raises(errors.StoreMissing):
@@ -254,8 +336,6 @@ async def test_a_mount_that_does_not_answer_changes_nothing(cluster: Cluster) ->
 
 
 async def test_a_repeated_mount_is_answered_and_not_done_again(cluster: Cluster) -> None:
-    from alluxio_like.ufs.memory import MemoryUfs
-
     cluster.stores["s3://bbb"] = MemoryUfs()
     first = await cluster.stub.mount(MountSpec("/m", "s3://bbb"), operation_id="op1")
     again = await cluster.stub.mount(MountSpec("/m", "s3://bbb"), operation_id="op1")

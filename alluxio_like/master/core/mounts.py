@@ -5,6 +5,7 @@ the store around them lists, as long as a mount is below. Functions over a trans
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction, get_prefix_stop
@@ -44,6 +45,16 @@ def add_mount(
     )
     txn.put(records.mount_key(mount_id), records.pack_mount(mount))
     return mount
+
+
+def update_mount(
+    txn: WriteTransaction, mount_id: MountId, *, options: Mapping[str, str], sync_interval_s: float | None
+) -> MountRecord:
+    """Other options for a mount, whose inodes stay. `options` must hold no secrets. Raises NotFound."""
+    record = get_mount(txn, mount_id)
+    record = replace(record, options=dict(options), sync_interval_s=sync_interval_s)
+    txn.put(records.mount_key(mount_id), records.pack_mount(record))
+    return record
 
 
 def remove_mount(txn: WriteTransaction, path: str, now_ns: int) -> MountRecord:

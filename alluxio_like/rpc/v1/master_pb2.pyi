@@ -130,7 +130,7 @@ class StatFsReply(_message.Message):
     def __init__(self, files: _Optional[int] = ..., known_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ...) -> None: ...
 
 class MountRequest(_message.Message):
-    __slots__ = ("operation_id", "path", "uri", "options", "read_only", "sync_interval_s", "uid", "gid", "skip_check")
+    __slots__ = ("operation_id", "path", "uri", "options", "read_only", "sync_interval_s", "uid", "gid", "skip_check", "update")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +147,7 @@ class MountRequest(_message.Message):
     UID_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
     SKIP_CHECK_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     path: bytes
     uri: str
@@ -156,7 +157,8 @@ class MountRequest(_message.Message):
     uid: int
     gid: int
     skip_check: bool
-    def __init__(self, operation_id: _Optional[str] = ..., path: _Optional[bytes] = ..., uri: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., read_only: _Optional[bool] = ..., sync_interval_s: _Optional[float] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., skip_check: _Optional[bool] = ...) -> None: ...
+    update: bool
+    def __init__(self, operation_id: _Optional[str] = ..., path: _Optional[bytes] = ..., uri: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., read_only: _Optional[bool] = ..., sync_interval_s: _Optional[float] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., skip_check: _Optional[bool] = ..., update: _Optional[bool] = ...) -> None: ...
 
 class MountReply(_message.Message):
     __slots__ = ("mount",)
