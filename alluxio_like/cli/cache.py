@@ -311,8 +311,8 @@ def status(path: PathArgument, master: MasterOption = "", as_json: JsonOption = 
             print(f"pinned: {found.pinned_files:,} files")
         if not found.complete:
             print("not all of it has been listed yet: what is not known is not counted")
-        for copies, files in found.replicas:
-            print(f"{files:,} files with {copies} whole {'copy' if copies == 1 else 'copies'}")
+        for one in found.replicas:
+            print(f"{one.files:,} files with {one.replicas} whole {'copy' if one.replicas == 1 else 'copies'}")
         rows = [
             [holder.address, f"{holder.files:,}", show_size(holder.cached_bytes), holder.worker_id] for holder in found.holders
         ]

@@ -23,7 +23,17 @@ from alluxio_like.master.walking import PathList, Step, Walker
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry
 from alluxio_like.rpc import messages
-from alluxio_like.rpc.messages import CacheStatus, FreeResult, HolderStatus, Job, JobProblem, ProblemPage, RateShare, Report
+from alluxio_like.rpc.messages import (
+    CacheStatus,
+    FreeResult,
+    HolderStatus,
+    Job,
+    JobProblem,
+    ProblemPage,
+    RateShare,
+    ReplicaCount,
+    Report,
+)
 from alluxio_like.types import BLOCK_BYTES, Entry, FileId, FileRef, JobId, Kind, VersionId, WorkerId
 
 FILES_PER_CALL = 1000
@@ -170,7 +180,7 @@ class CacheService:
             stored_bytes=total.stored_bytes,
             pinned_files=total.pinned_files,
             holders=tuple(holders),
-            replicas=tuple(sorted(total.replicas.items())),
+            replicas=tuple(ReplicaCount(*pair) for pair in sorted(total.replicas.items())),
             version=entry.attr.version if entry.attr.kind is Kind.FILE else VersionId(0),
             complete=total.complete,
         )
@@ -179,36 +189,40 @@ class CacheService:
         holdings = self._registry.block_map.get_holdings(file_id)
         return [h for h in holdings if (w := self._registry.lookup_worker(h.worker_id)) is not None and w.live]
 
-    async def _collect_held(self, entry: Entry) -> tuple[int, dict[WorkerId, list[FileRef]]]:
-        """How many files lie at or below an entry, and which of them each live worker holds some of."""
+    async def _iter_held(self, entry: Entry) -> AsyncIterator[tuple[list[FileRef], dict[WorkerId, list[FileRef]]]]:
+        """The files at or below an entry, some at a time, and which of them each live worker holds some of."""
+        with self._meta.read() as txn:
+            path = namespace.get_path(txn, entry.attr.inode)
+        refs: list[FileRef] = []
+        async with aclosing(Walker(self._meta, self._lister, PathList([path])).walk()) as walk:
+            async for step in walk:
+                refs += [item.entry.ref for item in step.items if item.entry.ref is not None]
+                if len(refs) >= FILES_PER_CALL:
+                    yield refs, self._group_held(refs)
+                    refs = []
+        yield refs, self._group_held(refs)
+
+    def _group_held(self, refs: Sequence[FileRef]) -> dict[WorkerId, list[FileRef]]:
         held: dict[WorkerId, list[FileRef]] = {}
-        count = 0
-
-        def visit(step: Step) -> None:
-            nonlocal count
-            for item in step.items:
-                ref = item.entry.ref
-                if ref is not None:
-                    count += 1
-                    for worker_id in {h.worker_id for h in self._get_live_holdings(ref.file_id)}:
-                        held.setdefault(worker_id, []).append(ref)
-
-        await self._walk_known(entry, visit)
-        return count, held
+        for ref in refs:
+            for worker_id in {h.worker_id for h in self._get_live_holdings(ref.file_id)}:
+                held.setdefault(worker_id, []).append(ref)
+        return held
 
     async def free(self, operation_id: str, path: str, *, force: bool) -> FreeResult:
-        # Idempotent by itself: what is gone is not freed again.
-        _, held = await self._collect_held(await self._get_known(path))
-        files: set[FileId] = set()
-        freed = kept = 0
-        for worker_id, mine in held.items():
-            for start in range(0, len(mine), FILES_PER_CALL):
-                part = [ref.file_id for ref in mine[start : start + FILES_PER_CALL]]
-                result = await self._pool.get_stub(worker_id).free_files(part, force=force)
-                freed += result.freed_bytes
-                kept += result.kept_pinned_files
-                files.update(part)
-        return FreeResult(max(0, len(files) - kept), freed, kept)
+        # Idempotent by itself: what is gone is not freed again. What is pinned, the namespace knows: workers may have it from before.
+        entry = await self._get_known(path)
+        files = freed = kept = 0
+        async for _, held in self._iter_held(entry):
+            kept += len({ref.file_id for mine in held.values() for ref in mine if ref.pinned and not force})
+            gone: set[FileId] = set()
+            for worker_id, mine in held.items():
+                part = [ref.file_id for ref in mine if force or not ref.pinned]
+                if part:
+                    freed += (await self._pool.get_stub(worker_id).free_files(part, force=True)).freed_bytes
+                    gone.update(part)
+            files += len(gone)
+        return FreeResult(files, freed, kept)
 
     async def set_pinned(self, operation_id: str, path: str, *, pinned: bool) -> int:
         entry = await self._get_known(path)
@@ -222,13 +236,15 @@ class CacheService:
             return operations.run_once(txn, operation_id, "set_pinned", now_ns, work)
 
         await self._meta.write(apply)
-        count, held = await self._collect_held(entry)
-        for worker_id, mine in held.items():
-            # What is not pinned by this path may be by another one, above or below it.
-            for value in (False, True):
-                files = [ref.file_id for ref in mine if ref.pinned is value]
-                for start in range(0, len(files), FILES_PER_CALL):
-                    await self._pool.get_stub(worker_id).set_pinned(files[start : start + FILES_PER_CALL], pinned=value)
+        count = 0
+        async for refs, held in self._iter_held(entry):
+            count += len(refs)
+            for worker_id, mine in held.items():
+                # What is not pinned by this path may be by another one, above or below it.
+                for value in (False, True):
+                    files = [ref.file_id for ref in mine if ref.pinned is value]
+                    if files:
+                        await self._pool.get_stub(worker_id).set_pinned(files, pinned=value)
         return count
 
     async def report(self) -> Report:

@@ -24,6 +24,7 @@ from alluxio_like.rpc.messages import (
     MountInfo,
     MountSpec,
     RateShare,
+    ReplicaCount,
     Report,
     Throttle,
 )
@@ -466,7 +467,7 @@ def cache_status_reply(value: CacheStatus) -> master_pb2.CacheStatusReply:
             master_pb2.HolderStatus(worker_id=one.worker_id, address=one.address, files=one.files, bytes=one.cached_bytes)
             for one in value.holders
         ],
-        replicas=[master_pb2.ReplicaCount(replicas=count, files=files) for count, files in value.replicas],
+        replicas=[master_pb2.ReplicaCount(replicas=one.replicas, files=one.files) for one in value.replicas],
         version=value.version,
         complete=value.complete,
     )
@@ -481,7 +482,7 @@ def to_cache_status(message: master_pb2.CacheStatusReply) -> CacheStatus:
         stored_bytes=message.stored_bytes,
         pinned_files=message.pinned_files,
         holders=tuple(HolderStatus(WorkerId(one.worker_id), one.address, one.files, one.bytes) for one in message.holders),
-        replicas=tuple((one.replicas, one.files) for one in message.replicas),
+        replicas=tuple(ReplicaCount(one.replicas, one.files) for one in message.replicas),
         version=VersionId(message.version),
         complete=message.complete,
     )

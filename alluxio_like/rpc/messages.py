@@ -256,11 +256,19 @@ class HolderStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaCount:
+    """How many files there are in so many whole copies."""
+
+    replicas: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
 class CacheStatus:
     """How much below a path is cached, where, in how many copies.
 
-    `cached_bytes` counts what is cached at least once, `stored_bytes` all copies. `replicas` pairs a number of whole copies with
-    how many files have it. `version` is that of a single file, else 0. `complete` False: parts below were never listed.
+    `cached_bytes` counts what is cached at least once, `stored_bytes` all copies. `replicas` says how many files
+    have how many whole copies. `version` is that of a single file, else 0. `complete` False: parts below were never listed.
     """
 
     files: int = 0
@@ -270,7 +278,7 @@ class CacheStatus:
     stored_bytes: int = 0
     pinned_files: int = 0
     holders: tuple[HolderStatus, ...] = ()
-    replicas: tuple[tuple[int, int], ...] = ()
+    replicas: tuple[ReplicaCount, ...] = ()
     version: VersionId = VersionId(0)
     complete: bool = True
 

@@ -65,7 +65,7 @@ def test_two_replicas_are_on_two_workers(make_stack: StackMaker, s3_server: S3Se
     stack.load("/train", "--replicas", "2")
     assert proxy.get_counts()["GET"] == 50, "the second copy comes from the first"
     status = stack.run_command("cache", "status", "/train")
-    assert status["replicas"] == [[2, 50]]
+    assert status["replicas"] == [{"replicas": 2, "files": 50}]
     assert sorted(holder["files"] for holder in status["holders"]) == [50, 50]
 
 

@@ -407,7 +407,7 @@ async def test_status_free_and_pin(cluster: Cluster) -> None:
     assert (job.state.name, job.done_files) == ("DONE", 20)
 
     async def get_replicas() -> dict[int, int]:
-        return dict((await cluster.stub.get_cache_status("/data/d")).replicas)
+        return {one.replicas: one.files for one in (await cluster.stub.get_cache_status("/data/d")).replicas}
 
     async with asyncio.timeout(10):
         while await get_replicas() != {2: 20}:
@@ -419,9 +419,11 @@ async def test_status_free_and_pin(cluster: Cluster) -> None:
     assert await cluster.stub.set_pinned("/data/d", pinned=True) == 20
     assert all(len(worker.pinned) == 20 for worker in workers)
     assert (await cluster.stub.get_cache_status("/data/d")).pinned_files == 20
-    assert (await cluster.stub.free("/data/d")).kept_pinned_files > 0
+    kept = await cluster.stub.free("/data/d")
+    assert (kept.files, kept.freed_bytes, kept.kept_pinned_files) == (0, 0, 20)
     await cluster.stub.set_pinned("/data/d", pinned=False)
-    assert (await cluster.stub.free("/data/d")).freed_bytes == 40_000
+    freed = await cluster.stub.free("/data/d")
+    assert (freed.files, freed.freed_bytes, freed.kept_pinned_files) == (20, 40_000, 0)
     async with asyncio.timeout(10):
         while await get_replicas() != {0: 20}:
             await asyncio.sleep(0.02)
