@@ -24,6 +24,7 @@ from alluxio_like.master.listing import Lister
 from alluxio_like.master.loading import JobManager
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable, SecretsFile, UfsOpener
+from alluxio_like.master.pacing import Pacer
 from alluxio_like.master.service_cache import CacheService
 from alluxio_like.master.service_namespace import MountsService, NamespaceService
 from alluxio_like.master.service_workers import WorkersService
@@ -39,8 +40,6 @@ log = logging.getLogger(__name__)
 
 EXPIRE_INTERVAL_S = 0.5
 CHORES_INTERVAL_S = 30.0
-MASTER = WorkerId("master")
-"""The name under which the master's own requests count where a bucket's rate is divided."""
 
 
 @dataclass(slots=True)
@@ -94,16 +93,12 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         mounts.restore()
         stack.push_async_callback(mounts.close)
 
-        def note_throttle(bucket: str) -> None:
-            metrics.store_throttles.labels(bucket).inc()
-            registry.rates.note(bucket, MASTER, 1, 0.0, clock.monotonic())
-
         lister = Lister(
             meta,
             mounts,
             clock=clock,
             metrics=metrics,
-            note_throttle=note_throttle,
+            pacer=Pacer(registry.rates, registry.get_live, clock),
             page_entries=config.page_entries,
             io_timeout_s=config.io_timeout_s,
         )

@@ -22,6 +22,7 @@ from alluxio_like.master.core import namespace, paths
 from alluxio_like.master.core.model import NO_MOUNT, Changes, DirState, EntryPage, ListingPlan
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.pacing import Pacer
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.context import get_remaining_s
 from alluxio_like.types import Entry, InodeId, Kind, MountId, to_bytes, to_str
@@ -107,7 +108,7 @@ class Lister:
         *,
         clock: Clock,
         metrics: Metrics,
-        note_throttle: Callable[[str], None],
+        pacer: Pacer,
         page_entries: int,
         io_timeout_s: float,
     ) -> None:
@@ -115,7 +116,7 @@ class Lister:
         self._mounts = mounts
         self._clock = clock
         self._metrics = metrics
-        self._note_throttle = note_throttle
+        self._pacer = pacer
         self._page_entries = page_entries
         self._io_timeout_s = io_timeout_s
         self._flights: dict[InodeId, Flight] = {}
@@ -179,7 +180,9 @@ class Lister:
         with self._meta.read() as txn:
             plan = namespace.begin_listing(txn, flight.directory, self._clock.now_ns())
         try:
-            found = await self._mounts.get_ufs(plan.mount_id).stat(plan.prefix + raw_name)
+            ufs = self._mounts.get_ufs(plan.mount_id)
+            await self._pacer.wait_turn(ufs.bucket)
+            found = await ufs.stat(plan.prefix + raw_name)
         except errors.AlluxioLikeError:
             return False
         entry = StoreEntry(raw_name, found.kind, found.fingerprint, found.mtime_ns, found.trusted, found.archived)
@@ -395,6 +398,7 @@ class Lister:
 
         async def ask() -> ListPage:
             async with gate:
+                await self._pacer.wait_turn(ufs.bucket)
                 return await ufs.list_page(plan.prefix, token, max_entries=self._page_entries)
 
         return await self._retry(ufs.bucket, self._mounts.get_record(plan.mount_id).path, ask)
@@ -408,7 +412,8 @@ class Lister:
                 return await ask()
             except errors.AlluxioLikeError as error:
                 if isinstance(error, errors.StoreThrottled):
-                    self._note_throttle(bucket)
+                    self._metrics.store_throttles.labels(bucket).inc()
+                    self._pacer.note_throttle(bucket)
                 wait = pause * (0.5 + random.random())
                 self._metrics.store_errors.labels("LIST", path, error.code).inc()
                 left = RETRY_PART * self._io_timeout_s - (self._clock.monotonic() - begun)

@@ -132,12 +132,8 @@ class Turns:
         """Throttles and use by bucket, and how many requests somebody waited for, since the last call."""
         now = self.monotonic()
         elapsed = max(now - self._reported_at, 1e-3)
-        # Buckets under a limit are reported without a throttle too, so that the master sees what of its share is used.
-        throttles = tuple(
-            Throttle(bucket, use.throttles, use.requests / elapsed)
-            for bucket, use in self._uses.items()
-            if use.throttles or bucket in self._rates
-        )
+        # Without a throttle too: the master measures by it what was in use when a trouble begins, and what of a share is used.
+        throttles = tuple(Throttle(bucket, use.throttles, use.requests / elapsed) for bucket, use in self._uses.items())
         self._uses.clear()
         self._reported_at = now
         demand, self._demand_count = self._demand_count, 0

@@ -12,7 +12,7 @@ from alluxio_like import errors
 from alluxio_like.rpc.channel import open_channel
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import MountSpec, Throttle
-from alluxio_like.types import ROOT_INODE, InodeId, Kind
+from alluxio_like.types import ROOT_INODE, InodeId, Kind, WorkerId
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from tests.unit.master_parts import Cluster, wait_until
 
@@ -181,6 +181,24 @@ async def test_throttled_listings_are_repeated_and_lower_the_rate(cluster: Clust
     data = await get_inode(cluster, "/data")
     assert (await cluster.stub.lookup(data, "a")).entry is not None
     assert [share.bucket for share in (await cluster.stub.report()).limited_buckets] == [store.bucket]
+
+
+async def test_listings_obey_the_buckets_rate(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    for number in range(30):
+        store.put(f"d{number}/x", b"x")
+    data = await get_inode(cluster, "/data")
+    names = await read_dir(cluster, data, 100)
+    rates = cluster.master.registry.rates
+    rates.note(store.bucket, WorkerId("w"), 1, 10.0, asyncio.get_running_loop().time())
+    begun = time.monotonic()
+    before = store.count_requests()["LIST"]
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(get_inode(cluster, f"/data/{name}/x") for name in names[:15]))
+    took = time.monotonic() - begun
+    assert store.count_requests()["LIST"] - before == 15
+    # Seven a second of the whole cluster, growing while it goes on.
+    assert took > 1.0
 
 
 async def test_a_changed_object_is_a_replacement(cluster: Cluster) -> None:

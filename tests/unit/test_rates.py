@@ -1,5 +1,7 @@
 """One rate for each bucket and the whole cluster."""
 
+import pytest
+
 from alluxio_like.master.core.rates import DECREASE, DECREASE_INTERVAL_S, MIN_RATE, RateController
 from alluxio_like.types import WorkerId
 
@@ -53,3 +55,14 @@ def test_shares_add_up_and_follow_use() -> None:
     shares = {worker: rates.get_shares(worker, [A, B], 0.2)[BUCKET] for worker in (A, B)}
     assert abs(sum(shares.values()) - rates.get_rates(0.2)[BUCKET]) < 1e-6
     assert shares[A] > 3 * shares[B] > 0
+
+
+def test_a_first_trouble_is_measured_by_what_all_used_before() -> None:
+    rates = RateController()
+    rates.note(BUCKET, A, 0, 300.0, 0.0)
+    rates.note(BUCKET, B, 0, 100.0, 0.5)
+    rates.note(BUCKET, WorkerId("master"), 1, 2.0, 1.0)
+    assert rates.get_rates(1.0)[BUCKET] == pytest.approx(402 * DECREASE)
+    shares = {name: rates.get_shares(WorkerId(name), [A, B], 1.0)[BUCKET] for name in (A, B, "master")}
+    assert sum(shares.values()) == pytest.approx(402 * DECREASE)
+    assert shares["master"] < shares[B] < shares[A]

@@ -45,17 +45,21 @@ class RateController:
 
     def __init__(self) -> None:
         self._buckets: dict[str, _Bucket] = {}
+        self._quiet_use: dict[str, dict[WorkerId, tuple[float, float]]] = {}
+        """Who used how much of buckets that have no limit, and when: what a first trouble is measured by."""
 
     def note(self, bucket: str, worker_id: WorkerId, count: int, used_rate: float, now: float) -> None:
-        """A worker says that `count` answers told it to slow down while it made `used_rate` requests per second.
+        """A worker says that `count` answers (0: none) told it to slow down while it made `used_rate` requests per second.
 
         Reports that follow the first of a trouble within DECREASE_INTERVAL_S belong to it: they tell how much the others used.
         """
         state = self._buckets.get(bucket)
         if state is None:
             if count <= 0:
+                self._quiet_use.setdefault(bucket, {})[worker_id] = (max(0.0, used_rate), now)
                 return
             state = self._buckets[bucket] = _Bucket(math.inf, MIN_RATE, math.inf, now, now, now)
+            state.used = self._quiet_use.pop(bucket, {})
         self._grow(state, now)
         state.used[worker_id] = (max(0.0, used_rate), now)
         if count > 0:
@@ -82,6 +86,8 @@ class RateController:
         for bucket, rate in self.get_rates(now).items():
             used = self._buckets[bucket].used
             weights = {w: self._get_weight(used.get(w), now) for w in workers}
+            # Also who is no worker and uses it: the master lists.
+            weights |= {w: self._get_weight(use, now) for w, use in used.items() if now - use[1] < USER_TIMEOUT_S}
             weights.setdefault(worker_id, self._get_weight(None, now))
             total = sum(weights.values())
             floor = 0.2 * rate / len(weights)
