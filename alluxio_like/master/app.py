@@ -39,7 +39,7 @@ from alluxio_like.ufs.open import open_ufs
 log = logging.getLogger(__name__)
 
 EXPIRE_INTERVAL_S = 0.5
-CHORES_INTERVAL_S = 30.0
+PURGE_INTERVAL_S = 30.0
 
 
 @dataclass(slots=True)
@@ -110,12 +110,14 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         )
         stack.push_async_callback(jobs.close)
 
+        workers = WorkersService(meta, registry, pool, clock=clock, metrics=metrics)
+        stack.push_async_callback(workers.close)
         server = create_server(config.bind, tls=config.tls, insecure=config.insecure, token=token, metrics=metrics)
         add_master_services(
             server.grpc_server,
             namespace=NamespaceService(meta, lister, registry, clock=clock),
             mounts=MountsService(mounts),
-            workers=WorkersService(meta, registry, clock=clock, metrics=metrics),
+            workers=workers,
             cache=CacheService(meta, lister, mounts, registry, pool, jobs, clock=clock, version=version),
         )
         http = start_http(
@@ -130,7 +132,10 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             # Joining its thread must not stop the loop.
             stack.push_async_callback(asyncio.to_thread, http.close)
         jobs.restore()
-        chores = asyncio.create_task(_do_chores(meta, registry, jobs, pool, metrics, clock), name="chores")
+        chores = [
+            asyncio.create_task(_watch_workers(meta, registry, jobs, metrics, clock), name="watch workers"),
+            asyncio.create_task(_forget_old(meta, registry, pool, clock), name="forget old"),
+        ]
         stack.push_async_callback(_cancel, chores)
         await server.start()
         stack.push_async_callback(server.stop)
@@ -174,16 +179,16 @@ async def run(config: MasterConfig) -> int:
     return 0
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _do_chores(
-    meta: MetaStore, registry: WorkerRegistry, jobs: JobManager, pool: WorkerPool, metrics: Metrics, clock: Clock
+async def _watch_workers(
+    meta: MetaStore, registry: WorkerRegistry, jobs: JobManager, metrics: Metrics, clock: Clock
 ) -> None:
-    """What is done regularly; a chore that fails is tried again the next time."""
-    next_purge = clock.monotonic() + CHORES_INTERVAL_S
+    """What must happen in time, so it calls nobody. A chore that fails is tried again the next time."""
     while True:
         await asyncio.sleep(EXPIRE_INTERVAL_S)
         try:
@@ -192,9 +197,16 @@ async def _do_chores(
             for worker_id in registry.forget_dead():
                 await meta.write(partial(delete_worker, worker_id=worker_id))
             _set_gauges(meta, registry, jobs, metrics, clock)
-            if clock.monotonic() >= next_purge:
-                next_purge = clock.monotonic() + CHORES_INTERVAL_S
-                await _purge(meta, registry, pool, clock)
+        except Exception:
+            log.exception("a chore failed")
+
+
+async def _forget_old(meta: MetaStore, registry: WorkerRegistry, pool: WorkerPool, clock: Clock) -> None:
+    """What waits for workers, which may be slow or hang."""
+    while True:
+        await asyncio.sleep(PURGE_INTERVAL_S)
+        try:
+            await _purge(meta, registry, pool, clock)
         except Exception:
             log.exception("a chore failed")
 
@@ -219,6 +231,7 @@ async def _purge(meta: MetaStore, registry: WorkerRegistry, pool: WorkerPool, cl
             try:
                 await pool.get_stub(worker_id).free_files(files, force=True)
             except errors.AlluxioLikeError as error:
+                # It is told again when it reports them.
                 log.warning("a worker keeps files that are gone", extra={"worker": worker_id, "error": str(error)})
 
 

@@ -1,20 +1,27 @@
 """What workers tell the master: thin handlers over the registry.
 
-Owns the order of a worker's messages: a full report replaces what was known when its last part is there. Event loop alone.
+Owns the order of a worker's messages: a full report replaces what was known when its last part is there; what it names that the
+namespace has forgotten, the worker is told to free. Event loop alone.
 """
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.master.core import blockmap, namespace
 from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry, put_worker
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import BlockDelta, BlockLocation, Heartbeat, HeartbeatResult, RateShare, RegisterResult
 from alluxio_like.types import Cluster, FileId, Worker, WorkerId
 
+log = logging.getLogger(__name__)
+
 MAX_LOCATED = 10_000
+FILES_PER_CALL = 1000
 _DEMAND_S = 2.5
 """Readers on one worker make loads on the others step back for so long after its heartbeat. A guess: two heartbeats and some."""
 
@@ -22,9 +29,13 @@ _DEMAND_S = 2.5
 class WorkersService:
     """WorkersHandler of rpc.master_servicer."""
 
-    def __init__(self, meta: MetaStore, registry: WorkerRegistry, *, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, meta: MetaStore, registry: WorkerRegistry, pool: WorkerPool, *, clock: Clock, metrics: Metrics
+    ) -> None:
         self._meta = meta
         self._registry = registry
+        self._pool = pool
+        self._freeing: set[asyncio.Task[None]] = set()
         self._clock = clock
         self._metrics = metrics
         # By worker: store requests that somebody waited for, of its latest heartbeat, and when that came.
@@ -42,11 +53,33 @@ class WorkersService:
         # Each report has a name of its own: one that was broken off and begun again is another.
         report = f"{session_id}/{self._clock.monotonic()}"
         known.begin_report(worker_id, report)
+        gone: set[FileId] = set()
         async for chunk in chunks:
+            with self._meta.read() as txn:
+                gone |= set(namespace.list_unknown(txn, (delta.file_id for delta in chunk)))
             if not known.add_report(worker_id, report, (_to_core(delta) for delta in chunk)):
                 raise errors.Conflict("another report of this worker has begun", subject=worker_id)
         if not self._registry.has_session(worker_id, session_id) or not known.finish_report(worker_id, report):
             raise errors.Conflict("another report of this worker has begun", subject=worker_id)
+        if gone:
+            # Forgotten while it was away. Inode ids are never given again, so nobody can ask for these any more.
+            task = asyncio.create_task(self._free(worker_id, list(gone)), name=f"free gone files on {worker_id}")
+            self._freeing.add(task)
+            task.add_done_callback(self._freeing.discard)
+
+    async def _free(self, worker_id: WorkerId, files: list[FileId]) -> None:
+        try:
+            for start in range(0, len(files), FILES_PER_CALL):
+                await self._pool.get_stub(worker_id).free_files(files[start : start + FILES_PER_CALL], force=True)
+        except errors.AlluxioLikeError as error:
+            # It reports them again when it comes back.
+            log.warning("a worker keeps files that are gone", extra={"worker": worker_id, "error": str(error)})
+
+    async def close(self) -> None:
+        """End what goes on by itself."""
+        for task in list(self._freeing):
+            task.cancel()
+        await asyncio.gather(*self._freeing, return_exceptions=True)
 
     async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatResult:
         worker_id = heartbeat.worker_id
@@ -73,6 +106,10 @@ class WorkersService:
     async def leave(self, worker_id: WorkerId, session_id: str) -> None:
         if self._registry.leave(worker_id, session_id):
             self._registry.block_map.drop_worker(worker_id)
+            left = self._registry.lookup_worker(worker_id)
+            if left is not None:
+                # Else a master that starts again would place files there until it misses the worker.
+                await self._meta.write(lambda txn: put_worker(txn, left))
             worker = self._registry.lookup_worker(worker_id)
             if worker is not None:
                 await self._meta.write(lambda txn: put_worker(txn, worker))

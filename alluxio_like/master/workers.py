@@ -79,9 +79,10 @@ class WorkerRegistry:
         return joined
 
     def heartbeat(self, worker_id: WorkerId, session_id: str, status: Worker) -> bool:
-        """A sign of life; False when the session is not known and the worker has to register again."""
+        """A sign of life; False when the session is not known or was taken for dead, and the worker has to register again."""
         member = self._members.get(worker_id)
-        if member is None or member.session_id != session_id:
+        if member is None or member.session_id != session_id or not member.worker.live:
+            # One that was taken for dead tells all anew: what was decided meanwhile never reached it.
             return False
         member.seen_s = self._clock.monotonic()
         known = member.worker
@@ -89,9 +90,6 @@ class WorkerRegistry:
         if abs(status.capacity_bytes - capacity) > CAPACITY_STEP * capacity:
             capacity = status.capacity_bytes
             self._epoch += 1
-        if not known.live:
-            self._epoch += 1
-            log.info("worker is back", extra={"worker": worker_id})
         member.worker = replace(
             known,
             capacity_bytes=capacity,

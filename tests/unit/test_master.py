@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from alluxio_like import errors
+from alluxio_like.master.core import namespace
 from alluxio_like.rpc.channel import open_channel
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import MountSpec, Throttle
@@ -385,6 +386,45 @@ async def test_workers_join_die_and_come_back(cluster: Cluster) -> None:
     assert one.registered == 1
     with pytest.raises(errors.Conflict, match="belongs to cluster"):
         await cluster.stub.register(one.describe(), "another", "s9")
+
+
+async def test_a_worker_that_comes_back_frees_what_was_forgotten_meanwhile(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await cluster.add_store()
+    for name in ("stays", "goes"):
+        store.put(name, b"x" * 1000)
+    worker = await cluster.add_worker("w")
+    assert (await cluster.load("/data")).checked_files == 2
+    await worker.kill()
+    await wait_until(lambda: not cluster.master.registry.get_live(), "the worker to be missed")
+    store.delete("goes")
+    await cluster.stub.sync("/data")
+    await cluster.master.meta.write(lambda txn: namespace.purge(txn, time.time_ns(), keep_ns=0))
+    await worker.start()
+    await wait_until(lambda: len(worker.cached) == 1, "the forgotten file to be freed")
+    assert [ref.key for file_id, ref in worker.refs.items() if (file_id, 0) in worker.cached] == ["stays"]
+
+
+async def test_a_worker_that_was_only_cut_off_tells_all_anew(cluster: Cluster) -> None:
+    worker = await cluster.add_worker("w")
+    cluster.master.registry._set_dead(cluster.master.registry._members[worker.worker_id], "cut off")
+    await wait_until(lambda: worker.registered == 2, "another full report")
+    assert [w.live for w in (await cluster.stub.get_cluster()).workers] == [True]
+
+
+async def test_a_worker_that_left_is_not_taken_for_live_after_a_restart(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "home")
+    await cluster.start()
+    try:
+        worker = await cluster.add_worker("w")
+        await worker.kill()
+        await cluster.stub.leave(worker.worker_id, f"s{worker.session}")
+        await cluster.stop_master()
+        await cluster.start()
+        assert [w.live for w in (await cluster.stub.get_cluster()).workers] == [False]
+    finally:
+        await cluster.close()
 
 
 async def test_after_a_restart_locations_come_from_placement_until_workers_report(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ what stores say comes in through refresh.py, mounts through mounts.py, and what 
 concurrency: that of the transactions; one listing of one directory at a time (`begin_listing`), which its caller sees to.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from alluxio_like import errors
@@ -20,6 +21,7 @@ from alluxio_like.types import (
     ROOT_INODE,
     Attr,
     Entry,
+    FileId,
     FileRef,
     InodeId,
     Kind,
@@ -42,6 +44,7 @@ __all__ = [
     "is_covered",
     "is_pinned",
     "list_entries",
+    "list_unknown",
     "lookup",
     "prepare",
     "purge",
@@ -169,6 +172,13 @@ def resolve(txn: ReadTransaction, path: str) -> Resolved:
 def get_totals(txn: ReadTransaction) -> Totals:
     """Sums over the known namespace. What lies below a removed directory counts until it is purged."""
     return records.unpack_totals(txn.get(records.KEY_TOTALS))
+
+
+def list_unknown(txn: ReadTransaction, files: Iterable[FileId]) -> list[FileId]:
+    """Those of the files that the namespace has forgotten: no such inode, not even as an orphan."""
+    asked = list(files)
+    found = txn.get_many([records.inode_key(file_id.inode) for file_id in asked])
+    return [file_id for file_id, data in zip(asked, found, strict=True) if data is None]
 
 
 def is_pinned(txn: ReadTransaction, inode: InodeId) -> bool:
