@@ -4,7 +4,7 @@
 #
 #   scripts/setup.sh            what it takes to run and to check
 #   scripts/setup.sh --servers  also the real servers that the tests and the demo start (Ceph)
-#   PYTHON=/path/to/python3     the interpreter, 3.11 or newer            [/usr/bin/python3, else python3]
+#   PYTHON=/path/to/python3     the interpreter, 3.11 or newer      [the one before, else /usr/bin/python3, else python3]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -54,6 +54,10 @@ fi
 
 # --- the virtual environment -------------------------------------------------------------------
 python=${PYTHON:-}
+if [ -z "$python" ] && [ -f .venv/.setup-stamp ]; then
+    read -r python _ <.venv/.setup-stamp
+    [ -x "$python" ] || python=
+fi
 if [ -z "$python" ]; then
     python=/usr/bin/python3
     [ -x "$python" ] || python=$(command -v python3) || die "no python3"

@@ -82,7 +82,8 @@ def _make_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metr
     try:
         from alluxio_like.fuse.session_pyfuse3 import Session
     except ImportError as error:
-        raise ConfigError(f"pyfuse3 cannot be used ({error}): install alluxio-like[fuse] and libfuse3") from None
+        needs = "it is built with gcc, pkg-config and the headers of Python and libfuse3"
+        raise ConfigError(f"pyfuse3 cannot be used ({error}): install alluxio-like[fuse]; {needs}") from None
 
     io_timeout_s = config.client.io_timeout_s
     notifier = Notifier(Session.invalidate_entry)
