@@ -113,6 +113,7 @@ class Loader:
         count = min(self._tasks, max(1, sum(-(-max(f.ref.size, 1) // (self._piece_pages * PAGE_BYTES)) for f in files[: self._tasks])))
         tasks = [asyncio.create_task(self._work(batch, pace), name=f"load {job_id}/{n}") for n in range(count)]
         for task in tasks:
+            # However it ends: nobody waits for a word from one that broke.
             task.add_done_callback(lambda _: batch.changed.set())
         try:
             while working := [task for task in tasks if not task.done()]:
@@ -148,18 +149,12 @@ class Loader:
         skipped = 0
         for file in files:
             progress = _Progress(file)
-            cached = self._lookup(file.ref)
-            if cached is not None:
-                self._evictor.record_loaded(cached, batch.job)
             pieces: list[PageRange] = []
-            for pages in _get_wanted(file):
-                missing = cached.missing_pages(pages) if cached is not None else [pages] if len(pages) else []
-                if cached is not None and cached.has_suspects(pages):
-                    missing = [pages]
-                gone = sum(_get_bytes(file.ref, run) for run in missing)
-                batch.skipped += _get_bytes(file.ref, pages) - gone
-                for run in missing:
-                    pieces.extend(self._split(run))
+            try:
+                pieces = self._choose_pieces(batch, file)
+            except errors.AlluxioLikeError as error:
+                # The index of its directory failed just now; the next try finds the file nowhere and loads it again.
+                progress.error = error
             progress.left = len(pieces)
             if not pieces:
                 batch.end_file(progress)
@@ -168,6 +163,22 @@ class Loader:
                     yield None
             for piece in pieces:
                 yield progress, piece
+
+    def _choose_pieces(self, batch: _Batch, file: LoadFile) -> list[PageRange]:
+        """What is missing of a file, in pieces of one request each; counts what is there. Raises DiskError."""
+        cached = self._lookup(file.ref)
+        if cached is not None:
+            self._evictor.record_loaded(cached, batch.job)
+        pieces: list[PageRange] = []
+        for pages in _get_wanted(file):
+            missing = cached.missing_pages(pages) if cached is not None else [pages] if len(pages) else []
+            if cached is not None and cached.has_suspects(pages):
+                missing = [pages]
+            gone = sum(_get_bytes(file.ref, run) for run in missing)
+            batch.skipped += _get_bytes(file.ref, pages) - gone
+            for run in missing:
+                pieces.extend(self._split(run))
+        return pieces
 
     def _split(self, pages: PageRange) -> Iterator[PageRange]:
         """Pieces of one request each, ending on multiples of a request's size."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alluxio_like import errors
-from alluxio_like.cache.file import Role
+from alluxio_like.cache.file import CachedFile, Role
 from alluxio_like.rpc.messages import LoadFile, Priority
 from alluxio_like.types import FileRef, Fingerprint, JobId, PageRange
 from alluxio_like.ufs.memory import Fault, MemoryUfs
@@ -357,6 +357,29 @@ async def test_a_load_goes_on_after_a_file_that_fails(tmp_path: Path) -> None:
         assert codes == {1: "", 2: "", 3: "stale", 4: "", 5: ""}
         checks = {c.file_id.inode: c.missing_pages async for c in parts.loader.check([LoadFile(r) for r in refs], verify=False)}
         assert checks == {1: 0, 2: 0, 3: 1, 4: 0, 5: 0}
+
+
+async def test_a_load_ends_when_its_planning_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure of a file's index is that file's; a defect ends the load with an error. Neither leaves the caller waiting."""
+    async with running_parts(tmp_path) as parts:
+        refs = [parts.put(n, make_data(1000, n)) for n in range(1, 4)]
+        await _load(parts, refs)
+        plain = CachedFile.missing_pages
+
+        def missing_pages(self: CachedFile, pages: PageRange) -> list[PageRange]:
+            if self.file_id.inode == 2:
+                raise failure
+            return plain(self, pages)
+
+        failure: Exception = errors.DiskError("index of the cache failed")
+        monkeypatch.setattr(CachedFile, "missing_pages", missing_pages)
+        messages = await asyncio.wait_for(_load(parts, refs), 10)
+        codes = {result.file_id.inode: result.code for message in messages for result in message.results}
+        assert codes == {1: "", 2: "disk_error", 3: ""}
+        failure = RuntimeError("a defect")
+        with pytest.raises(RuntimeError, match="a defect"):
+            await asyncio.wait_for(_load(parts, refs), 10)
+        assert await asyncio.wait_for(_load(parts, []), 10) == []
 
 
 async def test_a_load_keeps_to_its_bandwidth(tmp_path: Path) -> None:
