@@ -302,7 +302,8 @@ class CachedFile:
             if (self._users or self._punching) and not force:
                 return "in_use", -1
             if self._punching:
-                # Who punches has the descriptor, and the lease with it: the file goes whole, and the hole is made in held/.
+                # Who punches uses the descriptor, and has a lease with it. Closed under them, its number could mean another file
+                # by the time the hole is made: this one goes whole, and gets its hole in held/.
                 self._removed = True
                 return "held", -1
             fd, self._fd = self._fd, -1
@@ -319,7 +320,10 @@ class CachedFile:
             return ("free" if free else "held"), fd
 
     def begin_punch(self, block: int) -> tuple[int, int]:
-        """Take the bits of a block out of memory: (descriptor with a lease, bytes to free), or (-1, 0) where it may not go."""
+        """Take the bits of a block out of memory: (descriptor with a lease, bytes to free), or (-1, 0) where it may not go.
+
+        Until `end_punch` the file can be read (the worker's own descriptor is the one with the lease) but not written to.
+        """
         with self._lock:
             if self._removed or self._pinned or self._users or self._punching:
                 return -1, 0
@@ -334,19 +338,16 @@ class CachedFile:
             self._present_bytes -= freed
             self._dirty.add(block)
             self._punching = True
-            # Theirs alone from here on: nobody may close it under them, for its number would soon mean another file.
-            self._fd = -1
             return fd, freed
 
     def end_punch(self, fd: int) -> None:
-        """Let the file be used again; takes the descriptor back."""
+        """Let the file be written to again."""
         with self._lock:
             self._punching = False
-            if not self._removed:
-                syscalls.drop_lease(fd)
-                self._fd = fd
-                return
-        os.close(fd)
+            syscalls.drop_lease(fd)
+            if self._removed and not self._users:
+                os.close(fd)
+                self._fd = -1
 
     def mark_removed(self) -> bool:
         """The file's bytes are lost. False: it was removed already."""
@@ -431,7 +432,7 @@ class CachedFile:
                 if self._removed:
                     raise errors.NotFound("no longer in the cache", subject=str(self.file_id))
                 self._dir.get_index()
-                if self._punching:
+                if self._punching and create:
                     raise errors.NoSpace("a block of the file is being evicted", subject=str(self.file_id))
                 fd = self._get_fd(create=create and (not self.stored or not self._present_bytes))
                 self._users += 1

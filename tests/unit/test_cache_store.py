@@ -258,6 +258,28 @@ def test_file_freed_while_a_block_is_punched_keeps_the_hole_out_of_others(
     assert fill(store, ref).read(0, 100) == make_data(ref, 0, 1)[:100]
 
 
+def test_other_blocks_can_be_read_while_one_is_punched(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stores.open()
+    ref = make_ref(1, BLOCK_BYTES + 5)
+    file = fill(store, ref)
+    plain = syscalls.punch_hole
+    read: list[bytes] = []
+
+    def read_first(fd: int, offset: int, length: int) -> None:
+        read.append(file.read(BLOCK_BYTES, 5))
+        with pytest.raises(errors.NoData):
+            file.read(0, 1)
+        with pytest.raises(errors.NoSpace):
+            file.write_pages(0, make_data(ref, 0, 1))
+        plain(fd, offset, length)
+
+    monkeypatch.setattr(syscalls, "punch_hole", read_first)
+    assert store.punch_block(ref.file_id, 0) == BLOCK_BYTES
+    assert read == [make_data(ref, 64, 65)]
+    file.write_pages(0, make_data(ref, 0, 1))
+    assert file.read(0, PAGE_BYTES) == make_data(ref, 0, 1)
+
+
 def test_quota_is_kept(stores: Stores) -> None:
     store = stores.open(quota=3 * PAGE_BYTES)
     ref = make_ref(1, 4 * PAGE_BYTES)
