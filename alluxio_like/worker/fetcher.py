@@ -32,6 +32,9 @@ _ABANDONED_S = 10.0
 _TRIES = 4
 """How often a page that vanished between its arrival and its reading (evicted, or found corrupt) is fetched again."""
 
+_VANISHED = (errors.NoData, errors.NotFound, errors.DiskError)
+"""What a cache file answers that was evicted, or whose disk failed."""
+
 PeerChoice = tuple[tuple[str, bool], ...]
 Piece = tuple[int, int, "Flight | None"]
 _PageKey = tuple[FileId, str, int]
@@ -119,7 +122,7 @@ class Fetcher:
             stop = min(end, offset - offset % PAGE_BYTES + PAGE_BYTES)
             try:
                 yield await self._reads.submit(lambda a=offset, n=stop - offset: cached.read(a, n))  # type: ignore[misc]
-            except (errors.NoData, errors.Corrupt, errors.DiskError) as error:
+            except (errors.Corrupt, errors.Unavailable, *_VANISHED) as error:
                 raise errors.NotFound("no longer cached here", subject=ref.key) from error
             offset = stop
 
@@ -177,7 +180,11 @@ class Fetcher:
         """The cache file of this very content, if there is one; pages made suspect by a crash are verified first."""
         cached = self._lookup(ref)
         if cached is not None and cached.has_suspects(pages):
-            await self._reads.submit(lambda: cached.verify_suspects(pages))
+            try:
+                await self._reads.submit(lambda: cached.verify_suspects(pages))
+            except (errors.Unavailable, *_VANISHED):
+                # It cannot be opened now, or is gone: what is not present after all is fetched.
+                return self._lookup(ref)
         return cached
 
     def count_flights(self) -> int:
@@ -248,7 +255,7 @@ class Fetcher:
         cached: CachedFile | None,
     ) -> Piece:
         """A flight for the first of `pages`, and for as many after it as it covers."""
-        flights = self._flights.setdefault(ref.file_id, {})
+        flights = self._flights.get(ref.file_id, {})
         flight = flights.get(pages.first)
         if flight is not None and flight.ref.fingerprint == ref.fingerprint:
             if priority < flight.priority:
@@ -262,6 +269,7 @@ class Fetcher:
         limit = next((page for page in range(pages.first + 1, stop) if page in flights), stop)
         flight = Flight(ref, PageRange(pages.first, limit), priority, role, peers, job)
         flight.on_abandoned = self._abandon
+        self._flights[ref.file_id] = flights
         for page in range(flight.first, flight.stop):
             flights[page] = flight
         flight.task = asyncio.create_task(self._fly(flight), name=f"fetch {ref.inode}/{flight.first}")
@@ -328,9 +336,9 @@ class Fetcher:
             return
         asyncio.get_running_loop().call_later(_ABANDONED_S, self._cancel_abandoned, flight)
 
-    @staticmethod
-    def _cancel_abandoned(flight: Flight) -> None:
-        if flight.users == 0 and flight.task is not None:
+    def _cancel_abandoned(self, flight: Flight) -> None:
+        if flight.users == 0 and flight.task is not None and flight.state is not State.ENDED:
+            self._retire(flight)
             flight.task.cancel()
 
     async def _wait(self, flight: Flight, page: int) -> None:
@@ -371,8 +379,8 @@ class Fetcher:
                     return await self._reads.submit(lambda file=cached: file.read(start, stop - start)), source  # type: ignore[misc]
                 except errors.Corrupt:
                     self._metrics.corrupt_pages.inc()
-                except (errors.NoData, errors.NotFound, errors.DiskError):
-                    pass  # evicted, or its disk failed: fetch the page again
+                except _VANISHED:
+                    pass  # fetch the page again
             flight = await self._refetch(ref, page, priority, role)
         raise errors.DiskError("the page vanished again and again after it was fetched", subject=ref.key)
 

@@ -1,6 +1,7 @@
 """The fetcher: one fetch for all who want a page, in the right order, with the right bytes or a clear error in time."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from alluxio_like.cache.file import CachedFile, Role
 from alluxio_like.rpc.messages import LoadFile, Priority
 from alluxio_like.types import FileRef, Fingerprint, JobId, PageRange
 from alluxio_like.ufs.memory import Fault, MemoryUfs
+from alluxio_like.worker import fetcher
 from tests.unit.worker_parts import MIB, Parts, gather_bytes, make_data, running_parts, total_length, wait_until
 
 
@@ -357,6 +359,60 @@ async def test_a_load_goes_on_after_a_file_that_fails(tmp_path: Path) -> None:
         assert codes == {1: "", 2: "", 3: "stale", 4: "", 5: ""}
         checks = {c.file_id.inode: c.missing_pages async for c in parts.loader.check([LoadFile(r) for r in refs], verify=False)}
         assert checks == {1: 0, 2: 0, 3: 1, 4: 0, 5: 0}
+
+
+async def test_pages_that_cannot_be_verified_after_a_crash_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_parts(tmp_path) as parts:
+        data = make_data(2 * MIB, 5)
+        ref = parts.put(1, data)
+        await read(parts, ref, 0, len(data))
+        cached = parts.store.lookup(ref.file_id)
+        assert cached is not None
+
+        def fail(_: CachedFile, pages: PageRange) -> None:
+            assert parts.store.remove([ref.file_id]).files == 1
+            raise errors.NotFound("no longer in the cache")
+
+        monkeypatch.setattr(CachedFile, "has_suspects", lambda self, pages: True)
+        monkeypatch.setattr(CachedFile, "verify_suspects", fail)
+        reader = read(parts, ref, MIB, 10)
+        assert await asyncio.wait_for(reader, 10) == data[MIB : MIB + 10]
+
+
+async def test_pages_kept_in_memory_leave_no_table_behind(tmp_path: Path) -> None:
+    async with running_parts(tmp_path) as parts:
+        refs = [parts.put(n, make_data(1000, n)) for n in range(1, 6)]
+        for ref in [*refs, *refs]:
+            assert len(await read(parts, ref, 0, 1000, role=None)) == 1000
+        await wait_until(lambda: parts.fetcher.count_flights() == 0)
+        assert len(parts.ufs.requests) == 5
+        assert parts.fetcher._flights == {}
+
+
+async def test_who_comes_while_an_abandoned_fetch_is_cancelled_gets_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled fetch takes as long to end as the disk takes for what it has already got."""
+    monkeypatch.setattr(fetcher, "_ABANDONED_S", 0.01)
+    async with running_parts(tmp_path) as parts:
+        data = make_data(3 * MIB, 9)
+        ref = parts.put(1, data)
+        go, disk_goes = asyncio.Event(), threading.Event()
+        disk = parts.fetcher._pilot._disk
+        for _ in range(2):
+            disk.submit(lambda: disk_goes.wait(10))
+        await wait_until(disk._queue.empty)
+        parts.ufs.fail("GET", Fault(after_bytes=MIB, until=go))
+        reader = read(parts, ref, 0, 10)
+        await wait_until(lambda: disk._queue.qsize() == 1)
+        (flight,) = {*parts.fetcher._flights[ref.file_id].values()}
+        assert flight.task is not None
+        reader.cancel()
+        await wait_until(lambda: flight.task is not None and flight.task.cancelling() > 0)
+        late = read(parts, ref, 2 * MIB, 10)
+        await asyncio.sleep(0)
+        disk_goes.set()
+        assert await asyncio.wait_for(late, 5) == data[2 * MIB : 2 * MIB + 10]
 
 
 async def test_a_load_ends_when_its_planning_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
