@@ -65,7 +65,6 @@ class CacheDirectory:
         self.fd = fd
         self.index: Index | None = None
         self.quota_bytes = 0
-        self.opened_ns = clock.now_ns()
         self.state = "ok"
         self.reason = ""
         self._lock_fd = lock_fd

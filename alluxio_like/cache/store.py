@@ -337,7 +337,7 @@ class CacheStore:
         for directory in self._dirs:
             if directory.ok:
                 try:
-                    count += sweep_directory(directory, directory.get_index())
+                    count += sweep_directory(directory, directory.get_index(), self._is_in_use)
                 except OSError as error:
                     directory.fail(str(error))
         return count
@@ -407,6 +407,11 @@ class CacheStore:
                     self._keep_recent(file)
                     return file
         return None
+
+    def _is_in_use(self, file_id: FileId, generation: int) -> bool:
+        with self._lock:
+            file = self._files.get(file_id)
+            return file is not None and file.generation == generation
 
     def _keep_recent(self, file: CachedFile) -> None:
         """Under the lock."""

@@ -427,6 +427,17 @@ def test_kill_loses_only_the_latest_and_sweep_cleans_up(stores: Stores) -> None:
     assert len(list((stores.root / "d0" / "files").glob("*/*"))) == 2
 
 
+def test_sweep_spares_new_files_whatever_the_clocks_say(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SystemClock, "now_ns", lambda self: time.time_ns() + 10**9)
+    store = stores.open()
+    ref = make_ref(1, 5000)
+    with store._dirs[0].index.lock:  # type: ignore[union-attr] # keeps the commit thread away
+        file = fill(store, ref)
+        assert store.sweep() == 0
+    assert get_path(store, file).exists()
+    assert file.read(0, 5000) == make_data(ref)
+
+
 def test_directory_is_locked_by_one_process(stores: Stores, tmp_path: Path) -> None:
     stores.open()
     code = (
