@@ -83,11 +83,12 @@ class Pilot:
             await self._ask_peers(flight)
         if flight.landed >= flight.stop:
             return
+        used = self._stores.lookup_ufs(flight.ref.mount_id)
         try:
             await self._ask_store(flight)
             return
         except errors.AlluxioLikeError as error:
-            if not (is_retryable(error) or self._may_renew(flight, error)):
+            if not (is_retryable(error) or self._may_renew(flight, used, error)):
                 raise
             flight.last_error = error
         await self._ask_again(flight)
@@ -109,9 +110,9 @@ class Pilot:
                     flight.last_error = error
                     raise
 
-    def _may_renew(self, flight: Flight, error: errors.AlluxioLikeError) -> bool:
+    def _may_renew(self, flight: Flight, used: Ufs | None, error: errors.AlluxioLikeError) -> bool:
         """Refused credentials may have been replaced at the master since the store was opened."""
-        return isinstance(error, errors.StoreDenied) and self._stores.renew(flight.ref.mount_id)
+        return isinstance(error, errors.StoreDenied) and self._stores.renew(flight.ref.mount_id, used)
 
     async def _ask_peers(self, flight: Flight) -> None:
         """Land what other workers have. Their failures are no failures of the flight: the store is still to be asked."""
