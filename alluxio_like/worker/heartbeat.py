@@ -167,7 +167,11 @@ class Heart:
             cluster_epoch=self._epoch,
             demand=demand,
         )
-        result = await self._master.heartbeat(beat, timeout_s=_CALL_S)
+        try:
+            result = await self._master.heartbeat(beat, timeout_s=_CALL_S)
+        except BaseException:
+            self._turns.take_back_report(throttles, demand)
+            raise
         del self._unsaid[: len(changes)]
         self._obey(result)
         return result.register_again

@@ -139,6 +139,13 @@ class Turns:
         demand, self._demand_count = self._demand_count, 0
         return throttles, demand
 
+    def take_back_report(self, throttles: tuple[Throttle, ...], demand: int) -> None:
+        """What `drain_report` gave could not be told: it counts again with the next one."""
+        for throttle in throttles:
+            if throttle.count:
+                self._uses.setdefault(throttle.bucket, _Use()).throttles += throttle.count
+        self._demand_count += demand
+
     def count_waiting(self, priority: Priority) -> int:
         return self._waiting[priority]
 
