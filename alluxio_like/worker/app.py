@@ -36,6 +36,7 @@ from alluxio_like.worker.evictor import Evictor
 from alluxio_like.worker.fetcher import Fetcher
 from alluxio_like.worker.heartbeat import Heart
 from alluxio_like.worker.loader import Loader
+from alluxio_like.worker.memory import bound_arenas
 from alluxio_like.worker.peers import Peers
 from alluxio_like.worker.pilot import Pilot
 from alluxio_like.worker.roles import promote_guests
@@ -58,6 +59,7 @@ async def run(config: WorkerConfig) -> int:
     Raises ConfigError, Conflict (another process has the home or a cache directory, or the cache is another cluster's),
     FormatTooNew before it serves. Writes `config.ready_file` once it is registered or has begun to wait for its master.
     """
+    bound_arenas()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
