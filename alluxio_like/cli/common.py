@@ -119,12 +119,14 @@ async def open_client(master: str, *paths: str) -> AsyncIterator["Client"]:
     """A client of the master that `master` names or that is found (finding.py). Raises Unavailable, soon, if nobody is there."""
     import asyncio
 
-    from alluxio_like.cli.finding import find_master
+    from alluxio_like.cli.finding import find_master, lookup_token_file
     from alluxio_like.client import Client
     from alluxio_like.metrics import split_address
 
     address, why = find_master(master, *paths)
     config = load_client_config(address)
+    if config.token_file is None:
+        config = config.model_copy(update={"token_file": lookup_token_file(config.master)})
     host, port = split_address(config.master)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):

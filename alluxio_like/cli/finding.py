@@ -132,6 +132,15 @@ def find_master(explicit: str, *paths: str) -> tuple[str, str]:
     return "", "by default"
 
 
+def lookup_token_file(master: str) -> Path | None:
+    """The token of the `up` on this machine whose master is at `master`, where this user may read it."""
+    for record in list_records():
+        file = Path(record.home) / "token"
+        if record.master == master and record.home and os.access(file, os.R_OK):
+            return file
+    return None
+
+
 def to_namespace_path(path: str) -> str:
     """What a person calls a path, as an absolute path of the namespace; a store's URI stays as it is.
 

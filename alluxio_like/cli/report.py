@@ -34,7 +34,7 @@ def report(master: MasterOption = "", as_json: JsonOption = False) -> None:
         used = f"{show_size(totals.used_bytes)} of {show_size(totals.capacity_bytes)} used"
         print(f"alluxio-like {found.software_version}, cluster {found.cluster.cluster_id}, master up for {up_s}")
         print(f"{live} of {len(found.cluster.workers)} workers live, {used}")
-        print(f"{totals.files:,} files known, {show_size(totals.known_bytes)}")
+        print(f"{totals.files:,} files and directories known, {show_size(totals.known_bytes)}")
         for warning in found.warnings:
             print(f"WARNING: {warning}")
         for limited in found.limited_buckets:

@@ -143,7 +143,11 @@ class LocalCaches:
 
 def _enter(worker: Worker) -> DoorGreeting | None:
     """In a thread: what the worker's door gave, or None when it is not on this machine, not ours, or another's."""
-    if not Path(worker.door_path).exists():
+    try:
+        if not Path(worker.door_path).exists():
+            return None
+    except OSError:
+        # Another user's home: its files are read through the worker.
         return None
     try:
         greeting = enter_door(worker.door_path)

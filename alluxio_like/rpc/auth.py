@@ -1,6 +1,7 @@
 """The cluster's token: who must show it, and reading it from its file.
 
-Owns the list of methods that only services may call. Pure but for reading the file.
+Owns the list of methods that only services and whoever runs the cluster may call: what services ask of each other, and changes of
+the mount table (with a mount of file:/// anybody who can connect would read what services can). Pure but for reading the file.
 """
 
 import hmac
@@ -13,13 +14,21 @@ TOKEN_KEY = "alluxio-token"
 _PACKAGE = "alluxio_like.rpc.v1"
 _PROTECTED_METHODS = frozenset(
     f"/{_PACKAGE}.{name}"
-    for name in ("Mounts/GetMountSecrets", "Workers/Register", "Workers/ReportBlocks", "Workers/Heartbeat", "Workers/Leave")
+    for name in (
+        "Mounts/Mount",
+        "Mounts/Unmount",
+        "Mounts/GetMountSecrets",
+        "Workers/Register",
+        "Workers/ReportBlocks",
+        "Workers/Heartbeat",
+        "Workers/Leave",
+    )
 )
 _PROTECTED_SERVICES = (f"/{_PACKAGE}.WorkerAdmin/",)
 
 
 def needs_token(method: str) -> bool:
-    """Whether a method (as in "/package.Service/Method") is for the cluster's services alone."""
+    """Whether a method (as in "/package.Service/Method") is for those alone who have the cluster's token."""
     return method in _PROTECTED_METHODS or method.startswith(_PROTECTED_SERVICES)
 
 

@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.timeout(120)]
 ROOT = Path(__file__).parents[2]
 ADDRESS = "127.0.0.1:19998"
 """The one that the documents use."""
+TOKEN_FILE = "/var/lib/alluxio-like/token"
 EXPECTED_WARNINGS = {"the master cannot be reached: serving what is known"}
 _BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -43,8 +44,8 @@ PROGRAMS_OF_DOCUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The master's address of a small file system without a mount."""
+def running() -> Iterator[tuple[str, str]]:
+    """The master's address and the token's file of a small file system without a mount."""
     with tempfile.TemporaryDirectory(prefix="al-", dir="/var/tmp") as made:
         data = Path(made) / "data"
         for directory in ("train", "shards"):
@@ -61,16 +62,16 @@ def address() -> Iterator[str]:
             assert process.stdout is not None
             found = re.search(r'"master": \{.*?"address": "([^"]+)"', process.stdout.readline())
             assert found, Path(f"{made}/log").read_text()
-            yield found[1]
+            yield found[1], f"{made}/home/token"
         finally:
             process.terminate()
             process.communicate(timeout=STOP_S)
 
 
 @pytest.mark.parametrize(("program", "output"), PROGRAMS_OF_DOCUMENTS)
-def test_a_program_of_the_documents_runs(program: str, output: str | None, address: str, tmp_path: Path) -> None:
+def test_a_program_of_the_documents_runs(program: str, output: str | None, running: tuple[str, str], tmp_path: Path) -> None:
     script = tmp_path / "program.py"
-    script.write_text(program.replace(ADDRESS, address))
+    script.write_text(program.replace(ADDRESS, running[0]).replace(TOKEN_FILE, running[1]))
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
     )

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -88,3 +89,27 @@ def test_a_second_up_at_the_same_place_is_refused_and_takes_nothing_away(stack: 
     assert "already mounted there" in second.stderr
     assert (running.mountpoint / "small.txt").read_bytes() == b"small\n"
     assert running.process.poll() is None
+
+
+def test_another_user_reads_through_the_worker_and_may_not_mount(stack: tuple[Stack, Path]) -> None:
+    running, data = stack
+
+    def run_as_nobody(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        # Not by its path: another user may not even be able to reach this checkout's programs.
+        code = (
+            "import os, sys; import grpc, uvloop, lmdb, google.protobuf, tenacity, alluxio_like.client, alluxio_like.cli.tree;"
+            "from alluxio_like.cli.main import main;"
+            "os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.argv[0] = 'alluxio-like'; main()"
+        )
+        environment = {**running.environment, "HOME": "/nonexistent", "ALLUXIO_LIKE_RUN_DIR": "/nonexistent"}
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments], env=environment, cwd="/", capture_output=True, timeout=60, check=False
+        )
+
+    read = run_as_nobody("fs", "cat", "/sub/big.bin")
+    assert read.stdout == (data / "sub" / "big.bin").read_bytes(), read.stderr
+    refused = run_as_nobody("mount", "/root", "file:///root")
+    assert refused.returncode == 1
+    assert b"token" in refused.stderr
+    running.run_command("alluxio-like", "mount", "/more", f"file://{data}/sub")
+    running.run_command("alluxio-like", "unmount", "/more")

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from alluxio_like.cli import finding
-from alluxio_like.cli.finding import Record, find_master, list_records, match_uri, recorded, to_namespace_path, write_record
+from alluxio_like.cli.finding import (
+    Record,
+    find_master,
+    list_records,
+    lookup_token_file,
+    match_uri,
+    recorded,
+    to_namespace_path,
+    write_record,
+)
 from alluxio_like.errors import InvalidArgument, NotFound
 
 
@@ -38,6 +47,15 @@ def test_the_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert find_master("c:3", str(tmp_path / "mnt"))[0] == "c:3"
         monkeypatch.setenv("ALLUXIO_LIKE_MASTER", "d:4")
         assert find_master("")[0] == ""
+
+
+def test_the_token_of_a_running_up_is_found(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t")
+    with recorded("up", master="a:1", home=str(tmp_path)):
+        assert lookup_token_file("a:1") == tmp_path / "token"
+        assert lookup_token_file("b:2") is None
+    with recorded("up", master="b:2", home=str(tmp_path / "none")):
+        assert lookup_token_file("b:2") is None
 
 
 def test_a_record_ends_with_its_context_and_with_its_process(run_dir: Path) -> None:

@@ -68,7 +68,7 @@ async def test_errors_arrive_as_what_they_were() -> None:
 async def test_unavailable_is_repeated_with_the_same_operation_id() -> None:
     master = FakeMaster()
     master.fail = [errors.Unavailable("starting"), errors.Unavailable("starting")]
-    async with serve(master=master) as server, connected(server) as channel:
+    async with serve(master=master) as server, connected(server, token=TOKEN) as channel:
         info = await MasterStub(channel, timeout_s=10).mount(MountSpec("/data", "s3://b"))
     assert info.path == "/data"
     assert len(master.operations) == 3
@@ -179,6 +179,10 @@ async def test_tokens() -> None:
             async with connected(server, token=token) as channel:
                 with pytest.raises(errors.AccessDenied, match="token"):
                     await MasterStub(channel).get_mount_secrets(MountId(1))
+                with pytest.raises(errors.AccessDenied, match="token"):
+                    await MasterStub(channel).mount(MountSpec("/x", "file:///root"))
+                with pytest.raises(errors.AccessDenied, match="token"):
+                    await MasterStub(channel).unmount("/data")
                 with pytest.raises(errors.AccessDenied, match="token"):
                     await MasterStub(channel).report_blocks(WorkerId("w"), "s", chunks())
                 with pytest.raises(errors.AccessDenied, match="token"):
