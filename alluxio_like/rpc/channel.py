@@ -5,6 +5,7 @@ cannot be reached. Stubs build on it. Rule of concurrency: a channel belongs to 
 to the process, that made it.
 """
 
+import asyncio
 import itertools
 import secrets
 import time
@@ -108,6 +109,16 @@ class Method:
         """What a failed call means."""
         return status.to_error(failure, f"the {self.service} at {self.channel.address}")
 
+    def make_closed(self) -> AlluxioLikeError:
+        """What a call means whose channel was closed under it: gRPC cancels it as if the caller had."""
+        return Cancelled(f"the channel to {self.channel.address} was closed")
+
+
+def _is_cancelled() -> bool:
+    """Whether it is this task that is being cancelled, and not the call by its channel."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
 
 def open_channel(address: str, *, tls: TlsConfig | None = None, token: str = "") -> RpcChannel:
     """A channel to host:port, connected when first used; close it with `await channel.close()`.
@@ -135,12 +146,17 @@ async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat_s
     metadata = method.channel.make_metadata()
 
     async def call_once() -> Any:
+        error: AlluxioLikeError
         timeout = None if stop_at is None else max(stop_at - time.monotonic(), 0.001)
         rpc = method.channel.get_method(method.stub, method.name)
         try:
             return await rpc(request() if callable(request) else request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as failure:
             error = method.to_error(failure)
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            error = method.make_closed()
         # Outside of the except clause and without its locals: an error that somebody keeps must not keep gRPC's objects alive.
         del rpc
         raise error
@@ -172,6 +188,10 @@ async def call_stream(
             yield reply if convert is None else convert(reply)
     except grpc.aio.AioRpcError as failure:
         error = method.to_error(failure)
+    except asyncio.CancelledError:
+        if _is_cancelled():
+            raise
+        error = method.make_closed()
     finally:
         call.cancel()
         # As in call_unary.

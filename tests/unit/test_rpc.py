@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -132,6 +133,30 @@ async def test_leaving_a_stream_cancels_the_handler() -> None:
         assert len(await anext(stream)) == PAGE_BYTES
         await stream.aclose()
         await wait_until(lambda: worker.open_reads == 0)
+
+
+async def test_a_channel_closed_under_a_call_is_an_error_and_no_cancellation() -> None:
+    """A caller that is not cancelled must be able to ask somebody else."""
+    worker, master = FakeWorker(), FakeMaster()
+    worker.stall, master.delay_s = True, 60
+    entry = make_entry("a", 2, PAGE_BYTES)
+    assert entry.ref is not None
+    ref = entry.ref
+
+    async def read_all(stub: WorkerStub) -> None:
+        async for _ in stub.read(ref, 0, PAGE_BYTES):
+            pass
+
+    async with serve(worker=worker, master=master) as server, connected(server) as channel:
+        calls: list[asyncio.Task[Any]] = [
+            asyncio.create_task(read_all(WorkerStub(channel))),
+            asyncio.create_task(MasterStub(channel).lookup(InodeId(1), "a")),
+        ]
+        await wait_until(lambda: worker.reads and master.calls)
+        await channel.close()
+        for call in calls:
+            with pytest.raises(errors.Cancelled):
+                await asyncio.wait_for(call, 5)
 
 
 async def test_a_read_that_ends_short_is_not_taken_for_whole() -> None:
