@@ -10,12 +10,13 @@ held while the disk works, except a file's lock while it is opened.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Self
+from typing import Self, TypeVar
 from weakref import WeakValueDictionary
 
 import lmdb
@@ -52,12 +53,16 @@ __all__ = [
     "Role",
 ]
 
+_Record = TypeVar("_Record")
+
 COMMIT_INTERVAL_S = 0.25
 """A commit waits so long for company. Until then a kill -9 loses what was cached, and other processes ask by RPC (a guess)."""
 USE_FLUSH_INTERVAL_S = 60.0
 RECENT_FILES = 256
 """Files kept at hand (with their descriptors) after everybody has let go of them."""
 REMOVAL_WAIT_S = 20.0
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EWOULDBLOCK)
+"""What open(2) says of this process or of this moment, and not of the disk."""
 CLOSE_SYNC_S = 8.0
 """The longest that close waits for the disks; without it the cache is verified after a reboot."""
 
@@ -175,7 +180,7 @@ class CacheStore:
         """All files in the index (committed), in order of directory and file id; holds nothing between batches."""
         for directory in self._dirs:
             if directory.ok:
-                for file_id, record in directory.get_index().scan_files():
+                for file_id, record in _scan(directory, directory.get_index().scan_files()):
                     yield FileInfo(
                         file_id,
                         record.size,
@@ -197,7 +202,7 @@ class CacheStore:
                 continue
             index = directory.get_index()
             sizes: tuple[FileId | None, int] = (None, 0)
-            for file_id, block, trust, bits in index.scan_blocks():
+            for file_id, block, trust, bits in _scan(directory, index.scan_blocks()):
                 if trust < index.trust:
                     continue
                 if sizes[0] != file_id:
@@ -225,7 +230,10 @@ class CacheStore:
                 try:
                     outcome, fd = file.begin_removal(force=force, include_pinned=include_pinned)
                 except OSError as error:
-                    self._dirs[file.directory].fail(str(error))
+                    if error.errno in _PASSING:
+                        outcome = "in_use"
+                    else:
+                        self._dirs[file.directory].fail(str(error))
                 finally:
                     if outcome not in {"free", "held"}:
                         self._end_removal(file_id)
@@ -338,7 +346,7 @@ class CacheStore:
             if directory.ok:
                 try:
                     count += sweep_directory(directory, directory.get_index(), self._is_in_use)
-                except OSError as error:
+                except (lmdb.Error, OSError) as error:
                     directory.fail(str(error))
         return count
 
@@ -546,3 +554,11 @@ class CacheStore:
     def _note_failed(self, directory: CacheDirectory) -> None:
         """Called by a directory that failed, perhaps under a file's lock: nothing but a flag is touched."""
         self._log.overflow()
+
+
+def _scan(directory: CacheDirectory, records: Iterator[_Record]) -> Iterator[_Record]:
+    """Records of an index to their end, or to where its disk fails: the directory is taken out then."""
+    try:
+        yield from records
+    except (lmdb.Error, OSError) as error:
+        directory.fail(f"index: {error}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from alluxio_like import errors
@@ -425,6 +426,47 @@ def test_kill_loses_only_the_latest_and_sweep_cleans_up(stores: Stores) -> None:
     fill(again, make_ref(3, 5000))
     assert again.sweep() == 1
     assert len(list((stores.root / "d0" / "files").glob("*/*"))) == 2
+
+
+def test_no_descriptor_left_is_no_failure_of_the_disk(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stores.open()
+    ref = make_ref(1, 5000)
+    file = fill(store, ref)
+    file.close_idle()
+    plain = os.open
+
+    def open_no_file(path: str, *args: int, **more: int) -> int:
+        if "files/" in str(path):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return plain(path, *args, **more)
+
+    monkeypatch.setattr(os, "open", open_no_file)
+    assert store.remove([ref.file_id]).in_use == (ref.file_id,)
+    monkeypatch.undo()
+    assert store.get_usage()[0].state == "ok"
+    assert file.read(0, 5000) == make_data(ref)
+    assert store.remove([ref.file_id]).files == 1
+
+
+def test_index_that_cannot_be_read_takes_its_directory_out(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever walks over all files (the evictor, a report to the master) goes on with the other directories."""
+    store = stores.open(2)
+    for number in range(1, 5):
+        fill(store, make_ref(number, 5000))
+    store.flush()
+    counts = [usage.file_count for usage in store.get_usage()]
+    assert all(counts)
+    plain = store._dirs[0].get_index()
+
+    def fail() -> Iterator[object]:
+        raise lmdb.PageNotFoundError("broken")
+        yield
+
+    monkeypatch.setattr(plain, "scan_files", fail)
+    assert len(list(store.iter_files())) == counts[1]
+    assert [usage.state for usage in store.get_usage()] == ["failed", "ok"]
+    assert store.drain_changes().overflowed
+    assert len(list(store.iter_blocks())) == counts[1]
 
 
 def test_sweep_spares_new_files_whatever_the_clocks_say(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
