@@ -154,3 +154,11 @@ def test_every_lock_is_named() -> None:
 def test_every_decision_is_in_the_list() -> None:
     listed = (ROOT / "docs/decisions/README.md").read_text()
     assert [path.name for path in (ROOT / "docs/decisions").glob("0*.md") if f"]({path.name})" not in listed] == []
+
+
+def test_every_module_that_is_named_exists(document: Path) -> None:
+    for name in re.findall(r"`([\w/]+\.py)`", document.read_text()):
+        places = [ROOT / name, ROOT / "alluxio_like" / name, ROOT / "tests" / name]
+        # A bare name stands in a sentence or row about its package.
+        known = any(place.exists() for place in places) or ("/" not in name and any((ROOT / "alluxio_like").rglob(name)))
+        assert known, name
