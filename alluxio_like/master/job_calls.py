@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from alluxio_like import errors
 from alluxio_like.master.assigning import Outcome, Unit, get_block_size, is_cached, make_load_file
+from alluxio_like.master.bandwidth import Bandwidth
 from alluxio_like.master.core.blockmap import BlockDelta
 from alluxio_like.master.core.jobs import Counts, JobRecord
 from alluxio_like.master.worker_pool import WorkerPool
@@ -19,6 +20,7 @@ from alluxio_like.types import FileId, Worker, WorkerId, get_block_count, get_fu
 
 SILENCE_S = 120.0
 """A worker that says nothing of its files for so long is given up; one that dies is noticed sooner."""
+TELL_S = 2.0
 VERIFY_SILENCE_S = 600.0
 """Reading and checking every page of a large file takes its time."""
 
@@ -33,13 +35,12 @@ class JobCalls:
         record: JobRecord,
         registry: WorkerRegistry,
         pool: WorkerPool,
-        get_workers: Callable[[], list[Worker]],
         note_loaded: Callable[[int], None],
     ) -> None:
         self._record = record
         self._registry = registry
         self._pool = pool
-        self._get_workers = get_workers
+        self._bandwidth = Bandwidth(record.spec.bandwidth_bytes_s, self._tell_bandwidth)
         self._note_loaded = note_loaded
 
     async def load(self, counts: Counts, outcomes: Sequence[Outcome]) -> None:
@@ -62,7 +63,6 @@ class JobCalls:
         workers = self._registry.get_live()
         waiting = _index(pairs)
         files = [make_load_file(unit, outcome.units, self._registry.block_map, workers) for outcome, unit in _get_first(waiting)]
-        bandwidth = self._get_share()
 
         def take(progress: LoadProgress) -> None:
             counts.done_bytes += progress.loaded_bytes + progress.skipped_bytes
@@ -72,6 +72,7 @@ class JobCalls:
             for result in progress.results:
                 _take_result(waiting, result)
 
+        bandwidth = await self._bandwidth.enter(worker_id)
         try:
             await self._pool.consume(
                 worker_id, lambda stub: stub.load_files(self._record.job_id, files, bandwidth), take, silence_s=SILENCE_S
@@ -82,11 +83,18 @@ class JobCalls:
         else:
             for outcome, _ in _get_all(waiting):
                 outcome.fail(errors.Internal.code, f"worker {worker_id} did not say what became of it", lost=True)
+        finally:
+            self._bandwidth.leave(worker_id)
 
-    def _get_share(self) -> float:
-        """Each worker's part of the job's bandwidth: equal ones, so that their sum is never more than the whole."""
-        bandwidth = self._record.spec.bandwidth_bytes_s
-        return bandwidth / max(1, len(self._get_workers())) if bandwidth else 0.0
+    async def _tell_bandwidth(self, worker_id: WorkerId, bytes_s: float) -> None:
+        """A call without files changes the job's bandwidth on a worker at once."""
+        await self._pool.consume(
+            worker_id, lambda stub: stub.load_files(self._record.job_id, [], bytes_s), lambda _: None, silence_s=TELL_S
+        )
+
+    async def close(self) -> None:
+        """Nothing is told to anybody any more."""
+        await self._bandwidth.close()
 
     async def check(self, outcomes: Sequence[Outcome]) -> None:
         """Ask the workers for every page of these files; `checked` of each says what was found whole."""

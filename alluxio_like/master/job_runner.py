@@ -90,7 +90,7 @@ class JobRunner:
         self._ledger = Ledger()
         self._planned = asyncio.Event()
         self._matches = core.compile_glob(record.spec.glob)
-        self._calls = JobCalls(record, services.registry, services.pool, self._get_workers, self._note_loaded)
+        self._calls = JobCalls(record, services.registry, services.pool, self._note_loaded)
         self._samples: deque[tuple[float, int]] = deque()
         self._loaded_bytes = 0
         self._seen_files = 0
@@ -160,6 +160,7 @@ class JobRunner:
         finally:
             commits.cancel()
             await asyncio.gather(commits, return_exceptions=True)
+            await self._calls.close()
             if not self.record.state.ended:
                 await self._commit()
 

@@ -61,6 +61,7 @@ class FakeWorker:
         self.throttles: list[Throttle] = []
         self.rates: dict[str, float] = {}
         self.fetched_bytes = 0
+        self.bandwidth = 0.0
         self.capacity_bytes = capacity_bytes
         self._master = master
         self._token = token
@@ -135,6 +136,9 @@ class FakeWorker:
     # -- the handlers
 
     async def load_files(self, job_id: str, files: Sequence[LoadFile], bandwidth_bytes_s: float) -> AsyncIterator[LoadProgress]:
+        self.bandwidth = bandwidth_bytes_s
+        if not files:
+            return
         # One call after the other: so what was asked for first is there first.
         async with self._turn:
             async for progress in self._load(files, bandwidth_bytes_s):

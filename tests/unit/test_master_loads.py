@@ -270,10 +270,22 @@ async def test_cancelling_stops_the_job_for_good(cluster: Cluster) -> None:
     assert [job.job_id for job in await cluster.stub.list_jobs()] == [job_id]
 
 
-async def test_the_bandwidth_is_the_whole_jobs(cluster: Cluster) -> None:
-    await make(cluster, 20)
-    await cluster.load("/data", bandwidth_bytes_s=1_000_000)
-    assert {share for w in cluster.workers for _, share in w.loads} == {500_000.0}
+async def test_the_bandwidth_is_the_whole_jobs_and_goes_where_work_is(cluster: Cluster) -> None:
+    await make(cluster, 1)
+    lonely = await cluster.load("/data", bandwidth_bytes_s=1_000_000)
+    assert (lonely.state, {share for w in cluster.workers for _, share in w.loads}) == (JobState.DONE, {1_000_000.0})
+    store = cluster.stores["s3://bucket/data"]
+    for number in range(40):
+        store.put(f"more/{number:04}.jpg", b"x")
+    await cluster.stub.sync("/data")
+    for worker in cluster.workers:
+        worker.hold.clear()
+    job_id = await cluster.submit("/data/more", bandwidth_bytes_s=1_000_000)
+    await wait_until(lambda: {w.bandwidth for w in cluster.workers} == {500_000.0}, "both to have half of it")
+    cluster.workers[0].hold.set()
+    await wait_until(lambda: cluster.workers[1].bandwidth == 1_000_000.0, "the one that is left to have all of it")
+    cluster.workers[1].hold.set()
+    assert (await cluster.wait_job(job_id)).state is JobState.DONE
 
 
 async def test_hosts_choose_the_workers(cluster: Cluster) -> None:
