@@ -85,6 +85,19 @@ def create_server(
     return RpcServer(server, host, port)
 
 
+def get_advertised(advertise: str, server: RpcServer) -> str:
+    """The address under which others reach a server: `advertise`, or what it is bound to.
+
+    Raises ConfigError where that is every address of the machine, which means nothing elsewhere.
+    """
+    if not advertise and server.address.rpartition(":")[0] in {"0.0.0.0", "[::]"}:
+        raise ConfigError(
+            f"{server.address} is no address that others can call: say with --advertise HOST:PORT where this machine is reached",
+            subject="advertise",
+        )
+    return advertise or server.address
+
+
 def _get_credentials(tls: TlsConfig | None) -> grpc.ServerCredentials | None:
     if tls is None or (tls.certificate is None and tls.key is None):
         return None

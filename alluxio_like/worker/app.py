@@ -24,7 +24,7 @@ from alluxio_like.rpc.auth import read_token
 from alluxio_like.rpc.channel import open_channel
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import MountSecrets, Priority
-from alluxio_like.rpc.server import RpcServer, create_server
+from alluxio_like.rpc.server import RpcServer, create_server, get_advertised
 from alluxio_like.rpc.worker_servicer import add_worker_services
 from alluxio_like.types import Cluster, Worker
 from alluxio_like.ufs.api import Ufs
@@ -141,7 +141,7 @@ async def start_worker(
         _LOG.info("worker %s serves at %s", store.worker_id, server.address)
         yield RunningWorker(
             worker_id=store.worker_id,
-            address=config.advertise or server.address,
+            address=get_advertised(config.advertise, server),
             http_address=http.address if http is not None else "",
             door_path=str(parts.door.path),
             store=store,
@@ -213,7 +213,7 @@ async def _wire(
         max_request_bytes=config.max_request_bytes, monotonic=clock.monotonic,
     )  # fmt: skip
     host_id = _get_host_id()
-    address = config.advertise or server.address
+    address = get_advertised(config.advertise, server)
     door = Door(config.home, store.worker_id, lambda: address, lambda: store.directory_fds)
 
     def describe() -> Worker:
