@@ -103,6 +103,8 @@ def _stat(place: Path) -> os.stat_result:
 
     def ask() -> None:
         try:
+            # The kernel may remember the attributes of a dead mount for a while; this it always asks for.
+            os.statvfs(place)
             outcome.append(os.stat(place))
         except OSError as error:
             outcome.append(error)

@@ -262,12 +262,15 @@ def test_signals_unmount_also_while_files_are_open_and_reads_wait(mount: Make, n
         assert reader.wait(5) != 0
 
 
-def test_what_a_killed_daemon_left_is_taken_away(mount: Make) -> None:
+@pytest.mark.parametrize("remembered", [False, True])
+def test_what_a_killed_daemon_left_is_taken_away(mount: Make, remembered: bool) -> None:
     made = mount()
+    if remembered:
+        os.stat(made.path)
     made.stop(signal.SIGKILL)
     assert made.mounted
     with pytest.raises(OSError, match=".*") as caught:
-        os.stat(made.path)
+        os.listdir(made.path)
     assert caught.value.errno == errno.ENOTCONN
     again = mount()
     assert (again.path / "hello.txt").read_bytes() == b"hello, world\n"
