@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from alluxio_like.client.client import Client
 from alluxio_like.clock import SystemClock
 from alluxio_like.config import FuseConfig, write_ready_file
-from alluxio_like.errors import AlluxioLikeError, ConfigError, Internal, NotADirectory, NotFound, TimedOut
+from alluxio_like.errors import AlluxioLikeError, ConfigError, Conflict, Internal, NotADirectory, NotFound, TimedOut
 from alluxio_like.fuse import mountpoint
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.client_backend import ClientBackend
@@ -155,7 +155,9 @@ async def _serve_mount(config: FuseConfig, made: _Parts, place: Path, http: Http
         stopping.cancel()
     finally:
         # The signals stay handled: one that comes now must not turn a clean end into a kill.
-        await _end(task, made, place, device)
+        left = await _end(task, made, place, device)
+    if left:
+        raise Conflict(f"still mounted ({left}): take it away with umount -l", subject=str(place))
     log.info("unmounted", extra={"mountpoint": str(place), "left_open": operations.count_open()})
     if task.done() and not task.cancelled() and task.exception() is not None:
         raise Internal(f"the FUSE session broke: {task.exception()}")
@@ -175,9 +177,10 @@ async def _wait_first(task: "asyncio.Task[None]", ready: Coroutine[None, None, N
         waiting.cancel()
 
 
-async def _end(task: "asyncio.Task[None]", made: _Parts, place: Path, device: str) -> None:
-    """End the session and take the mount away if it is still there; bounded, and leaves nothing behind."""
+async def _end(task: "asyncio.Task[None]", made: _Parts, place: Path, device: str) -> str:
+    """End the session and take the mount away if it is still there; bounded. Why the mount could not be taken away, or nothing."""
     session = made.session
+    left = ""
     made.notifier.end()
     if not task.done():
         session.stop()
@@ -186,11 +189,15 @@ async def _end(task: "asyncio.Task[None]", made: _Parts, place: Path, device: st
             session.cancel_requests()
             await asyncio.wait([task], timeout=_GRACE_S)
         if device:
-            with contextlib.suppress(AlluxioLikeError):
+            try:
                 await asyncio.to_thread(mountpoint.end_ours, place, device)
+            except AlluxioLikeError as error:
+                top = await asyncio.to_thread(mountpoint.find_top, place)
+                left = str(error) if top is not None and top.device == device else ""
     await asyncio.to_thread(made.notifier.join, _GRACE_S)
     # Without a device number it was never seen mounted: leave that to libfuse.
     session.close(unmount=not device)
     if not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=_GRACE_S)
+    return left
