@@ -46,6 +46,8 @@ if command -v dpkg-query >/dev/null; then
             install || { tail -20 "$log" >&2; die "apt-get install$missing failed"; }
         fi
         rm -f "$log"
+        # A root file system that no init system has run in lacks it, and without it fusermount3 unmounts nothing.
+        [ -e /etc/mtab ] || $sudo ln -s ../proc/self/mounts /etc/mtab
     fi
 else
     say "not a Debian system: install by hand what corresponds to: $packages"
