@@ -1,10 +1,10 @@
 """What is on the disk: the format's number, the index's keys and records, the names of cache files.
 
-Format 1. The index is one ordered table. Keys, integers big-endian so that they sort:
+Format 1. The index has three tables, each a tree of its own (decision 0006). Keys, integers big-endian so that they sort:
 
-    F inode version         -> a file: size, generation, present bytes, last use, role, flags, fingerprint token
-    B inode version block   -> a block: generation, trust, presence bits, then one checksum a page
-    M name                  -> of the directory: boot id, clean mark, trust, usage
+    files    inode version         -> a file: size, generation, present bytes, last use, role, flags, fingerprint token
+    blocks   inode version block   -> a block: generation, trust, presence bits, then one checksum a page
+    (main)   M name                -> of the directory: boot id, clean mark, trust, usage
 
 `trust` counts the crashes of the machine that the directory went through: a block with a smaller number than the directory's was
 there at the last one and is suspect until verified. `generation` names an incarnation of a cache file; it is random, so that it
@@ -19,8 +19,8 @@ from alluxio_like.types import PAGES_PER_BLOCK, FileId, InodeId, VersionId, get_
 
 FORMAT_NUMBER = 1
 
-_KEY_FILE = struct.Struct(">cQQ")
-_KEY_BLOCK = struct.Struct(">cQQI")
+_KEY_FILE = struct.Struct(">QQ")
+_KEY_BLOCK = struct.Struct(">QQI")
 _FILE = struct.Struct("<QQQIBB")
 _BLOCK = struct.Struct("<QIQ")
 _USAGE = struct.Struct("<QQQQQ")
@@ -31,8 +31,9 @@ KEY_BOOT = b"Mboot"
 KEY_CLEAN = b"Mclean"
 KEY_USAGE = b"Musage"
 
-FILE_PREFIX = b"F"
-BLOCK_PREFIX = b"B"
+FILES = b"files"
+BLOCKS = b"blocks"
+"""The names of the tables; the main one, which has none, holds their roots too."""
 
 
 @dataclass(slots=True)
@@ -70,25 +71,25 @@ class UsageRecord:
 
 
 def make_file_key(file_id: FileId) -> bytes:
-    return _KEY_FILE.pack(b"F", file_id.inode, file_id.version)
+    return _KEY_FILE.pack(file_id.inode, file_id.version)
 
 
 def parse_file_key(key: bytes) -> FileId:
-    _, inode, version = _KEY_FILE.unpack(key)
+    inode, version = _KEY_FILE.unpack(key)
     return FileId(InodeId(inode), VersionId(version))
 
 
 def make_block_key(file_id: FileId, block: int) -> bytes:
-    return _KEY_BLOCK.pack(b"B", file_id.inode, file_id.version, block)
+    return _KEY_BLOCK.pack(file_id.inode, file_id.version, block)
 
 
 def make_block_prefix(file_id: FileId) -> bytes:
     """What the keys of all blocks of a file begin with."""
-    return b"B" + make_file_key(file_id)[1:]
+    return make_file_key(file_id)
 
 
 def parse_block_key(key: bytes) -> tuple[FileId, int]:
-    _, inode, version, block = _KEY_BLOCK.unpack(key)
+    inode, version, block = _KEY_BLOCK.unpack(key)
     return FileId(InodeId(inode), VersionId(version)), block
 
 

@@ -10,6 +10,7 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import lmdb
 
@@ -52,6 +53,14 @@ class Effect:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Handles of the tables of one environment."""
+
+    files: Any
+    blocks: Any
+
+
 class Index:
     """One directory's index, open for writing."""
 
@@ -64,8 +73,10 @@ class Index:
             metasync=False,
             max_readers=MAX_READERS,
             max_spare_txns=16,
+            max_dbs=2,
             readahead=False,
         )
+        self._tables = Tables(self._env.open_db(fmt.FILES), self._env.open_db(fmt.BLOCKS))
         self._env.reader_check()
         self._on_commit = on_commit
         self.lock = threading.RLock()
@@ -94,12 +105,12 @@ class Index:
 
     def lookup_file(self, file_id: FileId) -> FileRecord | None:
         with self._env.begin() as txn:
-            raw = txn.get(fmt.make_file_key(file_id))
+            raw = txn.get(fmt.make_file_key(file_id), db=self._tables.files)
         return fmt.unpack_file(raw) if raw is not None else None
 
     def lookup_block(self, file_id: FileId, block: int) -> BlockRecord | None:
         with self._env.begin() as txn:
-            raw = txn.get(fmt.make_block_key(file_id, block))
+            raw = txn.get(fmt.make_block_key(file_id, block), db=self._tables.blocks)
         return fmt.unpack_block(raw) if raw is not None else None
 
     def commit(
@@ -115,35 +126,35 @@ class Index:
             effects: list[Effect] = []
             with self._env.begin(write=True) as txn:
                 for put in make_puts():
-                    _put_file(txn, put, usage, effects)
+                    _put_file(txn, self._tables, put, usage, effects)
                 for file_id, generation in removes:
-                    _remove_file(txn, file_id, generation, usage, effects)
+                    _remove_file(txn, self._tables, file_id, generation, usage, effects)
                 for file_id, now_s in (uses or {}).items():
-                    _put_use(txn, file_id, now_s)
+                    _put_use(txn, self._tables, file_id, now_s)
                 txn.put(fmt.KEY_USAGE, fmt.pack_usage(usage))
             self._usage = usage
             self._on_commit(effects)
 
     def scan_files(self) -> Iterator[tuple[FileId, FileRecord]]:
-        for key, raw in self._scan(fmt.FILE_PREFIX):
+        for key, raw in self._scan(self._tables.files):
             yield fmt.parse_file_key(key), fmt.unpack_file(raw)
 
     def scan_blocks(self) -> Iterator[tuple[FileId, int, int, int]]:
         """File id, block, trust, bits of every block."""
-        for key, raw in self._scan(fmt.BLOCK_PREFIX):
+        for key, raw in self._scan(self._tables.blocks):
             file_id, block = fmt.parse_block_key(key)
             _, trust, bits = fmt.unpack_block_header(raw)
             yield file_id, block, trust, bits
 
-    def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Records by prefix, in batches: no read transaction stays open meanwhile (it would keep pages from reuse)."""
-        start = prefix
+    def _scan(self, table: Any) -> Iterator[tuple[bytes, bytes]]:
+        """Records of a table, in batches: no read transaction stays open meanwhile (it would keep pages from reuse)."""
+        start = b""
         while True:
             batch: list[tuple[bytes, bytes]] = []
-            with self._env.begin() as txn, txn.cursor() as cursor:
+            with self._env.begin() as txn, txn.cursor(table) as cursor:
                 if cursor.set_range(start):
                     for key, value in cursor:
-                        if not key.startswith(prefix) or len(batch) >= SCAN_BATCH:
+                        if len(batch) >= SCAN_BATCH:
                             break
                         batch.append((bytes(key), bytes(value)))
             yield from batch
@@ -171,39 +182,41 @@ def _account(usage: UsageRecord, record: FileRecord, sign: int) -> None:
         usage.pinned_bytes += held
 
 
-def _put_file(txn: lmdb.Transaction, put: FilePut, usage: UsageRecord, effects: list[Effect]) -> None:
+def _put_file(txn: lmdb.Transaction, tables: Tables, put: FilePut, usage: UsageRecord, effects: list[Effect]) -> None:
     key = fmt.make_file_key(put.file_id)
-    raw = txn.get(key)
+    raw = txn.get(key, db=tables.files)
     if raw is not None:
         old = fmt.unpack_file(bytes(raw))
         if old.generation == put.record.generation:
             _account(usage, old, -1)
             put.record.last_use_s = max(put.record.last_use_s, old.last_use_s)
         else:
-            _remove_file(txn, put.file_id, old.generation, usage, effects)
+            _remove_file(txn, tables, put.file_id, old.generation, usage, effects)
     _account(usage, put.record, 1)
-    txn.put(key, fmt.pack_file(put.record))
+    txn.put(key, fmt.pack_file(put.record), db=tables.files)
     for block in put.blocks:
         block_key = fmt.make_block_key(put.file_id, block.block)
         if block.bits:
-            txn.put(block_key, fmt.pack_block(put.record.generation, block.trust, block.bits, block.checksums))
+            txn.put(block_key, fmt.pack_block(put.record.generation, block.trust, block.bits, block.checksums), db=tables.blocks)
         else:
-            txn.delete(block_key)
+            txn.delete(block_key, db=tables.blocks)
         effects.append(Effect(put.file_id, block.block, block.bits, put.record.size))
 
 
-def _remove_file(txn: lmdb.Transaction, file_id: FileId, generation: int, usage: UsageRecord, effects: list[Effect]) -> None:
+def _remove_file(
+    txn: lmdb.Transaction, tables: Tables, file_id: FileId, generation: int, usage: UsageRecord, effects: list[Effect]
+) -> None:
     key = fmt.make_file_key(file_id)
-    raw = txn.get(key)
+    raw = txn.get(key, db=tables.files)
     if raw is None:
         return
     record = fmt.unpack_file(bytes(raw))
     if record.generation != generation:
         return
     _account(usage, record, -1)
-    txn.delete(key)
+    txn.delete(key, db=tables.files)
     prefix = fmt.make_block_prefix(file_id)
-    with txn.cursor() as cursor:
+    with txn.cursor(tables.blocks) as cursor:
         found = cursor.set_range(prefix)
         while found and bytes(cursor.key()).startswith(prefix):
             _, block = fmt.parse_block_key(bytes(cursor.key()))
@@ -211,10 +224,10 @@ def _remove_file(txn: lmdb.Transaction, file_id: FileId, generation: int, usage:
             found = cursor.delete()
 
 
-def _put_use(txn: lmdb.Transaction, file_id: FileId, now_s: int) -> None:
+def _put_use(txn: lmdb.Transaction, tables: Tables, file_id: FileId, now_s: int) -> None:
     key = fmt.make_file_key(file_id)
-    raw = txn.get(key)
+    raw = txn.get(key, db=tables.files)
     if raw is not None:
         record = fmt.unpack_file(bytes(raw))
         record.last_use_s = max(now_s, record.last_use_s)
-        txn.put(key, fmt.pack_file(record))
+        txn.put(key, fmt.pack_file(record), db=tables.files)

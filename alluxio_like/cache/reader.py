@@ -16,7 +16,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import lmdb
 
@@ -37,6 +37,7 @@ class _View:
         self.lock = threading.Lock()
         self.closed = False
         self._env: lmdb.Environment | None = None
+        self._tables: dict[bytes, Any] = {}
         path = f"/proc/self/fd/{fd}"
         if not check_format(fd, path):
             raise errors.DiskError("not a cache directory", subject=path)
@@ -44,14 +45,14 @@ class _View:
         with self._open_env().begin() as txn:
             self.trust = int.from_bytes(bytes(txn.get(fmt.KEY_TRUST) or b"\0"), "big")
 
-    def get(self, key: bytes) -> bytes | None:
-        """A record, or None; also None when the index cannot be read now (then the worker is asked)."""
+    def get(self, table: bytes, key: bytes) -> bytes | None:
+        """A table's record, or None; also None when the index cannot be read now (then the worker is asked)."""
         with self.lock:
             try:
                 if self.closed:
                     return None
                 with (self._env or self._open_env()).begin() as txn:
-                    value = txn.get(key)
+                    value = txn.get(key, db=self._tables[table])
                     return None if value is None else bytes(value)
             except lmdb.Error:
                 self.close_env()
@@ -71,10 +72,11 @@ class _View:
                 os.close(self.fd)
 
     def _open_env(self) -> lmdb.Environment:
-        self._env = lmdb.open(
-            f"/proc/self/fd/{self.fd}/index", readonly=True, create=False, lock=True, max_spare_txns=1, readahead=False
+        self._env = env = lmdb.open(
+            f"/proc/self/fd/{self.fd}/index", readonly=True, create=False, lock=True, max_spare_txns=1, max_dbs=2, readahead=False
         )
-        return self._env
+        self._tables = {name: env.open_db(name, create=False) for name in (fmt.FILES, fmt.BLOCKS)}
+        return env
 
 
 def _get_nowait_flag(directory_fd: int) -> int | None:
@@ -222,7 +224,7 @@ class LocalFile:
 
     def _load(self, block: int) -> None:
         """Read a block's bits and checksums from the index again; what was learned otherwise stays."""
-        raw = self._view.get(fmt.make_block_key(self._file_id, block))
+        raw = self._view.get(fmt.BLOCKS, fmt.make_block_key(self._file_id, block))
         if raw is None:
             return
         generation, trust, bits = _HEADER.unpack_from(raw)
@@ -310,7 +312,7 @@ class CacheReader:
         file_id = ref.file_id
         key = fmt.make_file_key(file_id)
         for view in self._views:
-            raw = view.get(key)
+            raw = view.get(fmt.FILES, key)
             if raw is None:
                 continue
             record = fmt.unpack_file(raw)

@@ -189,7 +189,7 @@ class NoIndex:
     trust = 0
     nowait = 0
 
-    def get(self, key: bytes) -> bytes | None:
+    def get(self, table: bytes, key: bytes) -> bytes | None:
         return None
 
 

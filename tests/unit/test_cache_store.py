@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ import pytest
 from alluxio_like import errors
 from alluxio_like.cache import syscalls
 from alluxio_like.cache.checksum import compute_checksum
-from alluxio_like.cache.format import make_file_path
+from alluxio_like.cache.format import FileRecord, make_file_path
+from alluxio_like.cache.index import BlockPut, FilePut, Index
 from alluxio_like.cache.store import CachedFile, CacheDirSpec, CacheStore, Role
 from alluxio_like.clock import SystemClock
-from alluxio_like.types import BLOCK_BYTES, PAGE_BYTES, FileRef, Fingerprint, InodeId, MountId, PageRange, VersionId
+from alluxio_like.types import BLOCK_BYTES, PAGE_BYTES, FileId, FileRef, Fingerprint, InodeId, MountId, PageRange, VersionId
 
 BOOT = "boot-1"
 
@@ -616,6 +618,22 @@ def replace_clock(now_s: int) -> SystemClock:
     clock = SystemClock()
     clock.now_ns = lambda: now_s * 1_000_000_000  # type: ignore[method-assign]
     return clock
+
+
+def test_index_is_dense_where_files_come_in_order(tmp_path: Path) -> None:
+    index = Index(str(tmp_path), 1 << 30, lambda _: None)
+    for start in range(0, 20_000, 1000):
+        puts = [
+            FilePut(
+                FileId(InodeId(n), VersionId(1)),
+                FileRecord(110_000, (n << 40) + n, 110_000, 1_763_000_000, Role.HOME, False, "0" * 32),
+                [BlockPut(0, 0, 1, array("Q", [n]))],
+            )
+            for n in range(start, start + 1000)
+        ]
+        index.commit(lambda puts=puts: puts, [])  # type: ignore[misc]
+    index.close()
+    assert (tmp_path / "data.mdb").stat().st_size < 200 * 20_000
 
 
 def test_many_changes_overflow_into_a_full_report(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
