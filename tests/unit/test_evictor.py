@@ -9,10 +9,10 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.cache.format import make_file_path
-from alluxio_like.cache.store import CacheDirSpec, CacheStore, Role
+from alluxio_like.cache.store import CacheDirSpec, CacheStore, FileInfo, Role
 from alluxio_like.clock import SystemClock
 from alluxio_like.metrics import Metrics
-from alluxio_like.types import FileRef, Fingerprint, InodeId, JobId, MountId, VersionId
+from alluxio_like.types import FileId, FileRef, Fingerprint, InodeId, JobId, MountId, VersionId
 from alluxio_like.worker.evictor import Evictor
 
 KIB = 1 << 10
@@ -134,3 +134,19 @@ def test_a_restarted_worker_knows_its_files(store: CacheStore, evictor: Evictor,
         second.stop()
     finally:
         again.close()
+
+
+def test_a_restarted_worker_learns_its_files_in_the_order_of_their_last_use(
+    store: CacheStore, evictor: Evictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del evictor
+    infos = [
+        FileInfo(FileId(InodeId(n), VersionId(1)), FILE, Role.GUEST if n % 2 else Role.HOME, n == 4, n, FILE, (n * 7) % 11, 0)
+        for n in range(1, 11)
+    ]
+    monkeypatch.setattr(store, "iter_files", lambda: iter(infos))
+    second = Evictor(store, SystemClock())
+    second._learn()
+    victims = second._policies[0].choose_victims(1 << 40, time.time())
+    expected = sorted((info for info in infos if not info.pinned), key=lambda info: (info.role is Role.HOME, info.last_use_s))
+    assert [victim.file_id for victim in victims] == [info.file_id for info in expected]
