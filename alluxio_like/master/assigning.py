@@ -18,7 +18,7 @@ from alluxio_like.types import BLOCK_BYTES, Entry, FileId, FileRef, Worker, Work
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What one worker is to hold of one file. `blocks` empty: all. `replica` 0 fetches first, later ones from it."""
+    """What one worker is to hold of one file. `blocks` empty: all. `replica` 0 fetches first, later ones from `sources`."""
 
     item: Item
     ref: FileRef
@@ -26,6 +26,7 @@ class Unit:
     blocks: tuple[int, ...]
     size: int
     replica: int
+    sources: tuple[WorkerId, ...] = ()
 
     @property
     def file_id(self) -> FileId:
@@ -113,22 +114,24 @@ class Outcome:
 
 
 def assign(item: Item, workers: Sequence[Worker], replicas: int, limit_bytes: int) -> list[Unit]:
-    """The units of a file, one for each worker that is to hold any of it; fewer replicas where there are fewer workers."""
+    """The units of a file: all blocks that a worker is to hold as the same copy from the same sources are one.
+
+    Fewer replicas where there are fewer workers.
+    """
     ref = item.entry.ref
     if ref is None:
         return []
     if get_placement_unit(ref.size, 0, limit_bytes) is None:
-        ranked = rank_workers(workers, ref.file_id, None)[:replicas]
-        return [Unit(item, ref, w.worker_id, (), ref.size, replica) for replica, w in enumerate(ranked)]
-    blocks: dict[WorkerId, list[int]] = {}
-    first: dict[WorkerId, int] = {}
+        ranked = [worker.worker_id for worker in rank_workers(workers, ref.file_id, None)[:replicas]]
+        return [Unit(item, ref, w, (), ref.size, replica, tuple(ranked[:replica])) for replica, w in enumerate(ranked)]
+    blocks: dict[tuple[WorkerId, ...], list[int]] = {}
     for block in range(get_block_count(ref.size)):
-        for replica, worker in enumerate(rank_workers(workers, ref.file_id, block)[:replicas]):
-            blocks.setdefault(worker.worker_id, []).append(block)
-            first[worker.worker_id] = min(replica, first.get(worker.worker_id, replica))
+        ranked = [worker.worker_id for worker in rank_workers(workers, ref.file_id, block)[:replicas]]
+        for replica in range(len(ranked)):
+            blocks.setdefault(tuple(ranked[: replica + 1]), []).append(block)
     return [
-        Unit(item, ref, worker_id, tuple(mine), sum(get_block_size(ref.size, block) for block in mine), first[worker_id])
-        for worker_id, mine in blocks.items()
+        Unit(item, ref, holders[-1], tuple(mine), sum(get_block_size(ref.size, b) for b in mine), len(holders) - 1, holders[:-1])
+        for holders, mine in blocks.items()
     ]
 
 
@@ -154,10 +157,11 @@ def is_cached(unit: Unit, block_map: BlockMap) -> bool:
     return bool(held) and all(held.get(block) == get_full_mask(unit.ref.size, block) for block in blocks)
 
 
-def make_load_file(unit: Unit, others: Sequence[Unit], block_map: BlockMap, workers: Sequence[Worker]) -> LoadFile:
+def make_load_file(unit: Unit, block_map: BlockMap, workers: Sequence[Worker]) -> LoadFile:
     """What a worker is asked to load, with the addresses of the others that hold some of it or will before this one starts."""
-    sources = {holding.worker_id for holding in block_map.get_holdings(unit.file_id)}
-    sources |= {other.worker_id for other in others if other.replica < unit.replica}
+    wanted = set(unit.blocks)
+    sources = {h.worker_id for h in block_map.get_holdings(unit.file_id) if not wanted or h.block in wanted}
+    sources.update(unit.sources)
     addresses = tuple(w.address for w in workers if w.worker_id in sources and w.worker_id != unit.worker_id and w.live)
     return LoadFile(unit.ref, unit.blocks, addresses)
 
@@ -177,10 +181,14 @@ def get_free_now(workers: Iterable[Worker]) -> dict[WorkerId, int]:
     return {w.worker_id: max(0, int(FILL_FRACTION * w.capacity_bytes) - w.used_bytes) for w in workers}
 
 
+def sum_units(units: Iterable[Unit]) -> dict[WorkerId, int]:
+    """Bytes of units by worker."""
+    parts: dict[WorkerId, int] = {}
+    for unit in units:
+        parts[unit.worker_id] = parts.get(unit.worker_id, 0) + unit.size
+    return parts
+
+
 def sum_by_worker(outcomes: Iterable[Outcome]) -> dict[WorkerId, int]:
     """Bytes of all units by worker."""
-    parts: dict[WorkerId, int] = {}
-    for outcome in outcomes:
-        for unit in outcome.units:
-            parts[unit.worker_id] = parts.get(unit.worker_id, 0) + unit.size
-    return parts
+    return sum_units(unit for outcome in outcomes for unit in outcome.units)

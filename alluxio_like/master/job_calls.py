@@ -57,12 +57,13 @@ class JobCalls:
                         counts.skipped_bytes += unit.size
                     else:
                         pairs.append((outcome, unit))
-            await asyncio.gather(*(self._load_on(worker, mine, counts) for worker, mine in _group(pairs).items()))
+            for turn in _divide(pairs):
+                await asyncio.gather(*(self._load_on(worker, mine, counts) for worker, mine in _group(turn).items()))
 
     async def _load_on(self, worker_id: WorkerId, pairs: list[Pair], counts: Counts) -> None:
         workers = self._registry.get_live()
         waiting = _index(pairs)
-        files = [make_load_file(unit, outcome.units, self._registry.block_map, workers) for outcome, unit in _get_first(waiting)]
+        files = [make_load_file(unit, self._registry.block_map, workers) for _, unit in _get_first(waiting)]
 
         def take(progress: LoadProgress) -> None:
             counts.done_bytes += progress.loaded_bytes + progress.skipped_bytes
@@ -104,14 +105,14 @@ class JobCalls:
     async def _check_on(self, worker_id: WorkerId, pairs: list[Pair]) -> None:
         verify = self._record.spec.verify
         waiting = _index(pairs)
-        files = [LoadFile(unit.ref, unit.blocks) for _, unit in _get_first(waiting)]
+        files = [LoadFile(mine[0][1].ref, _join_blocks(mine)) for mine in waiting.values()]
 
         def take(result: CheckResult) -> None:
             found = waiting.pop(result.file_id, [])
             for outcome, unit in found:
                 _take_check(outcome, unit, result)
-            if found and not result.missing_pages and not result.bad_pages:
-                self._note_held(found[0][1])
+                if not result.missing_pages and not result.bad_pages:
+                    self._note_held(unit)
 
         try:
             silence_s = VERIFY_SILENCE_S if verify else SILENCE_S
@@ -143,6 +144,27 @@ def _group(pairs: Sequence[Pair]) -> dict[WorkerId, list[Pair]]:
     for outcome, unit in pairs:
         groups.setdefault(unit.worker_id, []).append((outcome, unit))
     return groups
+
+
+def _divide(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Pairs in turns, in each of which a worker is asked for a file once: a call's answers name files and not blocks."""
+    turns: list[tuple[dict[tuple[WorkerId, FileId], tuple[int, ...]], list[Pair]]] = []
+    for outcome, unit in pairs:
+        key = unit.worker_id, unit.file_id
+        for asked, mine in turns:
+            if asked.setdefault(key, unit.blocks) == unit.blocks:
+                mine.append((outcome, unit))
+                break
+        else:
+            turns.append(({key: unit.blocks}, [(outcome, unit)]))
+    return [mine for _, mine in turns]
+
+
+def _join_blocks(pairs: Sequence[Pair]) -> tuple[int, ...]:
+    """The blocks of one file in all of its units; empty: the whole file."""
+    if not all(unit.blocks for _, unit in pairs):
+        return ()
+    return tuple(sorted({block for _, unit in pairs for block in unit.blocks}))
 
 
 def _index(pairs: Sequence[Pair]) -> dict[FileId, list[Pair]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
-from alluxio_like.master.assigning import Outcome, assign, get_cached_bytes, get_free_now, get_usable, sum_by_worker
+from alluxio_like.master.assigning import Outcome, assign, get_cached_bytes, get_free_now, get_usable, sum_by_worker, sum_units
 from alluxio_like.master.core import jobs as core
 from alluxio_like.master.core.jobs import Batch, Counts, Cursor, FitPlan, JobEvent, JobRecord, JobState, Ledger, Problem, format_bytes
 from alluxio_like.master.job_calls import JobCalls
@@ -282,7 +282,7 @@ class JobRunner:
                 problems += len(step.problems)
                 for item in step.items:
                     units = assign(item, workers, spec.replicas, limit)
-                    if not plan.add({unit.worker_id: unit.size for unit in units}, only_if_fits=spec.fit):
+                    if not plan.add(sum_units(units), only_if_fits=spec.fit):
                         continue
                     self._seen_files += 1
                     absent = 0
@@ -383,7 +383,7 @@ class JobRunner:
         counts = Counts()
         for outcome in outcomes:
             outcome.assign(workers, spec.replicas, limit)
-            parts = {unit.worker_id: unit.size for unit in outcome.units}
+            parts = sum_units(outcome.units)
             if this.fit.add(parts, only_if_fits=spec.fit):
                 taken.append(outcome)
             else:

@@ -12,7 +12,7 @@ from alluxio_like.master import job_runner
 from alluxio_like.rpc.messages import JobState
 from alluxio_like.types import PAGE_BYTES
 from alluxio_like.ufs.memory import Fault
-from tests.unit.master_parts import Cluster, wait_until
+from tests.unit.master_parts import BLOCK, Cluster, wait_until
 
 
 @pytest.fixture
@@ -110,6 +110,32 @@ async def test_large_files_are_placed_by_block(tmp_path: Path) -> None:
         assert sorted(block for w in cluster.workers for _, block in w.cached) == [0, 1, 2, 3, 4, 5]
         status = await cluster.stub.get_cache_status("/data/big")
         assert status.cached_files == 1
+    finally:
+        await cluster.close()
+
+
+async def test_second_copies_of_blocks_come_from_the_first(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "home", whole_file_limit_bytes=BLOCK)
+    await cluster.start()
+    try:
+        store = await cluster.add_store()
+        store.put("large", bytes(6 * BLOCK))
+        for number in range(3):
+            await cluster.add_worker(f"w{number}")
+        job = await cluster.load("/data/large", replicas=2)
+        assert (job.state, job.total_bytes, job.done_bytes) == (JobState.DONE, 12 * BLOCK, 12 * BLOCK)
+        copies = sorted(block for worker in cluster.workers for _, block in worker.cached)
+        assert copies == sorted([*range(6), *range(6)])
+        first = [block for w in cluster.workers for file, _ in w.loads if not file.sources for block in file.blocks]
+        assert sorted(first) == list(range(6))
+        addresses = {w.describe().address: w for w in cluster.workers}
+        for worker in cluster.workers:
+            for file, _ in worker.loads:
+                for address in file.sources:
+                    held = {block for _, block in addresses[address].cached}
+                    assert held >= set(file.blocks)
+        again = await cluster.load("/data/large", replicas=2)
+        assert (again.state, again.skipped_bytes) == (JobState.DONE, 12 * BLOCK)
     finally:
         await cluster.close()
 
