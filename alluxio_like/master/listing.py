@@ -264,12 +264,14 @@ class Lister:
         """
         while True:
             flight = self._flights.get(directory)
+            mine = flight is None
             if flight is None:
                 with self._meta.read() as txn:
                     if namespace.get_dir_state(txn, directory).mount_id == NO_MOUNT:
                         return None
                 flight = self._start(directory)
-            if flight.started_ns >= since_ns:
+            # One begun here is new, whatever the clock says: it may have been set back since `since_ns` was read.
+            if mine or flight.started_ns >= since_ns:
                 await self.wait_flight(flight)
                 return flight
             await self._wait_end(flight)
@@ -301,7 +303,9 @@ class Lister:
         interval = self._mounts.get_sync_interval_s(state.mount_id)
         if state.untrusted:
             interval = min(interval, YOUNG_S)
-        return interval - (self._clock.now_ns() - state.listed_ns) / 1e9
+        age_s = (self._clock.now_ns() - state.listed_ns) / 1e9
+        # From the future: the clock was set back, and nobody knows how old it is.
+        return interval - age_s if age_s >= 0 or interval == float("inf") else 0.0
 
     def _get_valid_s(self, state: DirState) -> float:
         if state.mount_id == NO_MOUNT:

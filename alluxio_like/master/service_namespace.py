@@ -73,29 +73,42 @@ class NamespaceService:
         return SyncResult(total.directories, total.added, total.removed, total.replaced)
 
     async def _sync_below(self, top: InodeId, now_ns: int, total: "_Sum") -> None:
-        """All directories below, a few at a time; level by level, a page of one directory in memory each."""
-        gate = asyncio.Semaphore(SYNCS_AT_ONCE)
+        """All directories below, a few at a time, the deepest first: what waits is one page of each directory on the way down."""
+        waiting: list[tuple[InodeId, bytes]] = [(top, b"")]
+        running: set[asyncio.Task[InodeId | None]] = set()
 
-        async def visit(directory: InodeId) -> None:
-            async with gate:
-                try:
-                    total.add(await self._lister.refresh(directory, now_ns))
-                except (errors.NotFound, errors.Stale):
-                    return
-            await below(directory)
+        async def visit(directory: InodeId) -> InodeId | None:
+            try:
+                total.add(await self._lister.refresh(directory, now_ns))
+            except (errors.NotFound, errors.Stale):
+                return None
+            return directory
 
-        async def below(directory: InodeId) -> None:
-            cursor = b""
-            while True:
-                with self._meta.read() as txn:
-                    page = namespace.list_entries(txn, directory, cursor, DEFAULT_PAGE)
-                children = [entry.attr.inode for entry in page.entries if entry.attr.kind is Kind.DIRECTORY]
-                await asyncio.gather(*(visit(child) for child in children))
-                cursor = page.cursor
-                if not cursor:
-                    return
-
-        await below(top)
+        ready: list[InodeId] = []
+        try:
+            while waiting or ready or running:
+                while ready and len(running) < SYNCS_AT_ONCE:
+                    running.add(asyncio.create_task(visit(ready.pop())))
+                if waiting and len(running) < SYNCS_AT_ONCE:
+                    directory, cursor = waiting.pop()
+                    try:
+                        with self._meta.read() as txn:
+                            page = namespace.list_entries(txn, directory, cursor, DEFAULT_PAGE)
+                    except errors.NotFound:
+                        continue
+                    ready += [entry.attr.inode for entry in page.entries if entry.attr.kind is Kind.DIRECTORY]
+                    if page.cursor:
+                        waiting.append((directory, page.cursor))
+                    await asyncio.sleep(0)
+                    continue
+                if not running:
+                    continue
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                waiting += [(found, b"") for task in done if (found := task.result()) is not None]
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     async def stat_fs(self) -> FsTotals:
         return get_totals(self._meta, self._registry)

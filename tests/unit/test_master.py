@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from alluxio_like import errors
+from alluxio_like.clock import SystemClock
 from alluxio_like.master.core import namespace
+from alluxio_like.master.listing import Lister
 from alluxio_like.rpc.channel import open_channel
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import MountSpec, Throttle
@@ -235,6 +237,45 @@ async def test_resolving_with_sync_and_syncing_below(cluster: Cluster) -> None:
     store.put("d/e/newer", b"x")
     assert (await cluster.stub.sync("/data", recursive=True)).added == 1
     assert (await cluster.stub.resolve_path("/data/d/e/newer")).entry is not None
+
+
+async def test_a_clock_set_back_neither_freezes_what_is_known_nor_stops_a_sync(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift_s = 7200
+    monkeypatch.setattr(SystemClock, "now_ns", lambda _: time.time_ns() + shift_s * 10**9)
+    store = await cluster.add_store()
+    store.put("a", b"x")
+    await get_inode(cluster, "/data/a")
+    shift_s = 0
+    store.put("b", b"x")
+    data = await get_inode(cluster, "/data")
+    assert (await cluster.stub.lookup(data, "b")).entry is not None
+    async with asyncio.timeout(5):
+        flight = await cluster.master.jobs._lister.refresh(data, time.time_ns() + 10**12)
+    assert flight is not None
+
+
+async def test_syncing_a_wide_tree_keeps_little_under_way(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await cluster.add_store()
+    for number in range(400):
+        store.put(f"d{number % 20}/e{number}/x", b"x")
+    most = 0
+    refresh = Lister.refresh
+
+    async def watch(self: Lister, *arguments: Any) -> Any:
+        nonlocal most
+        most = max(most, len(asyncio.all_tasks()))
+        return await refresh(self, *arguments)
+
+    monkeypatch.setattr(Lister, "refresh", watch)
+    done = await cluster.stub.sync("/data", recursive=True)
+    assert (done.directories, done.added) == (421, 820)
+    assert most < 60
+    with pytest.raises(errors.StoreUnavailable):
+        store.fail("LIST", *[errors.StoreUnavailable("gone")] * 1000)
+        await cluster.stub.sync("/data", recursive=True)
+    store.heal()
 
 
 async def test_mounts_survive_a_restart_and_secrets_stay_secret(tmp_path: Path) -> None:
