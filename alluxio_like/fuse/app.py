@@ -60,8 +60,9 @@ async def serve(config: FuseConfig, backend: Backend, metrics: Metrics) -> int:
     parts = _make_parts(config, backend, await _get_root(config, backend), metrics)
     place, was_made = await asyncio.to_thread(mountpoint.check_place, config.mountpoint)
     try:
-        async with _serve_http(config, metrics) as http:
-            await _serve_mount(config, parts, place, http)
+        health = _MountHealth(place, parts.session)
+        async with _serve_http(config, metrics, health) as http:
+            await _serve_mount(config, parts, place, http, health)
     finally:
         await parts.operations.close()
         if was_made:
@@ -76,6 +77,22 @@ class _Parts:
     operations: Operations
     session: "Session"
     notifier: Notifier
+
+
+class _MountHealth:
+    """Whether the mount is served and is what programs find at its place; asked from the HTTP server's threads."""
+
+    def __init__(self, place: Path, session: "Session") -> None:
+        self._place = place
+        self._session = session
+        self.device = ""
+        """The mount's device number, once it is there."""
+
+    def get(self) -> Health:
+        top = mountpoint.find_top(self._place)
+        mounted = top is not None and bool(self.device) and top.device == self.device
+        serving = self._session.is_serving
+        return Health(mounted and serving, {"mountpoint": str(self._place), "mounted": mounted, "serving": serving})
 
 
 def _make_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> _Parts:
@@ -105,12 +122,12 @@ async def _get_root(config: FuseConfig, backend: Backend) -> Entry:
 
 
 @contextlib.asynccontextmanager
-async def _serve_http(config: FuseConfig, metrics: Metrics) -> AsyncIterator[HttpServer | None]:
+async def _serve_http(config: FuseConfig, metrics: Metrics, health: "_MountHealth") -> AsyncIterator[HttpServer | None]:
     tls = config.tls
     http = start_http(
         config.http_bind,
         metrics,
-        lambda: Health(True, {"mountpoint": str(config.mountpoint)}),
+        health.get,
         certificate=tls.certificate,
         key=tls.key,
         insecure=config.insecure,
@@ -130,7 +147,7 @@ def _make_options(config: FuseConfig) -> set[str]:
     return options
 
 
-async def _serve_mount(config: FuseConfig, made: _Parts, place: Path, http: HttpServer | None) -> None:
+async def _serve_mount(config: FuseConfig, made: _Parts, place: Path, http: HttpServer | None, health: "_MountHealth") -> None:
     session, operations = made.session, made.operations
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
@@ -143,7 +160,7 @@ async def _serve_mount(config: FuseConfig, made: _Parts, place: Path, http: Http
         await _wait_first(task, session.wait_ready(), config.client.io_timeout_s)
         top = await asyncio.to_thread(mountpoint.find_top, place)
         if top is not None and top.fstype == mountpoint.FSTYPE:
-            device = top.device
+            device = health.device = top.device
             await asyncio.to_thread(mountpoint.tune, device, config.read_ahead_kb)
         if os.geteuid() == 0:
             # Only where we can abort: see mountpoint.end_ours.

@@ -420,6 +420,12 @@ class Session:
     def __init__(self, operations: Operations, io_timeout_s: float, metrics: Metrics) -> None:
         self._port = _Port()
         self._handlers = _Handlers(operations, io_timeout_s, _Meter(metrics))
+        self._running = False
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the kernel's requests are being answered; from any thread."""
+        return self._running and self._handlers.ready.is_set() and not self._port.closing and self._port.failure is None
 
     def mount(self, mountpoint: str, options: set[str]) -> None:
         """Mount. Raises ConfigError where the kernel or fusermount3 refuses; libfuse then says why on stderr."""
@@ -436,7 +442,11 @@ class Session:
 
     async def run(self) -> None:
         """Serve until the mount is gone or `stop` is called. Raises what broke the loop."""
-        await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
+        self._running = True
+        try:
+            await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
+        finally:
+            self._running = False
         if self._port.failure is not None:
             raise self._port.failure
 

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -231,3 +232,18 @@ def test_metrics_count_the_kernels_requests(mount: Make) -> None:
     assert "alluxio_like_fuse_open_handles 1.0" in text
     assert 'alluxio_like_fuse_seconds_count{op="open"} 2.0' in text
     assert urllib.request.urlopen(f"http://{address}/healthz", timeout=5).status == 200
+
+
+def test_health_says_whether_programs_find_the_mount(mount: Make) -> None:
+    made = mount()
+    address = json.loads((made.path.parent / "ready").read_text())["http_address"]
+    health = f"http://{address}/healthz"
+    assert json.loads(urllib.request.urlopen(health, timeout=5).read())["mounted"] is True
+    with open(made.path / "hello.txt", "rb"):
+        # The daemon lives on for who has a file open; others find an empty directory.
+        subprocess.run(["umount", "-l", made.path], check=True)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(health, timeout=5)
+        with caught.value as answer:
+            assert answer.code == 503
+            assert json.loads(answer.read())["mounted"] is False
