@@ -10,6 +10,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,8 +150,8 @@ def s3_bucket(s3_server: S3Server) -> Iterator[str]:
         objects: list[Any] = [{"Key": entry["Key"]} for entry in page.get("Contents", [])]
         if not objects:
             break
-        for entry in objects:
-            client.delete_object(Bucket=name, Key=entry["Key"])
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda entry: client.delete_object(Bucket=name, Key=entry["Key"]), objects))
     client.delete_bucket(Bucket=name)
 
 
