@@ -168,13 +168,13 @@ async def _report_end(client: "Client", job: "Job", as_json: bool) -> int:
 def _print_plan(job: "Job") -> None:
     todo = max(0, job.total_bytes - job.skipped_bytes)
     # Whether each worker has room for its part, the master has said: all of them together may have it, and one not.
-    fits = not job.reason
+    answer = "not known" if job.failed_files else "NO" if job.reason else "yes"
     rows = [
         ("files", f"{job.total_files:,}, {job.skipped_files:,} of them are there already"),
         ("bytes", f"{show_size(job.total_bytes)}, {show_size(todo)} to fetch"),
         ("requests", f"{job.requests:,}"),
         ("time", f"about {job.eta_s / 60:.1f} minutes" if job.eta_s >= 0 else "not known yet: nothing was fetched so far"),
-        ("fits", f"{'yes' if fits else 'NO'}: {show_size(job.free_bytes)} free" + ("" if fits else "; --fit loads what fits")),
+        ("fits", f"{answer}: {show_size(job.free_bytes)} free" + ("; --fit loads what fits" if answer == "NO" else "")),
     ]
     for name, value in rows:
         print(f"{name:10} {value}")

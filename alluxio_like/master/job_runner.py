@@ -275,11 +275,13 @@ class JobRunner:
             raise _RefusedError(f"{spec.replicas} replicas need as many workers; {len(workers)} would take part")
         plan = FitPlan(get_usable(self._s.registry, workers, {}))
         pinned: dict[WorkerId, int] = {}
-        requests = missing = whole = problems = 0
+        requests = missing = whole = problem_count = 0
+        problems: list[Problem] = []
         limit = self._s.registry.whole_file_limit_bytes
         async with aclosing(self._make_walker().walk()) as walk:
             async for step in walk:
-                problems += len(step.problems)
+                problems += step.problems[: core.SHOWN_PROBLEMS - len(problems)]
+                problem_count += len(step.problems)
                 for item in step.items:
                     units = assign(item, workers, spec.replicas, limit)
                     if not plan.add(sum_units(units), only_if_fits=spec.fit):
@@ -309,8 +311,13 @@ class JobRunner:
             record.eta_s = missing / rate
             record.counts.requests = requests
             record.counts.skipped_files, record.counts.skipped_bytes = whole, self._seen_bytes - missing
-            record.counts.failed_files = problems
-            await self._end(JobEvent.COUNTED, excess)
+            record.counts.failed_files, record.problem_count = problem_count, len(problems)
+            if problems:
+                self._unsaved += problems
+                text = f"{problem_count} paths could not be counted: {problems[0].path}: {problems[0].message}"
+                await self._end(JobEvent.BROKEN, text)
+            else:
+                await self._end(JobEvent.COUNTED, excess)
         elif excess:
             raise _RefusedError(excess)
         else:

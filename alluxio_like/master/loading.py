@@ -66,6 +66,16 @@ class PathFile:
             return found
 
 
+def _drop_covered(paths: Sequence[str], *, nested: bool) -> list[str]:
+    """Paths without repeats and, with `nested`, without those that lie below another: no file counts twice."""
+    kept: list[str] = []
+    for path in paths:
+        above = nested and any(path.startswith(other.rstrip("/") + "/") for other in paths if other != path)
+        if path not in kept and not above:
+            kept.append(path)
+    return kept
+
+
 class JobManager:
     """See the module."""
 
@@ -161,6 +171,8 @@ class JobManager:
             if not count:
                 raise errors.InvalidArgument("there is no path to load")
             if count <= CHECKED_PATHS:
+                first = _drop_covered(first, nested="/" not in spec.glob)
+                count = len(first)
                 for path in first:
                     if (await self._lister.resolve_path(path)).entry is None:
                         raise errors.NotFound("no such file or directory", subject=path)

@@ -60,6 +60,15 @@ async def test_globs_files_and_uris(cluster: Cluster) -> None:
         await cluster.load("/data", glob="[x")
 
 
+async def test_a_file_named_twice_counts_once(cluster: Cluster) -> None:
+    await make(cluster, 30)
+    job = await cluster.load("/data", "/data/d1", "/data/d1/e/0001.jpg", "/data/", "s3://bucket/data/d0")
+    assert (job.state, job.total_files, job.done_files, job.path_count) == (JobState.DONE, 30, 30, 1)
+    # A pattern with a slash is of paths below the given one: each is another question.
+    job = await cluster.load("/data", "/data/d1", glob="e/*.jpg")
+    assert (job.state, job.total_files) == (JobState.DONE, 10)
+
+
 async def test_a_long_list_of_paths(cluster: Cluster) -> None:
     await make(cluster, 100)
     paths = [f"/data/d{number % 3}/e/{number:04}.jpg" for number in range(100)]
@@ -340,6 +349,9 @@ async def test_a_directory_that_cannot_be_listed_is_a_problem(tmp_path: Path) ->
         await make(cluster, 9)
         await cluster.stub.resolve_path("/data/d0")
         cluster.stores["s3://bucket/data"].fail("LIST", errors.StoreDenied("no"), always=True)
+        dry = await cluster.load("/data", dry_run=True)
+        assert (dry.state, dry.failed_files, len(dry.problems)) == (JobState.FAILED, 3, 3)
+        assert "could not be counted: /data/d0: no" in dry.reason
         job = await cluster.load("/data")
         assert (job.state, job.done_files) == (JobState.FAILED, 0)
         assert {(p.path, p.code) for p in job.problems} == {(f"/data/d{number}", "store_denied") for number in range(3)}
