@@ -86,7 +86,9 @@ class WorkersService:
         registry = self._registry
         if not registry.heartbeat(worker_id, heartbeat.session_id, heartbeat.status):
             return HeartbeatResult(register_again=True)
-        registry.block_map.apply_changes(worker_id, (_to_core(delta) for delta in heartbeat.changes))
+        if heartbeat.changes:
+            # Else it would count as having reported, with nothing, while its report is still coming.
+            registry.block_map.apply_changes(worker_id, (_to_core(delta) for delta in heartbeat.changes))
         now = self._clock.monotonic()
         for throttle in heartbeat.throttles:
             registry.rates.note(throttle.bucket, worker_id, throttle.count, throttle.used_rate, now)

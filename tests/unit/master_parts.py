@@ -62,6 +62,10 @@ class FakeWorker:
         self.rates: dict[str, float] = {}
         self.fetched_bytes = 0
         self.bandwidth = 0.0
+        self.show_pinned = False
+        self.report_gate = asyncio.Event()
+        self.report_gate.set()
+        self.reporting = False
         self.capacity_bytes = capacity_bytes
         self._master = master
         self._token = token
@@ -83,7 +87,11 @@ class FakeWorker:
     def describe(self) -> Worker:
         assert self._server is not None
         used = sum(bits.bit_count() for bits in self.cached.values()) * PAGE_BYTES
-        return Worker(self.worker_id, self._server.address, f"host-{self.worker_id}", "", self.capacity_bytes, used_bytes=used)
+        pinned = used if self.show_pinned else 0
+        return Worker(
+            self.worker_id, self._server.address, f"host-{self.worker_id}", "", self.capacity_bytes, used_bytes=used,
+            pinned_bytes=pinned,
+        )  # fmt: skip
 
     async def _live(self) -> None:
         registered = False
@@ -97,9 +105,12 @@ class FakeWorker:
                     self.changes.clear()
 
                     async def chunks(deltas: list[BlockDelta] = everything) -> AsyncIterator[list[BlockDelta]]:
+                        await self.report_gate.wait()
                         yield deltas
 
+                    self.reporting = True
                     await self._master.report_blocks(self.worker_id, session, chunks())
+                    self.reporting = False
                     registered = True
                     self.registered += 1
                 sequence += 1

@@ -9,7 +9,7 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.master import job_runner
-from alluxio_like.rpc.messages import JobState
+from alluxio_like.rpc.messages import Heartbeat, JobState
 from alluxio_like.types import PAGE_BYTES
 from alluxio_like.ufs.memory import Fault
 from tests.unit.master_parts import BLOCK, Cluster, wait_until
@@ -339,6 +339,36 @@ async def test_without_a_worker_a_job_ends_in_time(tmp_path: Path) -> None:
         job = await cluster.load("/data")
         assert (job.state, "no worker is live" in job.reason) == (JobState.FAILED, True)
     finally:
+        await cluster.close()
+
+
+async def test_what_is_pinned_and_cached_is_known_before_a_job_is_refused(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "home", worker_timeout_s=5.0)
+    await cluster.start()
+    port = cluster.master.address
+    try:
+        await make(cluster, 6, workers=0, size=PAGE_BYTES)
+        worker = await cluster.add_worker("w", capacity_bytes=8 * PAGE_BYTES)
+        await cluster.stub.set_pinned("/data", pinned=True)
+        worker.show_pinned = True
+        assert (await cluster.load("/data")).state is JobState.DONE
+        await wait_until(lambda: cluster.master.registry.get_live()[0].pinned_bytes == 6 * PAGE_BYTES, "the pinned bytes")
+        worker.report_gate.clear()
+        await cluster.stop_master()
+        await cluster.start(bind=port)
+        worker._master = cluster.stub
+        registered = worker.registered
+        job_id = await cluster.submit("/data")
+        await wait_until(lambda: worker.reporting, "the report to begin")
+        # Heartbeats go on during a long report, and say nothing of what is held.
+        await cluster.stub.heartbeat(Heartbeat(worker.worker_id, f"s{worker.session}", 1, (), worker.describe(), ()))
+        assert not cluster.master.registry.block_map.has_reported(worker.worker_id)
+        worker.report_gate.set()
+        job = await cluster.wait_job(job_id)
+        assert (job.state, job.skipped_files, job.reason) == (JobState.DONE, 6, "")
+        assert worker.registered == registered + 1
+    finally:
+        worker.report_gate.set()
         await cluster.close()
 
 
