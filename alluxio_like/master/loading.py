@@ -1,15 +1,17 @@
 """All load jobs: taking them on, taking them up again after a restart, watching, cancelling, forgetting them.
 
 Owns the jobs' records in memory, their tasks, and the files that hold long lists of paths (HOME/jobs/ID.paths: one JSON string
-a line, durable before the job is; read a few at a time). What one job does is job_runner.py's. Event loop alone; a record is
+a line, durable before the job is; read a few at a time; ID.index: where to begin). What one job does is job_runner.py's. Event loop alone; a record is
 changed by its own runner only.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import uuid
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -41,29 +43,63 @@ _SHOWN_PROBLEMS = 10
 
 
 class PathFile:
-    """A list of paths in a file, read from the event loop in small pieces."""
+    """A list of paths in a file, one JSON string a line, read from the event loop in small pieces.
 
-    _STRIDE = 1024
+    Beside it lies where every STRIDE-th line begins, so that a walk goes on from any place at once.
+    """
+
+    STRIDE = 1024
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offsets = [0]
-        """Where every _STRIDE-th line begins, as far as it has been read."""
+        self._offsets = array("Q", [0])
+        with contextlib.suppress(OSError, ValueError):
+            self._offsets = array("Q", get_index_file(path).read_bytes()) or self._offsets
 
     def read(self, start: int, limit: int) -> Sequence[str]:
         """Lines `start` to `start + limit - 1`."""
         with self._path.open("rb") as file:
-            mark = min(start // self._STRIDE, len(self._offsets) - 1)
+            mark = min(start // self.STRIDE, len(self._offsets) - 1)
             file.seek(self._offsets[mark])
-            number = mark * self._STRIDE
+            number = mark * self.STRIDE
             found: list[str] = []
             while len(found) < limit and (line := file.readline()):
                 number += 1
                 if number > start:
                     found.append(json.loads(line))
-                if number == len(self._offsets) * self._STRIDE:
+                if number == len(self._offsets) * self.STRIDE:
                     self._offsets.append(file.tell())
             return found
+
+
+class PathWriter:
+    """Writes what a PathFile reads; durable after `finish`. Blocking."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("wb")
+        self._offsets = array("Q", [0])
+        self._count = self._size = 0
+
+    def add(self, path: str) -> None:
+        self._size += self._file.write(json.dumps(path).encode("ascii") + b"\n")
+        self._count += 1
+        if self._count % PathFile.STRIDE == 0:
+            self._offsets.append(self._size)
+
+    def finish(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        # Without it, or with a part of it, the list is read from further ahead.
+        get_index_file(self._path).write_bytes(self._offsets.tobytes())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def get_index_file(path: Path) -> Path:
+    """The file with a list's offsets."""
+    return path.with_suffix(".index")
 
 
 def _drop_covered(paths: Sequence[str], *, nested: bool) -> list[str]:
@@ -110,8 +146,8 @@ class JobManager:
         with self._meta.read() as txn:
             records = core.list_jobs(txn)
         known = {record.job_id for record in records}
-        for file in self._directory.glob("*.paths"):
-            if file.stem not in known:
+        for file in self._directory.iterdir():
+            if file.stem not in known and file.suffix in {".paths", ".index"}:
                 file.unlink()
         for record in records:
             self._add(record)
@@ -142,7 +178,7 @@ class JobManager:
             job_id = runner.record.job_id
             del self._runners[job_id]
             await self._meta.write(lambda txn, job_id=job_id: core.delete_job(txn, job_id))  # type: ignore[misc]
-            self._get_file(job_id).unlink(missing_ok=True)
+            self._remove_list(job_id)
 
     async def close(self) -> None:
         """Stop all jobs where they are; they go on at the next start."""
@@ -157,6 +193,11 @@ class JobManager:
 
     def _get_file(self, job_id: JobId) -> Path:
         return self._directory / f"{job_id}.paths"
+
+    def _remove_list(self, job_id: JobId) -> None:
+        file = self._get_file(job_id)
+        file.unlink(missing_ok=True)
+        get_index_file(file).unlink(missing_ok=True)
 
     # -- what users ask ------------------------------------------------------------------------------------------------
 
@@ -178,7 +219,7 @@ class JobManager:
                         raise errors.NotFound("no such file or directory", subject=path)
             self._services.registry.choose(spec.hosts if self._services.registry.get_live() else ())
         except BaseException:
-            self._get_file(job_id).unlink(missing_ok=True)
+            self._remove_list(job_id)
             raise
         record = JobRecord(job_id, spec, self._clock.now_ns(), tuple(first), count)
         return await run_to_end(self._take_on(operation_id, record))
@@ -197,10 +238,10 @@ class JobManager:
         try:
             stored = JobId((await self._meta.write(apply)).decode())
         except errors.AlluxioLikeError:
-            self._get_file(job_id).unlink(missing_ok=True)
+            self._remove_list(job_id)
             raise
         if stored != job_id:
-            self._get_file(job_id).unlink(missing_ok=True)
+            self._remove_list(job_id)
         else:
             self._add(record)
             log.info("job taken on", extra={"job": job_id, "paths": record.path_count})
@@ -210,7 +251,7 @@ class JobManager:
         """The first paths and their number; a longer list is in the job's file, durable."""
         first: list[str] = []
         count = 0
-        file = None
+        file: PathWriter | None = None
         try:
             async for piece in pieces:
                 for given in piece:
@@ -221,12 +262,12 @@ class JobManager:
                         continue
                     if file is None:
                         self._directory.mkdir(exist_ok=True)
-                        file = self._get_file(job_id).open("w")
-                        file.writelines(json.dumps(one) + "\n" for one in first)
-                    file.write(json.dumps(path) + "\n")
+                        file = PathWriter(self._get_file(job_id))
+                        for one in first:
+                            file.add(one)
+                    file.add(path)
             if file is not None:
-                file.flush()
-                await asyncio.to_thread(os.fsync, file.fileno())
+                await asyncio.to_thread(file.finish)
                 first = first[: core.SHOWN_PATHS]
         finally:
             if file is not None:

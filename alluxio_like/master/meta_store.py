@@ -45,6 +45,10 @@ class MetaStore:
         with self._store.write() as txn:
             return apply(txn)
 
+    async def flush(self) -> None:
+        """Make what was written before survive a power loss too."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._store.flush)
+
     def get_size_bytes(self) -> int:
         return self._store.get_size_bytes()
 

@@ -251,6 +251,8 @@ class MountTable:
         if (old := self._open.pop(mount_id, None)) is not None:
             # Of a mount that was updated. Requests may be under way on it: it is closed with the rest.
             self._retired.append(old)
+        # An id that workers have seen must not be given to another mount after a power loss.
+        await self._meta.flush()
         return self._describe(record)
 
     async def _update(
@@ -309,6 +311,8 @@ class MountTable:
         mount_id = MountId(int(raw))
         self._records.pop(mount_id, None)
         self._troubles.pop(mount_id, None)
+        # A mount that comes back by a power loss needs its secrets.
+        await self._meta.flush()
         # Its own alone: a mount that was stored meanwhile may not be in `_records` yet, and keeps its secrets.
         self._secrets.put(mount_id, {})
         store = self._open.pop(mount_id, None)

@@ -9,6 +9,7 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.master import job_runner
+from alluxio_like.master.loading import PathFile, PathWriter, get_index_file
 from alluxio_like.rpc.messages import Heartbeat, JobState
 from alluxio_like.types import PAGE_BYTES
 from alluxio_like.ufs.memory import Fault
@@ -67,6 +68,29 @@ async def test_a_file_named_twice_counts_once(cluster: Cluster) -> None:
     # A pattern with a slash is of paths below the given one: each is another question.
     job = await cluster.load("/data", "/data/d1", glob="e/*.jpg")
     assert (job.state, job.total_files) == (JobState.DONE, 10)
+
+
+def test_a_list_is_taken_up_anywhere_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "job.paths"
+    writer = PathWriter(file)
+    paths = [f"/data/{number}/\udcff" for number in range(5000)]
+    for path in paths:
+        writer.add(path)
+    writer.finish()
+    writer.close()
+    assert PathFile(file).read(4990, 100) == paths[4990:]
+    assert PathFile(file).read(1023, 3) == paths[1023:1026]
+    reader = PathFile(file)
+    assert [path for start in range(0, 5100, 100) for path in reader.read(start, 100)] == paths
+    # The line of the nearest mark is where it begins to read: what lies before could be anything.
+    damaged = file.read_bytes()
+    file.write_bytes(b"#" * 100 + damaged[100:])
+    assert PathFile(file).read(2048, 1) == paths[2048:2049]
+    file.write_bytes(damaged)
+    get_index_file(file).unlink()
+    assert PathFile(file).read(4990, 100) == paths[4990:]
+    get_index_file(file).write_bytes(b"123")
+    assert PathFile(file).read(4990, 100) == paths[4990:]
 
 
 async def test_a_long_list_of_paths(cluster: Cluster) -> None:
