@@ -295,6 +295,10 @@ class FileReader:
         return flight
 
     def _landed(self, flight: Flight) -> None:
+        if not flight.done:
+            # Cancelled before its first step: nobody else tells those who wait.
+            flight.done = True
+            flight.note_progress()
         # What ended in a cache file takes no memory here; what was dropped before it ended gives back now.
         if flight.taken_bytes and (flight.buffer is None or flight not in self._flights):
             self._budget.release(flight.taken_bytes)

@@ -94,6 +94,20 @@ async def test_a_small_file_is_asked_for_once_and_whole() -> None:
         assert here.workers[0].reads == [(0, len(content), Priority.DEMAND)]
 
 
+async def test_a_read_ends_when_its_file_is_closed_whatever_had_begun() -> None:
+    async with stage(1) as here:
+        entry, _ = here.add_file("f", 5 * PAGE_BYTES)
+        here.workers[0].stall = True
+        for turns in range(12):
+            reader = here.client.open_file(entry)
+            reading = asyncio.create_task(reader.read(0, 10))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await reader.close()
+            with pytest.raises(errors.AlluxioLikeError):
+                await asyncio.wait_for(reading, 2)
+
+
 async def test_a_random_read_asks_for_no_more_than_it_needs() -> None:
     async with stage(1) as here:
         entry, content = here.add_file("f", 64 * PAGE_BYTES)
