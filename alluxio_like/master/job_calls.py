@@ -22,7 +22,10 @@ SILENCE_S = 120.0
 """A worker that says nothing of its files for so long is given up; one that dies is noticed sooner."""
 TELL_S = 2.0
 VERIFY_SILENCE_S = 600.0
-"""Reading and checking every page of a large file takes its time."""
+SLOW_DISK_BYTES_S = 50 << 20
+"""Reading and checking every page of a large file takes its time (a guess: a third of a hard disk's speed)."""
+PIECE_BYTES = 8 << 20
+"""What a worker asks of a store at once."""
 
 Pair = tuple[Outcome, Unit]
 
@@ -76,7 +79,10 @@ class JobCalls:
         bandwidth = await self._bandwidth.enter(worker_id)
         try:
             await self._pool.consume(
-                worker_id, lambda stub: stub.load_files(self._record.job_id, files, bandwidth), take, silence_s=SILENCE_S
+                worker_id,
+                lambda stub: stub.load_files(self._record.job_id, files, bandwidth),
+                take,
+                silence_s=self._get_silence_s(len(workers)),
             )
         except errors.AlluxioLikeError as error:
             for outcome, _ in _get_all(waiting):
@@ -86,6 +92,11 @@ class JobCalls:
                 outcome.fail(errors.Internal.code, f"worker {worker_id} did not say what became of it", lost=True)
         finally:
             self._bandwidth.leave(worker_id)
+
+    def _get_silence_s(self, workers: int) -> float:
+        """A worker with little bandwidth waits before each piece, and says nothing meanwhile."""
+        total = self._record.spec.bandwidth_bytes_s
+        return SILENCE_S + (2 * PIECE_BYTES * max(1, workers) / total if total else 0.0)
 
     async def _tell_bandwidth(self, worker_id: WorkerId, bytes_s: float) -> None:
         """A call without files changes the job's bandwidth on a worker at once."""
@@ -115,7 +126,9 @@ class JobCalls:
                     self._note_held(unit)
 
         try:
-            silence_s = VERIFY_SILENCE_S if verify else SILENCE_S
+            # It answers file by file.
+            largest = max(unit.size for _, unit in pairs)
+            silence_s = VERIFY_SILENCE_S + largest / SLOW_DISK_BYTES_S if verify else SILENCE_S
             await self._pool.consume(
                 worker_id, lambda stub: stub.check_files(files, verify=verify), take, silence_s=silence_s
             )

@@ -161,8 +161,7 @@ class JobRunner:
             commits.cancel()
             await asyncio.gather(commits, return_exceptions=True)
             await self._calls.close()
-            if not self.record.state.ended:
-                await self._commit()
+            await self._commit()
 
     async def cancel(self) -> None:
         """The job's end, once the task of its run has been cancelled."""
@@ -177,12 +176,15 @@ class JobRunner:
     async def _end(self, event: JobEvent, reason: str = "") -> None:
         if not self.record.state.ended:
             await self._commit()
+        # Somebody else may have ended it meanwhile.
+        if not self.record.state.ended:
             # What was under way counts for what it is; nobody goes on from here.
             self.record.counts = self.get_counts()
             self._ledger = Ledger()
             self.record.advance(event, self._s.clock.now_ns(), reason)
-            await self._commit()
             log.info("job ended", extra={"job": self.record.job_id, "state": self.record.state.name, "reason": reason})
+        # Also where an end was decided and its storing was cancelled.
+        await self._commit()
         self.ended.set()
 
     async def _plan_and_load(self) -> None:

@@ -27,6 +27,8 @@ _MOST_UNSAID = 1_000_000
 """Changes kept for a master that is away; beyond them it gets a full report."""
 _CALL_S = 5.0
 _REPORT_S = 60.0
+_SLOWEST_REPORT = 2_000
+"""Files a second that a report is given time for: tens of millions take longer than a minute. A guess, ten times below what is usual."""
 _LEAVE_S = 2.0
 
 
@@ -139,8 +141,9 @@ class Heart:
 
     async def _report(self) -> None:
         try:
+            timeout_s = _REPORT_S + self._describe().file_count / _SLOWEST_REPORT
             await self._master.report_blocks(
-                self._store.worker_id, self._session_id, self._iter_chunks(), timeout_s=_REPORT_S
+                self._store.worker_id, self._session_id, self._iter_chunks(), timeout_s=timeout_s
             )
         except BaseException:
             self._report_needed = True

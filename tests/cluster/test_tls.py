@@ -127,6 +127,9 @@ def test_master_worker_and_commands_over_tls(site: Site) -> None:
     config = site.place / "client.toml"
     config.write_text(f'[client]\nmaster = "{master["address"]}"\n[client.tls]\nca = "{site.place / "ca.pem"}"\n')
     trust = {"ALLUXIO_LIKE_CONFIG": str(config), "ALLUXIO_LIKE_MASTER": master["address"]}
+    refused = site.run("alluxio-like", "mount", "/data", f"file://{source}", **trust)
+    assert (refused.returncode, "token" in refused.stderr) == (1, True), refused.stderr
+    trust["ALLUXIO_LIKE_TOKEN_FILE"] = master["token_file"]
     mounted = site.run("alluxio-like", "mount", "/data", f"file://{source}", **trust)
     assert mounted.returncode == 0, mounted.stderr
     loaded = site.run("cache", "load", "/data", "--verify", "--json", **trust)

@@ -329,6 +329,16 @@ async def test_cancelling_stops_the_job_for_good(cluster: Cluster) -> None:
     assert [job.job_id for job in await cluster.stub.list_jobs()] == [job_id]
 
 
+async def test_two_cancels_at_once(cluster: Cluster) -> None:
+    await make(cluster, 60)
+    for worker in cluster.workers:
+        worker.hold.clear()
+    job_id = await cluster.submit("/data")
+    await wait_until(lambda: cluster.master.jobs.get_job(job_id).state is JobState.RUNNING, "the loading")
+    jobs = await asyncio.gather(*(cluster.stub.cancel_job(job_id) for _ in range(5)))
+    assert {job.state for job in jobs} == {JobState.CANCELLED}
+
+
 async def test_the_bandwidth_is_the_whole_jobs_and_goes_where_work_is(cluster: Cluster) -> None:
     await make(cluster, 1)
     lonely = await cluster.load("/data", bandwidth_bytes_s=1_000_000)

@@ -216,9 +216,9 @@ class BlockMap:
         for number in list(self._chunks):
             layers = self._chunks[number]
             for layer in layers:
-                for slot, index in enumerate(layer.generations):
-                    if index in gone:
-                        layer.generations[slot] = 0
+                # Nearly all of it runs in C: the map may have tens of millions of slots, and the loop waits meanwhile.
+                if not gone.isdisjoint(layer.generations):
+                    layer.generations = array("H", [0 if index in gone else index for index in layer.generations])
             self._chunks[number] = [layer for layer in layers if any(layer.generations)]
             if not self._chunks[number]:
                 del self._chunks[number]
