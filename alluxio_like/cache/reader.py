@@ -73,7 +73,15 @@ class _View:
 
     def _open_env(self) -> lmdb.Environment:
         self._env = env = lmdb.open(
-            f"/proc/self/fd/{self.fd}/index", readonly=True, create=False, lock=True, max_spare_txns=1, max_dbs=2, readahead=False
+            f"/proc/self/fd/{self.fd}/index",
+            # As large as the worker's: with lmdb's default of 10 MiB lookups fail as soon as the index has grown beyond that.
+            map_size=0,
+            readonly=True,
+            create=False,
+            lock=True,
+            max_spare_txns=1,
+            max_dbs=2,
+            readahead=False,
         )
         self._tables = {name: env.open_db(name, create=False) for name in (fmt.FILES, fmt.BLOCKS)}
         return env

@@ -17,6 +17,7 @@ from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.local import LocalCaches
 from alluxio_like.client.metadata import MetadataCache
+from alluxio_like.client.prefetch import NamePrefetch
 from alluxio_like.client.readahead import Budget
 from alluxio_like.client.reading import FileReader, Scratch
 from alluxio_like.config import ClientConfig
@@ -63,6 +64,7 @@ class Client:
         self._channel = self._open_channel(config.master)
         self._master = MasterStub(self._channel, timeout_s=config.io_timeout_s)
         self._names = MetadataCache(time.monotonic)
+        self._prefetch = NamePrefetch(self.list_dir)
         self._cluster = ClusterTracker(self._master, self._open_channel, io_timeout_s=config.io_timeout_s, metrics=metrics)
         self._local = LocalCaches(self._cluster, enabled=config.use_local_cache)
         self._fetcher = Fetcher(self._cluster, self._local, io_timeout_s=config.io_timeout_s, metrics=metrics)
@@ -94,6 +96,7 @@ class Client:
             return
         self._closed = True
         await asyncio.gather(*(reader.close() for reader in list(self._readers)), return_exceptions=True)
+        await self._prefetch.close()
         await self._local.close()
         await self._cluster.close()
         await self._channel.close()
@@ -102,7 +105,12 @@ class Client:
 
     async def lookup(self, parent: InodeId, name: str) -> LookupResult:
         """One name in one directory; a missing one gives entry None. `valid_s` is what is left of the answer's time."""
-        return await self._ask((parent, name), lambda **how: self._master.lookup(parent, name, **how))
+
+        def ask(**how: bool) -> Awaitable[LookupResult]:
+            self._prefetch.note_miss(parent)
+            return self._master.lookup(parent, name, **how)
+
+        return await self._ask((parent, name), ask)
 
     async def lookup_path(self, path: str, *, sync: bool = False) -> LookupResult:
         """An absolute path; `sync` asks the store first. A missing one gives entry None."""

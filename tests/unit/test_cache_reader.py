@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -20,11 +21,12 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.cache.checksum import compute_checksum
-from alluxio_like.cache.format import make_file_path
+from alluxio_like.cache.format import FileRecord, make_file_path
+from alluxio_like.cache.index import BlockPut, FilePut
 from alluxio_like.cache.reader import LocalFile
 from alluxio_like.cache.store import CachedFile, CacheDirSpec, CacheStore, Role
 from alluxio_like.clock import SystemClock
-from alluxio_like.types import PAGE_BYTES, FileRef, Fingerprint, InodeId, MountId, PageRange, VersionId
+from alluxio_like.types import PAGE_BYTES, FileId, FileRef, Fingerprint, InodeId, MountId, PageRange, VersionId
 
 CHILD = Path(__file__).parent.parent / "cache_child.py"
 
@@ -181,6 +183,28 @@ def test_reader_finds_flipped_bit_and_recovers(store: CacheStore, children: list
     file.write_pages(1, make_page(ref, 1))
     store.flush()
     assert reader.ask("read", PAGE_BYTES, 10) == make_page(ref, 1)[:10].decode()
+
+
+def test_reader_keeps_up_with_a_growing_index(store: CacheStore, children: list[Child]) -> None:
+    """What the index has is found at once, also when its file has outgrown what the reader mapped."""
+    fill(store, make_ref(1, 100))
+    store.flush()
+    reader = start_reader(children, store)
+    assert reader.ask("lookup", 1, 100, "etag") is True
+    for index in (directory.get_index() for directory in store._dirs):
+        for start in range(10, 20_010, 1000):
+            puts = [
+                FilePut(
+                    FileId(InodeId(n), VersionId(1)),
+                    FileRecord(64 * PAGE_BYTES, n, PAGE_BYTES, 0, Role.HOME, False, "etag"),
+                    [BlockPut(0, 0, 1, array("Q", bytes(8 * 64)))],
+                )
+                for n in range(start, start + 1000)
+            ]
+            index.commit(lambda puts=puts: puts, [])  # type: ignore[misc]
+    fill(store, make_ref(2, 100))
+    store.flush()
+    assert reader.ask("lookup", 2, 100, "etag") is True
 
 
 class NoIndex:
