@@ -92,6 +92,9 @@ class FileReader:
         stop = min(stop, self.size)
         if stop <= offset:
             return b"" if offset >= 0 else None
+        if stop - offset > SLICE_BYTES:
+            # Neither is the loop to be held up for so long, nor so much memory to be kept for ever.
+            return None
         data: memoryview | None = None
         file = self._file
         if file is None and not self._flights:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from alluxio_like import errors
-from alluxio_like.client import Client
+from alluxio_like.client import Client, reading
 from alluxio_like.config import ClientConfig
 from alluxio_like.metrics import Metrics
 from alluxio_like.types import PAGE_BYTES, Entry
@@ -175,6 +175,16 @@ async def test_workers_are_told_what_was_read(client: Client, workers: Workers) 
         await reader.read(0, 1000)
     await reader.close()
     await wait_until(lambda: workers.count("touched") > before, 10)
+
+
+async def test_a_long_read_keeps_no_memory(client: Client, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "SLICE_BYTES", 2 * PAGE_BYTES)
+    entry, content = await get_file(client, 10)
+    reader = client.open_file(entry)
+    for _ in range(2):
+        assert await reader.read(0, SIZE) == content
+    assert len(client._scratch._memory) <= 2 * PAGE_BYTES
+    await reader.close()
 
 
 async def test_no_descriptors_are_left(workers: Workers) -> None:
