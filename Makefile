@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTEST := .venv/bin/pytest
-# They wait more than they compute, so four at once on two cores.
+## They wait more than they compute, so four at once on two cores.
 UNIT := $(PYTEST) -q -n 4 tests/unit tests/model
 
 .PHONY: help setup setup-servers demo demo-stop test check unit proto lock dist bench soak clean
