@@ -206,8 +206,8 @@ def test_a_second_start_is_warm_and_ctrl_c_stops(up: Up) -> None:
     before = up.run_json("alluxio-like", "fs", "stat", "/data/f1")["attr"]
     assert up.stop(signal.SIGINT) == 0
     up.start()
-    status = up.run_json("cache", "status", "/data")
-    assert status["cached_bytes"] == sum(len(content) for content in up.data.values())
+    # What a worker holds is known once it has reported, which is after it serves.
+    until(lambda: up.run_json("cache", "status", "/data")["cached_bytes"] == sum(len(content) for content in up.data.values()))
     after = up.run_json("alluxio-like", "fs", "stat", "/data/f1")["attr"]
     assert after == before
     up.check_reads(up.mountpoint / "data")
