@@ -29,6 +29,9 @@ START_S = 60.0
 STOP_S = 30.0
 
 
+YOUNG_S = 2.1
+
+
 def until(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
     """Wait for a condition; what it returned. What it raises as OSError counts as not yet."""
     deadline = time.monotonic() + seconds
@@ -129,8 +132,9 @@ def up(tmp_path: Path) -> Iterator[Up]:
     made.data["empty"] = b""
     for name, content in made.data.items():
         (made.source / name).write_bytes(content)
-        # What was changed a moment ago is not trusted for caching: these files are old.
         os.utime(made.source / name, (1_600_000_000, 1_600_000_000))
+    # A fingerprint is trusted 2 s after the file's last change (ctime); listed younger, files are taken for replaced later.
+    until(lambda: time.time() - max(path.stat().st_ctime for path in made.source.rglob("*")) > YOUNG_S)
     try:
         yield made
     finally:
