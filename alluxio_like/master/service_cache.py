@@ -12,7 +12,7 @@ from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.core import namespace, operations
-from alluxio_like.master.core.blockmap import Holding
+from alluxio_like.master.core.blockmap import BlockDelta, Holding
 from alluxio_like.master.core.jobs import LoadSpec
 from alluxio_like.master.listing import Lister, split_path
 from alluxio_like.master.loading import JobManager
@@ -221,8 +221,15 @@ class CacheService:
                 if part:
                     freed += (await self._pool.get_stub(worker_id).free_files(part, force=True)).freed_bytes
                     gone.update(part)
+                    self._note_freed(worker_id, part)
             files += len(gone)
         return FreeResult(files, freed, kept)
+
+    def _note_freed(self, worker_id: WorkerId, files: Sequence[FileId]) -> None:
+        """The worker's own report comes with its next heartbeat; whoever asks or loads right after is not told that it is there."""
+        known = self._registry.block_map
+        mine = ((file_id, held) for file_id in files for held in known.get_holdings(file_id) if held.worker_id == worker_id)
+        known.apply_changes(worker_id, [BlockDelta(file_id, held.block, 0, 0) for file_id, held in mine])
 
     async def set_pinned(self, operation_id: str, path: str, *, pinned: bool) -> int:
         entry = await self._get_known(path)
