@@ -95,7 +95,7 @@ class ClientConfig(_Frozen):
     tls: TlsConfig = Field(TlsConfig(), description="PEM files; a client needs only ca")
     token_file: Path | None = Field(None, description="file with the cluster's token; mode 0600")
     io_timeout_s: float = Field(30.0, gt=0, description="longest that a call takes before it fails with a clear error")
-    readahead_max_bytes: int = Field(64 << 20, description="furthest that one reader's sequential reads run ahead")
+    readahead_max_bytes: int = Field(128 << 20, description="furthest that one reader's sequential reads run ahead")
     buffer_bytes: int = Field(256 << 20, description="memory for bytes in flight, of the whole process")
     use_local_cache: bool = Field(True, description="read cache files of workers on this machine directly")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.measure import MB, Result, drop_page_cache, get_anonymous_bytes, timed
+from bench.measure import MB, Result, back_memory, drop_page_cache, get_anonymous_bytes, timed
 from bench.stack import SAMPLE_BYTES, fill_bucket, run_baseline
 from tests.servers.fault_control import FaultProxy
 from tests.servers.fixtures import S3Server
@@ -110,8 +110,10 @@ def _measure_cold_read(server: S3Server, proxy: FaultProxy, directory: Path, buc
     ours, theirs = [], []
     with start_stack(directory, {"/": f"s3://{bucket}"}, environment, "--workers", "1") as stack:
         for key in keys:
+            back_memory()
             reference = _run_reference(server, proxy.endpoint, directory, bucket, [key])
             theirs.append(reference["bytes"] / MB / reference["seconds"])
+            back_memory()
             read = run_baseline("sequential", str(stack.mountpoint / key))
             ours.append(read["bytes"] / MB / read["seconds"])
     name = "cold sequential read through the mount, 300 MB/s and 10 ms"
@@ -127,6 +129,7 @@ def _measure_reader_beside_load(server: S3Server, proxy: FaultProxy, directory: 
         shutil.rmtree(directory / "home", ignore_errors=True)
         with start_stack(directory, {"/": f"s3://{bucket}"}, environment, "--workers", "1") as stack:
             stack.run_command("alluxio-like", "fs", "ls", f"/{keys[0].rpartition('/')[0]}")
+            back_memory()
             if beside_load:
                 job = stack.run_command("cache", "load", *(f"/{key}" for key in keys[1:]), "--detach")["job_id"]
                 wait_until("the load fetches", lambda: proxy.get_max_in_flight() > 4, timeout_s=30)
