@@ -74,7 +74,7 @@ def back_memory(size_bytes: int = 3 << 30) -> None:
     """Touch free memory, so that the page cache grows into memory that is really there.
 
     A virtual machine's host may take free memory back and give it again at the first touch, at 1 to 2.5 s for each GiB where
-    this was written (pwrite into a new file: 0.6 to 5 GB/s, by that alone). Whoever writes first pays, which hides what is measured.
+    this was written (pwrite into a new file: 0.6 to 5 GB/s, by that alone). Who writes first pays, and it hides what is measured.
     """
     block = b"\1" * (1 << 20)
     with mmap.mmap(-1, size_bytes) as memory:
