@@ -40,7 +40,8 @@ test: setup-servers
 soak: setup-servers
 	@ALLUXIO_LIKE_TEST_SOAK=1 $(PYTEST) -q --durations=20 --timeout=3600
 
-bench: setup-servers
+bench: setup
+	@scripts/setup.sh --bench
 	@.venv/bin/python -m bench
 
 proto: setup

@@ -3,7 +3,8 @@
 # requirements.lock, checked by their hashes. Idempotent; a run that finds nothing to do takes a fraction of a second.
 #
 #   scripts/setup.sh            what it takes to run and to check
-#   scripts/setup.sh --servers  also the real servers that the tests and the demo start (Ceph)
+#   scripts/setup.sh --servers  also the real servers that the tests and the demo start (Ceph), and what the tests read and format with
+#   scripts/setup.sh --bench    also what the benchmarks hold us against
 #   PYTHON=/path/to/python3     the interpreter, 3.11 or newer      [the one before, else /usr/bin/python3, else python3]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,6 +13,10 @@ say() { echo "setup: $*" >&2; }
 die() { say "$*"; exit 1; }
 
 packages="python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3"
+case "${1:-}" in
+    --servers) packages="$packages fio xfsprogs linux-libc-dev" ;;
+    --bench) packages="$packages fio xfsprogs linux-libc-dev s3fs" ;;
+esac
 
 # --- system packages ---------------------------------------------------------------------------
 policy=
@@ -52,7 +57,7 @@ if command -v dpkg-query >/dev/null; then
 else
     say "not a Debian system: install by hand what corresponds to: $packages"
 fi
-[ "${1:-}" != --servers ] || python3 tests/servers/ceph.py install
+[ -z "${1:-}" ] || python3 tests/servers/ceph.py install
 
 # --- the virtual environment -------------------------------------------------------------------
 python=${PYTHON:-}
