@@ -6,7 +6,6 @@ its own mount for anything on its own event loop would wait for itself.
 """
 
 import contextlib
-import ctypes
 import errno
 import logging
 import os
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alluxio_like.errors import ConfigError, Conflict
+from alluxio_like.fuse import libc
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,6 @@ MAX_BACKGROUND = 512
 """Read-ahead requests the kernel keeps under way on one mount. Its default of 12 would let twelve cold reads that wait for a store stop
 the read-ahead of every warm file."""
 
-_MNT_FORCE = 1
-_MNT_DETACH = 2
 _DETACH_TIMEOUT_S = 10
 _STAT_TIMEOUT_S = 5.0
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
@@ -136,7 +134,8 @@ def remove_place(place: Path) -> None:
 def detach(place: Path) -> None:
     """Unmount at once, whatever is open; what is open fails (as root) or lives on. Raises Conflict where that is refused."""
     if os.geteuid() == 0:
-        _call("umount2", os.fsencode(place), _MNT_DETACH | _MNT_FORCE)
+        with _refusals("umount2", place):
+            libc.unmount(place, libc.MNT_DETACH | libc.MNT_FORCE)
         return
     program = shutil.which("fusermount3") or shutil.which("fusermount")
     if program is None:
@@ -198,19 +197,21 @@ def _open_connections() -> Iterator[Path]:
         return
     aside = tempfile.mkdtemp(prefix="fusectl-")
     try:
-        _call("mount", b"fusectl", os.fsencode(aside), b"fusectl", 0, None)
+        with _refusals("mount", aside):
+            libc.mount("fusectl", aside, "fusectl")
         try:
             yield Path(aside)
         finally:
-            _call("umount2", os.fsencode(aside), _MNT_DETACH)
+            with _refusals("umount2", aside):
+                libc.unmount(aside)
     finally:
         Path(aside).rmdir()
 
 
-def _call(name: str, target: bytes, *others: bytes | int | None) -> None:
-    """A call of libc. Raises Conflict with the reason."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    given = [ctypes.c_ulong(value) if isinstance(value, int) else ctypes.c_char_p(value) for value in (target, *others)]
-    if getattr(libc, name)(*given) != 0:
-        number = ctypes.get_errno()
-        raise Conflict(f"{name} refused ({os.strerror(number)})", subject=os.fsdecode(target))
+@contextlib.contextmanager
+def _refusals(name: str, place: str | Path) -> Iterator[None]:
+    """What a call of libc refuses is a Conflict with the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise Conflict(f"{name} refused ({error.strerror})", subject=str(place)) from None
