@@ -104,7 +104,27 @@ class FuseConfig(ServiceConfig):
     mountpoint: Path = Field(description="directory to mount on; made, and removed again, where it does not exist")
     path: str = Field("/", description="the namespace's path that is mounted")
     client: ClientConfig = Field(ClientConfig(), description="as [client], for this mount")
-    session: str = Field("auto", pattern="^(auto|kernel|pyfuse3)$", description="how to talk to the kernel; auto: pyfuse3")
+    session: str = Field(
+        "auto",
+        pattern="^(auto|kernel|pyfuse3)$",
+        description="how to talk to the kernel; auto: kernel where we may, else pyfuse3",
+    )
+    passthrough: str = Field(
+        "auto",
+        pattern="^(auto|on|off)$",
+        description="let the kernel read wholly local files by itself; on: fail where it cannot, auto: where it can",
+    )
+    fill_at_open_bytes: int = Field(
+        8 << 20,
+        description="a file up to this size that is not local is brought when it is opened, and read by the kernel at once",
+    )
+    fill_in_background: bool = Field(
+        True,
+        description="bring larger files that are read to this machine, so that the kernel reads them from their next open on",
+    )
+    open_wait_bytes: int = Field(
+        0, description="an open waits, at most io_timeout_s, until a file up to this size is on this machine"
+    )
     allow_other: bool | None = Field(None, description="let other users in; empty: where we may")
     read_ahead_kb: int = Field(4096, description="the kernel's read-ahead for the mount (needs root)")
     entry_timeout_s: float = Field(5.0, description="longest time the kernel keeps a name or attributes without asking")

@@ -129,6 +129,11 @@ class LocalFile:
     def __del__(self) -> None:
         self.close()
 
+    @property
+    def directory(self) -> object:
+        """Stands for the cache directory it is in: the same object for all files of one, while it is open here."""
+        return self._view
+
     def get_present_run(self, offset: int, length: int) -> int:
         """Bytes from `offset` on that are there (at most `length`, clipped at the end). Asks the index again when short."""
         stop = min(offset + length, self.size)

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Itera
 from contextlib import aclosing
 from typing import Self
 
+from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.local import LocalCaches
@@ -41,7 +42,7 @@ from alluxio_like.rpc.messages import (
     Report,
     SyncResult,
 )
-from alluxio_like.types import Cluster, Entry, FileId, InodeId, JobId, Kind
+from alluxio_like.types import Cluster, Entry, FileId, FileRef, InodeId, JobId, Kind
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +112,10 @@ class Client:
             return self._master.lookup(parent, name, **how)
 
         return await self._ask((parent, name), ask)
+
+    def lookup_known(self, key: "tuple[InodeId, str] | InodeId") -> LookupResult | None:
+        """What is remembered of a name in a directory, or of an inode, and still valid; None: ask."""
+        return self._names.lookup(key)
 
     async def lookup_path(self, path: str, *, sync: bool = False) -> LookupResult:
         """An absolute path; `sync` asks the store first. A missing one gives entry None."""
@@ -199,6 +204,29 @@ class Client:
         )
         self._readers.add(reader)
         return reader
+
+    def find_whole(self, ref: FileRef) -> LocalFile | None:
+        """The cache file of a content, open, if a worker on this machine has every page of it; the caller closes it.
+
+        Does not wait."""
+        return self._local.find_whole(ref)
+
+    @property
+    def is_local_known(self) -> bool:
+        """Whether it was found out which workers' caches can be read from here; until then `find_whole` finds nothing."""
+        return self._local.is_known
+
+    async def find_local(self) -> None:
+        """Find out which workers' caches can be read from here. Does not raise."""
+        try:
+            await self._local.refresh(await self._cluster.get_view())
+        except AlluxioLikeError as error:
+            _log.info("the workers are not known yet: %s", error)
+
+    def get_local_capacity(self) -> int:
+        """Bytes that the workers whose caches can be read from here may hold."""
+        view = self._cluster.view
+        return sum(one.capacity_bytes for one in view.workers if self._local.is_local(one)) if view is not None else 0
 
     async def _note_stale(self, entry: Entry) -> None:
         """Have the master look again, so that the next open finds the replacement. Does not raise."""

@@ -89,6 +89,10 @@ class Fetcher:
             flight.done = True
             flight.note_progress()
 
+    async def fill(self, target: FillTarget, flight: Flight) -> bool:
+        """Have a local worker bring a range into its cache, in io_timeout_s or until cancelled; whether it is there now."""
+        return await self._fill(target, flight, time.monotonic() + self._io_timeout_s)
+
     async def _fill(self, target: FillTarget, flight: Flight, deadline: float) -> bool:
         """Have a local worker bring the range into its cache. False: read it as a stream."""
         view = await self._cluster.get_view()

@@ -44,6 +44,11 @@ class LocalCaches:
         """Whether the doors of the present view were tried."""
         return not self._enabled or (self._seen is not None and self._seen is self._cluster.view)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the doors of some view were tried."""
+        return not self._enabled or self._seen is not None
+
     def is_local(self, worker: Worker) -> bool:
         """Whether this worker's cache files can be read from here."""
         return worker.worker_id in self._readers
@@ -52,9 +57,7 @@ class LocalCaches:
         """Enter the doors of a view that were not tried yet. Does not raise."""
         if not self._enabled or view is self._seen:
             return
-        if self._entering is None or self._entering.done():
-            self._entering = asyncio.create_task(self._enter_all(view), name="doors")
-        await asyncio.shield(self._entering)
+        await asyncio.shield(self._begin_entering(view))
 
     def open_files(self, ref: FileRef) -> dict[WorkerId, LocalFile]:
         """The opened cache files of a content, of all local workers that have any of it."""
@@ -68,6 +71,24 @@ class LocalCaches:
             if file is not None:
                 found[worker_id] = file
         return found
+
+    def find_whole(self, ref: FileRef) -> LocalFile | None:
+        """The cache file of a content if one local worker has all of it, noted as used; the caller closes it."""
+        view = self._cluster.view
+        if self._enabled and view is not None and view is not self._seen:
+            self._begin_entering(view)
+        for worker_id, (_, reader) in self._readers.items():
+            try:
+                file = reader.lookup(ref)
+            except AlluxioLikeError as error:
+                _log.warning("a cache file cannot be opened: %s", error, extra={"worker": worker_id})
+                continue
+            if file is not None:
+                if file.is_complete:
+                    self.touch(worker_id, ref.file_id, 0, 1)
+                    return file
+                file.close()
+        return None
 
     def open_filled(self, worker: Worker, ref: FileRef, directory: int, generation: int) -> LocalFile | None:
         """The cache file that a Fill reply names."""
@@ -93,6 +114,11 @@ class LocalCaches:
         readers, self._readers = self._readers, {}
         for _, reader in readers.values():
             reader.close()
+
+    def _begin_entering(self, view: Cluster) -> asyncio.Task[None]:
+        if self._entering is None or self._entering.done():
+            self._entering = asyncio.create_task(self._enter_all(view), name="doors")
+        return self._entering
 
     async def _enter_all(self, view: Cluster) -> None:
         now = time.monotonic()

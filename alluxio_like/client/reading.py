@@ -7,7 +7,7 @@ several reads may be under way at once; a read that is cancelled takes with it w
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.fetching import Fetcher
@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 REPORT_READS = 1 << 14
 """Reads of an open file after which its worker is told of them; a guess."""
+FILL_BYTES = 64 << 20
+"""How much of a file is asked for at once when all of it is to be filled: little is queued with the worker. A guess."""
 SLICE_BYTES = 4 * PIECE_BYTES
 """A longer read is done in parts of this size, so that read-ahead and its budget apply to it."""
 
@@ -74,13 +76,68 @@ class FileReader:
         self._file: LocalFile | None = None
         """Of `_files` the one that answered last: blocks of a large file may be with several workers."""
         self._distrusted = False
+        self._unkept = False
+        """Whether a worker here said that it does not keep this file."""
         self._flights: list[Flight] = []
         self._read_bytes = 0
         self._reads = 0
         self._served_bytes = 0
         self._closed = False
 
+    # the whole of it
+
+    def find_whole(self) -> LocalFile | None:
+        """The cache file, open, if one worker on this machine has every page of the content (by its trusted index); else None.
+
+        It belongs to this reader: done with it, or its descriptor duplicated, before the reader is closed. Quick; does not wait.
+        """
+        if self._closed or self._distrusted:
+            return None
+        for file in self._files.values():
+            if file.is_complete:
+                return file
+        if not self._files:
+            self._find(0)
+            return next((file for file in self._files.values() if file.is_complete), None)
+        return None
+
+    async def fill_whole(self, priority: Priority) -> bool:
+        """Have a worker on this machine bring the whole content into one cache file; whether it is there now.
+
+        False when no worker here may keep it (reads of this reader then ask none to), when it does not come within io_timeout_s
+        for each FILL_BYTES, and for anything else that a read would tell better, save Stale, which is raised.
+        """
+        try:
+            for start in range(0, self.size, FILL_BYTES):
+                if self.find_whole() is not None:
+                    return True
+                flight = Flight(start, min(start + FILL_BYTES, self.size), priority)
+                if self.has_local(flight.start, flight.stop):
+                    continue
+                async with asyncio.timeout(self._io_timeout_s):
+                    kept = await self._fetcher.fill(self, flight)
+                if not kept:
+                    self._unkept = self._unkept or self.size <= SMALL_FILE_BYTES
+                    return False
+        except Stale as stale:
+            await self._on_stale(self.entry)
+            raise Stale(stale.message, subject=stale.subject or self.ref.key) from None
+        except (AlluxioLikeError, TimeoutError) as error:
+            _log.info("a file was not filled: %s", error or "not in time", extra={"key": self.ref.key})
+            return False
+        return self.find_whole() is not None
+
     # what is at hand
+
+    def try_read_into(self, offset: int, buffer: memoryview) -> bool:
+        """Fill `buffer` from `offset` on, all of it within the file, if the bytes are at hand without waiting; see `try_read`."""
+        length = len(buffer)
+        data = self._try_read(offset, offset + length, buffer) if length <= SLICE_BYTES else None
+        if data is None:
+            return False
+        if data is not buffer:
+            buffer[:] = data
+        return True
 
     def try_read(self, offset: int, length: int) -> bytes | memoryview | None:
         """The bytes of the range (clipped at the end of the file) if they are at hand without waiting, else None.
@@ -95,12 +152,16 @@ class FileReader:
         if stop - offset > SLICE_BYTES:
             # Neither is the loop to be held up for so long, nor so much memory to be kept for ever.
             return None
+        return self._try_read(offset, stop, None)
+
+    def _try_read(self, offset: int, stop: int, into: memoryview | None) -> memoryview | None:
+        """Bytes [offset, stop), in `into` (None: scratch memory) or in a flight's memory."""
         data: memoryview | None = None
         file = self._file
         if file is None and not self._flights:
             file = self._find(offset)
         if file is not None:
-            data = self._scratch.get(stop - offset)
+            data = self._scratch.get(stop - offset) if into is None else into
             if file.try_read_into(offset, data) or (len(self._files) > 1 and self._try_others(offset, data)):
                 self._read_bytes += stop - offset
                 self._reads += 1
@@ -292,7 +353,7 @@ class FileReader:
             self._served_bytes = 0
         flight = Flight(start, stop, priority, taken_bytes)
         self._flights.append(flight)
-        fill = not self._distrusted
+        fill = not (self._distrusted or self._unkept)
         flight.task = asyncio.create_task(self._fetcher.run(self, flight, fill=fill), name=f"fetch {start}-{stop}")
         flight.task.add_done_callback(lambda _: self._landed(flight))
         return flight
@@ -405,10 +466,10 @@ class FileReader:
                 self._metrics.read_bytes.labels("local").inc(self._read_bytes)
         self._read_bytes = self._reads = 0
 
-    async def close(self) -> None:
-        """End read-ahead and reads under way, let go of descriptors. Does not raise; may be called twice."""
+    def begin_close(self) -> Coroutine[None, None, None] | None:
+        """End read-ahead and reads under way, let go of descriptors, at once; what is to be awaited then, if anything."""
         if self._closed:
-            return
+            return None
         self._closed = True
         self._on_close(self)
         tasks = [flight.task for flight in self._flights if flight.task is not None and not flight.task.done()]
@@ -416,5 +477,14 @@ class FileReader:
             self._drop(flight)
         self._budget.forget(self)
         self._drop_files()
-        if tasks:
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return _wait_ended(tasks) if tasks else None
+
+    async def close(self) -> None:
+        """As `begin_close`, and wait. Does not raise; may be called twice."""
+        ending = self.begin_close()
+        if ending is not None:
+            await ending
+
+
+async def _wait_ended(tasks: "list[asyncio.Task[None]]") -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)

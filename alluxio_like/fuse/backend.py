@@ -5,10 +5,11 @@ Everything is called from one event loop, any number of calls at once. Every awa
 by an answer or by one of the package's errors; a cancelled call leaves nothing behind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import Entry, InodeId
 
 Buffer = bytes | bytearray | memoryview
@@ -56,8 +57,44 @@ class CacheState:
     copies: Sequence[CachedCopy]
 
 
+class WholeFile(Protocol):
+    """A file on this machine that holds all of a content, open for reading. It is not evicted while it is open, here or in the kernel."""
+
+    @property
+    def fd(self) -> int:
+        """The descriptor; the file's own until `close`."""
+        ...
+
+    @property
+    def directory(self) -> Hashable:
+        """What stands for the cache directory it is in."""
+        ...
+
+    def close(self) -> None:
+        """Close the descriptor. Idempotent."""
+        ...
+
+
 class Reader(Protocol):
     """One open file: one content, to the end."""
+
+    def find_whole(self) -> WholeFile | None:
+        """The file on this machine that holds all of the content, if there is one; the reader's own, open while the reader is.
+
+        Quick; waits for nothing.
+        """
+        ...
+
+    async def fill_whole(self, priority: Priority) -> bool:
+        """Have all of the content brought to this machine, if it may be kept here; whether `find_whole` has it now.
+
+        Raises Stale when the content is gone; any other failure is False, and for `read` to tell.
+        """
+        ...
+
+    def try_read_into(self, offset: int, buffer: memoryview) -> bool:
+        """Fill `buffer`, a range within the file, when the bytes are at hand without waiting for anything; else False."""
+        ...
 
     def try_read(self, offset: int, length: int) -> Buffer | None:
         """Exactly `length` bytes when they are at hand without waiting for anything, else None.
@@ -68,6 +105,10 @@ class Reader(Protocol):
 
     async def read(self, offset: int, length: int) -> Buffer:
         """Exactly `length` bytes within the file. Raises Stale when the content is gone, Store*, Unavailable, TimedOut, ..."""
+        ...
+
+    def begin_close(self) -> Coroutine[None, None, None] | None:
+        """Let go of descriptors and buffers, now; what then has to be awaited until reads under way have ended, if there are any."""
         ...
 
     async def close(self) -> None:
@@ -86,6 +127,14 @@ class Backend(Protocol):
         """A name in a directory."""
         ...
 
+    def lookup_known(self, parent: InodeId, name: str) -> Answer | None:
+        """What `lookup` would answer, if it would do so without asking anybody."""
+        ...
+
+    def get_known(self, inode: InodeId) -> Answer | None:
+        """What `get_entry` would answer, if it would do so without asking anybody."""
+        ...
+
     async def get_entry(self, inode: InodeId) -> Answer:
         """An inode by its id, also one that no name leads to any more. Raises NotFound; the answer's entry is never None."""
         ...
@@ -96,6 +145,26 @@ class Backend(Protocol):
 
     def open_file(self, entry: Entry) -> Reader:
         """A reader of the content the entry names; no I/O yet."""
+        ...
+
+    def find_whole(self, entry: Entry) -> WholeFile | None:
+        """The file on this machine that holds all of a file's content, if there is one; the caller closes it. Quick, waits for nothing.
+
+        Finding it counts as a use of the cached copy.
+        """
+        ...
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it is known which caches are on this machine; until then `find_whole` finds nothing."""
+        ...
+
+    async def prepare(self) -> None:
+        """Find out which caches are on this machine. Does not raise."""
+        ...
+
+    def get_local_capacity(self) -> int:
+        """Bytes that the caches on this machine may hold together."""
         ...
 
     async def get_totals(self) -> Totals:

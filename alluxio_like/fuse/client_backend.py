@@ -3,6 +3,7 @@
 Owns nothing but the conversion. Concurrency: that of the client, one event loop.
 """
 
+from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.client import Client, FileReader
 from alluxio_like.fuse.backend import Answer, CachedCopy, CacheState, Listing, Totals
 from alluxio_like.rpc.messages import BlockLocation
@@ -32,6 +33,14 @@ class ClientBackend:
         result = await self._client.lookup(parent, name)
         return Answer(result.entry, result.valid_s)
 
+    def lookup_known(self, parent: InodeId, name: str) -> Answer | None:
+        result = self._client.lookup_known((parent, name))
+        return None if result is None else Answer(result.entry, result.valid_s)
+
+    def get_known(self, inode: InodeId) -> Answer | None:
+        result = self._client.lookup_known(inode)
+        return None if result is None else Answer(result.entry, result.valid_s)
+
     async def get_entry(self, inode: InodeId) -> Answer:
         result = await self._client.get_entry(inode)
         return Answer(result.entry, result.valid_s)
@@ -42,6 +51,19 @@ class ClientBackend:
 
     def open_file(self, entry: Entry) -> FileReader:
         return self._client.open_file(entry)
+
+    def find_whole(self, entry: Entry) -> LocalFile | None:
+        return None if entry.ref is None else self._client.find_whole(entry.ref)
+
+    @property
+    def is_prepared(self) -> bool:
+        return self._client.is_local_known
+
+    async def prepare(self) -> None:
+        await self._client.find_local()
+
+    def get_local_capacity(self) -> int:
+        return self._client.get_local_capacity()
 
     async def get_totals(self) -> Totals:
         totals = await self._client.stat_fs()

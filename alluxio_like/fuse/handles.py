@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from alluxio_like.errors import Internal
 from alluxio_like.fuse.backend import Backend, Listing, Reader
+from alluxio_like.fuse.modes import Way
 from alluxio_like.types import Entry, InodeId
 
 _T = TypeVar("_T")
@@ -23,12 +24,17 @@ _KEPT_PAGES = 2
 _KEPT_FAILURES = 64
 
 
+HANDLE_BITS = 40
+"""Handle numbers have the daemon's generation above these bits, so that a daemon knows those of an earlier one on the same mount."""
+
+
 class HandleTable(Generic[_T]):
     """Numbers for what is open; a number is never used twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, generation: int = 0) -> None:
         self._items: dict[int, _T] = {}
-        self._next = 1
+        self._generation = generation
+        self._next = (generation << HANDLE_BITS) + 1
 
     def __len__(self) -> int:
         return len(self._items)
@@ -49,6 +55,18 @@ class HandleTable(Generic[_T]):
             return self._items[number]
         except KeyError:
             raise Internal(f"handle {number} is not open") from None
+
+    def lookup(self, number: int) -> _T | None:
+        """The item, or None for a number that is not open."""
+        return self._items.get(number)
+
+    def is_foreign(self, number: int) -> bool:
+        """Whether a number was given out by another daemon."""
+        return number >> HANDLE_BITS != self._generation
+
+    def adopt(self, number: int, item: _T) -> None:
+        """Take over a number that another daemon gave out."""
+        self._items[number] = item
 
     def pop(self, number: int) -> _T | None:
         """Forget a number; None when it was not open."""
@@ -95,10 +113,14 @@ class Failure:
 
 @dataclass(slots=True, eq=False)
 class FileHandle:
-    """An open file."""
+    """An open file. It has a reader from its first read on; where the kernel reads by itself there may never be one."""
 
     entry: Entry
-    reader: Reader
+    reader: Reader | None = None
+    node: int = 0
+    way: Way | None = None
+    """How the kernel session serves it; `node` is the node id that was opened."""
+    read_bytes: int = 0
     failures: list[Failure] = field(default_factory=list)
 
     def add_failure(self, failure: Failure) -> None:

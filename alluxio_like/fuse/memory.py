@@ -1,16 +1,21 @@
 """A backend in memory, for tests: a tree of names and bytes that can change, stall and fail on demand.
 
-Owns its tree; keeps to the Backend's promises, time limit included. Used from one event loop.
+Owns its tree; keeps to the Backend's promises, time limit included. With a directory for whole files it plays the local cache too:
+what is filled becomes a real file there, which the kernel can read by itself. Used from one event loop.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from alluxio_like.errors import AlluxioLikeError, NotADirectory, NotFound, Stale, TimedOut
 from alluxio_like.fuse.backend import Answer, Buffer, CachedCopy, CacheState, Listing, Totals
+from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import ROOT_INODE, Attr, Entry, FileRef, Fingerprint, InodeId, Kind, MountId, VersionId
 
+_PIECE_BYTES = 1 << 20
 _TIME_NS = 1_700_000_000_123_456_789
 
 Content = bytes | Callable[[int, int], bytes]
@@ -31,8 +36,23 @@ class Faults:
 
     stall_reads: asyncio.Event | None = None
     stall_names: asyncio.Event | None = None
+    stall_fills: asyncio.Event | None = None
+    refuse_fills: bool = False
     fail_reads: AlluxioLikeError | None = None
     fail_names: AlluxioLikeError | None = None
+
+
+class MemoryWhole:
+    """An opened file of the directory of whole files."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.directory = path.parent
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class MemoryReader:
@@ -41,7 +61,30 @@ class MemoryReader:
     def __init__(self, backend: "MemoryBackend", node: _Node) -> None:
         self._backend = backend
         self._node = node
+        self._whole: MemoryWhole | None = None
         self.closed = False
+
+    def find_whole(self) -> MemoryWhole | None:
+        if self._whole is None:
+            self._whole = self._backend.find_whole(self._node.entry)
+        return self._whole
+
+    async def fill_whole(self, priority: Priority) -> bool:
+        backend = self._backend
+        backend.fills += 1
+        await backend.wait(backend.faults.stall_fills)
+        if self._node.gone:
+            raise Stale("the content is gone", subject=self._node.entry.name)
+        if not backend.faults.refuse_fills and not backend.faults.fail_reads:
+            backend.complete(self._node.entry.attr.inode)
+        return self.find_whole() is not None
+
+    def try_read_into(self, offset: int, buffer: memoryview) -> bool:
+        data = self.try_read(offset, len(buffer))
+        if data is None:
+            return False
+        buffer[:] = data
+        return True
 
     def try_read(self, offset: int, length: int) -> Buffer | None:
         backend = self._backend
@@ -59,10 +102,16 @@ class MemoryReader:
             raise Stale("the content is gone", subject=self._node.entry.name)
         return self._get(offset, length)
 
-    async def close(self) -> None:
+    def begin_close(self) -> Coroutine[None, None, None] | None:
         if not self.closed:
             self.closed = True
             self._backend.open_readers -= 1
+            if self._whole is not None:
+                self._whole.close()
+        return None
+
+    async def close(self) -> None:
+        self.begin_close()
 
     def _get(self, offset: int, length: int) -> bytes:
         content = self._node.content
@@ -72,7 +121,10 @@ class MemoryReader:
 class MemoryBackend:
     """A tree below inode 1. Inode ids are never used twice; replacing a file gives its path a new one."""
 
-    def __init__(self, *, valid_s: float = 5.0, io_timeout_s: float = 30.0, page_entries: int = 1000) -> None:
+    def __init__(
+        self, *, valid_s: float = 5.0, io_timeout_s: float = 30.0, page_entries: int = 1000, whole_dir: Path | None = None
+    ) -> None:
+        """`whole_dir`: where files that are wholly local are kept; None: there are none."""
         self.valid_s = valid_s
         self.io_timeout_s = io_timeout_s
         self.page_entries = page_entries
@@ -81,6 +133,8 @@ class MemoryBackend:
         self.calls: dict[str, int] = {}
         self.reads = 0
         self.reads_now = 0
+        self.fills = 0
+        self._whole_dir = whole_dir
         self.open_readers = 0
         self._next_inode = 2
         self._nodes: dict[InodeId, _Node] = {ROOT_INODE: _Node(self._make_entry("", ROOT_INODE, Kind.DIRECTORY, 0))}
@@ -122,7 +176,53 @@ class MemoryBackend:
         node = self._nodes[self._find(path)]
         node.entry = replace(node.entry, attr=replace(node.entry.attr, uid=uid, gid=gid, mode=mode))
 
+    def complete(self, inode: InodeId) -> None:
+        """Make a file wholly local."""
+        node = self._get_node(inode)
+        path = self._get_whole_path(inode)
+        if path is None or path.exists():
+            return
+        size, content = node.entry.attr.size, node.content
+        with open(path.with_suffix(".new"), "wb") as file:
+            for offset in range(0, size, _PIECE_BYTES):
+                length = min(_PIECE_BYTES, size - offset)
+                file.write(content[offset : offset + length] if isinstance(content, bytes) else content(offset, length))
+        path.with_suffix(".new").rename(path)
+
+    def complete_path(self, path: str) -> None:
+        """Make the file at a path wholly local."""
+        self.complete(self._find(path))
+
+    def evict(self, path: str) -> None:
+        """Take a wholly local file away; who has it open keeps it."""
+        whole = self._get_whole_path(self._find(path))
+        if whole is not None:
+            whole.unlink(missing_ok=True)
+
+    def _get_whole_path(self, inode: InodeId) -> Path | None:
+        return None if self._whole_dir is None else self._whole_dir / str(inode)
+
     # Backend
+
+    def find_whole(self, entry: Entry) -> MemoryWhole | None:
+        path = self._get_whole_path(entry.attr.inode)
+        return MemoryWhole(path) if path is not None and path.exists() else None
+
+    @property
+    def is_prepared(self) -> bool:
+        return True
+
+    async def prepare(self) -> None:
+        return None
+
+    def get_local_capacity(self) -> int:
+        return 1 << 30 if self._whole_dir is not None else 0
+
+    def lookup_known(self, parent: InodeId, name: str) -> Answer | None:
+        return None
+
+    def get_known(self, inode: InodeId) -> Answer | None:
+        return None
 
     async def resolve(self, path: str) -> Answer:
         await self._enter("resolve")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from alluxio_like.clock import Clock
 from alluxio_like.errors import (
     AlluxioLikeError,
+    Internal,
     InvalidArgument,
     IsADirectory,
     NameTooLong,
@@ -31,7 +32,7 @@ from alluxio_like.errors import (
     Unavailable,
 )
 from alluxio_like.fuse import xattrs
-from alluxio_like.fuse.backend import Answer, Backend, Buffer, Totals
+from alluxio_like.fuse.backend import Answer, Backend, Buffer, Reader, Totals
 from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, FileHandle, HandleTable
 from alluxio_like.types import Attr, Entry, InodeId, Kind, to_bytes, to_str
 
@@ -80,15 +81,22 @@ class Operations:
         settings: Settings,
         clock: Clock,
         tell: Callable[[int, bytes], None] = lambda _parent, _name: None,
+        *,
+        serving: xattrs.Serving = xattrs.PYFUSE3,
+        generation: int = 0,
     ) -> None:
-        """`tell` is called with a directory's node id and a name that the kernel should look up again; it must not wait."""
+        """`tell` is called with a directory's node id and a name that the kernel should look up again; it must not wait.
+
+        `generation` tells this daemon's handles from those of an earlier one on the same mount.
+        """
+        self._serving = serving
         self._backend = backend
         self._root = root
         self._settings = settings
         self._clock = clock
         self._tell = tell
-        self._files: HandleTable[FileHandle] = HandleTable()
-        self._directories: HandleTable[DirectoryHandle] = HandleTable()
+        self._files: HandleTable[FileHandle] = HandleTable(generation)
+        self._directories: HandleTable[DirectoryHandle] = HandleTable(generation)
         self._seen: BoundedDict[InodeId, Entry] = BoundedDict(_REMEMBERED_ENTRIES)
         self._parents: BoundedDict[InodeId, InodeId] = BoundedDict(_REMEMBERED_ENTRIES)
         self._stale: BoundedDict[InodeId, None] = BoundedDict(_STALE_INODES)
@@ -124,35 +132,117 @@ class Operations:
         entry, valid_s = await self._get_entry(InodeId(node))
         return entry.attr, self._limit(valid_s)
 
+    def try_lookup(self, parent: int, name: bytes) -> Answer | None:
+        """What `lookup` gives, when it can be had without asking anybody; else None."""
+        directory = self._get_inode(parent)
+        if len(name) > NAME_MAX_BYTES:
+            return None
+        answer = self._backend.lookup_known(directory, to_str(name))
+        if answer is None:
+            return None
+        if answer.entry is not None:
+            self._remember(answer.entry, directory)
+            self._stale.discard(answer.entry.attr.inode)
+        return Answer(answer.entry, self._limit(answer.valid_s))
+
+    def try_getattr(self, node: int) -> tuple[Attr, float] | None:
+        """What `getattr` gives, when it can be had without asking anybody; else None."""
+        answer = None if node == ROOT_NODE else self._backend.get_known(InodeId(node))
+        if answer is None or answer.entry is None:
+            return None
+        return answer.entry.attr, self._limit(answer.valid_s)
+
     # Files
 
-    def try_open(self, node: int, flags: int) -> int | None:
-        """What `open` gives, when it can be had without asking anybody; else None."""
+    def find_entry(self, node: int, flags: int) -> Entry | None:
+        """The file that is to be opened, when it is known; else None. Raises ReadOnly for anything but reading, Stale, IsADirectory."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & (os.O_TRUNC | os.O_APPEND):
             raise self.refuse_write()
         inode = self._get_inode(node)
         if inode in self._stale:
             raise Stale("the file was replaced or removed", subject=str(inode))
-        entry = self._seen.lookup(inode)
-        return None if entry is None else self._open_entry(entry)
+        return self._check_kind(self._seen.lookup(inode))
+
+    async def get_entry_to_open(self, node: int, flags: int) -> Entry:
+        """The file that is to be opened. Raises as `find_entry`, and what keeps it from being known."""
+        entry = self.find_entry(node, flags)
+        if entry is None:
+            entry, _ = await self._get_entry(self._get_inode(node))
+            self._check_kind(entry)
+        return entry
+
+    def try_open(self, node: int, flags: int) -> int | None:
+        """What `open` gives, when it can be had without asking anybody; else None."""
+        entry = self.find_entry(node, flags)
+        return None if entry is None else self.add_open(FileHandle(entry))
 
     async def open(self, node: int, flags: int) -> int:
         """The number of a new handle. Raises ReadOnly for anything but reading, Stale to make the kernel look the name up again."""
-        handle = self.try_open(node, flags)
-        return handle if handle is not None else self._open_entry((await self._get_entry(self._get_inode(node)))[0])
+        return self.add_open(FileHandle(await self.get_entry_to_open(node, flags)))
 
-    def _open_entry(self, entry: Entry) -> int:
-        if entry.attr.kind is Kind.DIRECTORY:
-            raise IsADirectory("a directory cannot be read as a file", subject=entry.name)
-        file = FileHandle(entry, self._backend.open_file(entry))
-        self._open.setdefault(entry.attr.inode, []).append(file)
+    def add_open(self, file: FileHandle) -> int:
+        """The number of a handle."""
+        inode = file.entry.attr.inode
+        opened = self._open.get(inode)
+        if opened is None:
+            self._open[inode] = [file]
+        else:
+            opened.append(file)
         return self._files.add(file)
+
+    def lookup_file(self, handle: int) -> FileHandle | None:
+        """What is open under a number; None: nothing of ours."""
+        return self._files.lookup(handle)
+
+    async def adopt_file(self, handle: int, node: int) -> None:
+        """Take over a handle that an earlier daemon gave out for a node. Raises Internal for a number of our own that is not open."""
+        if self._files.lookup(handle) is not None:
+            return
+        if not self._files.is_foreign(handle):
+            raise Internal(f"handle {handle} is not open")
+        try:
+            entry, _ = await self._get_entry(self._get_inode(node))
+        except NotFound:
+            raise Stale("what an earlier daemon had open is gone", subject=str(node)) from None
+        self._check_kind(entry)
+        if self._files.lookup(handle) is None:
+            file = FileHandle(entry)
+            self._open.setdefault(entry.attr.inode, []).append(file)
+            self._files.adopt(handle, file)
+
+    def note_stale(self, entry: Entry) -> None:
+        """The content of a file turned out to be gone: whoever opens it next looks its name up first."""
+        inode = entry.attr.inode
+        self._stale.set(inode, None)
+        parent = self._parents.lookup(inode)
+        if parent is not None:
+            self._tell(ROOT_NODE if parent == self._root.attr.inode else parent, to_bytes(entry.name))
+
+    @staticmethod
+    def _check_kind(entry: Entry | None) -> Entry | None:
+        if entry is not None and entry.attr.kind is Kind.DIRECTORY:
+            raise IsADirectory("a directory cannot be read as a file", subject=entry.name)
+        return entry
+
+    def _get_reader(self, file: FileHandle) -> Reader:
+        if file.reader is None:
+            file.reader = self._backend.open_file(file.entry)
+        return file.reader
 
     def try_read(self, handle: int, offset: int, length: int) -> Buffer | None:
         """What `read` gives, when it is at hand without waiting; valid until the next call of it."""
         file = self._files.get(handle)
         length = min(length, file.entry.attr.size - offset)
-        return file.reader.try_read(offset, length) if length > 0 else b""
+        return self._get_reader(file).try_read(offset, length) if length > 0 else b""
+
+    def try_read_into(self, file: FileHandle, offset: int, buffer: memoryview) -> int:
+        """Read into `buffer`, as `try_read`: how many bytes (fewer than it holds only at the end of the file); -1: ask `read`."""
+        length = file.entry.attr.size - offset
+        if length <= 0:
+            return 0
+        if length < len(buffer):
+            buffer = buffer[:length]
+        return len(buffer) if self._get_reader(file).try_read_into(offset, buffer) else -1
 
     async def read(self, handle: int, offset: int, length: int) -> Buffer:
         """Bytes of the file, short only at its end. Raises Stale, Store*, Unavailable, TimedOut, ... within io_timeout_s."""
@@ -167,7 +257,7 @@ class Operations:
                 raise failure.error
         try:
             async with asyncio.timeout(self._settings.io_timeout_s):
-                data = await file.reader.read(offset, length)
+                data = await self._get_reader(file).read(offset, length)
         except TimeoutError:
             error: AlluxioLikeError = TimedOut(f"not read within {self._settings.io_timeout_s:g} s", subject=file.entry.name)
             self._note_failure(file, offset, length, started_s, error)
@@ -179,21 +269,41 @@ class Operations:
             raise StoreError(f"{len(data)} bytes instead of {length}", subject=file.entry.name)
         return data
 
+    def begin_release(self, handle: int) -> FileHandle | None:
+        """Forget an open file; it is the caller's to close its reader. None: it was not open."""
+        file = self._files.pop(handle)
+        if file is not None:
+            inode = file.entry.attr.inode
+            opened = self._open[inode]
+            if len(opened) == 1:
+                del self._open[inode]
+            else:
+                opened.remove(file)
+        return file
+
     async def release(self, handle: int) -> None:
         """Forget an open file."""
-        file = self._files.pop(handle)
-        if file is None:
-            return
-        opened = self._open[file.entry.attr.inode]
-        opened.remove(file)
-        if not opened:
-            del self._open[file.entry.attr.inode]
-        await file.reader.close()
+        file = self.begin_release(handle)
+        if file is not None and file.reader is not None:
+            await file.reader.close()
 
     # Directories
 
     async def opendir(self, node: int) -> int:
         """The number of a new directory handle."""
+        return self._directories.add(await self._make_directory(node))
+
+    async def adopt_directory(self, handle: int, node: int) -> None:
+        """Take over a directory handle that an earlier daemon gave out. Raises Internal for a number of our own that is not open."""
+        if self._directories.lookup(handle) is not None:
+            return
+        if not self._directories.is_foreign(handle):
+            raise Internal(f"handle {handle} is not open")
+        directory = await self._make_directory(node)
+        if self._directories.lookup(handle) is None:
+            self._directories.adopt(handle, directory)
+
+    async def _make_directory(self, node: int) -> DirectoryHandle:
         if node == ROOT_NODE:
             entry = self._root
         else:
@@ -202,7 +312,7 @@ class Operations:
         if entry.attr.kind is not Kind.DIRECTORY:
             raise NotADirectory("not a directory", subject=entry.name)
         parent = None if node == ROOT_NODE else self._parents.lookup(entry.attr.inode)
-        return self._directories.add(DirectoryHandle(entry, entry.attr.inode if parent is None else parent))
+        return DirectoryHandle(entry, entry.attr.inode if parent is None else parent)
 
     async def readdir(self, handle: int, offset: int, emit: Emit) -> None:
         """Hands entries from `offset` on to `emit` until it has no room; nothing handed over means the end.
@@ -250,6 +360,10 @@ class Operations:
             # The kernel and ls ask for security.* and system.* of every file; that must cost nothing.
             raise NoData("no such extended attribute")
         entry = await self._get_shown_entry(node)
+        if name == xattrs.SESSION and node == ROOT_NODE:
+            return self._serving.describe_session().encode()
+        if name == xattrs.PASSTHROUGH and entry.attr.kind is Kind.FILE:
+            return self._serving.describe_file(entry).encode()
         state = None
         if entry.attr.kind is Kind.FILE and xattrs.needs_cache_state(name):
             state = await self._backend.get_cache_state(entry)
@@ -257,7 +371,7 @@ class Operations:
 
     async def listxattr(self, node: int) -> list[bytes]:
         """The names of an inode's extended attributes."""
-        return xattrs.list_names(await self._get_shown_entry(node))
+        return xattrs.list_names(await self._get_shown_entry(node), is_root=node == ROOT_NODE)
 
     async def readlink(self, node: int) -> bytes:
         """There are no symbolic links yet."""
@@ -276,7 +390,8 @@ class Operations:
         for task in list(self._refreshes.values()):
             task.cancel()
         await asyncio.gather(*self._refreshes.values(), return_exceptions=True)
-        await asyncio.gather(*(file.reader.close() for file in self._files), return_exceptions=True)
+        readers = [file.reader for file in self._files if file.reader is not None]
+        await asyncio.gather(*(reader.close() for reader in readers), return_exceptions=True)
         self._files = HandleTable()
         self._directories = HandleTable()
         self._open.clear()
@@ -348,11 +463,7 @@ class Operations:
 
     def _note_failure(self, file: FileHandle, offset: int, length: int, started_s: float, error: AlluxioLikeError) -> None:
         if isinstance(error, Stale):
-            inode = file.entry.attr.inode
-            self._stale.set(inode, None)
-            parent = self._parents.lookup(inode)
-            if parent is not None:
-                self._tell(ROOT_NODE if parent == self._root.attr.inode else parent, to_bytes(file.entry.name))
+            self.note_stale(file.entry)
         now_s = self._clock.monotonic()
         if now_s - started_s >= _SLOW_FAILURE_S:
             file.add_failure(Failure(offset, offset + length, error, now_s + _FAILURE_KEPT_S))

@@ -1,11 +1,15 @@
 """Extended attributes that say where a file's bytes are cached.
 
-Owns their names and their text. All other names do not exist. Pure functions; safe from any thread.
+Owns their names and most of their text. All other names do not exist. Pure functions; safe from any thread.
 
     user.alluxio_like.version     the version of the content, a decimal number; files only
     user.alluxio_like.cached      bytes cached at least once in the cluster, a decimal number; files only
     user.alluxio_like.locations   "address=bytes" of each worker that holds part of it, separated by commas; files only
+    user.alluxio_like.passthrough how opens of the file are served now: "passthrough", or "cached: " and why; files only
+    user.alluxio_like.session     "kernel with passthrough", "kernel" or "pyfuse3"; the mount's root only
 """
+
+from typing import Final, Protocol
 
 from alluxio_like.errors import NoData
 from alluxio_like.fuse.backend import CacheState
@@ -15,16 +19,45 @@ PREFIX = b"user.alluxio_like."
 VERSION = PREFIX + b"version"
 CACHED = PREFIX + b"cached"
 LOCATIONS = PREFIX + b"locations"
+PASSTHROUGH = PREFIX + b"passthrough"
+SESSION = PREFIX + b"session"
+
+_OF_FILES = [CACHED, LOCATIONS, PASSTHROUGH, VERSION]
 
 
-def list_names(entry: Entry) -> list[bytes]:
+class Serving(Protocol):
+    """How the kernel is served."""
+
+    def describe_session(self) -> str:
+        """The session, in words."""
+        ...
+
+    def describe_file(self, entry: Entry) -> str:
+        """How an open of the file would be served now, in words."""
+        ...
+
+
+class _Pyfuse3:
+    @staticmethod
+    def describe_session() -> str:
+        return "pyfuse3"
+
+    @staticmethod
+    def describe_file(_entry: Entry) -> str:
+        return "cached: the pyfuse3 session has no passthrough"
+
+
+PYFUSE3: Final = _Pyfuse3()
+
+
+def list_names(entry: Entry, *, is_root: bool = False) -> list[bytes]:
     """The names that listxattr(2) shows."""
-    return [CACHED, LOCATIONS, VERSION] if entry.attr.kind is Kind.FILE else []
+    return _OF_FILES if entry.attr.kind is Kind.FILE else [SESSION] if is_root else []
 
 
 def is_known(name: bytes) -> bool:
     """Whether a name can exist on some inode; anything else is answered without asking anybody."""
-    return name in (VERSION, CACHED, LOCATIONS)
+    return name in (VERSION, CACHED, LOCATIONS, PASSTHROUGH, SESSION)
 
 
 def needs_cache_state(name: bytes) -> bool:

@@ -193,7 +193,7 @@ async def test_slow_failure_is_repeated_at_once_for_a_while(world: World) -> Non
         raise StoreUnavailable("no answer")
 
     file = world.operations._files.get(handle)
-    file.reader.read = fail_slowly  # type: ignore[method-assign]
+    world.operations._get_reader(file).read = fail_slowly  # type: ignore[method-assign]
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
             await world.operations.read(handle, 0, 5)
@@ -290,8 +290,9 @@ def test_any_position_of_a_listing_can_be_read_while_it_changes(data: st.DataObj
 
 
 async def test_extended_attributes(world: World) -> None:
-    assert await world.operations.listxattr(ROOT_NODE) == []
-    assert len(await world.operations.listxattr(world.file)) == 3
+    assert await world.operations.listxattr(ROOT_NODE) == [b"user.alluxio_like.session"]
+    assert await world.operations.getxattr(ROOT_NODE, b"user.alluxio_like.session") == b"pyfuse3"
+    assert len(await world.operations.listxattr(world.file)) == 4
     assert await world.operations.getxattr(world.file, b"user.alluxio_like.cached") == b"10"
     calls = dict(world.backend.calls)
     with pytest.raises(NoData):
@@ -307,6 +308,9 @@ async def test_extended_attributes(world: World) -> None:
 
 async def test_closing_lets_go_of_everything(world: World) -> None:
     handles = [await world.operations.open(world.file, os.O_RDONLY) for _ in range(3)]
+    assert world.backend.open_readers == 0, "a handle has a reader from its first read on"
+    for handle in handles:
+        assert await world.operations.read(handle, 0, 1) == b"0"
     assert world.backend.open_readers == 3
     await world.operations.release(handles[0])
     await world.operations.release(handles[0])
