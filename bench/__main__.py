@@ -10,19 +10,22 @@ from pathlib import Path
 from bench.loading import measure_loading
 from bench.measure import Result, render_table, write_results
 from bench.metadata import measure_metadata, measure_worker_restart
+from bench.mounted import measure_mounted
 from bench.reading import measure_epochs, measure_warm_reads
 from tests.servers.fixtures import start_s3_server
 
-PARTS = ("loading", "reading", "epochs", "metadata")
+PARTS = ("loading", "reading", "mounted", "epochs", "metadata")
 
 
 def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
     """One part, on a server of its own, so that no part inherits another's data."""
     if part == "metadata":
         return [*measure_metadata(directory, quick=quick), *measure_worker_restart(directory, quick=quick)]
-    measure = {"loading": measure_loading, "reading": measure_warm_reads, "epochs": measure_epochs}[part]
+    measure = {"loading": measure_loading, "reading": measure_warm_reads, "mounted": measure_mounted, "epochs": measure_epochs}[
+        part
+    ]
     with start_s3_server(size_bytes=8 << 30) as server:
-        return measure(server, directory, quick=quick)
+        return parts[part](server, directory, quick=quick)
 
 
 def main() -> int:

@@ -69,22 +69,29 @@ async def fetch(endpoint: str, bucket: str, directory: Path, keys: list[str]) ->
     return total, len(keys)
 
 
-def read_sequentially(paths: list[Path]) -> tuple[int, int]:
-    """Read files from start to end, 1 MiB a call."""
+def read_sequentially(paths: list[Path], *, forget: bool) -> tuple[int, int]:
+    """Read files from start to end, 1 MiB a call; `forget`: without what the kernel has cached under these paths."""
     total = 0
     buffer = bytearray(1 << 20)
     for path in paths:
         with open(path, "rb", buffering=0) as file:
+            if forget:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             while count := file.readinto(buffer):
                 total += count
     return total, len(paths)
 
 
-def read_random_files(directory: Path, seed: int) -> tuple[int, int]:
-    """Read every file below a directory whole, in random order, the way training code does it."""
+def list_random_files(directory: Path, seed: int) -> list[str]:
+    """Every file below a directory, in random order."""
     names = [os.path.join(root, name) for root, _, files in os.walk(directory) for name in files]  # noqa: PTH118
     names.sort()
     random.Random(seed).shuffle(names)
+    return names
+
+
+def read_files(names: list[str]) -> tuple[int, int]:
+    """Read files whole, the way training code does it."""
     total = 0
     for name in names:
         with open(name, "rb") as file:
@@ -102,10 +109,18 @@ def main() -> None:
     command.add_argument("--keys-from", type=Path, required=True)
     command = commands.add_parser("sequential")
     command.add_argument("files", type=Path, nargs="+")
+    command.add_argument("--forget", action="store_true", help="drop the kernel's pages of the files first")
     command = commands.add_parser("random-files")
     command.add_argument("dir", type=Path)
     command.add_argument("--seed", type=int, default=1)
+    command.add_argument("--wait", action="store_true", help="say when the names are known, and wait for a line")
     arguments = parser.parse_args()
+    names: list[str] = []
+    if arguments.command == "random-files":
+        names = list_random_files(arguments.dir, arguments.seed)
+        if arguments.wait:
+            print("ready", flush=True)
+            sys.stdin.readline()
     start = time.perf_counter()
     if arguments.command == "fetch":
         import uvloop
@@ -113,9 +128,9 @@ def main() -> None:
         keys = arguments.keys_from.read_text().split()
         total, files = uvloop.run(fetch(arguments.endpoint, arguments.bucket, arguments.dir, keys))
     elif arguments.command == "sequential":
-        total, files = read_sequentially(arguments.files)
+        total, files = read_sequentially(arguments.files, forget=arguments.forget)
     else:
-        total, files = read_random_files(arguments.dir, arguments.seed)
+        total, files = read_files(names)
     seconds = time.perf_counter() - start
     usage = resource.getrusage(resource.RUSAGE_SELF)
     json.dump({"bytes": total, "files": files, "seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime}, sys.stdout)

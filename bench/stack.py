@@ -77,16 +77,43 @@ def mount_rclone(directory: Path, server: S3Server, bucket: str) -> Iterator[Pat
     with open(directory / "rclone.log", "a") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + READY_S
-        while not mountpoint.is_mount():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"rclone did not mount; see {directory / 'rclone.log'}")
-            time.sleep(0.05)
+        _wait_mounted(mountpoint, process, directory / "rclone.log")
         yield mountpoint
     finally:
         subprocess.run(["umount", "-l", str(mountpoint)], check=False, capture_output=True)
         process.terminate()
         process.wait(30)
+
+
+@contextmanager
+def mount_s3fs(directory: Path, server: S3Server, bucket: str) -> Iterator[Path]:
+    """s3fs of the distribution, with its cache on disk, below `directory`."""
+    mountpoint, cache, secret = directory / "s3fs-mnt", directory / "s3fs-cache", directory / "s3fs-secret"
+    for path in (mountpoint, cache):
+        path.mkdir(parents=True, exist_ok=True)
+    secret.write_text(f"{server.access_key}:{server.secret_key}\n")
+    secret.chmod(0o600)
+    options = (
+        f"ro,url={server.endpoint},use_path_request_style,passwd_file={secret},use_cache={cache},max_stat_cache_size=1000000"
+    )
+    command = ["s3fs", bucket, str(mountpoint), "-f", "-o", f"{options},stat_cache_expire=86400,kernel_cache"]
+    with open(directory / "s3fs.log", "a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        _wait_mounted(mountpoint, process, directory / "s3fs.log")
+        yield mountpoint
+    finally:
+        subprocess.run(["umount", "-l", str(mountpoint)], check=False, capture_output=True)
+        process.terminate()
+        process.wait(30)
+
+
+def _wait_mounted(mountpoint: Path, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    while not mountpoint.is_mount():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"nothing was mounted on {mountpoint}; see {log}")
+        time.sleep(0.05)
 
 
 def get_rclone() -> str:
