@@ -21,9 +21,7 @@ def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
     """One part, on a server of its own, so that no part inherits another's data."""
     if part == "metadata":
         return [*measure_metadata(directory, quick=quick), *measure_worker_restart(directory, quick=quick)]
-    measure = {"loading": measure_loading, "reading": measure_warm_reads, "mounted": measure_mounted, "epochs": measure_epochs}[
-        part
-    ]
+    parts = {"loading": measure_loading, "reading": measure_warm_reads, "mounted": measure_mounted, "epochs": measure_epochs}
     with start_s3_server(size_bytes=8 << 30) as server:
         return parts[part](server, directory, quick=quick)
 
