@@ -86,6 +86,13 @@ class WorkerConfig(ServiceConfig):
     load_concurrency: int = Field(12, description="requests to stores under way at once for loads")
     max_request_bytes: int = Field(8 << 20, description="largest range asked of a store in one request")
     heartbeat_interval_s: float = Field(1.0, description="between two messages to the master")
+    door_users: tuple[str, ...] = Field(
+        (),
+        description="users and groups (@name) of this machine that may open cached files directly, one by one",
+    )
+    scrub_period_s: float = Field(
+        7 * 86400.0, gt=0, description="within this time every cached page is read again and compared with its checksum"
+    )
 
 
 class ClientConfig(_Frozen):

@@ -94,6 +94,16 @@ class Metrics:
         self.evictions_skipped = self._counter("evictions_skipped_total", "Evictions left out because the file was in use.")
         self.corrupt_pages = self._counter("corrupt_pages_total", "Pages dropped because their checksum did not match.")
         self.scrubbed_bytes = self._counter("scrubbed_bytes_total", "Bytes read again by the scrubber.")
+        self.repaired_bytes = self._counter(
+            "repaired_bytes_total", "Bytes fetched again because they did not match their checksum."
+        )
+        self.scrub_progress = self._gauge(
+            "scrub_progress_ratio", "How much of a cache directory the scrubber has read in its present round.", ("directory",)
+        )
+        self.cache_held_bytes = self._gauge(
+            "cache_held_bytes", "Bytes evicted from a cache directory but still open somewhere.", ("directory",)
+        )
+        self.door_leases = self._gauge("door_leases", "Cache files handed out one by one and not yet given back.")
 
     def _add_rpc(self) -> None:
         self.rpc_requests = self._counter("rpc_requests_total", "Calls served, by method and status.", ("method", "status"))

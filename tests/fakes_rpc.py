@@ -218,6 +218,7 @@ class FakeWorker:
         self.cancelled = 0
         self.read_through = True
         self.fill_into: Any = None
+        self.bad_pages: list[int] = []
 
     async def read(
         self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool
@@ -264,6 +265,10 @@ class FakeWorker:
 
     async def touch(self, files: Sequence[Touched]) -> None:
         self.touched += files
+
+    async def report_bad(self, ref: FileRef, pages: Sequence[int]) -> int:
+        self.bad_pages += pages
+        return len(pages)
 
     def load_files(self, job_id: str, files: Sequence[Any], bandwidth_bytes_s: float) -> Any:
         raise errors.Unsupported("not here")

@@ -256,6 +256,12 @@ class CachedFile:
         with self._using() as fd:
             yield fd
 
+    def open_read_only(self) -> int:
+        """A new read-only descriptor, the caller's. Raises NotFound (removed), Unavailable (being evicted), DiskError."""
+        # Through the descriptor and not by name: a removal that comes in between may have moved the file to held/.
+        with self._using() as fd:
+            return self._io(lambda: os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+
     # For the store.
 
     def make_put(self) -> FilePut | None:

@@ -4,7 +4,7 @@ Format 1. The index has three tables, each a tree of its own (decision 0006). Ke
 
     files    inode version         -> a file: size, generation, present bytes, last use, role, flags, fingerprint token
     blocks   inode version block   -> a block: generation, trust, presence bits, then one checksum a page
-    (main)   M name                -> of the directory: boot id, clean mark, trust, usage
+    (main)   M name                -> of the directory: boot id, clean mark, trust, usage, how far the scrubber is
 
 `trust` counts the crashes of the machine that the directory went through: a block with a smaller number than the directory's was
 there at the last one and is suspect until verified. `generation` names an incarnation of a cache file; it is random, so that it
@@ -24,12 +24,14 @@ _KEY_BLOCK = struct.Struct(">QQI")
 _FILE = struct.Struct("<QQQIBB")
 _BLOCK = struct.Struct("<QIQ")
 _USAGE = struct.Struct("<QQQQQ")
+_SCRUB = struct.Struct("<dQBQQ")
 
 BLOCK_HEADER_BYTES = _BLOCK.size
 KEY_TRUST = b"Mtrust"
 KEY_BOOT = b"Mboot"
 KEY_CLEAN = b"Mclean"
 KEY_USAGE = b"Musage"
+KEY_SCRUB = b"Mscrub"
 
 FILES = b"files"
 BLOCKS = b"blocks"
@@ -129,6 +131,29 @@ def pack_usage(usage: UsageRecord) -> bytes:
 
 def unpack_usage(raw: bytes) -> UsageRecord:
     return UsageRecord(*_USAGE.unpack(raw))
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubMark:
+    """How far a round of the scrubber is in a directory: begun at `started_s` (since the epoch), files up to `last` are done
+    (None: none yet), which came to `done_bytes`."""
+
+    started_s: float
+    last: FileId | None
+    done_bytes: int
+
+
+def pack_scrub(mark: ScrubMark) -> bytes:
+    last = mark.last or FileId(InodeId(0), VersionId(0))
+    return _SCRUB.pack(mark.started_s, mark.done_bytes, mark.last is not None, last.inode, last.version)
+
+
+def unpack_scrub(raw: bytes) -> ScrubMark | None:
+    """None for what is not one: it is forgotten, and a round begins."""
+    if len(raw) != _SCRUB.size:
+        return None
+    started_s, done_bytes, has_last, inode, version = _SCRUB.unpack(raw)
+    return ScrubMark(started_s, FileId(InodeId(inode), VersionId(version)) if has_last else None, done_bytes)
 
 
 def get_pages_in_block(size: int, block: int) -> int:

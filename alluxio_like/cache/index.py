@@ -96,11 +96,11 @@ class Index:
             return bytes(value) if value is not None else None
 
     def put_meta(self, values: dict[bytes, bytes]) -> None:
-        """Write values of the directory and force them to the disk, meta page included."""
+        """Write values of the directory (empty: forget it) and force them to the disk, meta page included."""
         with self.lock:
             with self._env.begin(write=True) as txn:
                 for key, value in values.items():
-                    txn.put(key, value)
+                    txn.put(key, value) if value else txn.delete(key)
             self._env.sync(True)
 
     def lookup_file(self, file_id: FileId) -> FileRecord | None:
@@ -135,8 +135,10 @@ class Index:
             self._usage = usage
             self._on_commit(effects)
 
-    def scan_files(self) -> Iterator[tuple[FileId, FileRecord]]:
-        for key, raw in self._scan(self._tables.files):
+    def scan_files(self, after: FileId | None = None) -> Iterator[tuple[FileId, FileRecord]]:
+        """All files in the order of their ids, or those behind one."""
+        start = b"" if after is None else fmt.make_file_key(after) + b"\0"
+        for key, raw in self._scan(self._tables.files, start):
             yield fmt.parse_file_key(key), fmt.unpack_file(raw)
 
     def scan_blocks(self) -> Iterator[tuple[FileId, int, int, int]]:
@@ -146,9 +148,8 @@ class Index:
             _, trust, bits = fmt.unpack_block_header(raw)
             yield file_id, block, trust, bits
 
-    def _scan(self, table: Any) -> Iterator[tuple[bytes, bytes]]:
+    def _scan(self, table: Any, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Records of a table, in batches: no read transaction stays open meanwhile (it would keep pages from reuse)."""
-        start = b""
         while True:
             batch: list[tuple[bytes, bytes]] = []
             with self._env.begin() as txn, txn.cursor(table) as cursor:

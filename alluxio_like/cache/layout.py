@@ -27,6 +27,7 @@ from alluxio_like import errors
 from alluxio_like.cache import format as fmt
 from alluxio_like.cache import syscalls
 from alluxio_like.cache.index import Effect, Index
+from alluxio_like.cache.probe import UNKNOWN, probe_file_system
 from alluxio_like.clock import Clock
 from alluxio_like.types import BLOCK_BYTES, PAGE_BYTES
 
@@ -73,6 +74,8 @@ class CacheDirectory:
         self._lock = threading.Lock()
         self._used = 0
         self._held = 0
+        self._held_files = 0
+        self.file_system = UNKNOWN
         self._room = 0
         self._room_until = -1.0
         self._on_failed: Callable[[CacheDirectory], None] = lambda _: None
@@ -90,6 +93,10 @@ class CacheDirectory:
     def held_bytes(self) -> int:
         return self._held
 
+    @property
+    def held_files(self) -> int:
+        return self._held_files
+
     def get_index(self) -> Index:
         """The index; raises DiskError when the directory has failed."""
         if self.index is None or self.state != "ok":
@@ -105,6 +112,7 @@ class CacheDirectory:
     ) -> None:
         """Open the index and decide what of it is to be trusted. Disk errors mark the directory failed."""
         self._on_failed = on_failed
+        self.file_system = probe_file_system(self.fd)
         try:
             for name in ("files", "held", "index"):
                 with contextlib.suppress(FileExistsError):
@@ -181,10 +189,11 @@ class CacheDirectory:
         size = os.stat(target, dir_fd=self.fd).st_blocks * 512
         with self._lock:
             self._held += size
+            self._held_files += 1
 
     def reap_held(self) -> int:
         """Remove held files that nobody has open; returns the bytes freed."""
-        held = freed = 0
+        held = freed = count = 0
         descriptor = os.open("held", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.fd)
         try:
             for name in os.listdir(descriptor):  # noqa: PTH208 (by descriptor)
@@ -199,12 +208,14 @@ class CacheDirectory:
                         freed += size
                     else:
                         held += size
+                        count += 1
                 finally:
                     os.close(fd)
         finally:
             os.close(descriptor)
         with self._lock:
             self._held = held
+            self._held_files = count
         return freed
 
     def write_identity(self, identity: Identity) -> None:

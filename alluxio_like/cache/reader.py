@@ -15,6 +15,7 @@ import threading
 import weakref
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ from alluxio_like import errors
 from alluxio_like.cache import format as fmt
 from alluxio_like.cache.checksum import compute_checksum
 from alluxio_like.cache.layout import check_format
-from alluxio_like.types import PAGE_BYTES, PAGES_PER_BLOCK, FileId, FileRef, PageRange
+from alluxio_like.types import PAGE_BYTES, PAGES_PER_BLOCK, FileId, FileRef, PageRange, get_page_count
 
 _HEADER = struct.Struct("<QIQ")
 
@@ -109,6 +110,14 @@ def _is_in_memory(directory_fd: int) -> bool:
         if fields[2] == wanted:
             return fields[fields.index("-") + 1] in {"tmpfs", "ramfs"}
     return False
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a check of a whole file found: bytes read, and the pages that do not match their checksums."""
+
+    bytes: int
+    bad_pages: tuple[int, ...]
 
 
 class LocalFile:
@@ -229,6 +238,33 @@ class LocalFile:
         """Every page is known to be there."""
         return self.get_present_run(0, self.size) == self.size
 
+    def verify_whole(self) -> Verified:
+        """Read all of the file and compare each page with its checksum, whatever was verified before. Blocks; for threads.
+
+        Bad pages count as absent afterwards, until the index is asked again: have the worker drop them. Pages that are not there
+        are not looked at. Raises DiskError.
+        """
+        count = 0
+        bad: list[int] = []
+        for page in range(get_page_count(self.size)):
+            start = page * PAGE_BYTES
+            length = min(PAGE_BYTES, self.size - start)
+            if self.get_present_run(start, length) < length:
+                continue
+            try:
+                self._check(page, self._pread(start, length))
+            except errors.Corrupt:
+                self._forget(page)
+                bad.append(page)
+            count += length
+        return Verified(count, tuple(bad))
+
+    def _forget(self, page: int) -> None:
+        """A page that was found bad is neither there nor verified."""
+        block, bit = divmod(page, PAGES_PER_BLOCK)
+        self._present[block] = self._present.get(block, 0) & ~(1 << bit)
+        self._verified[block] = self._verified.get(block, 0) & ~(1 << bit)
+
     def close(self) -> None:
         """Close the descriptor. Idempotent."""
         fd, self.fd = getattr(self, "fd", -1), -1
@@ -269,7 +305,7 @@ class LocalFile:
     def _check(self, page: int, data: memoryview | bytes) -> None:
         block, bit = divmod(page, PAGES_PER_BLOCK)
         if compute_checksum(data) != self._checksums[block][bit]:
-            self._present[block] &= ~(1 << bit)
+            self._forget(page)
             raise errors.Corrupt(f"page {page} of a cache file does not match its checksum", subject=str(self._file_id))
         self._verified[block] = self._verified.get(block, 0) | 1 << bit
 

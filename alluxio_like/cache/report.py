@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alluxio_like.cache.file import Role
 from alluxio_like.cache.index import Effect
+from alluxio_like.cache.probe import UNKNOWN, FileSystem
 from alluxio_like.types import PAGE_BYTES, PAGES_PER_BLOCK, FileId, get_page_count
 
 MAX_PENDING_CHANGES = 500_000
@@ -16,7 +17,8 @@ MAX_PENDING_CHANGES = 500_000
 
 @dataclass(frozen=True, slots=True)
 class DirectoryUsage:
-    """One directory. `state` is "ok" or "failed" (then `reason` says why); `held_bytes` are evicted but still open somewhere.
+    """One directory. `state` is "ok" or "failed" (then `reason` says why); `held_bytes` are evicted but still open somewhere, in
+    `held_files` files; `file_system` says what it is on.
 
     `room_bytes` may still be written: by the quota, and by what must stay free on the disk.
     """
@@ -34,6 +36,8 @@ class DirectoryUsage:
     free_disk_bytes: int
     state: str
     reason: str
+    held_files: int = 0
+    file_system: FileSystem = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from alluxio_like import errors
 from alluxio_like.cache import format as fmt
 from alluxio_like.cache import syscalls
 from alluxio_like.cache.file import CachedFile, PresentRun, Role
-from alluxio_like.cache.format import FileRecord
+from alluxio_like.cache.format import FileRecord, ScrubMark
 from alluxio_like.cache.index import FilePut
 from alluxio_like.cache.layout import (
     CacheDirectory,
@@ -38,7 +38,7 @@ from alluxio_like.cache.layout import (
 from alluxio_like.cache.report import BlockChange, ChangeBatch, ChangeLog, DirectoryUsage, FileInfo, Removed, count_bytes
 from alluxio_like.cache.upkeep import sweep_directory, sync_disks
 from alluxio_like.clock import Clock
-from alluxio_like.types import BLOCK_BYTES, FileId, FileRef, WorkerId
+from alluxio_like.types import BLOCK_BYTES, FileId, FileRef, Fingerprint, WorkerId
 
 __all__ = [
     "BlockChange",
@@ -51,6 +51,7 @@ __all__ = [
     "PresentRun",
     "Removed",
     "Role",
+    "ScrubMark",
 ]
 
 _Record = TypeVar("_Record")
@@ -176,11 +177,30 @@ class CacheStore:
             self.remove([file_id], force=True, include_pinned=True)
         raise errors.Unavailable("the file is replaced again and again", subject=str(file_id))
 
-    def iter_files(self) -> Iterator[FileInfo]:
-        """All files in the index (committed), in order of directory and file id; holds nothing between batches."""
-        for directory in self._dirs:
+    def open_whole(self, file_id: FileId, fingerprint: Fingerprint) -> tuple[int, int]:
+        """A read-only descriptor (the caller's) of the cache file of a content, all of it there, and the file's generation.
+
+        While it or a mapping made of it lives, the file is neither evicted in place nor truncated. Raises NotFound (not wholly
+        here; not for empty files, which have no cache file), Unavailable (just being evicted, no descriptor left), DiskError.
+        """
+        file = self.lookup(file_id)
+        if file is None or file.fingerprint != fingerprint or not file.size:
+            raise errors.NotFound("not in the cache", subject=str(file_id))
+        fd = file.open_read_only()
+        # Looked at after it was opened: from then on what is there stays.
+        if not file.is_complete:
+            os.close(fd)
+            raise errors.NotFound("not wholly in the cache", subject=str(file_id))
+        return fd, file.generation
+
+    def iter_files(self, number: int | None = None, *, after: FileId | None = None) -> Iterator[FileInfo]:
+        """All files in the index (committed), in order of directory and file id; holds nothing between batches.
+
+        `number`: of one directory only; `after`: those behind a file id.
+        """
+        for directory in self._dirs if number is None else [self._dirs[number]]:
             if directory.ok:
-                for file_id, record in _scan(directory, directory.get_index().scan_files()):
+                for file_id, record in _scan(directory, directory.get_index().scan_files(after)):
                     yield FileInfo(
                         file_id,
                         record.size,
@@ -211,6 +231,20 @@ class CacheStore:
                         continue
                     sizes = (file_id, record.size)
                 yield BlockChange(file_id, block, bits, count_bytes(sizes[1], block, bits))
+
+    def get_scrub_mark(self, number: int) -> ScrubMark | None:
+        """How far the scrubber is in a directory; None: it has not begun. Raises DiskError."""
+        raw = self._dirs[number].get_index().get_meta(fmt.KEY_SCRUB)
+        return fmt.unpack_scrub(raw) if raw else None
+
+    def set_scrub_mark(self, number: int, mark: ScrubMark | None) -> None:
+        """Remember how far the scrubber is. Raises DiskError."""
+        directory = self._dirs[number]
+        try:
+            directory.get_index().put_meta({fmt.KEY_SCRUB: fmt.pack_scrub(mark) if mark is not None else b""})
+        except lmdb.Error as error:
+            directory.fail(f"index: {error}")
+            directory.get_index()
 
     def remove(self, file_ids: Iterable[FileId], *, force: bool = False, include_pinned: bool = False) -> Removed:
         """Drop whole files: index first, committed, then the bytes.
@@ -323,6 +357,8 @@ class CacheStore:
                     free_disk_bytes=free,
                     state=directory.state,
                     reason=directory.reason,
+                    held_files=directory.held_files,
+                    file_system=directory.file_system,
                 )
             )
         for spec, reason in self._absent:

@@ -9,9 +9,10 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from alluxio_like.cache.door import DoorGreeting, enter_door
+from alluxio_like.cache.door import DoorGreeting, HandedFile, enter_door, open_at_door
 from alluxio_like.cache.reader import CacheReader, LocalFile
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.errors import AlluxioLikeError
@@ -24,6 +25,7 @@ RETRY_S = 5.0
 """A door that did not let us in is tried again after so long; a guess."""
 REPORT_S = 2.0
 REPORT_FILES = 1000
+REPORT_PAGES = 256
 
 
 class LocalCaches:
@@ -33,6 +35,8 @@ class LocalCaches:
         self._cluster = cluster
         self._enabled = enabled
         self._readers: dict[WorkerId, tuple[str, CacheReader]] = {}
+        self._doors: dict[WorkerId, str] = {}
+        """Doors that give this user single files only."""
         self._failed: dict[tuple[WorkerId, str], float] = {}
         self._seen: Cluster | None = None
         self._entering: asyncio.Task[None] | None = None
@@ -52,6 +56,37 @@ class LocalCaches:
     def is_local(self, worker: Worker) -> bool:
         """Whether this worker's cache files can be read from here."""
         return worker.worker_id in self._readers
+
+    def gives_files(self, worker: Worker) -> bool:
+        """Whether this worker's door gives this user its cache files one by one (`ask_door`), and not its directories."""
+        return self._doors.get(worker.worker_id) == worker.door_path
+
+    async def ask_door(self, worker: Worker, ref: FileRef) -> HandedFile | None:
+        """The cache file of a content, whole, through a worker's door; None: it is not wholly there, or cannot be had now."""
+        asking = asyncio.ensure_future(asyncio.to_thread(open_at_door, worker.door_path, ref, worker.worker_id))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            asking.add_done_callback(_close_handed)
+            raise
+        except AlluxioLikeError as error:
+            _log.info("a worker's door gave no file: %s", error, extra={"worker": worker.worker_id})
+            return None
+
+    async def report_bad(self, worker_id: WorkerId, ref: FileRef, pages: Sequence[int], *, timeout_s: float) -> None:
+        """Tell a worker which pages of its cache file are bad; it has looked and dropped them when this returns. Does not
+        raise.
+        """
+        view = self._cluster.view
+        for worker in view.workers if view is not None else ():
+            if worker.worker_id == worker_id and worker.live:
+                try:
+                    for first in range(0, len(pages), REPORT_PAGES):
+                        part = pages[first : first + REPORT_PAGES]
+                        await self._cluster.get_stub(worker).report_bad(ref, part, timeout_s=timeout_s)
+                except AlluxioLikeError as error:
+                    # Its scrubber finds them too, later.
+                    _log.warning("a worker was not told of bad pages: %s", error, extra={"worker": worker_id})
 
     async def refresh(self, view: Cluster) -> None:
         """Enter the doors of a view that were not tried yet. Does not raise."""
@@ -126,14 +161,19 @@ class LocalCaches:
         gone = set(self._readers) - {worker.worker_id for worker in view.workers if worker.live}
         for worker_id in gone:
             self._readers.pop(worker_id)[1].close()
+        self._doors = {one.worker_id: one.door_path for one in view.workers if one.live and self.gives_files(one)}
         for worker in view.workers:
             known = self._readers.get(worker.worker_id)
             key = (worker.worker_id, worker.address)
-            if not worker.live or not worker.door_path or key in self._failed or (known and known[0] == worker.address):
+            entered = (known and known[0] == worker.address) or self.gives_files(worker)
+            if not worker.live or not worker.door_path or key in self._failed or entered:
                 continue
             greeting = await asyncio.to_thread(_enter, worker)
             if greeting is None:
                 self._failed[key] = now + RETRY_S
+                continue
+            if greeting.files_only:
+                self._doors[worker.worker_id] = worker.door_path
                 continue
             # LMDB allows a process one view of an index: the old one goes first.
             if known is not None:
@@ -165,6 +205,12 @@ class LocalCaches:
             except AlluxioLikeError as error:
                 # Recency is a hint; nothing is lost.
                 _log.debug("a worker was not told what was read: %s", error, extra={"worker": worker.worker_id})
+
+
+def _close_handed(asking: "asyncio.Future[HandedFile]") -> None:
+    """Nobody waited for it to the end."""
+    if not asking.cancelled() and asking.exception() is None:
+        asking.result().close()
 
 
 def _enter(worker: Worker) -> DoorGreeting | None:

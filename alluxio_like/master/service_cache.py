@@ -4,6 +4,7 @@ Owns the walks over what is known for status, free and pin. Neither asks a store
 long walks let others run.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -38,6 +39,10 @@ from alluxio_like.types import BLOCK_BYTES, Entry, FileId, FileRef, JobId, Kind,
 
 FILES_PER_CALL = 1000
 REPORTED_JOBS = 10
+DETAILS_S = 1.0
+"""How long a report waits for its workers' own words."""
+MOST_DETAILS = 256
+"""Workers of which a report has details: it is to fit one message."""
 
 
 class _Summary:
@@ -268,7 +273,22 @@ class CacheService:
             software_version=self._version,
             limited_buckets=tuple(RateShare(b, rate) for b, rate in self._registry.rates.get_rates(now).items()),
             warnings=tuple(self._get_warnings()),
+            details=await self._ask_details(),
         )
+
+    async def _ask_details(self) -> tuple[messages.WorkerStatus, ...]:
+        """What each live worker says of itself now; those that do not answer at once are left out."""
+
+        async def ask(worker_id: WorkerId) -> messages.WorkerStatus | None:
+            try:
+                # The stub repeats a call for longer than one may take here.
+                async with asyncio.timeout(DETAILS_S):
+                    return await self._pool.get_stub(worker_id).get_status(timeout_s=DETAILS_S)
+            except (errors.AlluxioLikeError, TimeoutError):
+                return None
+
+        found = await asyncio.gather(*(ask(worker.worker_id) for worker in self._registry.get_live()[:MOST_DETAILS]))
+        return tuple(sorted((one for one in found if one is not None), key=lambda one: one.info.worker_id))
 
     def _get_warnings(self) -> list[str]:
         workers = self._registry.get_cluster().workers

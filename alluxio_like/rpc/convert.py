@@ -25,7 +25,6 @@ from alluxio_like.rpc.messages import (
     MountSpec,
     RateShare,
     ReplicaCount,
-    Report,
     Throttle,
 )
 from alluxio_like.rpc.v1 import common_pb2, master_pb2, worker_pb2
@@ -485,32 +484,6 @@ def to_cache_status(message: master_pb2.CacheStatusReply) -> CacheStatus:
         replicas=tuple(ReplicaCount(one.replicas, one.files) for one in message.replicas),
         version=VersionId(message.version),
         complete=message.complete,
-    )
-
-
-def report_reply(value: Report) -> master_pb2.ReportReply:
-    return master_pb2.ReportReply(
-        cluster=cluster_view(value.cluster),
-        mounts=[mount_info(one) for one in value.mounts],
-        jobs=[job(one) for one in value.jobs],
-        totals=fs_totals_reply(value.totals),
-        uptime_s=value.uptime_s,
-        software_version=value.software_version,
-        limited_buckets=rate_shares(value.limited_buckets),
-        warnings=list(value.warnings),
-    )
-
-
-def to_report(message: master_pb2.ReportReply) -> Report:
-    return Report(
-        cluster=to_cluster(message.cluster),
-        mounts=tuple(to_mount_info(one) for one in message.mounts),
-        jobs=tuple(to_job(one) for one in message.jobs),
-        totals=to_fs_totals(message.totals),
-        uptime_s=message.uptime_s,
-        software_version=message.software_version,
-        limited_buckets=to_rate_shares(message.limited_buckets),
-        warnings=tuple(message.warnings),
     )
 
 

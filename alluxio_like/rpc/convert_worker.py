@@ -137,10 +137,15 @@ def worker_status_reply(value: WorkerStatus) -> worker_pb2.WorkerStatusReply:
                 free_disk_bytes=one.free_disk_bytes,
                 state=one.state,
                 reason=one.reason,
+                held_files=one.held_files,
+                file_system=one.file_system,
+                passthrough=one.passthrough,
+                passthrough_reason=one.passthrough_reason,
             )
             for one in value.directories
         ],
         queue_depth=value.queue_depth,
+        leases=value.leases,
     )
 
 
@@ -154,7 +159,11 @@ def to_worker_status(message: worker_pb2.WorkerStatusReply) -> WorkerStatus:
             free_disk_bytes=one.free_disk_bytes,
             state=one.state,
             reason=one.reason,
+            held_files=one.held_files,
+            file_system=one.file_system,
+            passthrough=one.passthrough or "unknown",
+            passthrough_reason=one.passthrough_reason,
         )
         for one in message.directories
     )
-    return WorkerStatus(to_worker(message.info), directories, message.queue_depth)
+    return WorkerStatus(to_worker(message.info), directories, message.queue_depth, message.leases)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import grpc.aio
 
-from alluxio_like.rpc import convert
+from alluxio_like.rpc import convert, convert_report
 from alluxio_like.rpc.messages import (
     BlockDelta,
     BlockLocation,
@@ -300,4 +300,4 @@ class _Cache:
         return master_pb2.SetPinnedReply(files=files)
 
     async def Report(self, request: master_pb2.ReportRequest, _: Any) -> master_pb2.ReportReply:
-        return convert.report_reply(await self._handler.report())
+        return convert_report.report_reply(await self._handler.report())

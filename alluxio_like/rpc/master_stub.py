@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from typing import Any
 
-from alluxio_like.rpc import convert
+from alluxio_like.rpc import convert, convert_report
 from alluxio_like.rpc.channel import Method, RpcChannel, call_stream, call_unary
 from alluxio_like.rpc.messages import (
     BlockDelta,
@@ -237,4 +237,4 @@ class MasterStub:
     async def report(self, *, timeout_s: float | None = None) -> Report:
         request = master_pb2.ReportRequest()
         reply = await self._call("Cache", "Report", request, timeout_s)
-        return convert.to_report(reply)
+        return convert_report.to_report(reply)

@@ -294,7 +294,9 @@ class FreeResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The cluster in one message; `jobs` are those not ended and the latest."""
+    """The cluster in one message; `jobs` are those not ended and the latest, `details` of the live workers that answered at
+    once.
+    """
 
     cluster: Cluster
     mounts: tuple[MountInfo, ...]
@@ -304,6 +306,7 @@ class Report:
     software_version: str
     limited_buckets: tuple[RateShare, ...] = ()
     warnings: tuple[str, ...] = ()
+    details: tuple["WorkerStatus", ...] = ()
 
 
 class Priority(IntEnum):
@@ -389,7 +392,10 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryStatus:
-    """One cache directory; `state` is "ok" or "failed", `held_bytes` evicted but still open somewhere."""
+    """One cache directory; `state` is "ok" or "failed", `held_bytes` of `held_files` evicted but still open somewhere.
+
+    `passthrough` tells whether FUSE can pass reads through to its files: "yes", "no" (then why) or "unknown".
+    """
 
     path: str
     quota_bytes: int
@@ -398,12 +404,17 @@ class DirectoryStatus:
     free_disk_bytes: int
     state: str
     reason: str = ""
+    held_files: int = 0
+    file_system: str = ""
+    passthrough: str = "unknown"
+    passthrough_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """A worker in detail."""
+    """A worker in detail. `leases`: cache files handed out one by one through its door, and not yet given back."""
 
     info: Worker
     directories: tuple[DirectoryStatus, ...]
     queue_depth: int
+    leases: int = 0

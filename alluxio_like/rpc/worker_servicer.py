@@ -42,6 +42,13 @@ class DataHandler(Protocol):
 
     async def touch(self, files: Sequence[Touched]) -> None: ...
 
+    async def report_bad(self, ref: FileRef, pages: Sequence[int]) -> int:
+        """Look at pages of the cache file that a local reader found bad; drop those that are, have them fetched again.
+
+        How many were dropped; the index says so by then. Raises InvalidArgument for pages outside the file or too many.
+        """
+        ...
+
 
 class AdminHandler(Protocol):
     """For the master; every call needs the cluster token."""
@@ -110,6 +117,11 @@ class _Data:
     async def Touch(self, request: worker_pb2.TouchRequest, _: Any) -> worker_pb2.TouchReply:
         await self._handler.touch(convert_worker.to_touched(request))
         return worker_pb2.TouchReply()
+
+    async def ReportBad(self, request: worker_pb2.ReportBadRequest, _: Any) -> worker_pb2.ReportBadReply:
+        return worker_pb2.ReportBadReply(
+            bad_pages=await self._handler.report_bad(convert.to_file_ref(request.file), list(request.pages))
+        )
 
 
 class _Admin:

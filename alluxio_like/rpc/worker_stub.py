@@ -106,6 +106,12 @@ class WorkerStub:
     async def touch(self, files: Sequence[Touched], *, timeout_s: float | None = None) -> None:
         await self._call("Data", "Touch", convert_worker.touch_request(files), timeout_s)
 
+    async def report_bad(self, ref: FileRef, pages: Sequence[int], *, timeout_s: float | None = None) -> int:
+        """How many of these pages the worker found bad too, and dropped."""
+        request = worker_pb2.ReportBadRequest(file=convert.file_ref(ref), pages=pages)
+        reply = await self._call("Data", "ReportBad", request, timeout_s)
+        return int(reply.bad_pages)
+
     def load_files(
         self, job_id: str, files: Sequence[LoadFile], bandwidth_bytes_s: float = 0.0, *, timeout_s: float | None = None
     ) -> AsyncGenerator[LoadProgress]:

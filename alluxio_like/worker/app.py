@@ -26,12 +26,12 @@ from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import MountSecrets, Priority
 from alluxio_like.rpc.server import RpcServer, create_server, get_advertised
 from alluxio_like.rpc.worker_servicer import add_worker_services
-from alluxio_like.types import Cluster, Worker
+from alluxio_like.types import Cluster, FileId, FileRef, Fingerprint, Worker
 from alluxio_like.ufs.api import Ufs
 from alluxio_like.ufs.open import open_ufs
 from alluxio_like.worker.cluster import ClusterView
 from alluxio_like.worker.disk import DiskQueue
-from alluxio_like.worker.door import Door
+from alluxio_like.worker.door import Door, OpenWhole, parse_guests
 from alluxio_like.worker.evictor import Evictor
 from alluxio_like.worker.fetcher import Fetcher
 from alluxio_like.worker.heartbeat import Heart
@@ -39,6 +39,7 @@ from alluxio_like.worker.loader import Loader
 from alluxio_like.worker.memory import bound_arenas
 from alluxio_like.worker.peers import Peers
 from alluxio_like.worker.pilot import Pilot
+from alluxio_like.worker.repair import LookupRef, Repairer
 from alluxio_like.worker.roles import promote_guests
 from alluxio_like.worker.scrub import Scrubber
 from alluxio_like.worker.service import AdminService, DataService
@@ -214,7 +215,10 @@ async def _wire(
     )  # fmt: skip
     host_id = _get_host_id()
     address = get_advertised(config.advertise, server)
-    door = Door(config.home, store.worker_id, lambda: address, lambda: store.directory_fds)
+    door = Door(
+        config.home, store.worker_id, lambda: address, lambda: store.directory_fds,
+        open_whole=_make_opening(store, reads, evictor), guests=parse_guests(config.door_users),
+    )  # fmt: skip
 
     def describe() -> Worker:
         return _describe(store, address, host_id, str(door.path))
@@ -233,12 +237,51 @@ async def _wire(
         master=master, store=store, turns=turns, disk=slow, session_id=uuid.uuid4().hex,
         interval_s=config.heartbeat_interval_s, describe=describe, on_cluster=on_cluster,
     )  # fmt: skip
-    data = DataService(fetcher=fetcher, store=store, evictor=evictor, view=view, metrics=metrics)
-    admin = AdminService(loader=loader, store=store, evictor=evictor, fetcher=fetcher, disk=slow, describe=describe)
+    repairer = Repairer(store=store, fetcher=fetcher, disk=slow, metrics=metrics, lookup_ref=_make_lookup(master))
+    stack.push_async_callback(repairer.close)
+    data = DataService(
+        fetcher=fetcher, store=store, evictor=evictor, view=view, metrics=metrics, repairer=repairer
+    )
+    admin = AdminService(
+        loader=loader, store=store, evictor=evictor, fetcher=fetcher, disk=slow, describe=describe,
+        count_leases=lambda: len(door.list_leases()),
+    )  # fmt: skip
     add_worker_services(server.grpc_server, data=data, admin=admin)
     # Calls end before what they use is taken down.
     stack.push_async_callback(server.stop)
-    return _Parts(heart, door, Scrubber(store, slow, metrics), fetcher, turns, peers)
+    scrubber = Scrubber(store, slow, metrics, clock, period_s=config.scrub_period_s, on_bad=repairer.note_bad)
+    return _Parts(heart, door, scrubber, fetcher, turns, peers)
+
+
+def _make_opening(store: CacheStore, disk: DiskQueue, evictor: Evictor) -> OpenWhole:
+    async def open_whole(file_id: FileId, fingerprint: Fingerprint) -> tuple[int, int]:
+        opening = disk.submit(lambda: store.open_whole(file_id, fingerprint))
+        try:
+            opened = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)
+            raise
+        evictor.record_read(file_id, fingerprint.size)
+        return opened
+
+    return open_whole
+
+
+def _make_lookup(master: MasterStub) -> LookupRef:
+    async def lookup_ref(file_id: FileId) -> FileRef | None:
+        try:
+            entry = (await master.get_entry(file_id.inode)).entry
+        except errors.NotFound:
+            return None
+        return entry.ref if entry is not None and entry.ref is not None and entry.ref.file_id == file_id else None
+
+    return lookup_ref
+
+
+def _close_opened(opening: "asyncio.Future[tuple[int, int]]") -> None:
+    """Nobody waited for it to the end."""
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result()[0])
 
 
 def _open_store(config: WorkerConfig, clock: Clock) -> CacheStore:
@@ -338,6 +381,8 @@ async def _show_gauges(store: CacheStore, parts: _Parts, metrics: Metrics) -> No
             metrics.cache_capacity_bytes.labels(name).set(usage.quota_bytes)
             metrics.cache_files.labels(name).set(usage.file_count)
             metrics.cache_failed.labels(name).set(usage.state != "ok")
+            metrics.cache_held_bytes.labels(name).set(usage.held_bytes)
+        metrics.door_leases.set(len(parts.door.list_leases()))
         for priority in Priority:
             metrics.fetch_queue.labels(priority.name.lower()).set(parts.turns.count_waiting(priority))
             metrics.fetch_running.labels(priority.name.lower()).set(parts.turns.count_running(priority))

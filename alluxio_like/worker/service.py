@@ -39,6 +39,7 @@ from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.evictor import Evictor
 from alluxio_like.worker.fetcher import Fetcher, Landed, PeerChoice
 from alluxio_like.worker.loader import Loader
+from alluxio_like.worker.repair import Repairer
 
 _GUESTS_WATCHED = 4096
 _FILES_PER_STEP = 256
@@ -48,8 +49,16 @@ class DataService:
     """Data, for clients and other workers."""
 
     def __init__(
-        self, *, fetcher: Fetcher, store: CacheStore, evictor: Evictor, view: ClusterView, metrics: Metrics
+        self,
+        *,
+        fetcher: Fetcher,
+        store: CacheStore,
+        evictor: Evictor,
+        view: ClusterView,
+        metrics: Metrics,
+        repairer: Repairer,
     ) -> None:
+        self._repairer = repairer
         self._fetcher = fetcher
         self._store = store
         self._evictor = evictor
@@ -120,6 +129,10 @@ class DataService:
             self._evictor.record_read(touched.file_id, touched.read_bytes)
             self._metrics.read_bytes.labels("local").inc(touched.read_bytes)
 
+    async def report_bad(self, ref: FileRef, pages: Sequence[int]) -> int:
+        """See DataHandler."""
+        return await self._repairer.check(ref, pages)
+
     def _choose_role(self, ref: FileRef, block: int) -> tuple[Role | None, PeerChoice]:
         """As what this block would be kept here (None: not at all), and who may have it."""
         cached = self._store.lookup(ref.file_id)
@@ -149,7 +162,7 @@ class DataService:
 
 
 class AdminService:
-    """WorkerAdmin, for the master. `describe` tells what the worker says of itself."""
+    """WorkerAdmin, for the master. `describe` tells what the worker says of itself, `count_leases` what its door has handed out."""
 
     def __init__(
         self,
@@ -160,7 +173,9 @@ class AdminService:
         fetcher: Fetcher,
         disk: DiskQueue,
         describe: Callable[[], Worker],
+        count_leases: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._count_leases = count_leases
         self._loader = loader
         self._store = store
         self._evictor = evictor
@@ -218,10 +233,14 @@ class AdminService:
                 free_disk_bytes=usage.free_disk_bytes,
                 state=usage.state,
                 reason=usage.reason,
+                held_files=usage.held_files,
+                file_system=usage.file_system.name,
+                passthrough=usage.file_system.passthrough,
+                passthrough_reason=usage.file_system.reason,
             )
             for usage in self._store.get_usage()
         )
-        return WorkerStatus(self._describe(), directories, self._fetcher.count_flights())
+        return WorkerStatus(self._describe(), directories, self._fetcher.count_flights(), self._count_leases())
 
 
 def _check_range(ref: FileRef, offset: int, length: int) -> None:

@@ -460,7 +460,7 @@ def test_index_that_cannot_be_read_takes_its_directory_out(stores: Stores, monke
     assert all(counts)
     plain = store._dirs[0].get_index()
 
-    def fail() -> Iterator[object]:
+    def fail(*_: object) -> Iterator[object]:
         raise lmdb.PageNotFoundError("broken")
         yield
 

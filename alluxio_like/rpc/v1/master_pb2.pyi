@@ -1,4 +1,5 @@
 from alluxio_like.rpc.v1 import common_pb2 as _common_pb2
+from alluxio_like.rpc.v1 import worker_pb2 as _worker_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -607,7 +608,7 @@ class ReportRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ReportReply(_message.Message):
-    __slots__ = ("cluster", "mounts", "jobs", "totals", "uptime_s", "software_version", "limited_buckets", "warnings")
+    __slots__ = ("cluster", "mounts", "jobs", "totals", "uptime_s", "software_version", "limited_buckets", "warnings", "details")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     MOUNTS_FIELD_NUMBER: _ClassVar[int]
     JOBS_FIELD_NUMBER: _ClassVar[int]
@@ -616,6 +617,7 @@ class ReportReply(_message.Message):
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     LIMITED_BUCKETS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
     cluster: _common_pb2.ClusterView
     mounts: _containers.RepeatedCompositeFieldContainer[MountInfo]
     jobs: _containers.RepeatedCompositeFieldContainer[Job]
@@ -624,4 +626,5 @@ class ReportReply(_message.Message):
     software_version: str
     limited_buckets: _containers.RepeatedCompositeFieldContainer[RateShare]
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, cluster: _Optional[_Union[_common_pb2.ClusterView, _Mapping]] = ..., mounts: _Optional[_Iterable[_Union[MountInfo, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., totals: _Optional[_Union[StatFsReply, _Mapping]] = ..., uptime_s: _Optional[float] = ..., software_version: _Optional[str] = ..., limited_buckets: _Optional[_Iterable[_Union[RateShare, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    details: _containers.RepeatedCompositeFieldContainer[_worker_pb2.WorkerStatusReply]
+    def __init__(self, cluster: _Optional[_Union[_common_pb2.ClusterView, _Mapping]] = ..., mounts: _Optional[_Iterable[_Union[MountInfo, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., totals: _Optional[_Union[StatFsReply, _Mapping]] = ..., uptime_s: _Optional[float] = ..., software_version: _Optional[str] = ..., limited_buckets: _Optional[_Iterable[_Union[RateShare, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., details: _Optional[_Iterable[_Union[_worker_pb2.WorkerStatusReply, _Mapping]]] = ...) -> None: ...

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from alluxio_like.rpc.v1 import common_pb2 as alluxio__like_dot_rpc_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n alluxio_like/rpc/v1/worker.proto\x12\x13\x61lluxio_like.rpc.v1\x1a alluxio_like/rpc/v1/common.proto\"\x9f\x01\n\x0bReadRequest\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12/\n\x08priority\x18\x04 \x01(\x0e\x32\x1d.alluxio_like.rpc.v1.Priority\x12\x13\n\x0b\x63\x61\x63hed_only\x18\x05 \x01(\x08\"\x19\n\tReadReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x8a\x01\n\x0b\x46illRequest\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12/\n\x08priority\x18\x04 \x01(\x0e\x32\x1d.alluxio_like.rpc.v1.Priority\"y\n\tFillReply\x12/\n\x07present\x18\x01 \x03(\x0b\x32\x1e.alluxio_like.rpc.v1.PageRange\x12\x14\n\x0cread_through\x18\x02 \x01(\x08\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x11\n\tdirectory\x18\x04 \x01(\r\"<\n\tPageRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x11\n\tchecksums\x18\x03 \x03(\x06\";\n\x0cTouchRequest\x12+\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1c.alluxio_like.rpc.v1.Touched\"R\n\x07Touched\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\r\n\x05reads\x18\x03 \x01(\x04\"\x0c\n\nTouchReply\"W\n\x08LoadFile\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\x0e\n\x06\x62locks\x18\x02 \x03(\r\x12\x0f\n\x07sources\x18\x03 \x03(\t\"k\n\x10LoadFilesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12,\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1d.alluxio_like.rpc.v1.LoadFile\x12\x19\n\x11\x62\x61ndwidth_bytes_s\x18\x03 \x01(\x01\"\x81\x01\n\x0eLoadFilesReply\x12\x14\n\x0cloaded_bytes\x18\x01 \x01(\x04\x12\x15\n\rskipped_bytes\x18\x02 \x01(\x04\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x30\n\x07results\x18\x04 \x03(\x0b\x32\x1f.alluxio_like.rpc.v1.FileResult\"g\n\nFileResult\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\x0f\n\x07skipped\x18\x02 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"Q\n\x11\x43heckFilesRequest\x12,\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1d.alluxio_like.rpc.v1.LoadFile\x12\x0e\n\x06verify\x18\x02 \x01(\x08\"B\n\x0f\x43heckFilesReply\x12/\n\x05\x66iles\x18\x01 \x03(\x0b\x32 .alluxio_like.rpc.v1.CheckedFile\"b\n\x0b\x43heckedFile\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\x15\n\rmissing_pages\x18\x02 \x01(\x04\x12\x11\n\tbad_pages\x18\x03 \x01(\x04\"M\n\x10\x46reeFilesRequest\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"I\n\x0e\x46reeFilesReply\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x19\n\x11kept_pinned_files\x18\x03 \x01(\x04\"S\n\x15SetFilesPinnedRequest\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"\x15\n\x13SetFilesPinnedReply\"\x15\n\x13WorkerStatusRequest\"\x92\x01\n\x11WorkerStatusReply\x12-\n\x04info\x18\x01 \x01(\x0b\x32\x1f.alluxio_like.rpc.v1.WorkerInfo\x12\x39\n\x0b\x64irectories\x18\x02 \x03(\x0b\x32$.alluxio_like.rpc.v1.DirectoryStatus\x12\x13\n\x0bqueue_depth\x18\x03 \x01(\x04\"\x94\x01\n\x0f\x44irectoryStatus\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x12\n\nheld_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x66ree_disk_bytes\x18\x05 \x01(\x04\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t*`\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x13\n\x0fPRIORITY_DEMAND\x10\x01\x12\x12\n\x0ePRIORITY_AHEAD\x10\x02\x12\x11\n\rPRIORITY_LOAD\x10\x03\x32\xeb\x01\n\x04\x44\x61ta\x12J\n\x04Read\x12 .alluxio_like.rpc.v1.ReadRequest\x1a\x1e.alluxio_like.rpc.v1.ReadReply0\x01\x12J\n\x04\x46ill\x12 .alluxio_like.rpc.v1.FillRequest\x1a\x1e.alluxio_like.rpc.v1.FillReply0\x01\x12K\n\x05Touch\x12!.alluxio_like.rpc.v1.TouchRequest\x1a\x1f.alluxio_like.rpc.v1.TouchReply2\xe1\x03\n\x0bWorkerAdmin\x12Y\n\tLoadFiles\x12%.alluxio_like.rpc.v1.LoadFilesRequest\x1a#.alluxio_like.rpc.v1.LoadFilesReply0\x01\x12\\\n\nCheckFiles\x12&.alluxio_like.rpc.v1.CheckFilesRequest\x1a$.alluxio_like.rpc.v1.CheckFilesReply0\x01\x12W\n\tFreeFiles\x12%.alluxio_like.rpc.v1.FreeFilesRequest\x1a#.alluxio_like.rpc.v1.FreeFilesReply\x12\x61\n\tSetPinned\x12*.alluxio_like.rpc.v1.SetFilesPinnedRequest\x1a(.alluxio_like.rpc.v1.SetFilesPinnedReply\x12]\n\tGetStatus\x12(.alluxio_like.rpc.v1.WorkerStatusRequest\x1a&.alluxio_like.rpc.v1.WorkerStatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n alluxio_like/rpc/v1/worker.proto\x12\x13\x61lluxio_like.rpc.v1\x1a alluxio_like/rpc/v1/common.proto\"\x9f\x01\n\x0bReadRequest\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12/\n\x08priority\x18\x04 \x01(\x0e\x32\x1d.alluxio_like.rpc.v1.Priority\x12\x13\n\x0b\x63\x61\x63hed_only\x18\x05 \x01(\x08\"\x19\n\tReadReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x8a\x01\n\x0b\x46illRequest\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12/\n\x08priority\x18\x04 \x01(\x0e\x32\x1d.alluxio_like.rpc.v1.Priority\"y\n\tFillReply\x12/\n\x07present\x18\x01 \x03(\x0b\x32\x1e.alluxio_like.rpc.v1.PageRange\x12\x14\n\x0cread_through\x18\x02 \x01(\x08\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x11\n\tdirectory\x18\x04 \x01(\r\"<\n\tPageRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x11\n\tchecksums\x18\x03 \x03(\x06\";\n\x0cTouchRequest\x12+\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1c.alluxio_like.rpc.v1.Touched\"R\n\x07Touched\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\r\n\x05reads\x18\x03 \x01(\x04\"\x0c\n\nTouchReply\"M\n\x10ReportBadRequest\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\r\n\x05pages\x18\x02 \x03(\x04\"#\n\x0eReportBadReply\x12\x11\n\tbad_pages\x18\x01 \x01(\x04\"W\n\x08LoadFile\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.alluxio_like.rpc.v1.FileRef\x12\x0e\n\x06\x62locks\x18\x02 \x03(\r\x12\x0f\n\x07sources\x18\x03 \x03(\t\"k\n\x10LoadFilesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12,\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1d.alluxio_like.rpc.v1.LoadFile\x12\x19\n\x11\x62\x61ndwidth_bytes_s\x18\x03 \x01(\x01\"\x81\x01\n\x0eLoadFilesReply\x12\x14\n\x0cloaded_bytes\x18\x01 \x01(\x04\x12\x15\n\rskipped_bytes\x18\x02 \x01(\x04\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x30\n\x07results\x18\x04 \x03(\x0b\x32\x1f.alluxio_like.rpc.v1.FileResult\"g\n\nFileResult\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\x0f\n\x07skipped\x18\x02 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"Q\n\x11\x43heckFilesRequest\x12,\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1d.alluxio_like.rpc.v1.LoadFile\x12\x0e\n\x06verify\x18\x02 \x01(\x08\"B\n\x0f\x43heckFilesReply\x12/\n\x05\x66iles\x18\x01 \x03(\x0b\x32 .alluxio_like.rpc.v1.CheckedFile\"b\n\x0b\x43heckedFile\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\x15\n\rmissing_pages\x18\x02 \x01(\x04\x12\x11\n\tbad_pages\x18\x03 \x01(\x04\"M\n\x10\x46reeFilesRequest\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"I\n\x0e\x46reeFilesReply\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x19\n\x11kept_pinned_files\x18\x03 \x01(\x04\"S\n\x15SetFilesPinnedRequest\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.alluxio_like.rpc.v1.FileId\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"\x15\n\x13SetFilesPinnedReply\"\x15\n\x13WorkerStatusRequest\"\xa2\x01\n\x11WorkerStatusReply\x12-\n\x04info\x18\x01 \x01(\x0b\x32\x1f.alluxio_like.rpc.v1.WorkerInfo\x12\x39\n\x0b\x64irectories\x18\x02 \x03(\x0b\x32$.alluxio_like.rpc.v1.DirectoryStatus\x12\x13\n\x0bqueue_depth\x18\x03 \x01(\x04\x12\x0e\n\x06leases\x18\x04 \x01(\r\"\xee\x01\n\x0f\x44irectoryStatus\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x12\n\nheld_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x66ree_disk_bytes\x18\x05 \x01(\x04\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x12\n\nheld_files\x18\x08 \x01(\x04\x12\x13\n\x0b\x66ile_system\x18\t \x01(\t\x12\x13\n\x0bpassthrough\x18\n \x01(\t\x12\x1a\n\x12passthrough_reason\x18\x0b \x01(\t*`\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x13\n\x0fPRIORITY_DEMAND\x10\x01\x12\x12\n\x0ePRIORITY_AHEAD\x10\x02\x12\x11\n\rPRIORITY_LOAD\x10\x03\x32\xc4\x02\n\x04\x44\x61ta\x12J\n\x04Read\x12 .alluxio_like.rpc.v1.ReadRequest\x1a\x1e.alluxio_like.rpc.v1.ReadReply0\x01\x12J\n\x04\x46ill\x12 .alluxio_like.rpc.v1.FillRequest\x1a\x1e.alluxio_like.rpc.v1.FillReply0\x01\x12K\n\x05Touch\x12!.alluxio_like.rpc.v1.TouchRequest\x1a\x1f.alluxio_like.rpc.v1.TouchReply\x12W\n\tReportBad\x12%.alluxio_like.rpc.v1.ReportBadRequest\x1a#.alluxio_like.rpc.v1.ReportBadReply2\xe1\x03\n\x0bWorkerAdmin\x12Y\n\tLoadFiles\x12%.alluxio_like.rpc.v1.LoadFilesRequest\x1a#.alluxio_like.rpc.v1.LoadFilesReply0\x01\x12\\\n\nCheckFiles\x12&.alluxio_like.rpc.v1.CheckFilesRequest\x1a$.alluxio_like.rpc.v1.CheckFilesReply0\x01\x12W\n\tFreeFiles\x12%.alluxio_like.rpc.v1.FreeFilesRequest\x1a#.alluxio_like.rpc.v1.FreeFilesReply\x12\x61\n\tSetPinned\x12*.alluxio_like.rpc.v1.SetFilesPinnedRequest\x1a(.alluxio_like.rpc.v1.SetFilesPinnedReply\x12]\n\tGetStatus\x12(.alluxio_like.rpc.v1.WorkerStatusRequest\x1a&.alluxio_like.rpc.v1.WorkerStatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'alluxio_like.rpc.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=2036
-  _globals['_PRIORITY']._serialized_end=2132
+  _globals['_PRIORITY']._serialized_start=2258
+  _globals['_PRIORITY']._serialized_end=2354
   _globals['_READREQUEST']._serialized_start=92
   _globals['_READREQUEST']._serialized_end=251
   _globals['_READREPLY']._serialized_start=253
@@ -50,36 +50,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOUCHED']._serialized_end=749
   _globals['_TOUCHREPLY']._serialized_start=751
   _globals['_TOUCHREPLY']._serialized_end=763
-  _globals['_LOADFILE']._serialized_start=765
-  _globals['_LOADFILE']._serialized_end=852
-  _globals['_LOADFILESREQUEST']._serialized_start=854
-  _globals['_LOADFILESREQUEST']._serialized_end=961
-  _globals['_LOADFILESREPLY']._serialized_start=964
-  _globals['_LOADFILESREPLY']._serialized_end=1093
-  _globals['_FILERESULT']._serialized_start=1095
-  _globals['_FILERESULT']._serialized_end=1198
-  _globals['_CHECKFILESREQUEST']._serialized_start=1200
-  _globals['_CHECKFILESREQUEST']._serialized_end=1281
-  _globals['_CHECKFILESREPLY']._serialized_start=1283
-  _globals['_CHECKFILESREPLY']._serialized_end=1349
-  _globals['_CHECKEDFILE']._serialized_start=1351
-  _globals['_CHECKEDFILE']._serialized_end=1449
-  _globals['_FREEFILESREQUEST']._serialized_start=1451
-  _globals['_FREEFILESREQUEST']._serialized_end=1528
-  _globals['_FREEFILESREPLY']._serialized_start=1530
-  _globals['_FREEFILESREPLY']._serialized_end=1603
-  _globals['_SETFILESPINNEDREQUEST']._serialized_start=1605
-  _globals['_SETFILESPINNEDREQUEST']._serialized_end=1688
-  _globals['_SETFILESPINNEDREPLY']._serialized_start=1690
-  _globals['_SETFILESPINNEDREPLY']._serialized_end=1711
-  _globals['_WORKERSTATUSREQUEST']._serialized_start=1713
-  _globals['_WORKERSTATUSREQUEST']._serialized_end=1734
-  _globals['_WORKERSTATUSREPLY']._serialized_start=1737
-  _globals['_WORKERSTATUSREPLY']._serialized_end=1883
-  _globals['_DIRECTORYSTATUS']._serialized_start=1886
-  _globals['_DIRECTORYSTATUS']._serialized_end=2034
-  _globals['_DATA']._serialized_start=2135
-  _globals['_DATA']._serialized_end=2370
-  _globals['_WORKERADMIN']._serialized_start=2373
-  _globals['_WORKERADMIN']._serialized_end=2854
+  _globals['_REPORTBADREQUEST']._serialized_start=765
+  _globals['_REPORTBADREQUEST']._serialized_end=842
+  _globals['_REPORTBADREPLY']._serialized_start=844
+  _globals['_REPORTBADREPLY']._serialized_end=879
+  _globals['_LOADFILE']._serialized_start=881
+  _globals['_LOADFILE']._serialized_end=968
+  _globals['_LOADFILESREQUEST']._serialized_start=970
+  _globals['_LOADFILESREQUEST']._serialized_end=1077
+  _globals['_LOADFILESREPLY']._serialized_start=1080
+  _globals['_LOADFILESREPLY']._serialized_end=1209
+  _globals['_FILERESULT']._serialized_start=1211
+  _globals['_FILERESULT']._serialized_end=1314
+  _globals['_CHECKFILESREQUEST']._serialized_start=1316
+  _globals['_CHECKFILESREQUEST']._serialized_end=1397
+  _globals['_CHECKFILESREPLY']._serialized_start=1399
+  _globals['_CHECKFILESREPLY']._serialized_end=1465
+  _globals['_CHECKEDFILE']._serialized_start=1467
+  _globals['_CHECKEDFILE']._serialized_end=1565
+  _globals['_FREEFILESREQUEST']._serialized_start=1567
+  _globals['_FREEFILESREQUEST']._serialized_end=1644
+  _globals['_FREEFILESREPLY']._serialized_start=1646
+  _globals['_FREEFILESREPLY']._serialized_end=1719
+  _globals['_SETFILESPINNEDREQUEST']._serialized_start=1721
+  _globals['_SETFILESPINNEDREQUEST']._serialized_end=1804
+  _globals['_SETFILESPINNEDREPLY']._serialized_start=1806
+  _globals['_SETFILESPINNEDREPLY']._serialized_end=1827
+  _globals['_WORKERSTATUSREQUEST']._serialized_start=1829
+  _globals['_WORKERSTATUSREQUEST']._serialized_end=1850
+  _globals['_WORKERSTATUSREPLY']._serialized_start=1853
+  _globals['_WORKERSTATUSREPLY']._serialized_end=2015
+  _globals['_DIRECTORYSTATUS']._serialized_start=2018
+  _globals['_DIRECTORYSTATUS']._serialized_end=2256
+  _globals['_DATA']._serialized_start=2357
+  _globals['_DATA']._serialized_end=2681
+  _globals['_WORKERADMIN']._serialized_start=2684
+  _globals['_WORKERADMIN']._serialized_end=3165
 # @@protoc_insertion_point(module_scope)

@@ -93,6 +93,20 @@ class TouchReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class ReportBadRequest(_message.Message):
+    __slots__ = ("file", "pages")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    file: _common_pb2.FileRef
+    pages: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., pages: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReportBadReply(_message.Message):
+    __slots__ = ("bad_pages",)
+    BAD_PAGES_FIELD_NUMBER: _ClassVar[int]
+    bad_pages: int
+    def __init__(self, bad_pages: _Optional[int] = ...) -> None: ...
+
 class LoadFile(_message.Message):
     __slots__ = ("file", "blocks", "sources")
     FILE_FIELD_NUMBER: _ClassVar[int]
@@ -196,17 +210,19 @@ class WorkerStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WorkerStatusReply(_message.Message):
-    __slots__ = ("info", "directories", "queue_depth")
+    __slots__ = ("info", "directories", "queue_depth", "leases")
     INFO_FIELD_NUMBER: _ClassVar[int]
     DIRECTORIES_FIELD_NUMBER: _ClassVar[int]
     QUEUE_DEPTH_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
     info: _common_pb2.WorkerInfo
     directories: _containers.RepeatedCompositeFieldContainer[DirectoryStatus]
     queue_depth: int
-    def __init__(self, info: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., directories: _Optional[_Iterable[_Union[DirectoryStatus, _Mapping]]] = ..., queue_depth: _Optional[int] = ...) -> None: ...
+    leases: int
+    def __init__(self, info: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., directories: _Optional[_Iterable[_Union[DirectoryStatus, _Mapping]]] = ..., queue_depth: _Optional[int] = ..., leases: _Optional[int] = ...) -> None: ...
 
 class DirectoryStatus(_message.Message):
-    __slots__ = ("path", "quota_bytes", "used_bytes", "held_bytes", "free_disk_bytes", "state", "reason")
+    __slots__ = ("path", "quota_bytes", "used_bytes", "held_bytes", "free_disk_bytes", "state", "reason", "held_files", "file_system", "passthrough", "passthrough_reason")
     PATH_FIELD_NUMBER: _ClassVar[int]
     QUOTA_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +230,10 @@ class DirectoryStatus(_message.Message):
     FREE_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    HELD_FILES_FIELD_NUMBER: _ClassVar[int]
+    FILE_SYSTEM_FIELD_NUMBER: _ClassVar[int]
+    PASSTHROUGH_FIELD_NUMBER: _ClassVar[int]
+    PASSTHROUGH_REASON_FIELD_NUMBER: _ClassVar[int]
     path: str
     quota_bytes: int
     used_bytes: int
@@ -221,4 +241,8 @@ class DirectoryStatus(_message.Message):
     free_disk_bytes: int
     state: str
     reason: str
-    def __init__(self, path: _Optional[str] = ..., quota_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., held_bytes: _Optional[int] = ..., free_disk_bytes: _Optional[int] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    held_files: int
+    file_system: str
+    passthrough: str
+    passthrough_reason: str
+    def __init__(self, path: _Optional[str] = ..., quota_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., held_bytes: _Optional[int] = ..., free_disk_bytes: _Optional[int] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., held_files: _Optional[int] = ..., file_system: _Optional[str] = ..., passthrough: _Optional[str] = ..., passthrough_reason: _Optional[str] = ...) -> None: ...

@@ -50,6 +50,11 @@ class DataStub:
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_worker__pb2.TouchRequest.SerializeToString,
                 response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_worker__pb2.TouchReply.FromString,
                 _registered_method=True)
+        self.ReportBad = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Data/ReportBad',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_worker__pb2.ReportBadRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_worker__pb2.ReportBadReply.FromString,
+                _registered_method=True)
 
 
 class DataServicer:
@@ -78,6 +83,14 @@ class DataServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportBad(self, request, context):
+        """A local reader met pages of this worker's cache file that do not match their checksums: the worker looks for itself, drops those
+        that are bad (told once that is in its index) and fetches them again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DataServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +108,11 @@ def add_DataServicer_to_server(servicer, server):
                     servicer.Touch,
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_worker__pb2.TouchRequest.FromString,
                     response_serializer=alluxio__like_dot_rpc_dot_v1_dot_worker__pb2.TouchReply.SerializeToString,
+            ),
+            'ReportBad': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportBad,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_worker__pb2.ReportBadRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_worker__pb2.ReportBadReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +197,33 @@ class Data:
             '/alluxio_like.rpc.v1.Data/Touch',
             alluxio__like_dot_rpc_dot_v1_dot_worker__pb2.TouchRequest.SerializeToString,
             alluxio__like_dot_rpc_dot_v1_dot_worker__pb2.TouchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportBad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Data/ReportBad',
+            alluxio__like_dot_rpc_dot_v1_dot_worker__pb2.ReportBadRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_worker__pb2.ReportBadReply.FromString,
             options,
             channel_credentials,
             insecure,
