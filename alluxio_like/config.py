@@ -85,6 +85,10 @@ class WorkerConfig(ServiceConfig):
     fetch_concurrency: int = Field(16, description="requests to stores under way at once for somebody who waits")
     load_concurrency: int = Field(12, description="requests to stores under way at once for loads")
     max_request_bytes: int = Field(8 << 20, description="largest range asked of a store in one request")
+    data_bind: str = Field(
+        "",
+        description="host:port of the data socket; empty: the host of `bind` and a free port; off: none, gRPC carries the bytes",
+    )
     heartbeat_interval_s: float = Field(1.0, description="between two messages to the master")
     door_users: tuple[str, ...] = Field(
         (),

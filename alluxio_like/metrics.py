@@ -83,6 +83,8 @@ class Metrics:
         self.fetch_running = self._gauge("fetches_running", "Fetches under way.", ("priority",))
         self.fetch_seconds = self._histogram("fetch_seconds", "Time from asking for pages to having them.", ("priority",))
         self.peer_bytes = self._counter("peer_bytes_total", "Bytes of content that came from other workers.")
+        self.data_connections = self._gauge("data_connections", "Connections of others to the data socket.")
+        self.data_sent_bytes = self._counter("data_sent_bytes_total", "Bytes sent over the data socket.")
         self.cache_used_bytes = self._gauge("cache_used_bytes", "Bytes on a cache directory.", ("directory",))
         self.cache_capacity_bytes = self._gauge("cache_capacity_bytes", "Quota of a cache directory.", ("directory",))
         self.cache_files = self._gauge("cache_files", "Files of which a cache directory holds something.", ("directory",))

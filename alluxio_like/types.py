@@ -161,6 +161,10 @@ class Worker:
     guest_bytes: int = 0
     pinned_bytes: int = 0
     file_count: int = 0
+    data_address: str = ""
+    """host:port of its data socket; empty: it has none."""
+    data_nonce: str = ""
+    """What callers of its data socket must know; another one after each start."""
 
 
 @dataclass(frozen=True, slots=True)

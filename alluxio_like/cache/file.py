@@ -10,7 +10,7 @@ import errno
 import os
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -191,11 +191,12 @@ class CachedFile:
                     return size >= min(last * PAGE_BYTES, self._size)
         return True
 
-    def write_pages(self, first_page: int, data: memoryview | bytes) -> None:
+    def write_pages(self, first_page: int, data: memoryview | bytes, *, expected: Sequence[int] = ()) -> None:
         """Put whole pages (the file's last one may be short) where they belong, checksum them, then mark them present.
 
-        Pages that are there already are left alone. Threads may write disjoint ranges at once. Raises NoSpace (quota or disk
-        full: nothing is marked), DiskError (the directory is failed from now on), NotFound (removed), InvalidArgument.
+        Pages that are there already are left alone. Threads may write disjoint ranges at once. `expected`: the checksums that the
+        pages came with. Raises NoSpace (quota or disk full: nothing is marked), DiskError (the directory is failed from now on),
+        NotFound (removed), Corrupt (a page is not as expected: it is not marked), InvalidArgument.
         """
         if not len(data):
             return
@@ -207,7 +208,7 @@ class CachedFile:
         with self._using(create=True) as fd:
             for run in self.missing_pages(wanted):
                 low, high = run.first - first_page, run.stop - first_page
-                self._write_run(fd, run, view[low * PAGE_BYTES : high * PAGE_BYTES])
+                self._write_run(fd, run, view[low * PAGE_BYTES : high * PAGE_BYTES], expected[low:high])
         if self._present_bytes >= self._size:
             self.close_idle()
 
@@ -430,9 +431,17 @@ class CachedFile:
             runs.append(PageRange(first, min(pages.stop, get_page_count(self._size))))
         return runs
 
-    @contextmanager
-    def _using(self, *, create: bool = False) -> Iterator[int]:
-        """Not under the lock. Keep the file from eviction, with a descriptor."""
+    def hold(self) -> int:
+        """Keep the file from eviction until `release`; its descriptor. Look at bits after that. Raises NotFound, DiskError."""
+        return self._hold(create=False)
+
+    def release(self) -> None:
+        """Quick. The end of one `hold`."""
+        with self._lock:
+            self._users -= 1
+
+    def _hold(self, *, create: bool) -> int:
+        """Not under the lock."""
         try:
             with self._lock:
                 if self._removed:
@@ -442,14 +451,19 @@ class CachedFile:
                     raise errors.NoSpace("a block of the file is being evicted", subject=str(self.file_id))
                 fd = self._get_fd(create=create and (not self.stored or not self._present_bytes))
                 self._users += 1
+                return fd
         except FileNotFoundError:
             self._owner.forget_lost(self)
             raise errors.NotFound("cache file is gone from the disk", subject=str(self.file_id)) from None
+
+    @contextmanager
+    def _using(self, *, create: bool = False) -> Iterator[int]:
+        """Not under the lock. Keep the file from eviction, with a descriptor."""
+        fd = self._hold(create=create)
         try:
             yield fd
         finally:
-            with self._lock:
-                self._users -= 1
+            self.release()
 
     def close_idle(self) -> None:
         """Give the descriptor back until somebody needs it again, unless somebody does now."""
@@ -458,7 +472,7 @@ class CachedFile:
                 os.close(self._fd)
                 self._fd = -1
 
-    def _write_run(self, fd: int, run: PageRange, data: memoryview) -> None:
+    def _write_run(self, fd: int, run: PageRange, data: memoryview, expected: Sequence[int]) -> None:
         """Not under the lock. Pages of a run that is missing: charge, write, checksum, mark."""
         suspects = self.has_suspects(run)
         charged = 0 if suspects else fmt.get_disk_bytes(len(data))
@@ -473,6 +487,9 @@ class CachedFile:
         fresh = 0
         try:
             checksums = compute_checksums(data)
+            if expected and list(expected) != checksums:
+                bad = [run.first + n for n, (one, other) in enumerate(zip(expected, checksums, strict=True)) if one != other]
+                raise errors.Corrupt(f"pages {bad} are not what was sent", subject=str(self.file_id))
             self._io(lambda: write_all(fd, data, run.first * PAGE_BYTES))
             with self._lock:
                 if self._removed:

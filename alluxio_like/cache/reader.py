@@ -42,7 +42,7 @@ class _View:
         path = f"/proc/self/fd/{fd}"
         if not check_format(fd, path):
             raise errors.DiskError("not a cache directory", subject=path)
-        self.nowait = _get_nowait_flag(fd)
+        self.nowait = get_nowait_flag(fd)
         with self._open_env().begin() as txn:
             self.trust = int.from_bytes(bytes(txn.get(fmt.KEY_TRUST) or b"\0"), "big")
 
@@ -88,7 +88,7 @@ class _View:
         return env
 
 
-def _get_nowait_flag(directory_fd: int) -> int | None:
+def get_nowait_flag(directory_fd: int) -> int | None:
     """What makes preadv fail rather than wait for the disk; 0 where there is no disk (tmpfs); None where it cannot be had."""
     file = os.open("format", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
     try:

@@ -26,6 +26,7 @@ from alluxio_like.errors import AlluxioLikeError, InvalidArgument, IsADirectory,
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.auth import read_token
 from alluxio_like.rpc.channel import RpcChannel, open_channel
+from alluxio_like.rpc.data_pool import DataPool
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import (
     BlockLocation,
@@ -66,7 +67,11 @@ class Client:
         self._master = MasterStub(self._channel, timeout_s=config.io_timeout_s)
         self._names = MetadataCache(time.monotonic)
         self._prefetch = NamePrefetch(self.list_dir)
-        self._cluster = ClusterTracker(self._master, self._open_channel, io_timeout_s=config.io_timeout_s, metrics=metrics)
+        # A worker that is stopped, or cut off, leaves time to ask others. Where the cluster has TLS nothing goes in the clear.
+        pool = DataPool(silence_s=config.io_timeout_s / 3) if config.tls.ca is None else None
+        self._cluster = ClusterTracker(
+            self._master, self._open_channel, io_timeout_s=config.io_timeout_s, metrics=metrics, pool=pool
+        )
         self._local = LocalCaches(self._cluster, enabled=config.use_local_cache)
         self._fetcher = Fetcher(self._cluster, self._local, io_timeout_s=config.io_timeout_s, metrics=metrics)
         self._budget = Budget(config.buffer_bytes)

@@ -13,6 +13,7 @@ from alluxio_like.errors import AlluxioLikeError, Unavailable
 from alluxio_like.metrics import Metrics
 from alluxio_like.placement import get_placement_unit, rank_workers
 from alluxio_like.rpc.channel import RpcChannel
+from alluxio_like.rpc.data_pool import DataPool
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import BLOCK_BYTES, Cluster, FileRef, Worker, WorkerId
@@ -34,7 +35,10 @@ class ClusterTracker:
         *,
         io_timeout_s: float,
         metrics: Metrics | None = None,
+        pool: DataPool | None = None,
     ) -> None:
+        self.pool = pool
+        """Data connections to workers; None: bytes come by gRPC."""
         self._master = master
         self._open_channel = open_channel
         self._io_timeout_s = io_timeout_s
@@ -114,6 +118,8 @@ class ClusterTracker:
         if refresh is not None:
             refresh.cancel()
             await asyncio.gather(refresh, return_exceptions=True)
+        if self.pool is not None:
+            await self.pool.close()
         stubs, self._stubs = self._stubs, {}
         await asyncio.gather(*(channel.close() for channel, _ in stubs.values()), *self._closing, return_exceptions=True)
 
@@ -134,6 +140,8 @@ class ClusterTracker:
             raise
         self.note_master(away=False)
         self._view, self._refreshed_s = view, time.monotonic()
+        if self.pool is not None:
+            await self.pool.keep_only(worker for worker in view.workers if worker.live)
         present = {worker.address for worker in view.workers}
         for address in [one for one in self._stubs if one not in present]:
             closing = asyncio.create_task(self._close_later(self._stubs.pop(address)[0]))

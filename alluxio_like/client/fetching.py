@@ -30,6 +30,7 @@ from alluxio_like.errors import (
     get_disposition,
 )
 from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.data_pool import DataPool
 from alluxio_like.rpc.messages import Filled
 from alluxio_like.types import BLOCK_BYTES, Cluster, FileRef, Worker
 
@@ -156,7 +157,7 @@ class Fetcher:
         failure: AlluxioLikeError = _DONE
         for worker in require_workers(self._cluster.rank(view, ref, position)):
             try:
-                await self._stream_from(worker, ref, flight, stop)
+                await self._read_from(view, worker, ref, flight, stop)
             except OTHER_WORKER_MAY as error:
                 self._note(worker, error)
                 failure = error
@@ -164,6 +165,31 @@ class Fetcher:
             self._cluster.note_success(worker)
             return _DONE
         return failure
+
+    async def _read_from(self, view: Cluster, worker: Worker, ref: FileRef, flight: Flight, stop: int) -> None:
+        """By the worker's data socket, or by gRPC where there is none."""
+        pool = self._cluster.pool
+        if pool is not None and pool.can_read(worker):
+            try:
+                await self._receive_from(pool, view, worker, ref, flight, stop)
+                return
+            except Unsupported as error:
+                _log.info("worker %s is read by gRPC: %s", worker.address, error)
+        await self._stream_from(worker, ref, flight, stop)
+
+    async def _receive_from(self, pool: DataPool, view: Cluster, worker: Worker, ref: FileRef, flight: Flight, stop: int) -> None:
+        position, buffer = flight.start + flight.landed, flight.buffer
+        if position >= stop or buffer is None:
+            return
+        target = buffer[flight.landed : stop - flight.start]
+
+        def on_frame(start: int, length: int, _: object) -> None:
+            flight.landed = position - flight.start + start + length
+            if self._streamed is not None:
+                self._streamed.inc(length)
+            flight.note_progress()
+
+        await pool.read(view, worker, ref, position, target, priority=flight.priority, on_frame=on_frame)
 
     async def _stream_from(self, worker: Worker, ref: FileRef, flight: Flight, stop: int) -> None:
         position, buffer = flight.start + flight.landed, flight.buffer

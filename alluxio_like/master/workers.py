@@ -202,8 +202,8 @@ class WorkerRegistry:
         return found
 
 
-def _get_place(worker: Worker) -> tuple[str, str, str, int]:
-    return worker.address, worker.host_id, worker.door_path, worker.capacity_bytes
+def _get_place(worker: Worker) -> tuple[str | int, ...]:
+    return worker.address, worker.host_id, worker.door_path, worker.capacity_bytes, worker.data_address, worker.data_nonce
 
 
 def put_worker(txn: WriteTransaction, worker: Worker) -> None:

@@ -155,6 +155,8 @@ def worker_info(value: Worker) -> common_pb2.WorkerInfo:
         guest_bytes=value.guest_bytes,
         pinned_bytes=value.pinned_bytes,
         file_count=value.file_count,
+        data_address=value.data_address,
+        data_nonce=value.data_nonce,
     )
 
 
@@ -172,6 +174,8 @@ def to_worker(message: common_pb2.WorkerInfo) -> Worker:
         guest_bytes=message.guest_bytes,
         pinned_bytes=message.pinned_bytes,
         file_count=message.file_count,
+        data_address=message.data_address,
+        data_nonce=message.data_nonce,
     )
 
 

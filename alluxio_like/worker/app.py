@@ -8,7 +8,9 @@ import contextlib
 import fcntl
 import logging
 import os
+import secrets
 import signal
+import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -19,9 +21,10 @@ from alluxio_like import errors
 from alluxio_like.cache.store import CacheDirSpec, CacheStore
 from alluxio_like.clock import Clock, SystemClock
 from alluxio_like.config import WorkerConfig, write_ready_file
-from alluxio_like.metrics import Health, Metrics, start_http
+from alluxio_like.metrics import Health, Metrics, is_loopback, split_address, start_http
 from alluxio_like.rpc.auth import read_token
 from alluxio_like.rpc.channel import open_channel
+from alluxio_like.rpc.data_pool import DataPool
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import MountSecrets, Priority
 from alluxio_like.rpc.server import RpcServer, create_server, get_advertised
@@ -30,6 +33,7 @@ from alluxio_like.types import Cluster, FileId, FileRef, Fingerprint, Worker
 from alluxio_like.ufs.api import Ufs
 from alluxio_like.ufs.open import open_ufs
 from alluxio_like.worker.cluster import ClusterView
+from alluxio_like.worker.data_server import DataServer, listen
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.door import Door, OpenWhole, parse_guests
 from alluxio_like.worker.evictor import Evictor
@@ -52,6 +56,7 @@ _JOIN_S = 3.0
 _GAUGES_S = 1.0
 _WRITE_THREADS = 2
 _READ_THREADS = 4
+_SEND_THREADS = 2
 
 
 async def run(config: WorkerConfig) -> int:
@@ -128,6 +133,8 @@ async def start_worker(
         if http is not None:
             stack.push_async_callback(asyncio.to_thread, http.close)
         await server.start()
+        if parts.data_server is not None:
+            parts.data_server.start()
         await parts.door.start()
         stack.push_async_callback(parts.door.stop)
         stack.push_async_callback(parts.heart.leave)
@@ -160,6 +167,7 @@ class _Parts:
     fetcher: Fetcher
     turns: Turns
     peers: Peers
+    data_server: DataServer | None
 
 
 async def _wire(
@@ -194,7 +202,10 @@ async def _wire(
         clock.monotonic,
     )
     stack.push_async_callback(stores.close)
-    peers = Peers(lambda address: open_channel(address, tls=config.tls, token=token), config.io_timeout_s)
+    # Where this worker asks others by TLS, nothing goes in the clear. A read that hears nothing for so long is given up, in time for
+    # two more tries.
+    pool = DataPool(silence_s=config.io_timeout_s / 4) if config.tls.ca is None and config.data_bind != "off" else None
+    peers = Peers(lambda address: open_channel(address, tls=config.tls, token=token), config.io_timeout_s, pool)
     stack.push_async_callback(peers.close)
 
     view = ClusterView(store.worker_id)
@@ -202,7 +213,7 @@ async def _wire(
     stack.callback(turns.close)
     pilot = Pilot(
         stores=stores, peers=peers, view=view, evictor=evictor, turns=turns, disk=writes, metrics=metrics,
-        io_timeout_s=config.io_timeout_s,
+        io_timeout_s=config.io_timeout_s, buffer_bytes=config.max_request_bytes,
     )  # fmt: skip
     fetcher = Fetcher(
         store=store, pilot=pilot, turns=turns, view=view, reads=reads, metrics=metrics,
@@ -220,8 +231,14 @@ async def _wire(
         open_whole=_make_opening(store, reads, evictor), guests=parse_guests(config.door_users),
     )  # fmt: skip
 
+    data_sock = _listen_for_data(config, server)
+    if data_sock is not None:
+        stack.callback(data_sock.close)
+    data_address = _get_data_address(address, data_sock)
+    nonce = secrets.token_hex(16)
+
     def describe() -> Worker:
-        return _describe(store, address, host_id, str(door.path))
+        return _describe(store, address, host_id, str(door.path), data_address, nonce)
 
     closing: set[asyncio.Task[None]] = set()
 
@@ -229,7 +246,7 @@ async def _wire(
         view.set_cluster(cluster)
         # Copies of files whose home this worker has become are no guests any more.
         slow.submit(lambda: promote_guests(store, evictor, cluster)).add_done_callback(_log_failure)
-        task = asyncio.create_task(peers.keep_only(w.address for w in cluster.workers if w.live), name="close channels")
+        task = asyncio.create_task(peers.set_cluster(cluster), name="close channels")
         closing.add(task)
         task.add_done_callback(closing.discard)
 
@@ -247,10 +264,39 @@ async def _wire(
         count_leases=lambda: len(door.list_leases()),
     )  # fmt: skip
     add_worker_services(server.grpc_server, data=data, admin=admin)
+    data_server = None
+    if data_sock is not None:
+        sends = DiskQueue("send", _SEND_THREADS, batch_items=1)
+        stack.push_async_callback(sends.close)
+        data_server = DataServer(
+            sock=data_sock, worker_id=store.worker_id, nonce=nonce, get_cluster_id=lambda: store.cluster_id, store=store,
+            handler=data, sends=sends, reads=reads, metrics=metrics, patience_s=config.io_timeout_s,
+            note_bad=repairer.note_bad,
+        )  # fmt: skip
+        stack.push_async_callback(data_server.stop)
     # Calls end before what they use is taken down.
     stack.push_async_callback(server.stop)
     scrubber = Scrubber(store, slow, metrics, clock, period_s=config.scrub_period_s, on_bad=repairer.note_bad)
-    return _Parts(heart, door, scrubber, fetcher, turns, peers)
+    return _Parts(heart, door, scrubber, fetcher, turns, peers, data_server)
+
+
+def _listen_for_data(config: WorkerConfig, server: RpcServer) -> socket.socket | None:
+    """The data socket, bound; None where there is to be none. It knows no TLS: with TLS all bytes go by gRPC."""
+    if config.data_bind == "off" or config.tls.certificate is not None:
+        return None
+    bind = config.data_bind or f"{server.address.rpartition(':')[0]}:0"
+    if not (is_loopback(bind) or config.insecure):
+        raise errors.ConfigError(
+            f"{bind} is not a loopback address: give --insecure to serve data in the clear, or a certificate and key (tls) to have "
+            f"gRPC carry it",
+            subject="data_bind",
+        )
+    return listen(*split_address(bind))
+
+
+def _get_data_address(address: str, sock: socket.socket | None) -> str:
+    """Where others reach the data socket: the host under which they reach this worker, and the socket's port."""
+    return "" if sock is None else f"{address.rpartition(':')[0]}:{sock.getsockname()[1]}"
 
 
 def _make_opening(store: CacheStore, disk: DiskQueue, evictor: Evictor) -> OpenWhole:
@@ -310,13 +356,17 @@ def _make_opener(io_timeout_s: float) -> OpenStore:
     return opener
 
 
-def _describe(store: CacheStore, address: str, host_id: str, door_path: str) -> Worker:
+def _describe(
+    store: CacheStore, address: str, host_id: str, door_path: str, data_address: str, data_nonce: str
+) -> Worker:
     usage = store.get_usage()
     return Worker(
         worker_id=store.worker_id,
         address=address,
         host_id=host_id,
         door_path=door_path,
+        data_address=data_address,
+        data_nonce=data_nonce,
         capacity_bytes=store.capacity_bytes,
         used_bytes=sum(directory.used_bytes for directory in usage),
         home_bytes=sum(directory.home_bytes for directory in usage),

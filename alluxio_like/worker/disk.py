@@ -25,9 +25,13 @@ _Item = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 
 
 class DiskQueue:
-    """Runs functions in `threads` threads. Whoever submits bounds how much is under way."""
+    """Runs functions in `threads` threads. Whoever submits bounds how much is under way.
 
-    def __init__(self, name: str, threads: int) -> None:
+    `batch_items`: results that are handed back together; 1 where each is waited for and its function may take long.
+    """
+
+    def __init__(self, name: str, threads: int, *, batch_items: int = _BATCH_ITEMS) -> None:
+        self._batch_items = batch_items
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(threads)]
@@ -65,7 +69,7 @@ class DiskQueue:
                     done.append((future, function(), None))
                 except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
                     done.append((future, None, error))
-                if len(done) >= _BATCH_ITEMS or time.monotonic() - started > _BATCH_S:
+                if len(done) >= self._batch_items or time.monotonic() - started > _BATCH_S:
                     break
                 try:
                     item = self._queue.get_nowait()

@@ -5,18 +5,21 @@ are. Rule of concurrency: `fly` runs as one task per flight on the event loop; c
 """
 
 import asyncio
+from array import array
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import tenacity
 
 from alluxio_like import errors
+from alluxio_like.cache.checksum import compute_checksums
 from alluxio_like.cache.file import CachedFile
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import PAGE_BYTES
 from alluxio_like.ufs.api import Ufs
+from alluxio_like.worker.buffers import Buffers, Landing
 from alluxio_like.worker.cluster import ClusterView
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.evictor import Evictor
@@ -27,8 +30,11 @@ from alluxio_like.worker.turns import Turns
 
 _WRITES_AHEAD = 3
 """Runs of pages of one flight that may wait for the disk: bounds memory while the disk is slower than the source."""
-_PEER_FLIGHTS = 16
-"""Fetches from other workers at once, apart from the stores' slots, so that two workers never wait for each other's. A guess."""
+_PEER_FLIGHTS = 8
+_SMALL_PEER_FLIGHTS = 64
+_SMALL_BYTES = 1 << 20
+"""Fetches from other workers at once, of more and of at most so many bytes: together 128 MiB. Apart from the stores' slots, so that
+two workers never wait for each other's. Guesses."""
 _MAX_ATTEMPTS = 8
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 3.0
@@ -43,6 +49,9 @@ class _Write:
     count: int
     data: memoryview | None
     written: "asyncio.Future[CachedFile]"
+    sums: Sequence[int] = ()
+    """The checksums that the pages came with."""
+    bad: errors.AlluxioLikeError | None = None
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -64,6 +73,7 @@ class Pilot:
         disk: DiskQueue,
         metrics: Metrics,
         io_timeout_s: float,
+        buffer_bytes: int = 8 << 20,
     ) -> None:
         self._stores = stores
         self._peers = peers
@@ -73,6 +83,8 @@ class Pilot:
         self._disk = disk
         self._metrics = metrics
         self._peer_slots = asyncio.Semaphore(_PEER_FLIGHTS)
+        self._small_peer_slots = asyncio.Semaphore(_SMALL_PEER_FLIGHTS)
+        self._buffers = Buffers(buffer_bytes)
         # A request that delivers nothing for so long is given up, in time for two more tries.
         self._stall_s = io_timeout_s / 4
         self._budget_s = io_timeout_s * 0.8
@@ -120,12 +132,9 @@ class Pilot:
             offset, length = self._get_rest(flight)
             flight.source = "peer"
             try:
-                async with self._peer_slots:
+                async with self._small_peer_slots if length <= _SMALL_BYTES else self._peer_slots:
                     flight.state = State.RUNNING
-                    chunks = self._peers.read(
-                        address, flight.ref, offset, length, priority=flight.priority, cached_only=cached_only
-                    )
-                    await self._receive(flight, chunks, believe=True)
+                    await self._ask_peer(flight, address, offset, length, cached_only=cached_only)
                 self._metrics.peer_bytes.inc(length)
                 if cached_only:
                     self._view.note_probe(found=True)
@@ -138,6 +147,52 @@ class Pilot:
                     self._view.note_probe(found=False)
             if flight.landed >= flight.stop:
                 return
+
+    async def _ask_peer(self, flight: Flight, address: str, offset: int, length: int, *, cached_only: bool) -> None:
+        """Land the rest of a flight from one worker: by its data socket, or by gRPC where it has none."""
+        if self._peers.has_data_socket(address):
+            try:
+                await self._receive_data(flight, address, offset, length, cached_only=cached_only)
+                return
+            except errors.Unsupported as error:
+                flight.last_error = error
+        offset, length = self._get_rest(flight)
+        chunks = self._peers.read(address, flight.ref, offset, length, priority=flight.priority, cached_only=cached_only)
+        await self._receive(flight, chunks, believe=True)
+
+    async def _receive_data(self, flight: Flight, address: str, offset: int, length: int, *, cached_only: bool) -> None:
+        """Land what a data socket brings, page by page, out of one buffer."""
+        buffer = self._buffers.take(length)
+        landing = Landing(length)
+        writes: deque[_Write] = deque()
+
+        def on_frame(start: int, size: int, sums: "array[int] | None") -> None:
+            run = landing.add(start, size, sums)
+            if run is not None:
+                first, stop, of_run = run
+                if (write := self._begin_put(flight, (offset + first) // PAGE_BYTES, buffer[first:stop], of_run)) is not None:
+                    writes.append(write)
+
+        try:
+            try:
+                await self._peers.receive(
+                    address,
+                    flight.ref,
+                    offset,
+                    buffer,
+                    priority=flight.priority,
+                    cached_only=cached_only,
+                    on_frame=on_frame,
+                )
+            finally:
+                while writes:
+                    await self._settle(flight, writes.popleft())
+        except errors.Corrupt:
+            for page in range(flight.landed, -(-(offset + length) // PAGE_BYTES)):
+                self._peers.report_bad(address, flight.ref, page)
+            raise
+        if not flight.held:
+            self._buffers.give_back(buffer)
 
     async def _ask_store(self, flight: Flight) -> None:
         """One request to the store for what has not landed yet."""
@@ -208,19 +263,25 @@ class Pilot:
 
     async def _put(self, flight: Flight, first: int, data: memoryview, writes: deque[_Write]) -> None:
         """Land whole pages: in the cache file where one may be kept, else in memory."""
-        count = -(-len(data) // PAGE_BYTES)
         while len(writes) >= _WRITES_AHEAD:
             await self._settle(flight, writes.popleft())
+        if (write := self._begin_put(flight, first, data, ())) is not None:
+            writes.append(write)
+
+    def _begin_put(self, flight: Flight, first: int, data: memoryview, sums: Sequence[int]) -> _Write | None:
+        """As `_put`, without waiting; the write that is under way, if it is one. Raises Corrupt."""
+        count = -(-len(data) // PAGE_BYTES)
         if flight.role is None:
+            _check(flight, first, data, sums)
             self._hold(flight, first, data)
             flight.land(first, count)
-            return
-        write = _Write(first, count, data, self._disk.submit(lambda: self._write(flight, first, data)))
+            return None
+        write = _Write(first, count, data, self._disk.submit(lambda: self._write(flight, first, data, sums)), sums)
         # Landed by the callback, since this task may be waiting for the source's next bytes.
         write.written.add_done_callback(lambda _: self._land(flight, write))
-        writes.append(write)
+        return write
 
-    def _write(self, flight: Flight, first: int, data: memoryview) -> CachedFile:
+    def _write(self, flight: Flight, first: int, data: memoryview, sums: Sequence[int]) -> CachedFile:
         """In a disk thread: make the cache file if need be, and write."""
         cached = flight.cached
         for _ in range(3):
@@ -228,7 +289,7 @@ class Pilot:
                 assert flight.role is not None
                 cached = flight.cached = self._evictor.create(flight.ref, flight.role, job=flight.job)
             try:
-                cached.write_pages(first, data)
+                cached.write_pages(first, data, expected=sums)
                 return cached
             except errors.NotFound:
                 cached = None  # evicted or freed just now: once more into a new file
@@ -252,6 +313,11 @@ class Pilot:
             flight.refused = True
             if flight.priority is Priority.LOAD:
                 return  # only loads want it, and they want it on the disk: `_settle` raises
+            try:
+                _check(flight, write.first, data, write.sums)
+            except errors.Corrupt as corrupt:
+                write.bad = corrupt
+                return
             flight.role = None
             self._hold(flight, write.first, data)
         else:
@@ -264,6 +330,8 @@ class Pilot:
             await asyncio.shield(write.written)
         except (errors.NoSpace, errors.DiskError):
             self._land(flight, write)
+            if write.bad is not None:
+                raise write.bad from None
             if flight.role is not None:
                 raise
         else:
@@ -274,6 +342,12 @@ class Pilot:
     def _hold(flight: Flight, first: int, data: memoryview) -> None:
         for n in range(-(-len(data) // PAGE_BYTES)):
             flight.held[first + n] = data[n * PAGE_BYTES : (n + 1) * PAGE_BYTES]
+
+
+def _check(flight: Flight, first: int, data: memoryview, sums: Sequence[int]) -> None:
+    """Compare pages with the checksums that they came with, if any. Raises Corrupt."""
+    if sums and compute_checksums(data) != list(sums):
+        raise errors.Corrupt(f"pages from {first} on are not what was sent", subject=flight.ref.key)
 
 
 def describe_wait(flight: Flight, waited_s: float) -> errors.AlluxioLikeError:

@@ -64,6 +64,7 @@ class DataService:
         self._evictor = evictor
         self._view = view
         self._metrics = metrics
+        self._read_locally = metrics.read_bytes.labels("local")
         # Bytes read and times opened of files whose home is elsewhere: what admission asks.
         self._guests: OrderedDict[FileId, list[int]] = OrderedDict()
 
@@ -97,6 +98,11 @@ class DataService:
         finally:
             if served:
                 self._evictor.record_read(ref.file_id, served)
+
+    def note_read(self, ref: FileRef, read_bytes: int) -> None:
+        """See ReadHandler of data_server.py."""
+        self._read_locally.inc(read_bytes)
+        self._evictor.record_read(ref.file_id, read_bytes)
 
     async def fill(self, ref: FileRef, offset: int, length: int, *, priority: Priority) -> AsyncIterator[Filled]:
         """See DataHandler."""

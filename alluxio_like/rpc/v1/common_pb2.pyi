@@ -101,7 +101,7 @@ class ErrorDetail(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., subject: _Optional[str] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "address", "host_id", "door_path", "capacity_bytes", "used_bytes", "live", "last_seen_s", "home_bytes", "guest_bytes", "pinned_bytes", "file_count")
+    __slots__ = ("worker_id", "address", "host_id", "door_path", "capacity_bytes", "used_bytes", "live", "last_seen_s", "home_bytes", "guest_bytes", "pinned_bytes", "file_count", "data_address", "data_nonce")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,8 @@ class WorkerInfo(_message.Message):
     GUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
     FILE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DATA_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DATA_NONCE_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     address: str
     host_id: str
@@ -126,7 +128,9 @@ class WorkerInfo(_message.Message):
     guest_bytes: int
     pinned_bytes: int
     file_count: int
-    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., host_id: _Optional[str] = ..., door_path: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., live: _Optional[bool] = ..., last_seen_s: _Optional[float] = ..., home_bytes: _Optional[int] = ..., guest_bytes: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., file_count: _Optional[int] = ...) -> None: ...
+    data_address: str
+    data_nonce: str
+    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., host_id: _Optional[str] = ..., door_path: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., live: _Optional[bool] = ..., last_seen_s: _Optional[float] = ..., home_bytes: _Optional[int] = ..., guest_bytes: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., file_count: _Optional[int] = ..., data_address: _Optional[str] = ..., data_nonce: _Optional[str] = ...) -> None: ...
 
 class ClusterView(_message.Message):
     __slots__ = ("cluster_id", "epoch", "workers", "whole_file_limit_bytes", "page_bytes", "block_bytes")

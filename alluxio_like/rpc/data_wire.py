@@ -1,0 +1,240 @@
+"""The data socket's protocol: what two ends of a connection say to each other around the bytes that `sendfile` moves.
+
+    caller → server   Hello, then any number of Read, Cancel, BadPage
+    server → caller   Welcome, then for each Read any number of Data and one that is last, or an Error
+
+Replies to different reads come in any order, those to one read in the order of the file. A reply is a head, the checksums of the
+pages in it if it consists of whole pages, and then the bytes themselves. Numbers are little-endian.
+
+Owns the format of these messages; packs and parses, pure functions without I/O. Safe from any thread. What cannot be parsed
+raises `Malformed`: the connection is of no more use then.
+"""
+
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from alluxio_like.errors import AlluxioLikeError, make_error
+from alluxio_like.types import PAGE_BYTES, FileRef, Fingerprint, InodeId, MountId, VersionId, to_bytes, to_str
+
+PROTOCOL = 1
+"""The version that this program speaks. Another one is refused in the Welcome, and the caller uses gRPC."""
+
+MAGIC = b"AlxlData"
+MAX_READ_BYTES = 64 << 20
+"""Longest range of one Read."""
+MAX_FRAME_BYTES = 4 << 20
+"""Most bytes behind one head."""
+_MAX_TEXT = 1 << 10
+_MAX_REF_BYTES = 1 << 16
+
+_HELLO = struct.Struct("<8sHHHH")
+_WELCOME = struct.Struct("<8sHHH")
+_CALL = struct.Struct("<BBHIQI")
+_REPLY = struct.Struct("<BBHIQI")
+_REF = struct.Struct("<QQQQBHH")
+
+HELLO_BYTES = _HELLO.size
+WELCOME_BYTES = _WELCOME.size
+CALL_BYTES = _CALL.size
+REPLY_BYTES = _REPLY.size
+
+_CACHED_ONLY = 1
+_LAST = 1
+_PRIORITY_SHIFT = 4
+
+
+class Malformed(Exception):
+    """Bytes that are no message of this protocol."""
+
+
+class Kind(IntEnum):
+    """What a message is; the numbers are those of the wire."""
+
+    READ = 1
+    CANCEL = 2
+    BAD_PAGE = 3
+    DATA = 4
+    ERROR = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Who the caller believes to be talking to. `nonce`: what that worker told the master, and the master its callers."""
+
+    cluster_id: str
+    worker_id: str
+    nonce: str
+
+
+class Welcome(NamedTuple):
+    """The answer to a Hello: `refusal` empty when the caller may go on. `text_bytes` of the refusal follow the head."""
+
+    protocol: int
+    accepted: bool
+    text_bytes: int
+
+
+class Call(NamedTuple):
+    """A Read, Cancel or BadPage; `ref_bytes` of an encoded FileRef follow it. `offset` of a BadPage is the page's number."""
+
+    kind: int
+    request_id: int
+    offset: int
+    length: int
+    priority: int
+    cached_only: bool
+    ref_bytes: int
+
+
+class Reply(NamedTuple):
+    """The head of a Data or Error: `sums` checksums of 8 bytes, then `length` bytes."""
+
+    kind: int
+    request_id: int
+    offset: int
+    length: int
+    sums: int
+    last: bool
+
+
+# The beginning.
+
+
+def pack_hello(hello: Hello, protocol: int = PROTOCOL) -> bytes:
+    """What a caller sends first."""
+    texts = [text.encode()[:_MAX_TEXT] for text in (hello.cluster_id, hello.worker_id, hello.nonce)]
+    return _HELLO.pack(MAGIC, protocol, *map(len, texts)) + b"".join(texts)
+
+
+def parse_hello_head(data: bytes | bytearray | memoryview) -> tuple[int, tuple[int, int, int]]:
+    """(protocol, lengths of the three texts that follow) from the first HELLO_BYTES. Of another protocol only it counts."""
+    magic, protocol, *lengths = _HELLO.unpack(data)
+    if magic != MAGIC:
+        raise Malformed("not a caller of the data socket")
+    if protocol == PROTOCOL and max(lengths) > _MAX_TEXT:
+        raise Malformed("a name in the hello is too long")
+    return protocol, (lengths[0], lengths[1], lengths[2])
+
+
+def parse_hello_texts(data: bytes, lengths: tuple[int, int, int]) -> Hello:
+    """The rest of a Hello."""
+    first, second, third = lengths
+    if len(data) != first + second + third:
+        raise Malformed("a hello of another length than it says")
+    try:
+        texts = data.decode("ascii")
+    except UnicodeDecodeError:
+        raise Malformed("names in the hello are not ASCII") from None
+    return Hello(texts[:first], texts[first : first + second], texts[first + second :])
+
+
+def pack_welcome(refusal: str = "") -> bytes:
+    """What a server answers; with a refusal it closes the connection after it."""
+    text = refusal.encode("ascii", "replace")[:_MAX_TEXT]
+    return _WELCOME.pack(MAGIC, PROTOCOL, int(not refusal), len(text)) + text
+
+
+def parse_welcome(data: bytes | bytearray | memoryview) -> Welcome:
+    """The first WELCOME_BYTES of the answer."""
+    magic, protocol, accepted, length = _WELCOME.unpack(data)
+    if magic != MAGIC or accepted > 1 or length > _MAX_TEXT:
+        raise Malformed("not the data socket of a worker")
+    return Welcome(protocol, bool(accepted), length)
+
+
+# Calls.
+
+
+def encode_ref(ref: FileRef) -> bytes:
+    """A content as it stands in a Read. Raises Malformed for a key that is too long to be one."""
+    token, key = to_bytes(ref.fingerprint.token), to_bytes(ref.key)
+    if len(token) + len(key) + _REF.size >= _MAX_REF_BYTES:
+        raise Malformed("a key of that length cannot be asked for")
+    return _REF.pack(ref.inode, ref.version, ref.mount_id, ref.size, ref.pinned, len(token), len(key)) + token + key
+
+
+def decode_ref(data: bytes) -> FileRef:
+    """The content that a Read is about."""
+    if len(data) < _REF.size:
+        raise Malformed("the description of a content is too short")
+    inode, version, mount_id, size, pinned, token_bytes, key_bytes = _REF.unpack_from(data)
+    if len(data) != _REF.size + token_bytes + key_bytes or pinned > 1:
+        raise Malformed("the description of a content is of another length than it says")
+    token, key = to_str(data[_REF.size : _REF.size + token_bytes]), to_str(data[_REF.size + token_bytes :])
+    return FileRef(InodeId(inode), VersionId(version), MountId(mount_id), key, Fingerprint(token, size), bool(pinned))
+
+
+def pack_read(request_id: int, ref: bytes, offset: int, length: int, *, priority: int, cached_only: bool) -> bytes:
+    """Ask for bytes [offset, offset + length) of an encoded content."""
+    flags = priority << _PRIORITY_SHIFT | (_CACHED_ONLY if cached_only else 0)
+    return _CALL.pack(Kind.READ, flags, len(ref), request_id, offset, length) + ref
+
+
+def pack_cancel(request_id: int) -> bytes:
+    """Nobody waits for that read any more. It is answered all the same, with an Error if with nothing else."""
+    return _CALL.pack(Kind.CANCEL, 0, 0, request_id, 0, 0)
+
+
+def pack_bad_page(ref: bytes, page: int) -> bytes:
+    """A page did not match the checksum that came with it. Not answered."""
+    return _CALL.pack(Kind.BAD_PAGE, 0, len(ref), 0, page, 0) + ref
+
+
+def parse_call(data: bytes | bytearray | memoryview, position: int = 0) -> Call:
+    """The CALL_BYTES at `position`."""
+    kind, flags, ref_bytes, request_id, offset, length = _CALL.unpack_from(data, position)
+    if kind not in {Kind.READ, Kind.CANCEL, Kind.BAD_PAGE}:
+        raise Malformed(f"no call has the number {kind}")
+    if (kind == Kind.CANCEL) != (ref_bytes == 0):
+        raise Malformed("a call without the content that it is about, or the reverse")
+    if kind == Kind.READ and not 0 < length <= MAX_READ_BYTES:
+        raise Malformed(f"{length} bytes cannot be asked for at once")
+    return Call(kind, request_id, offset, length, flags >> _PRIORITY_SHIFT, bool(flags & _CACHED_ONLY), ref_bytes)
+
+
+# Replies.
+
+
+def pack_data(request_id: int, offset: int, length: int, sums: Sequence[int], *, last: bool) -> bytes:
+    """The head of `length` bytes that follow; `sums` of all of their pages, or none."""
+    head = _REPLY.pack(Kind.DATA, _LAST if last else 0, len(sums), request_id, offset, length)
+    return head + struct.pack(f"<{len(sums)}Q", *sums) if sums else head
+
+
+def pack_error(request_id: int, error: AlluxioLikeError) -> bytes:
+    """A read that ends without (further) bytes."""
+    parts = (error.code, error.subject[:_MAX_TEXT], error.message[:_MAX_TEXT])
+    body = "\0".join(part.replace("\0", " ") for part in parts).encode("utf-8", "surrogateescape")
+    return _REPLY.pack(Kind.ERROR, _LAST, 0, request_id, 0, len(body)) + body
+
+
+def parse_reply(data: bytes | bytearray | memoryview, position: int = 0) -> Reply:
+    """The REPLY_BYTES at `position`."""
+    kind, flags, sums, request_id, offset, length = _REPLY.unpack_from(data, position)
+    if kind not in {Kind.DATA, Kind.ERROR} or flags > 1:
+        raise Malformed(f"no reply has the number {kind}")
+    if length > MAX_FRAME_BYTES or (kind == Kind.ERROR and (length > 16 * _MAX_TEXT or sums or not flags)):
+        raise Malformed(f"a reply of {length} bytes")
+    if sums and (offset % PAGE_BYTES or sums != -(-length // PAGE_BYTES)):
+        raise Malformed("checksums of pages that are not whole")
+    return Reply(kind, request_id, offset, length, sums, bool(flags & _LAST))
+
+
+def parse_sums(data: bytes | bytearray | memoryview) -> "array[int]":
+    """The checksums behind a head."""
+    sums = array("Q")
+    sums.frombytes(data)
+    if struct.pack("=H", 1) != struct.pack("<H", 1):
+        sums.byteswap()
+    return sums
+
+
+def parse_error(data: bytes) -> AlluxioLikeError:
+    """The error in the bytes of an Error."""
+    code, _, rest = data.decode("utf-8", "surrogateescape").partition("\0")
+    subject, _, message = rest.partition("\0")
+    return make_error(code, message, subject)
