@@ -15,6 +15,8 @@ JobId = NewType("JobId", str)
 MountId = NewType("MountId", int)
 
 ROOT_INODE = InodeId(1)
+EVERYWHERE = InodeId(0)
+"""In a recall: every directory."""
 
 PAGE_BYTES = 1 << 20
 """Unit of presence and of the checksum. A format parameter: recorded in each cache directory."""
@@ -108,6 +110,22 @@ class Entry:
     name: str
     attr: Attr
     ref: FileRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What is no longer so in `directory` (EVERYWHERE: in any): `names` came, went or mean something else, `all_names`: any of
+    them, and the lease is gone with them. The directory's own attributes may be others too. `inodes` are what the names led
+    to before.
+
+    `pins_only`: names and attributes stayed; whether files are pinned may have changed.
+    """
+
+    directory: InodeId
+    names: tuple[bytes, ...] = ()
+    all_names: bool = False
+    inodes: tuple[InodeId, ...] = ()
+    pins_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

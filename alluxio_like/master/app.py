@@ -17,7 +17,9 @@ from alluxio_like.clock import Clock, SystemClock
 from alluxio_like.config import MasterConfig, write_ready_file
 from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.kv.open import open_store
+from alluxio_like.master.coherence import Coherence
 from alluxio_like.master.core import namespace, operations
+from alluxio_like.master.core.leases import LeaseTable
 from alluxio_like.master.core.model import Purged
 from alluxio_like.master.home import Home
 from alluxio_like.master.listing import Lister
@@ -31,6 +33,7 @@ from alluxio_like.master.service_workers import WorkersService
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry, delete_worker, list_stored, put_worker
 from alluxio_like.metrics import Health, Metrics, start_http
+from alluxio_like.rpc.coherence import add_coherence_service
 from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.server import create_server
 from alluxio_like.types import FileId, WorkerId
@@ -54,6 +57,7 @@ class Master:
     jobs: JobManager
     registry: WorkerRegistry
     meta: MetaStore
+    coherence: Coherence
 
     async def close(self) -> None:
         """Stop serving, stop the jobs where they are, make all durable, let the home go."""
@@ -81,6 +85,12 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         )
         with meta.read() as txn:
             registry.restore(list_stored(txn))
+        coherence = Coherence(
+            LeaseTable(clock.monotonic()),
+            clock=clock,
+            metrics=metrics,
+            get_cluster_epoch=lambda: registry.get_cluster().epoch,
+        )
         mounts = MountTable(
             meta,
             SecretsFile(config.home / "secrets.json"),
@@ -89,6 +99,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             metrics=metrics,
             io_timeout_s=config.io_timeout_s,
             default_sync_interval_s=config.sync_interval_s,
+            tell=coherence.tell,
         )
         mounts.restore()
         stack.push_async_callback(mounts.close)
@@ -99,6 +110,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             clock=clock,
             metrics=metrics,
             pacer=Pacer(registry.rates, registry.get_live, clock),
+            leases=coherence,
             page_entries=config.page_entries,
             io_timeout_s=config.io_timeout_s,
         )
@@ -118,8 +130,9 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             namespace=NamespaceService(meta, lister, registry, clock=clock),
             mounts=MountsService(mounts),
             workers=workers,
-            cache=CacheService(meta, lister, mounts, registry, pool, jobs, clock=clock, version=version),
+            cache=CacheService(meta, lister, mounts, registry, pool, jobs, coherence, clock=clock, version=version),
         )
+        add_coherence_service(server.grpc_server, coherence)
         http = start_http(
             config.http_bind,
             metrics,
@@ -134,6 +147,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         jobs.restore()
         chores = [
             asyncio.create_task(_watch_workers(meta, registry, jobs, metrics, clock), name="watch workers"),
+            asyncio.create_task(_watch_leases(coherence), name="watch leases"),
             asyncio.create_task(_forget_old(meta, registry, pool, clock), name="forget old"),
         ]
         stack.push_async_callback(_cancel, chores)
@@ -148,6 +162,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             jobs,
             registry,
             meta,
+            coherence,
         )
     raise AssertionError("unreachable")
 
@@ -197,6 +212,15 @@ async def _watch_workers(
             for worker_id in registry.forget_dead():
                 await meta.write(partial(delete_worker, worker_id=worker_id))
             _set_gauges(meta, registry, jobs, metrics, clock)
+        except Exception:
+            log.exception("a chore failed")
+
+
+async def _watch_leases(coherence: Coherence) -> None:
+    while True:
+        await asyncio.sleep(EXPIRE_INTERVAL_S)
+        try:
+            coherence.expire()
         except Exception:
             log.exception("a chore failed")
 

@@ -11,21 +11,21 @@ an await between. Applying happens in the writer's thread.
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
-from alluxio_like.master.core import namespace, paths
+from alluxio_like.master.core import leases, namespace, paths
 from alluxio_like.master.core.model import NO_MOUNT, Changes, DirState, EntryPage, ListingPlan
-from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.master.pacing import Pacer
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.context import get_remaining_s
-from alluxio_like.types import Entry, InodeId, Kind, MountId, to_bytes, to_str
+from alluxio_like.types import ROOT_INODE, Entry, InodeId, Kind, MountId, Recall, to_bytes, to_str
 from alluxio_like.ufs.api import ListPage, StoreEntry, Ufs
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_VALID_S = 10.0
-"""Clients ask again at least so often: as long as a lease will last."""
+"""Clients without a lease ask again at least so often."""
+MAX_LEASED_S = 86_400.0
+"""Clients with one, where a listing is believed for longer than that."""
 SHORT_VALID_S = 1.0
 """For answers that may change by our own doing (mount points) or that are known to be old."""
 REFRESH_WAIT_S = 2.0
@@ -52,12 +54,33 @@ RETRY_PART = 0.75
 ANSWER_S = 1.0
 
 
+class Leases(Protocol):
+    """What covers answers, and hears of changes: master/coherence.py."""
+
+    def grant(self, session_id: str, directory: InodeId) -> bool: ...
+
+    def tell(self, recalls: Iterable[Recall]) -> object: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """About one name: None says that it does not exist. Usable for `valid_s` seconds."""
+    """About one name: None says that it does not exist. Usable for `valid_s` seconds; see LookupResult for the rest."""
 
     entry: Entry | None
     valid_s: float
+    leased: bool = False
+    directory: InodeId = InodeId(0)
+    chain: tuple[InodeId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One page of a directory: usable for `valid_s` seconds; see DirPage for the rest."""
+
+    page: EntryPage
+    valid_s: float
+    leased: bool = False
+    unleased: tuple[InodeId, ...] = ()
 
 
 class Flight:
@@ -109,11 +132,13 @@ class Lister:
         clock: Clock,
         metrics: Metrics,
         pacer: Pacer,
+        leases: Leases,
         page_entries: int,
         io_timeout_s: float,
     ) -> None:
         self._meta = meta
         self._mounts = mounts
+        self._leases = leases
         self._clock = clock
         self._metrics = metrics
         self._pacer = pacer
@@ -125,11 +150,12 @@ class Lister:
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
-    async def lookup(self, parent: InodeId, name: str) -> Answer:
-        """One displayed name. Raises NotFound and NotADirectory for the parent, and the store's errors."""
+    async def lookup(self, parent: InodeId, name: str, *, session: str = "") -> Answer:
+        """One displayed name; the lease of `session` is to cover it. Raises NotFound and NotADirectory for the parent, and the store's
+        errors."""
         entry, state = self._read_name(parent, name)
         if self._is_fresh(state):
-            return Answer(entry, self._get_valid_s(state))
+            return self._cover(session, state, entry)
         flight = self._flights.get(parent)
         if flight is None:
             trouble = self._mounts.lookup_trouble(state.mount_id, parent)
@@ -141,7 +167,7 @@ class Lister:
         settled = flight.settles(raw_name)
         entry, state = self._read_name(parent, name)
         if settled:
-            return Answer(entry, self._get_valid_s(state) if flight.done else SHORT_VALID_S)
+            return self._cover(session, state, entry, flight)
         return self._answer_known(entry, flight.error or errors.TimedOut("the store did not list this in time", subject=name))
 
     def _read_name(self, parent: InodeId, name: str) -> tuple[Entry | None, DirState]:
@@ -187,15 +213,21 @@ class Lister:
             return False
         entry = StoreEntry(raw_name, found.kind, found.fingerprint, found.mtime_ns, found.trusted, found.archived)
         now_ns = self._clock.now_ns()
-        await self._meta.write(lambda txn: namespace.apply_stat(txn, plan, raw_name, entry, now_ns))
+
+        async def apply() -> None:
+            changes = await self._meta.write(lambda txn: namespace.apply_stat(txn, plan, raw_name, entry, now_ns))
+            self._leases.tell(leases.list_recalls(changes))
+
+        # To the end: what has committed is told, also when who asked has gone.
+        await run_to_end(apply())
         return True
 
-    async def resolve_path(self, path: str, *, sync: bool = False) -> Answer:
+    async def resolve_path(self, path: str, *, sync: bool = False, session: str = "") -> Answer:
         """An absolute path, component by component; with `sync` the store is asked about the last one first."""
         parts = split_path(path)
-        with self._meta.read() as txn:
-            entry: Entry | None = namespace.resolve(txn, "/").entry
-        valid_s = SHORT_VALID_S
+        answer = self.get_entry(ROOT_INODE, session=session)
+        entry, valid_s, leased = answer.entry, answer.valid_s, answer.leased
+        chain: list[InodeId] = []
         for place, part in enumerate(parts):
             if entry is None:
                 break
@@ -203,15 +235,38 @@ class Lister:
                 raise errors.NotADirectory("not a directory", subject="/" + "/".join(parts[:place]))
             if sync and place == len(parts) - 1:
                 await self.refresh(entry.attr.inode, self._clock.now_ns())
-            answer = await self.lookup(entry.attr.inode, part)
-            entry, valid_s = answer.entry, answer.valid_s
-        return Answer(entry, valid_s)
+            answer = await self.lookup(entry.attr.inode, part, session=session)
+            chain.append(entry.attr.inode)
+            leased = leased and answer.leased
+            valid_s = min(valid_s, answer.valid_s) if leased else answer.valid_s
+            entry = answer.entry
+        return Answer(entry, valid_s, leased, chain[-1] if chain else ROOT_INODE, tuple(chain))
+
+    def get_entry(self, inode: InodeId, *, session: str = "") -> Answer:
+        """An inode by its id. Raises NotFound."""
+        with self._meta.read() as txn:
+            entry = namespace.get_entry(txn, inode)
+            parent = namespace.lookup_parent(txn, inode)
+            state = None if parent is None else namespace.get_dir_state(txn, parent)
+        # A file's inode never holds another content; a directory's attributes follow its listing.
+        uncovered_s = MAX_VALID_S if entry.attr.kind is Kind.FILE else SHORT_VALID_S
+        covered = None
+        if state is not None and session and (state.complete or state.mount_id == NO_MOUNT):
+            covered = self._cover(session, state, entry)
+        return covered if covered is not None and covered.leased else Answer(entry, uncovered_s)
 
     # -- directories ---------------------------------------------------------------------------------------------------
 
     async def list_page(
-        self, directory: InodeId, cursor: bytes, limit: int, *, since_ns: int = 0, patience: float = 1.0
-    ) -> tuple[EntryPage, float]:
+        self,
+        directory: InodeId,
+        cursor: bytes,
+        limit: int,
+        *,
+        since_ns: int = 0,
+        patience: float = 1.0,
+        session: str = "",
+    ) -> Listed:
         """Children from `cursor` on, at most `limit`, and how long they may be used; waits only for what it returns.
 
         `since_ns`: a listing that began then or later is believed too. `patience`: how many I/O timeouts it may take. Raises what
@@ -228,15 +283,17 @@ class Lister:
                 raise trouble
         if flight is None or self._is_fresh(state, since_ns):
             # Also the further pages of a listing that has grown old while it was read.
-            return self._read_page(directory, cursor, limit), self._get_valid_s(state)
+            return self._cover_page(session, state, self._read_page(directory, cursor, limit))
         begun, wait_s = self._clock.monotonic(), self._get_wait_s()
         while not flight.done:
+            with self._meta.read() as txn:
+                state = namespace.get_dir_state(txn, directory)
             page = self._read_page(directory, cursor, limit)
             count = _count_settled(flight, page)
             if count and count == len(page.entries) and page.cursor:
-                return page, SHORT_VALID_S
+                return self._cover_page(session, state, page, flight)
             if count >= 2:
-                return self._read_page(directory, cursor, count - 1), SHORT_VALID_S
+                return self._cover_page(session, state, self._read_page(directory, cursor, count - 1), flight)
             left = patience * wait_s - (self._clock.monotonic() - begun)
             if not await flight.wait_progress(left):
                 raise errors.TimedOut("the store did not list this directory in time", subject=page.dir_key)
@@ -244,7 +301,7 @@ class Lister:
             state = namespace.get_dir_state(txn, directory)
         if flight.error is not None and not state.complete:
             raise flight.error
-        return self._read_page(directory, cursor, limit), self._get_valid_s(state)
+        return self._cover_page(session, state, self._read_page(directory, cursor, limit))
 
     def _read_page(self, directory: InodeId, cursor: bytes, limit: int) -> EntryPage:
         with self._meta.read() as txn:
@@ -306,6 +363,45 @@ class Lister:
         age_s = (self._clock.now_ns() - state.listed_ns) / 1e9
         # From the future: the clock was set back, and nobody knows how old it is.
         return interval - age_s if age_s >= 0 or interval == float("inf") else 0.0
+
+    def _cover(self, session: str, state: DirState, entry: Entry | None, flight: Flight | None = None) -> Answer:
+        """An answer about a name of a directory, under the lease of `session` where that can be had: then it is usable until the
+        directory is to be listed again. Call it in one step with the reading of the entry. `flight`: the listing that settled it."""
+        left_s = self._get_lease_s(state, flight)
+        if session and left_s > 0 and self._leases.grant(session, state.directory):
+            if entry is None or entry.attr.kind is not Kind.DIRECTORY:
+                return Answer(entry, left_s, True, state.directory)
+            own_s = self._cover_attributes(session, entry.attr.inode)
+            if own_s > 0:
+                return Answer(entry, min(left_s, own_s), True, state.directory)
+        return Answer(entry, self._get_valid_s(state) if flight is None or flight.done else SHORT_VALID_S)
+
+    def _cover_page(self, session: str, state: DirState, page: EntryPage, flight: Flight | None = None) -> Listed:
+        """As `_cover`, for a page of a listing."""
+        left_s = self._get_lease_s(state, flight)
+        if not session or left_s <= 0 or not self._leases.grant(session, state.directory):
+            return Listed(page, self._get_valid_s(state) if flight is None or flight.done else SHORT_VALID_S)
+        below = [entry.attr.inode for entry in page.entries if entry.attr.kind is Kind.DIRECTORY]
+        unleased = tuple([inode for inode in below if self._cover_attributes(session, inode) < left_s])
+        return Listed(page, left_s, True, unleased)
+
+    def _cover_attributes(self, session: str, directory: InodeId) -> float:
+        """Have a directory's own attributes covered; for how many seconds, 0: they are not."""
+        with self._meta.read() as txn:
+            state = namespace.get_dir_state(txn, directory)
+        # Nothing changes the attributes of one that was never listed to its end but a listing, which tells.
+        left_s = self._get_lease_s(state, None) if state.complete else MAX_LEASED_S
+        return left_s if left_s > 0 and self._leases.grant(session, directory) else 0.0
+
+    def _get_lease_s(self, state: DirState, flight: Flight | None) -> float:
+        """How long what a directory's last listing, or the one under way, said is usable under a lease."""
+        if state.mount_id == NO_MOUNT:
+            return MAX_LEASED_S
+        if flight is not None and not (flight.done and flight.error is None):
+            interval = self._mounts.get_sync_interval_s(state.mount_id)
+            age_s = max(0.0, (self._clock.now_ns() - flight.started_ns) / 1e9)
+            return min(MAX_LEASED_S, (min(interval, YOUNG_S) if state.untrusted else interval) - age_s)
+        return min(MAX_LEASED_S, self._get_left_s(state)) if state.complete else 0.0
 
     def _get_valid_s(self, state: DirState) -> float:
         if state.mount_id == NO_MOUNT:
@@ -389,6 +485,7 @@ class Lister:
 
     async def _apply(self, flight: Flight, apply: Callable[[WriteTransaction], Changes]) -> Changes:
         changes = await self._meta.write(apply)
+        self._leases.tell(leases.list_recalls(changes))
         flight.pages += 1
         flight.covered = changes.covered
         flight.added += len(changes.added)

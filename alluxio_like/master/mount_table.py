@@ -12,7 +12,7 @@ Used from the event loop alone, but for the secrets' file, which the writer's th
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,7 +27,7 @@ from alluxio_like.master.core.paths import split_path
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import MountInfo, MountSecrets, MountSpec
-from alluxio_like.types import InodeId, MountId
+from alluxio_like.types import EVERYWHERE, InodeId, MountId, Recall
 from alluxio_like.ufs.api import Ufs
 from alluxio_like.ufs.open import parse_uri, split_secrets
 
@@ -125,7 +125,9 @@ class MountTable:
         metrics: Metrics,
         io_timeout_s: float,
         default_sync_interval_s: float,
+        tell: Callable[[Iterable[Recall]], object],
     ) -> None:
+        """`tell` is told what a change of the table takes back of what clients know."""
         self._meta = meta
         self._secrets = secrets
         self._opener = opener
@@ -133,6 +135,7 @@ class MountTable:
         self._metrics = metrics
         self._io_timeout_s = io_timeout_s
         self._default_interval_s = default_sync_interval_s
+        self._tell = tell
         self._records: dict[MountId, MountRecord] = {}
         self._open: dict[MountId, Ufs] = {}
         self._troubles: dict[MountId, dict[InodeId | None, _Trouble]] = {}
@@ -237,16 +240,20 @@ class MountTable:
             def apply(txn: WriteTransaction) -> bytes:
                 return operations.run_once(txn, operation_id, "mount", now_ns, lambda: add(txn))
 
-            return await run_to_end(self._commit_mount(apply))
+            return await run_to_end(self._commit_mount(spec.path, apply))
         finally:
             await store.close()
 
-    async def _commit_mount(self, apply: Callable[[WriteTransaction], bytes]) -> MountInfo:
+    async def _commit_mount(self, path: str, apply: Callable[[WriteTransaction], bytes]) -> MountInfo:
         """Store a mount and take it up here; both or, where it cannot be stored, neither."""
+        with self._meta.read() as txn:
+            recalls = core.list_recalls(txn, path)
         mount_id = MountId(int(await self._meta.write(apply)))
         with self._meta.read() as txn:
             record = core.get_mount(txn, mount_id)
+            recalls += core.list_recalls(txn, path)
         self._records[mount_id] = record
+        self._tell(recalls)
         self._troubles.pop(mount_id, None)
         if (old := self._open.pop(mount_id, None)) is not None:
             # Of a mount that was updated. Requests may be under way on it: it is closed with the rest.
@@ -291,7 +298,11 @@ class MountTable:
         def apply(txn: WriteTransaction) -> bytes:
             return operations.run_once(txn, operation_id, "mount", self._clock.now_ns(), lambda: change(txn))
 
-        return await run_to_end(self._commit_mount(apply))
+        info = await run_to_end(self._commit_mount(known.path, apply))
+        if interval != known.sync_interval_s:
+            # Answers hold as long as the interval was when they were given.
+            self._tell([Recall(EVERYWHERE, all_names=True)])
+        return info
 
     async def unmount(self, operation_id: str, path: str) -> None:
         """Take a mount away; its secrets go with it."""
@@ -299,6 +310,8 @@ class MountTable:
 
     async def _commit_unmount(self, operation_id: str, path: str) -> None:
         now_ns = self._clock.now_ns()
+        with self._meta.read() as txn:
+            recalls = core.list_recalls(txn, path)
         raw = await self._meta.write(
             lambda txn: operations.run_once(
                 txn,
@@ -311,6 +324,9 @@ class MountTable:
         mount_id = MountId(int(raw))
         self._records.pop(mount_id, None)
         self._troubles.pop(mount_id, None)
+        with self._meta.read() as txn:
+            recalls += core.list_recalls(txn, path)
+        self._tell(recalls)
         # A mount that comes back by a power loss needs its secrets.
         await self._meta.flush()
         # Its own alone: a mount that was stored meanwhile may not be in `_records` yet, and keeps its secrets.

@@ -15,9 +15,9 @@ from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.core import namespace, operations
 from alluxio_like.master.core.blockmap import BlockDelta, Holding
 from alluxio_like.master.core.jobs import LoadSpec
-from alluxio_like.master.listing import Lister, split_path
+from alluxio_like.master.listing import Leases, Lister, split_path
 from alluxio_like.master.loading import JobManager
-from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.master.service_namespace import get_totals
 from alluxio_like.master.walking import PathList, Step, Walker
@@ -35,7 +35,7 @@ from alluxio_like.rpc.messages import (
     ReplicaCount,
     Report,
 )
-from alluxio_like.types import BLOCK_BYTES, Entry, FileId, FileRef, JobId, Kind, VersionId, WorkerId
+from alluxio_like.types import BLOCK_BYTES, EVERYWHERE, Entry, FileId, FileRef, JobId, Kind, Recall, VersionId, WorkerId
 
 FILES_PER_CALL = 1000
 REPORTED_JOBS = 10
@@ -100,6 +100,7 @@ class CacheService:
         registry: WorkerRegistry,
         pool: WorkerPool,
         jobs: JobManager,
+        leases: Leases,
         *,
         clock: Clock,
         version: str,
@@ -111,6 +112,7 @@ class CacheService:
         self._registry = registry
         self._pool = pool
         self._jobs = jobs
+        self._leases = leases
         self._clock = clock
         self._started = time.monotonic()
 
@@ -247,7 +249,12 @@ class CacheService:
 
             return operations.run_once(txn, operation_id, "set_pinned", now_ns, work)
 
-        await self._meta.write(apply)
+        async def commit() -> None:
+            await self._meta.write(apply)
+            # What is opened from now on is filled as what it is.
+            self._leases.tell([Recall(EVERYWHERE, pins_only=True)])
+
+        await run_to_end(commit())
         count = 0
         async for refs, held in self._iter_held(entry):
             count += len(refs)

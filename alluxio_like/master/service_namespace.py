@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.master.core import namespace
-from alluxio_like.master.listing import MAX_VALID_S, SHORT_VALID_S, Flight, Lister
+from alluxio_like.master.listing import Answer, Flight, Lister
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.master.workers import WorkerRegistry
+from alluxio_like.rpc.context import get_lease
 from alluxio_like.rpc.messages import DirPage, FsTotals, LookupResult, MountInfo, MountSecrets, MountSpec, SyncResult
 from alluxio_like.types import InodeId, Kind, MountId
 
@@ -31,8 +32,7 @@ class NamespaceService:
         self._clock = clock
 
     async def lookup(self, parent: InodeId, name: str) -> LookupResult:
-        answer = await self._lister.lookup(parent, name)
-        return LookupResult(answer.entry, answer.valid_s)
+        return _make_result(await self._lister.lookup(parent, name, session=get_lease()))
 
     async def lookup_many(self, lookups: Sequence[tuple[InodeId, str]]) -> list[LookupResult]:
         if len(lookups) > MAX_PAGE:
@@ -40,18 +40,18 @@ class NamespaceService:
         return list(await asyncio.gather(*(self.lookup(parent, name) for parent, name in lookups)))
 
     async def resolve_path(self, path: str, *, sync: bool) -> LookupResult:
-        answer = await self._lister.resolve_path(path, sync=sync)
-        return LookupResult(answer.entry, answer.valid_s)
+        return _make_result(await self._lister.resolve_path(path, sync=sync, session=get_lease()))
 
     async def get_entry(self, inode: InodeId) -> LookupResult:
-        with self._meta.read() as txn:
-            entry = namespace.get_entry(txn, inode)
-        # A file's inode never holds another content; a directory's attributes follow its listing.
-        return LookupResult(entry, MAX_VALID_S if entry.attr.kind is Kind.FILE else SHORT_VALID_S)
+        return _make_result(self._lister.get_entry(inode, session=get_lease()))
 
     async def list_dir(self, inode: InodeId, cursor: bytes, limit: int) -> DirPage:
-        page, valid_s = await self._lister.list_page(inode, cursor, min(limit or DEFAULT_PAGE, MAX_PAGE))
-        return DirPage(page.entries, page.cursor, valid_s, page.mount_id, page.dir_key)
+        limit = min(limit or DEFAULT_PAGE, MAX_PAGE)
+        listed = await self._lister.list_page(inode, cursor, limit, session=get_lease())
+        page = listed.page
+        return DirPage(
+            page.entries, page.cursor, listed.valid_s, page.mount_id, page.dir_key, listed.leased, listed.unleased
+        )
 
     async def sync(self, path: str | None, inode: InodeId | None, *, recursive: bool) -> SyncResult:
         now_ns = self._clock.now_ns()
@@ -112,6 +112,10 @@ class NamespaceService:
 
     async def stat_fs(self) -> FsTotals:
         return get_totals(self._meta, self._registry)
+
+
+def _make_result(answer: Answer) -> LookupResult:
+    return LookupResult(answer.entry, answer.valid_s, answer.leased, answer.directory, answer.chain)
 
 
 class _Sum:

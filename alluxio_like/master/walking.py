@@ -183,9 +183,10 @@ class Walker:
                 with self._meta.read() as txn:
                     page = namespace.list_entries(txn, inode, position, limit)
             else:
-                page, _ = await self._lister.list_page(
+                listed = await self._lister.list_page(
                     inode, position, limit, since_ns=self._since_ns, patience=LISTING_PATIENCE
                 )
+                page = listed.page
             size = sum(entry.attr.size for entry in page.entries)
             if size > PAGE_BYTES and len(page.entries) > 1:
                 limit = max(1, len(page.entries) * PAGE_BYTES // size)

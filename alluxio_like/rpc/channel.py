@@ -23,6 +23,7 @@ from alluxio_like.errors import AlluxioLikeError, Cancelled, ConfigError, Unavai
 from alluxio_like.metrics import split_address
 from alluxio_like.rpc import status
 from alluxio_like.rpc.auth import TOKEN_KEY
+from alluxio_like.rpc.context import LEASE_KEY
 
 REQUEST_ID_KEY = "x-request-id"
 
@@ -61,6 +62,8 @@ class RpcChannel:
         self._channel: grpc.aio.Channel | None = channel
         self._stubs: dict[str, Any] = {}
         self._token = token
+        self.lease = ""
+        """Sent with every call: the session of the lease that is to cover its answer; empty: none."""
         self._id_prefix = secrets.token_hex(4)
         self._ids = itertools.count(1)
 
@@ -91,9 +94,12 @@ class RpcChannel:
     def make_metadata(self) -> tuple[tuple[str, str], ...]:
         """Of one call: the id of the request that is being served, or a new one; and the token."""
         request = logs.request_id.get() or f"{self._id_prefix}-{next(self._ids):x}"
+        metadata: tuple[tuple[str, str], ...] = ((REQUEST_ID_KEY, request),)
         if self._token:
-            return ((REQUEST_ID_KEY, request), (TOKEN_KEY, self._token))
-        return ((REQUEST_ID_KEY, request),)
+            metadata += ((TOKEN_KEY, self._token),)
+        if self.lease:
+            metadata += ((LEASE_KEY, self.lease),)
+        return metadata
 
 
 @dataclass(frozen=True, slots=True)

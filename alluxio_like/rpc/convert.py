@@ -199,11 +199,20 @@ def to_cluster(message: common_pb2.ClusterView) -> Cluster:
 
 
 def lookup_reply(value: LookupResult) -> master_pb2.LookupReply:
-    return master_pb2.LookupReply(entry=None if value.entry is None else entry(value.entry), valid_s=value.valid_s)
+    reply = master_pb2.LookupReply(entry=None if value.entry is None else entry(value.entry), valid_s=value.valid_s)
+    if value.leased:
+        reply.leased = True
+        reply.directory = value.directory
+        reply.chain.extend(value.chain)
+    return reply
 
 
 def to_lookup_result(message: master_pb2.LookupReply) -> LookupResult:
-    return LookupResult(to_entry(message.entry) if message.HasField("entry") else None, message.valid_s)
+    known = to_entry(message.entry) if message.HasField("entry") else None
+    if not message.leased:
+        return LookupResult(known, message.valid_s)
+    chain = tuple([InodeId(one) for one in message.chain])
+    return LookupResult(known, message.valid_s, True, InodeId(message.directory), chain)
 
 
 def list_dir_reply(value: DirPage) -> master_pb2.ListDirReply:
@@ -213,13 +222,16 @@ def list_dir_reply(value: DirPage) -> master_pb2.ListDirReply:
         valid_s=value.valid_s,
         mount_id=value.mount_id,
         dir_key=to_bytes(value.dir_key),
+        leased=value.leased,
+        unleased=value.unleased,
     )
 
 
 def to_dir_page(message: master_pb2.ListDirReply) -> DirPage:
     dir_key, mount_id = to_str(message.dir_key), message.mount_id
     entries = tuple([to_entry(one, dir_key=dir_key, mount_id=mount_id) for one in message.entries])
-    return DirPage(entries, message.next_cursor, message.valid_s, MountId(mount_id), dir_key)
+    unleased = tuple([InodeId(one) for one in message.unleased])
+    return DirPage(entries, message.next_cursor, message.valid_s, MountId(mount_id), dir_key, message.leased, unleased)
 
 
 def fs_totals_reply(value: FsTotals) -> master_pb2.StatFsReply:

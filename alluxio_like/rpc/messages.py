@@ -8,15 +8,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from alluxio_like.types import Cluster, Entry, FileId, FileRef, JobId, MountId, PageRange, VersionId, Worker, WorkerId
+from alluxio_like.types import (
+    Cluster,
+    Entry,
+    FileId,
+    FileRef,
+    InodeId,
+    JobId,
+    MountId,
+    PageRange,
+    Recall,
+    VersionId,
+    Worker,
+    WorkerId,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class LookupResult:
-    """An answer about one name: `entry` None says that it does not exist. Usable for `valid_s` without asking again."""
+    """An answer about one name: `entry` None says that it does not exist. Usable for `valid_s` without asking again.
+
+    `leased`: the caller's lease of `directory` covers it (and its lease of the entry itself, if that is a directory), so that it
+    is recalled when it changes. `chain`: of a path, the directories that lead to it, from the root on.
+    """
 
     entry: Entry | None
     valid_s: float
+    leased: bool = False
+    directory: InodeId = InodeId(0)
+    chain: tuple[InodeId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +52,33 @@ class DirPage:
     valid_s: float
     mount_id: MountId = MountId(0)
     dir_key: str = ""
+    leased: bool = False
+    unleased: tuple[InodeId, ...] = ()
+    """Directories among the entries whose attributes no lease covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchMessage:
+    """From a client: `session_id` and `run` in the first message of a stream, see coherence.proto."""
+
+    number: int
+    confirmed: int
+    session_id: str = ""
+    run: int = 0
+    bye: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WatchReply:
+    """To a client, see coherence.proto. `number` 0 answers no message, and `lease_s` means nothing then."""
+
+    run: int
+    number: int = 0
+    lease_s: float = 0.0
+    fresh: bool = False
+    recalls: tuple[Recall, ...] = ()
+    sequence: int = 0
+    cluster_epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

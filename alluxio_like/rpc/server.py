@@ -157,6 +157,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             metadata = dict(context.invocation_metadata() or ())
             logs.request_id.set(str(metadata.get(REQUEST_ID_KEY, "")))
             call_context.set_deadline(context.time_remaining())
+            call_context.set_lease(str(metadata.get(call_context.LEASE_KEY, "")))
             failure: AlluxioLikeError | None = None
             outcome = "CANCELLED"
             try:

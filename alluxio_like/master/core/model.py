@@ -72,7 +72,8 @@ class Changes:
 
     `replaced` holds (old inode, new inode) of files whose content is another now; the old ones are orphans. `kept` counts entries
     that were left alone because they changed after the listing had begun. `covered` is the sort name up to which the listing has
-    been applied (None: to the end).
+    been applied (None: to the end). `names` are those under which any of it is or was shown, `touched` child directories whose own
+    attributes changed; `gone_from`: the directory itself was removed, from there, and `names` are its own.
     """
 
     directory: InodeId
@@ -82,6 +83,9 @@ class Changes:
     unchanged: int = 0
     kept: int = 0
     covered: str | None = None
+    names: tuple[bytes, ...] = ()
+    touched: tuple[InodeId, ...] = ()
+    gone_from: InodeId | None = None
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.replaced)

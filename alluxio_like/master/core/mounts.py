@@ -13,7 +13,7 @@ from alluxio_like.master.core import namespace, paths, records, tables
 from alluxio_like.master.core.model import NO_MOUNT, MountRecord
 from alluxio_like.master.core.records import Inode
 from alluxio_like.master.core.tables import Directory, Edit
-from alluxio_like.types import ROOT_INODE, InodeId, Kind, MountId, to_bytes
+from alluxio_like.types import ROOT_INODE, InodeId, Kind, MountId, Recall, to_bytes
 
 
 def add_mount(
@@ -148,6 +148,27 @@ def _make_mount_point(edit: Edit, parts: tuple[str, ...], mount_id: MountId, uid
     directory.set_changed(edit.now_ns)
     record = tables.make_directory(to_bytes(parts[-1]), mount_id, uid, gid, edit.now_ns, records.MOUNT_POINT)
     return edit.link(directory, record)
+
+
+def list_recalls(txn: ReadTransaction, path: str) -> list[Recall]:
+    """What mounting or unmounting at a path takes back, of what is known there now: to be asked before and after."""
+    recalls: list[Recall] = []
+    at = ROOT_INODE
+    for part in paths.split_path(path):
+        recalls.append(Recall(at, (to_bytes(part),)))
+        found = namespace.lookup(txn, at, part)
+        if found is None or found.attr.kind is not Kind.DIRECTORY:
+            return recalls
+        at = found.attr.inode
+    waiting = [at]
+    while waiting:
+        directory = waiting.pop()
+        recalls.append(Recall(directory, all_names=True))
+        if tables.get_directory(txn, directory).mount_id == NO_MOUNT:
+            # Directories on the way to other mounts: few, and they change their mount with it.
+            page = namespace.list_entries(txn, directory, limit=namespace.MAX_ENTRIES)
+            waiting += [entry.attr.inode for entry in page.entries if entry.attr.kind is Kind.DIRECTORY]
+    return recalls
 
 
 def _find(edit: Edit, directory: Directory, part: str, path: str) -> InodeId | None:

@@ -46,6 +46,7 @@ __all__ = [
     "list_entries",
     "list_unknown",
     "lookup",
+    "lookup_parent",
     "prepare",
     "purge",
     "resolve",
@@ -90,6 +91,12 @@ def get_entry(txn: ReadTransaction, inode: InodeId) -> Entry:
     shadowed = _is_shadowed(txn, tables.get_table(txn, record.parent), record)
     name = to_str(paths.show_name(record.name, record.kind, shadowed))
     return _make_entry(inode, record, name, _describe(txn, record.parent, parent))
+
+
+def lookup_parent(txn: ReadTransaction, inode: InodeId) -> InodeId | None:
+    """The directory in which an inode is, the root in itself; None for an orphan. Raises NotFound."""
+    record = tables.get_inode(txn, inode)
+    return None if record.flags & records.ORPHAN else record.parent
 
 
 def list_entries(txn: ReadTransaction, directory: InodeId, cursor: bytes = b"", limit: int = 1000) -> EntryPage:

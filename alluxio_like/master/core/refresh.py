@@ -6,7 +6,7 @@ what we changed after the listing began is left alone; a directory is complete o
 transaction, like namespace.py, which offers them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from alluxio_like import errors
@@ -112,7 +112,8 @@ def apply_missing(txn: WriteTransaction, plan: ListingPlan, now_ns: int) -> Chan
     edit.unlink(parent, plan.directory, record)
     parent.set_changed(now_ns)
     edit.finish()
-    return Changes(plan.directory, removed=(plan.directory,))
+    names = tuple(_show_names([record], shadowed=True))
+    return Changes(plan.directory, removed=(plan.directory,), names=names, gone_from=record.parent)
 
 
 def is_covered(name: str, covered: str | None) -> bool:
@@ -187,6 +188,9 @@ class _Applier:
         self._replaced: list[tuple[InodeId, InodeId]] = []
         self._unchanged = 0
         self._kept = 0
+        self._renamed: list[Inode] = []
+        self._touched: list[InodeId] = []
+        self._was_shadowed = bool(directory.state.shadowed)
 
     def apply(self, sort_name: bytes, listed: Listed, known: _Known | None) -> None:
         """One listed entry beside what is known under its sort name."""
@@ -196,7 +200,9 @@ class _Applier:
             if self._buried.get(paths.file_name(sort_name), 0) > self._plan.start_seq:
                 self._kept += 1
             else:
-                self._added.append(self._edit.link(self._directory, self._make(listed)))
+                made = self._make(listed)
+                self._added.append(self._edit.link(self._directory, made))
+                self._renamed.append(made)
             return
         record = known.record
         if record.flags & _FIXED:
@@ -210,12 +216,14 @@ class _Applier:
                     mtime_ns=listed.mtime_ns, ctime_ns=listed.mtime_ns, flags=record.flags | records.STORE_TIMES
                 )
                 self._edit.update(known.inode, times)
+                self._touched.append(known.inode)
         elif _is_same(record, listed):
             self._unchanged += 1
         else:
             carried = self._make(listed)._replace(mode=record.mode, uid=record.uid, gid=record.gid)
             carried = carried._replace(flags=carried.flags | record.flags & records.PINNED)
             self._replaced.append((known.inode, self._edit.replace(self._directory, known.inode, record, carried)))
+            self._renamed.append(record)
 
     def remove(self, known: _Known) -> bool:
         """Something known that the store no longer has; False if it is left alone."""
@@ -227,6 +235,7 @@ class _Applier:
             return False
         self._edit.unlink(self._directory, known.inode, known.record)
         self._removed.append(known.inode)
+        self._renamed.append(known.record)
         return True
 
     def note_listing(self, *, first: bool, last: bool) -> None:
@@ -265,6 +274,8 @@ class _Applier:
             self._unchanged,
             self._kept,
             covered,
+            tuple(_show_names(self._renamed, self._was_shadowed or bool(self._directory.state.shadowed))),
+            tuple(self._touched),
         )
 
     def _set_times(self, was_complete: bool) -> None:
@@ -307,6 +318,14 @@ class _Applier:
             records.pack_token(listed.fingerprint.token),
             name,
         )
+
+
+def _show_names(changed: Iterable[Inode], shadowed: bool) -> Iterator[bytes]:
+    """The names under which any of these is shown; `shadowed`: also those that a file has or had beside a directory of its name."""
+    for record in changed:
+        yield paths.show_name(record.name, record.kind, False)
+        if shadowed:
+            yield paths.show_name(record.name, Kind.FILE, True)
 
 
 def _is_same(record: Inode, listed: Listed) -> bool:

@@ -35,12 +35,18 @@ class LookupRequest(_message.Message):
     def __init__(self, parent: _Optional[int] = ..., name: _Optional[bytes] = ...) -> None: ...
 
 class LookupReply(_message.Message):
-    __slots__ = ("entry", "valid_s")
+    __slots__ = ("entry", "valid_s", "leased", "directory", "chain")
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     VALID_S_FIELD_NUMBER: _ClassVar[int]
+    LEASED_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
     entry: _common_pb2.Entry
     valid_s: float
-    def __init__(self, entry: _Optional[_Union[_common_pb2.Entry, _Mapping]] = ..., valid_s: _Optional[float] = ...) -> None: ...
+    leased: bool
+    directory: int
+    chain: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, entry: _Optional[_Union[_common_pb2.Entry, _Mapping]] = ..., valid_s: _Optional[float] = ..., leased: _Optional[bool] = ..., directory: _Optional[int] = ..., chain: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LookupManyRequest(_message.Message):
     __slots__ = ("lookups",)
@@ -79,18 +85,22 @@ class ListDirRequest(_message.Message):
     def __init__(self, inode: _Optional[int] = ..., cursor: _Optional[bytes] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class ListDirReply(_message.Message):
-    __slots__ = ("entries", "next_cursor", "valid_s", "mount_id", "dir_key")
+    __slots__ = ("entries", "next_cursor", "valid_s", "mount_id", "dir_key", "leased", "unleased")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     NEXT_CURSOR_FIELD_NUMBER: _ClassVar[int]
     VALID_S_FIELD_NUMBER: _ClassVar[int]
     MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     DIR_KEY_FIELD_NUMBER: _ClassVar[int]
+    LEASED_FIELD_NUMBER: _ClassVar[int]
+    UNLEASED_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[_common_pb2.Entry]
     next_cursor: bytes
     valid_s: float
     mount_id: int
     dir_key: bytes
-    def __init__(self, entries: _Optional[_Iterable[_Union[_common_pb2.Entry, _Mapping]]] = ..., next_cursor: _Optional[bytes] = ..., valid_s: _Optional[float] = ..., mount_id: _Optional[int] = ..., dir_key: _Optional[bytes] = ...) -> None: ...
+    leased: bool
+    unleased: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, entries: _Optional[_Iterable[_Union[_common_pb2.Entry, _Mapping]]] = ..., next_cursor: _Optional[bytes] = ..., valid_s: _Optional[float] = ..., mount_id: _Optional[int] = ..., dir_key: _Optional[bytes] = ..., leased: _Optional[bool] = ..., unleased: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
     __slots__ = ("path", "inode", "recursive")

@@ -1,0 +1,188 @@
+"""Clients' leases, and telling them what has changed.
+
+Owns the streams of clients, the waiting for confirmations, and what a change of the mount table takes back. What is held by whom is
+master/core/leases.py. Answers are covered (`grant`) in the same step in which they are read, and a change is told (`tell`, `invalidate`) after
+its transaction has committed: whoever was told the old state is among the holders then.
+
+Rule of concurrency: event loop alone; no method but `watch` and `invalidate` awaits.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+
+from alluxio_like import errors
+from alluxio_like.clock import Clock
+from alluxio_like.master.core.leases import Duty, LeaseTable, Session
+from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.messages import WatchMessage, WatchReply
+from alluxio_like.types import InodeId, Recall
+
+log = logging.getLogger(__name__)
+
+RECALLS_A_MESSAGE = 200
+FIRST_MESSAGE_S = 10.0
+"""A stream that says nothing for so long is closed."""
+
+
+class _Stream:
+    """One open stream of a session."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.answered = 0
+        self.lease_s = 0.0
+        self.number = 0
+        self.ended = False
+        self.fresh = False
+        self.change = asyncio.Event()
+
+    def end(self) -> None:
+        self.ended = True
+        self.change.set()
+
+
+class Coherence:
+    """CoherenceHandler of rpc.coherence, and what the rest of the master covers answers and tells changes with."""
+
+    def __init__(
+        self,
+        table: LeaseTable,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        get_cluster_epoch: Callable[[], int],
+    ) -> None:
+        self._table = table
+        self._clock = clock
+        self._metrics = metrics
+        self._get_cluster_epoch = get_cluster_epoch
+        self._run = secrets.randbits(62) | 1
+        self._streams: dict[str, _Stream] = {}
+        self._progress = asyncio.Event()
+
+    # What the rest of the master calls
+
+    def grant(self, session_id: str, directory: InodeId) -> bool:
+        """Whether a client's lease covers what it is told of a directory now; see LeaseTable.grant."""
+        return bool(session_id) and self._table.grant(session_id, directory, self._clock.monotonic())
+
+    def tell(self, recalls: Iterable[Recall], *, source: str = "") -> list[Duty]:
+        """Changes that have committed: those who were told otherwise hear of it soon. Does not wait."""
+        now_s = self._clock.monotonic()
+        duties: list[Duty] = []
+        for recall in recalls:
+            for duty in self._table.recall(recall, now_s, source=source):
+                duties.append(duty)
+                self._metrics.lease_recalls.inc()
+        for session_id in {duty.session.session_id for duty in duties}:
+            self._wake(session_id)
+        return duties
+
+    async def invalidate(self, recalls: Iterable[Recall], *, source: str = "", wait: bool) -> None:
+        """As `tell`; with `wait` it returns when no other client can still use what was true before: each has confirmed, or its
+        lease has run out. Never later than one lease time, and once more that after a start of the master, from it on."""
+        start_wait_s = self._table.get_start_wait_s(self._clock.monotonic()) if wait else 0.0
+        duties = self.tell(recalls, source=source)
+        if start_wait_s > 0:
+            # Clients of the master before this one may hold what nobody here knows of.
+            await asyncio.sleep(start_wait_s)
+        while wait:
+            now_s = self._clock.monotonic()
+            duties = self._table.list_unconfirmed(duties, now_s)
+            if not duties:
+                return
+            progress = self._progress
+            left_s = min(duty.session.expires_s for duty in duties) - now_s
+            try:
+                async with asyncio.timeout(left_s):
+                    await progress.wait()
+            except TimeoutError:
+                continue
+
+    def expire(self) -> None:
+        """End the sessions whose lease has run out; to be called every second or so."""
+        for session in self._table.expire(self._clock.monotonic()):
+            log.info("a client's lease has run out", extra={"session": session.session_id})
+            self._end_stream(session.session_id)
+        self._advance()
+        self._metrics.lease_sessions.set(self._table.count_sessions())
+        self._metrics.lease_directories.set(self._table.count_directories())
+
+    # The streams
+
+    async def watch(self, messages: AsyncIterator[WatchMessage]) -> AsyncGenerator[WatchReply]:
+        """See rpc.coherence.CoherenceHandler."""
+        async with asyncio.timeout(FIRST_MESSAGE_S):
+            first = await anext(messages, None)
+        if first is None or not first.session_id:
+            raise errors.InvalidArgument("the first message names the session")
+        stream = self._begin(first)
+        reader = asyncio.create_task(self._read(stream, messages), name=f"lease {first.session_id}")
+        try:
+            while not stream.ended:
+                reply = self._make_reply(stream)
+                if reply is None:
+                    await stream.change.wait()
+                    stream.change.clear()
+                else:
+                    yield reply
+        finally:
+            if self._streams.get(first.session_id) is stream:
+                del self._streams[first.session_id]
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    def _begin(self, first: WatchMessage) -> _Stream:
+        now_s = self._clock.monotonic()
+        session, fresh = self._table.begin(first.session_id, now_s, resume=first.run == self._run)
+        self._end_stream(first.session_id)
+        stream = self._streams[first.session_id] = _Stream(session)
+        stream.fresh = fresh
+        self._renew(stream, first)
+        self._table.rewind(session)
+        return stream
+
+    async def _read(self, stream: _Stream, messages: AsyncIterator[WatchMessage]) -> None:
+        try:
+            async for message in messages:
+                if message.bye:
+                    self._table.end(stream.session)
+                else:
+                    self._renew(stream, message)
+                self._advance()
+                if stream.session.ended:
+                    return
+        finally:
+            stream.end()
+
+    def _renew(self, stream: _Stream, message: WatchMessage) -> None:
+        left_s = self._table.renew(stream.session, self._clock.monotonic(), message.confirmed)
+        if left_s is not None:
+            stream.number, stream.lease_s = message.number, left_s
+            stream.change.set()
+
+    def _make_reply(self, stream: _Stream) -> WatchReply | None:
+        """What is to be said now, if anything."""
+        number = stream.number if stream.number > stream.answered else 0
+        recalls, sequence = self._table.take(stream.session, RECALLS_A_MESSAGE)
+        if not number and not recalls:
+            return None
+        fresh, stream.fresh = stream.fresh, False
+        stream.answered = max(stream.answered, number)
+        return WatchReply(self._run, number, stream.lease_s, fresh, recalls, sequence, self._get_cluster_epoch())
+
+    def _wake(self, session_id: str) -> None:
+        stream = self._streams.get(session_id)
+        if stream is not None:
+            stream.change.set()
+
+    def _end_stream(self, session_id: str) -> None:
+        stream = self._streams.pop(session_id, None)
+        if stream is not None:
+            stream.end()
+
+    def _advance(self) -> None:
+        self._progress.set()
+        self._progress = asyncio.Event()
