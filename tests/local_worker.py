@@ -2,13 +2,14 @@
 
 Usage: local_worker.py DIRECTORY FILES SIZE WORKERS. Says the master's address; then a line of JSON for each command on
 standard input: ["counts"], ["flip", inode, offset], ["refuse", bool] (answer fills with read_through), ["fail", code] (all
-calls; "" ends it), ["flush"].
+calls; "" ends it), ["flush"], ["evict", inode], ["free", inode], ["held"].
 """
 
 import asyncio
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,11 @@ from alluxio_like.cache.store import CacheDirSpec, CacheStore, Role
 from alluxio_like.clock import SystemClock
 from alluxio_like.rpc.messages import Filled, FilledPages
 from alluxio_like.types import PAGE_BYTES, Cluster, FileRef, PageRange
-from alluxio_like.worker.door import Door
+from alluxio_like.worker.door import Door, Guests
 from tests.fakes_rpc import FakeMaster, FakeWorker, make_content, make_entry, make_worker, serve
+
+GUEST = 65534
+"""A user that may have single files."""
 
 
 class LocalWorker(FakeWorker):
@@ -35,7 +39,14 @@ class LocalWorker(FakeWorker):
         spec = CacheDirSpec(home / "cache", quota_bytes=1 << 30, allow_root_disk=True)
         self.store = CacheStore.open([spec], cluster_id="c", clock=SystemClock(), boot_id="boot")
         self.address = ""
-        self.door = Door(home, self.store.worker_id, lambda: self.address, lambda: self.store.directory_fds)
+        self.door = Door(
+            home,
+            self.store.worker_id,
+            lambda: self.address,
+            lambda: self.store.directory_fds,
+            open_whole=lambda file_id, fingerprint: asyncio.to_thread(self.store.open_whole, file_id, fingerprint),
+            guests=Guests(frozenset({GUEST})),
+        )
 
     def fill_pages(self, ref: FileRef, pages: PageRange) -> Filled:
         cached = self.store.create(ref, Role.HOME)
@@ -45,6 +56,13 @@ class LocalWorker(FakeWorker):
         runs = cached.get_present_runs(pages)
         present = tuple(FilledPages(run.pages, run.checksums) for run in runs)
         return Filled(present, cached.directory, cached.generation)
+
+    async def report_bad(self, ref: FileRef, pages: Sequence[int]) -> int:
+        self.bad_pages += pages
+        cached = self.store.lookup(ref.file_id)
+        bad = [] if cached is None else [one for page in pages for one in cached.verify(PageRange(page, page + 1))]
+        self.store.flush()
+        return len(bad)
 
     def flip(self, ref: FileRef, offset: int) -> None:
         """Change one byte of the cache file."""
@@ -61,7 +79,13 @@ def obey(words: list[Any], master: FakeMaster, workers: list[LocalWorker]) -> An
     command, *args = words
     if command == "counts":
         return [
-            {"reads": len(one.reads), "fills": len(one.fills), "touched": sum(touched.read_bytes for touched in one.touched)}
+            {
+                "reads": len(one.reads),
+                "fills": len(one.fills),
+                "touched": sum(touched.read_bytes for touched in one.touched),
+                "bad_pages": len(one.bad_pages),
+                "leases": len(one.door.list_leases()),
+            }
             for one in workers
         ]
     if command == "flip":
@@ -75,6 +99,16 @@ def obey(words: list[Any], master: FakeMaster, workers: list[LocalWorker]) -> An
     elif command == "fail":
         for one in workers:
             one.always = errors.make_error(args[0], "as ordered") if args[0] else None
+    elif command in {"evict", "free"}:
+        # How many files that went, and how many must stay because somebody has them.
+        entry = next(entry for entry in master.entries.values() if entry.attr.inode == args[0])
+        assert entry.ref is not None
+        removed = [one.store.remove([entry.ref.file_id], force=command == "free") for one in workers]
+        return [sum(one.files for one in removed), sum(len(one.in_use) for one in removed)]
+    elif command == "held":
+        for one in workers:
+            one.store.reap_held()
+        return sum(usage.held_files for one in workers for usage in one.store.get_usage())
     elif command == "flush":
         for one in workers:
             one.store.flush()

@@ -372,6 +372,10 @@ class CacheReader:
                 return file
         return None
 
+    def owns(self, file: LocalFile) -> bool:
+        """Whether a file is one of this reader's."""
+        return any(file.directory is view for view in self._views)
+
     def open_filled(self, ref: FileRef, directory: int, generation: int) -> LocalFile | None:
         """The cache file that a Fill reply names (the directory by its place in the door's order), known to the index or not yet.
 

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from alluxio_like.client.client import Client, FileReader
+from alluxio_like.client.descriptor import LocalDescriptor
 from alluxio_like.client.sync import File, SyncClient
 from alluxio_like.config import ClientConfig, load_config
 
-__all__ = ["Client", "File", "FileReader", "SyncClient", "connect"]
+__all__ = ["Client", "File", "FileReader", "LocalDescriptor", "SyncClient", "connect"]
 
 
 def connect(

@@ -15,6 +15,7 @@ from typing import Self
 
 from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.cluster import ClusterTracker
+from alluxio_like.client.descriptor import LocalDescriptor, Opener
 from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.local import LocalCaches
 from alluxio_like.client.metadata import MetadataCache
@@ -78,6 +79,7 @@ class Client:
         if metrics is not None:
             metrics.readahead_bytes.set_function(lambda: self._budget.used_bytes)
         self._scratch = Scratch()
+        self._opener = Opener(self._cluster, self._local, self.open_file, io_timeout_s=config.io_timeout_s)
         self._readers: set[FileReader] = set()
         self._closed = False
 
@@ -232,6 +234,21 @@ class Client:
         """Bytes that the workers whose caches can be read from here may hold."""
         view = self._cluster.view
         return sum(one.capacity_bytes for one in view.workers if self._local.is_local(one)) if view is not None else 0
+
+    async def verify_whole(self, ref: FileRef, file: LocalFile) -> bool:
+        """Whether all of a cache file that `find_whole` gave matches its checksums. Where it does not, the worker has dropped the
+        bad pages when this returns, and is fetching them again: the file is whole no more for now. Raises DiskError.
+        """
+        return await self._local.verify_whole(ref, file, timeout_s=self._timeout_s)
+
+    async def open_local(self, path: str, *, fill: bool = True) -> LocalDescriptor:
+        """The cache file's own descriptor, read-only, of a file that is wholly in a cache of this machine.
+
+        While it, a copy of it in any process or a mapping of it lives, the file is neither evicted in place nor truncated. With
+        `fill` a file that is not wholly there is brought first, each 64 MiB of it within io_timeout_s. Raises NotFound (also: not
+        wholly here, or it may not be; says what to do), IsADirectory, Stale, TimedOut, Unavailable.
+        """
+        return await self._opener.open(await self.get_path(path), path, fill=fill)
 
     async def _note_stale(self, entry: Entry) -> None:
         """Have the master look again, so that the next open finds the replacement. Does not raise."""

@@ -26,6 +26,8 @@ RETRY_S = 5.0
 REPORT_S = 2.0
 REPORT_FILES = 1000
 REPORT_PAGES = 256
+MOST_REPORTS = 32
+"""Reports of bad pages under way at once; what is not reported the scrubber finds."""
 
 
 class LocalCaches:
@@ -42,6 +44,7 @@ class LocalCaches:
         self._entering: asyncio.Task[None] | None = None
         self._touched: dict[WorkerId, dict[FileId, list[int]]] = {}
         self._report: asyncio.Task[None] | None = None
+        self._reports: set[asyncio.Task[None]] = set()
 
     @property
     def is_current(self) -> bool:
@@ -73,7 +76,29 @@ class LocalCaches:
             _log.info("a worker's door gave no file: %s", error, extra={"worker": worker.worker_id})
             return None
 
-    async def report_bad(self, worker_id: WorkerId, ref: FileRef, pages: Sequence[int], *, timeout_s: float) -> None:
+    async def verify_whole(self, ref: FileRef, file: LocalFile, *, timeout_s: float) -> bool:
+        """Whether all of an opened cache file matches its checksums, which are read in a thread. Bad pages are out of its
+        worker's index when this returns, and on their way anew. Raises DiskError.
+        """
+        found = await asyncio.to_thread(file.verify_whole)
+        if found.bad_pages:
+            _log.warning("%d pages of a cache file do not match their checksums", len(found.bad_pages), extra={"key": ref.key})
+            await self.report_bad(self._find_owner(file), ref, found.bad_pages, timeout_s=timeout_s)
+        return not found.bad_pages
+
+    def note_bad(self, ref: FileRef, file: LocalFile, pages: Sequence[int]) -> None:
+        """As `report_bad`, without waiting."""
+        if len(self._reports) < MOST_REPORTS:
+            task = asyncio.create_task(
+                self.report_bad(self._find_owner(file), ref, pages, timeout_s=5.0), name="report bad pages"
+            )
+            self._reports.add(task)
+            task.add_done_callback(self._reports.discard)
+
+    def _find_owner(self, file: LocalFile) -> WorkerId | None:
+        return next((worker_id for worker_id, (_, reader) in self._readers.items() if reader.owns(file)), None)
+
+    async def report_bad(self, worker_id: WorkerId | None, ref: FileRef, pages: Sequence[int], *, timeout_s: float) -> None:
         """Tell a worker which pages of its cache file are bad; it has looked and dropped them when this returns. Does not
         raise.
         """
@@ -141,7 +166,7 @@ class LocalCaches:
 
     async def close(self) -> None:
         """Report what is left, close everything. Does not raise."""
-        for task in (self._report, self._entering):
+        for task in (self._report, self._entering, *self._reports):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)

@@ -17,7 +17,7 @@ from alluxio_like.client.readahead import PIECE_BYTES, SMALL_FILE_BYTES, Budget,
 from alluxio_like.errors import AlluxioLikeError, Corrupt, DiskError, Internal, InvalidArgument, Stale, TimedOut
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Filled, Priority
-from alluxio_like.types import Entry, FileRef, Worker, WorkerId
+from alluxio_like.types import PAGE_BYTES, Entry, FileRef, Worker, WorkerId
 
 _log = logging.getLogger(__name__)
 
@@ -304,8 +304,11 @@ class FileReader:
             # In a thread at once: try_read has just found that it takes waiting, or that pages have to be verified.
             data = await asyncio.to_thread(file.read, offset, run)
         except (Corrupt, DiskError) as error:
-            # The worker finds out by itself, drops the page and has it fetched again; this handle reads through it.
+            # This handle reads through a worker from now on: through the file's own, which then looks for itself, or through
+            # another one, which cannot. So the file's own is told.
             _log.warning("a cache file is not trusted any more: %s", error)
+            pages = range(offset // PAGE_BYTES, -(-(offset + run) // PAGE_BYTES))
+            self._local.note_bad(self.ref, file, pages)
             self._distrusted = True
             self._drop_files()
             return None
@@ -465,6 +468,11 @@ class FileReader:
             if self._metrics is not None:
                 self._metrics.read_bytes.labels("local").inc(self._read_bytes)
         self._read_bytes = self._reads = 0
+
+    def note_handed(self) -> None:
+        """All of it is going to be read by somebody who does not ask us again."""
+        self._read_bytes += self.size
+        self._reads += 1
 
     def begin_close(self) -> Coroutine[None, None, None] | None:
         """End read-ahead and reads under way, let go of descriptors, at once; what is to be awaited then, if anything."""

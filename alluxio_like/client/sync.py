@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequen
 from typing import Any, Self, TypeVar
 
 from alluxio_like.client.client import Client
+from alluxio_like.client.descriptor import LocalDescriptor
 from alluxio_like.client.reading import FileReader
 from alluxio_like.client.runtime import RuntimeClosed, RuntimeHolder
 from alluxio_like.config import ClientConfig
@@ -103,6 +104,12 @@ class SyncClient:
         """All of a file."""
         with self.open(path) as file:
             return file.read()
+
+    def open_local(self, path: str, *, fill: bool = True) -> LocalDescriptor:
+        """The cache file's own descriptor, for io_uring, GPUDirect Storage or mmap; see Client.open_local. Close it, or use
+        `with`.
+        """
+        return self._holder.run(lambda client: client.open_local(path, fill=fill))
 
     def sync_path(self, path: str, *, recursive: bool = False) -> SyncResult:
         return self._holder.run(lambda client: client.sync_path(path, recursive=recursive))

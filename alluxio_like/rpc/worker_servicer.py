@@ -85,7 +85,12 @@ def add_worker_services(server: grpc.aio.Server, *, data: DataHandler, admin: Ad
         request_deserializer=worker_pb2.TouchRequest.FromString,
         response_serializer=worker_pb2.TouchReply.SerializeToString,
     )
-    methods: dict[str, Any] = {"Read": read, "Fill": fill, "Touch": touch}
+    report_bad = grpc.unary_unary_rpc_method_handler(
+        data_servicer.ReportBad,
+        request_deserializer=worker_pb2.ReportBadRequest.FromString,
+        response_serializer=worker_pb2.ReportBadReply.SerializeToString,
+    )
+    methods: dict[str, Any] = {"Read": read, "Fill": fill, "Touch": touch, "ReportBad": report_bad}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("alluxio_like.rpc.v1.Data", methods),))
     add: Any = worker_pb2_grpc
     add.add_WorkerAdminServicer_to_server(_Admin(admin), server)

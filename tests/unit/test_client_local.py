@@ -16,6 +16,7 @@ from alluxio_like import errors
 from alluxio_like.client import Client, reading
 from alluxio_like.config import ClientConfig
 from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import PAGE_BYTES, Entry
 from tests.fakes_rpc import make_content, wait_until
 
@@ -124,6 +125,37 @@ async def test_a_flipped_bit_is_never_read(client: Client, workers: Workers) -> 
     reader = client.open_file(entry)
     got = b"".join([bytes(await reader.read(offset, 1 << 17)) for offset in range(0, SIZE, 1 << 17)])
     assert got == content
+    await reader.close()
+    # The worker whose file it is was told, so that it looks for itself.
+    await wait_until(lambda: workers.count("bad_pages") > 0)
+
+
+async def test_a_whole_file_is_verified_and_its_bad_pages_are_dropped(client: Client, workers: Workers) -> None:
+    entry, content = await get_file(client, 11)
+    reader = client.open_file(entry)
+    assert await reader.fill_whole(Priority.DEMAND)
+    await reader.close()
+    workers.tell("flush")
+    assert entry.ref is not None
+    file = client.find_whole(entry.ref)
+    assert file is not None
+    assert await client.verify_whole(entry.ref, file)
+    workers.tell("flip", entry.attr.inode, SIZE - 1)
+    workers.tell("flip", entry.attr.inode, 3)
+    assert not await client.verify_whole(entry.ref, file)
+    # By the index it is whole no more, neither for this object nor for a new one.
+    assert not file.is_complete
+    assert file.get_present_run(0, SIZE) == 0
+    assert file.get_present_run(PAGE_BYTES, SIZE) == 19 * PAGE_BYTES
+    file.close()
+    while (other := client.find_whole(entry.ref)) is not None:
+        # With two workers the other one's may be whole.
+        assert await client.verify_whole(entry.ref, other)
+        other.close()
+        break
+    reader = client.open_file(entry)
+    assert await reader.fill_whole(Priority.DEMAND)
+    assert await reader.read(0, SIZE) == content
     await reader.close()
 
 
