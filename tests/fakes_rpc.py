@@ -44,6 +44,7 @@ from alluxio_like.types import (
     WorkerId,
     get_pages,
 )
+from alluxio_like.waits import Waits
 
 TOKEN = "the-token"
 
@@ -221,7 +222,7 @@ class FakeWorker:
         self.bad_pages: list[int] = []
 
     async def read(
-        self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool
+        self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool, waits: Waits | None = None
     ) -> AsyncIterator[bytes | bytearray | memoryview]:
         self.reads.append((offset, length, priority))
         self.open_reads += 1

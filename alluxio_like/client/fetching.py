@@ -118,6 +118,7 @@ class Fetcher:
                 filled = await self._next(stream, worker)
                 if filled is None:
                     break
+                flight.told.add_all(filled.waited)
                 if filled.read_through or not target.learn(worker, filled):
                     return False
                 flight.note_progress()
@@ -196,7 +197,9 @@ class Fetcher:
         if position >= stop or buffer is None:
             return
         stub = self._cluster.get_stub(worker)
-        stream = stub.read(ref, position, stop - position, priority=flight.priority, timeout_s=self._io_timeout_s)
+        stream = stub.read(
+            ref, position, stop - position, priority=flight.priority, waits=flight.told, timeout_s=self._io_timeout_s
+        )
         async with aclosing(stream):
             while True:
                 piece = await self._next(stream, worker)

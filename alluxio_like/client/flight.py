@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from alluxio_like.errors import AlluxioLikeError
 from alluxio_like.rpc.messages import Priority
+from alluxio_like.waits import Waits
 
 
 @dataclass(eq=False, slots=True)
@@ -26,6 +27,8 @@ class Flight:
     done: bool = False
     error: AlluxioLikeError | None = None
     waiters: int = 0
+    told: Waits = field(default_factory=Waits)
+    """What workers said of how its time went by."""
     task: "asyncio.Task[None] | None" = None
     _progress: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -7,6 +7,7 @@ several reads may be under way at once; a read that is cancelled takes with it w
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 
 from alluxio_like.cache.reader import LocalFile
@@ -14,10 +15,21 @@ from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.flight import Flight
 from alluxio_like.client.local import LocalCaches
 from alluxio_like.client.readahead import PIECE_BYTES, SMALL_FILE_BYTES, Budget, Pattern
-from alluxio_like.errors import AlluxioLikeError, Corrupt, DiskError, Internal, InvalidArgument, Stale, TimedOut
+from alluxio_like.errors import (
+    AlluxioLikeError,
+    Corrupt,
+    DiskError,
+    Internal,
+    InvalidArgument,
+    Stale,
+    StoreError,
+    StoreThrottled,
+    TimedOut,
+)
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Filled, Priority
 from alluxio_like.types import PAGE_BYTES, Entry, FileRef, Worker, WorkerId
+from alluxio_like.waits import Cause, Seconds, SharedWaits, Waits, subtract
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +95,13 @@ class FileReader:
         self._reads = 0
         self._served_bytes = 0
         self._closed = False
+        self._waits = SharedWaits()
+        self._rest = Cause.OTHER
+        """What the last read waited for, as far as workers have not said."""
+
+    def get_waits(self) -> Seconds:
+        """For how long, and for what, reads and fills of this file have waited, those still under way excepted."""
+        return self._waits.get()
 
     # the whole of it
 
@@ -114,8 +133,16 @@ class FileReader:
                 flight = Flight(start, min(start + FILL_BYTES, self.size), priority)
                 if self.has_local(flight.start, flight.stop):
                     continue
-                async with asyncio.timeout(self._io_timeout_s):
-                    kept = await self._fetcher.fill(self, flight)
+                rest = Cause.OTHER
+                self._waits.begin(time.monotonic())
+                try:
+                    async with asyncio.timeout(self._io_timeout_s):
+                        kept = await self._fetcher.fill(self, flight)
+                except AlluxioLikeError as error:
+                    rest = _get_cause(error)
+                    raise
+                finally:
+                    self._waits.end(time.monotonic(), flight.told.get(), rest)
                 if not kept:
                     self._unkept = self._unkept or self.size <= SMALL_FILE_BYTES
                     return False
@@ -229,16 +256,26 @@ class FileReader:
         stop = min(offset + length, self.size)
         if stop - offset > SLICE_BYTES:
             return await self._read_slices(offset, stop)
+        told = Waits()
+        cause = Cause.OTHER
+        self._waits.begin(time.monotonic())
         try:
             async with asyncio.timeout(self._io_timeout_s):
-                return await self._read_slowly(offset, stop)
+                data = await self._read_slowly(offset, stop, told)
+            cause = self._rest
+            return data
         except TimeoutError:
+            cause = self._rest
             error: AlluxioLikeError = TimedOut(f"not read within {self._io_timeout_s:g} s", subject=self.ref.key)
         except Stale as stale:
+            cause = Cause.STORE
             await self._on_stale(self.entry)
             error = Stale(stale.message, subject=stale.subject or self.ref.key)
         except AlluxioLikeError as other:
+            cause = _get_cause(other)
             error = other
+        finally:
+            self._waits.end(time.monotonic(), told.get(), cause)
         if self._metrics is not None:
             self._metrics.read_failures.labels(error.code).inc()
         raise error
@@ -251,7 +288,7 @@ class FileReader:
             whole[start - offset : start - offset + len(part)] = part
         return whole
 
-    async def _read_slowly(self, offset: int, stop: int) -> bytes | memoryview:
+    async def _read_slowly(self, offset: int, stop: int, told: Waits) -> bytes | memoryview:
         small = self.size <= SMALL_FILE_BYTES
         if not small:
             self._pattern.miss(offset, stop)
@@ -268,7 +305,7 @@ class FileReader:
                 first = False
                 self._read_ahead()
             if flights:
-                await self._wait(flights, offset, stop)
+                await self._wait(flights, offset, stop, told)
             else:
                 # All is there by now; but should that not last, the clock must be able to end this.
                 await asyncio.sleep(0.001)
@@ -384,10 +421,14 @@ class FileReader:
             self._budget.release(flight.taken_bytes)
             flight.taken_bytes = 0
 
-    async def _wait(self, flights: list[Flight], offset: int, stop: int) -> None:
-        """Return when something new has landed in the range; raises what ended a flight that was begun for it."""
+    async def _wait(self, flights: list[Flight], offset: int, stop: int, told: Waits) -> None:
+        """Return when something new has landed in the range; raises what ended a flight that was begun for it.
+
+        `told` gets what workers said meanwhile of how the time goes by.
+        """
         for flight in flights:
             flight.waiters += 1
+        said = [flight.told.get() for flight in flights]
         cancelled = False
         try:
             for flight in flights:
@@ -403,7 +444,9 @@ class FileReader:
             cancelled = True
             raise
         finally:
-            for flight in flights:
+            self._rest = Cause.PEER if any(flight.buffer is not None for flight in flights) else Cause.OTHER
+            for flight, before in zip(flights, said, strict=True):
+                told.add_all(subtract(flight.told.get(), before))
                 flight.waiters -= 1
                 if cancelled and not flight.waiters and flight.priority is Priority.DEMAND and not flight.done:
                     self._drop(flight)
@@ -492,6 +535,13 @@ class FileReader:
         ending = self.begin_close()
         if ending is not None:
             await ending
+
+
+def _get_cause(error: AlluxioLikeError) -> Cause:
+    """What somebody waited for who got this error in the end."""
+    if isinstance(error, StoreThrottled):
+        return Cause.QUEUE
+    return Cause.STORE if isinstance(error, StoreError) else Cause.OTHER
 
 
 async def _wait_ended(tasks: "list[asyncio.Task[None]]") -> None:

@@ -21,13 +21,16 @@ from alluxio_like.rpc.messages import (
 )
 from alluxio_like.rpc.v1 import worker_pb2
 from alluxio_like.types import PageRange
+from alluxio_like.waits import Cause, Seconds
 
 _READ_REPLY_TAG = 0x0A
 """Field 1, length-delimited."""
 
 
-def encode_read_reply(data: bytes | bytearray | memoryview) -> bytes:
-    """The wire form of ReadReply(data=data)."""
+def encode_read_reply(data: "bytes | bytearray | memoryview | Seconds") -> bytes:
+    """The wire form of ReadReply(data=data), or of one that tells what was waited for."""
+    if isinstance(data, tuple):
+        return worker_pb2.ReadReply(waited=waited(data)).SerializeToString()
     size = len(data)
     if not size:
         return b""
@@ -39,8 +42,8 @@ def encode_read_reply(data: bytes | bytearray | memoryview) -> bytes:
     return b"".join((head, data))
 
 
-def decode_read_reply(wire: bytes) -> memoryview:
-    """The data of a ReadReply, without a copy where the message is just that field."""
+def decode_read_reply(wire: bytes) -> "memoryview | Seconds":
+    """The data of a ReadReply, without a copy where the message is just that field; or what it tells was waited for."""
     if not wire:
         return memoryview(b"")
     if wire[0] == _READ_REPLY_TAG:
@@ -53,7 +56,22 @@ def decode_read_reply(wire: bytes) -> memoryview:
                 if position + 1 + size == len(wire):
                     return memoryview(wire)[position + 1 :]
                 break
-    return memoryview(worker_pb2.ReadReply.FromString(wire).data)
+    reply = worker_pb2.ReadReply.FromString(wire)
+    return to_waited(reply.waited) if reply.HasField("waited") and not reply.data else memoryview(reply.data)
+
+
+def waited(seconds: Seconds) -> worker_pb2.Waited:
+    """What a worker knows of; the rest is nothing that happened there."""
+    return worker_pb2.Waited(
+        queue_s=seconds[Cause.QUEUE], store_s=seconds[Cause.STORE], peer_s=seconds[Cause.PEER], fill_s=seconds[Cause.FILL]
+    )
+
+
+def to_waited(message: worker_pb2.Waited) -> Seconds:
+    """Never negative, whatever was sent."""
+    parts = (message.store_s, message.peer_s, message.fill_s, 0.0, message.queue_s, 0.0)
+    store, peer, fill, metadata, queue, other = (part if part > 0 else 0.0 for part in parts)
+    return store, peer, fill, metadata, queue, other
 
 
 def to_priority(number: int) -> Priority:
@@ -69,12 +87,13 @@ def fill_reply(value: Filled) -> worker_pb2.FillReply:
         read_through=value.read_through,
         directory=value.directory,
         generation=value.generation,
+        waited=waited(value.waited) if any(value.waited) else None,
     )
 
 
 def to_filled(message: worker_pb2.FillReply) -> Filled:
     present = tuple(FilledPages(PageRange(one.first, one.first + one.count), tuple(one.checksums)) for one in message.present)
-    return Filled(present, message.directory, message.generation, message.read_through)
+    return Filled(present, message.directory, message.generation, message.read_through, to_waited(message.waited))
 
 
 def touch_request(values: Iterable[Touched]) -> worker_pb2.TouchRequest:

@@ -22,6 +22,7 @@ from alluxio_like.types import (
     Worker,
     WorkerId,
 )
+from alluxio_like.waits import NONE, Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +386,8 @@ class Filled:
     directory: int = 0
     generation: int = 0
     read_through: bool = False
+    waited: Seconds = NONE
+    """How whoever asked has waited there since the item before."""
 
 
 @dataclass(frozen=True, slots=True)

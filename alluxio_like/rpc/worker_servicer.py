@@ -17,7 +17,10 @@ from alluxio_like.rpc.messages import CheckResult, Filled, FreeResult, LoadFile,
 from alluxio_like.rpc.streams import closing
 from alluxio_like.rpc.v1 import worker_pb2, worker_pb2_grpc
 from alluxio_like.types import FileId, FileRef
+from alluxio_like.waits import NONE, Seconds, Waits, subtract
 
+_TOLD_S = 0.0005
+"""A shorter wait of a read is not worth a message of its own. A guess."""
 _CHECKED_PER_MESSAGE = 256
 _CHECK_INTERVAL_S = 0.2
 """Files checked go out together: a message each costs more than checking a small file."""
@@ -27,9 +30,9 @@ class DataHandler(Protocol):
     """For clients and other workers; every call is idempotent."""
 
     def read(
-        self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool
+        self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool, waits: Waits | None = None
     ) -> AsyncIterator[bytes | bytearray | memoryview]:
-        """Exactly these bytes (the range lies within the file), in pieces of at most 1 MiB.
+        """Exactly these bytes (the range lies within the file), in pieces of at most 1 MiB. `waits` gets what was waited for.
 
         A piece is copied before the iterator is asked for the next one. `cached_only`: NotFound instead of going to the store.
         Raises Stale, Store*, InvalidArgument for a range outside the file.
@@ -100,16 +103,21 @@ class _Data:
     def __init__(self, handler: DataHandler) -> None:
         self._handler = handler
 
-    async def Read(self, request: worker_pb2.ReadRequest, _: Any) -> AsyncGenerator[bytes | bytearray | memoryview]:
+    async def Read(self, request: worker_pb2.ReadRequest, _: Any) -> AsyncGenerator[bytes | bytearray | memoryview | Seconds]:
+        waits, told, told_s = Waits(), NONE, 0.0
         pieces = self._handler.read(
             convert.to_file_ref(request.file),
             request.offset,
             request.length,
             priority=convert_worker.to_priority(request.priority),
             cached_only=request.cached_only,
+            waits=waits,
         )
         async with closing(pieces):
             async for piece in pieces:
+                if waits.total_s - told_s >= _TOLD_S:
+                    yield subtract(waits.get(), told)
+                    told, told_s = waits.get(), waits.total_s
                 yield piece
 
     async def Fill(self, request: worker_pb2.FillRequest, _: Any) -> AsyncGenerator[worker_pb2.FillReply]:

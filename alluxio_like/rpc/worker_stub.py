@@ -26,6 +26,7 @@ from alluxio_like.rpc.messages import (
 )
 from alluxio_like.rpc.v1 import worker_pb2, worker_pb2_grpc
 from alluxio_like.types import FileId, FileRef
+from alluxio_like.waits import Waits
 
 
 class _ReadStub:
@@ -66,9 +67,13 @@ class WorkerStub:
         *,
         priority: Priority = Priority.DEMAND,
         cached_only: bool = False,
+        waits: Waits | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[memoryview]:
-        """Exactly these bytes in pieces; a stream that ends short or runs over raises Unavailable or Internal."""
+        """Exactly these bytes in pieces; a stream that ends short or runs over raises Unavailable or Internal.
+
+        `waits` gets what the worker says was waited for.
+        """
         request = worker_pb2.ReadRequest(
             file=convert.file_ref(ref),
             offset=offset,
@@ -79,6 +84,10 @@ class WorkerStub:
         missing = length
         async with aclosing(self._stream("Read", "Read", request, timeout_s, None)) as pieces:
             async for piece in pieces:
+                if isinstance(piece, tuple):
+                    if waits is not None:
+                        waits.add_all(piece)
+                    continue
                 missing -= len(piece)
                 if missing < 0:
                     raise Internal(f"the worker at {self._channel.address} sent more than it was asked for")

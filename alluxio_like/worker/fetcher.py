@@ -17,6 +17,7 @@ from alluxio_like.cache.store import CacheStore
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import PAGE_BYTES, PAGES_PER_BLOCK, FileId, FileRef, JobId, PageRange, get_page_count
+from alluxio_like.waits import Waits, subtract
 from alluxio_like.worker.cluster import ClusterView
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.flight import Flight, State
@@ -90,10 +91,19 @@ class Fetcher:
     # -- what services call ------------------------------------------------------------------------------------------------
 
     async def read(
-        self, ref: FileRef, offset: int, length: int, *, priority: Priority, role: Role | None, peers: PeerChoice = ()
+        self,
+        ref: FileRef,
+        offset: int,
+        length: int,
+        *,
+        priority: Priority,
+        role: Role | None,
+        peers: PeerChoice = (),
+        waits: Waits | None = None,
     ) -> AsyncIterator[tuple[memoryview | bytes, str]]:
         """Exactly bytes [offset, offset + length), a piece per page, each with its source: local, peer or store.
 
+        `waits` gets what was waited for.
         `role` None: what is missing is fetched but not kept. Raises Stale, Store*, TimedOut, DiskError.
         """
         step = (self._max_pages * 2 if role is not None else _THROUGH_PAGES) * PAGE_BYTES
@@ -108,7 +118,7 @@ class Fetcher:
                     for page in range(first, stop):
                         start = max(offset, page * PAGE_BYTES)
                         stop_byte = min(window_end, (page + 1) * PAGE_BYTES)
-                        yield await self._read_page(ref, page, start, stop_byte, flight, priority, role)
+                        yield await self._read_page(ref, page, start, stop_byte, flight, priority, role, waits)
             offset = window_end
 
     async def read_cached(self, ref: FileRef, offset: int, length: int) -> AsyncIterator[bytes]:
@@ -127,9 +137,19 @@ class Fetcher:
             offset = stop
 
     async def fill(
-        self, ref: FileRef, pages: PageRange, *, priority: Priority, role: Role, peers: PeerChoice = ()
+        self,
+        ref: FileRef,
+        pages: PageRange,
+        *,
+        priority: Priority,
+        role: Role,
+        peers: PeerChoice = (),
+        waits: Waits | None = None,
     ) -> AsyncIterator[Landed]:
-        """Bring pages into the cache file; says which are there as they land. Ends after a `Landed` that cannot be kept."""
+        """Bring pages into the cache file; says which are there as they land. Ends after a `Landed` that cannot be kept.
+
+        `waits` gets what was waited for.
+        """
         cached = await self.get_cached(ref, pages)
         with self._plan(ref, pages, priority, role, peers, None, cached) as plan:
             for first, stop, flight in plan:
@@ -138,7 +158,7 @@ class Fetcher:
                     continue
                 while first < stop:
                     try:
-                        await self._wait(flight, first)
+                        await self._wait(flight, first, waits)
                     except errors.NoSpace:
                         yield Landed(PageRange(first, stop), None)
                         return
@@ -267,7 +287,7 @@ class Fetcher:
             return pages.first, pages.first + 1, None
         stop = self._choose_stop(ref, pages, role, cached)
         limit = next((page for page in range(pages.first + 1, stop) if page in flights), stop)
-        flight = Flight(ref, PageRange(pages.first, limit), priority, role, peers, job)
+        flight = Flight(ref, PageRange(pages.first, limit), priority, role, peers, job, self._turns.monotonic())
         flight.on_abandoned = self._abandon
         self._flights[ref.file_id] = flights
         for page in range(flight.first, flight.stop):
@@ -341,18 +361,30 @@ class Fetcher:
             self._retire(flight)
             flight.task.cancel()
 
-    async def _wait(self, flight: Flight, page: int) -> None:
-        """Wait for a page, within the time that a read may take."""
+    async def _wait(self, flight: Flight, page: int, waits: Waits | None = None) -> None:
+        """Wait for a page, within the time that a read may take; `waits` gets what the flight was busy with meanwhile."""
         if page < flight.landed:
             return
+        before = flight.spent.read(self._turns.monotonic())
         try:
             async with asyncio.timeout(self._wait_s):
                 await flight.wait_landed(page)
         except TimeoutError:
             raise describe_wait(flight, self._wait_s) from None
+        finally:
+            if waits is not None:
+                waits.add_all(subtract(flight.spent.read(self._turns.monotonic()), before))
 
     async def _read_page(
-        self, ref: FileRef, page: int, start: int, stop: int, flight: Flight | None, priority: Priority, role: Role | None
+        self,
+        ref: FileRef,
+        page: int,
+        start: int,
+        stop: int,
+        flight: Flight | None,
+        priority: Priority,
+        role: Role | None,
+        waits: Waits | None,
     ) -> tuple[memoryview | bytes, str]:
         """Bytes [start, stop) of one page, from wherever they are by now."""
         base = page * PAGE_BYTES
@@ -360,7 +392,7 @@ class Fetcher:
         for _ in range(_TRIES):
             if flight is not None:
                 try:
-                    await self._wait(flight, page)
+                    await self._wait(flight, page, waits)
                 except errors.NoSpace:
                     # A load's fetch found no room; a reader needs none.
                     role = None

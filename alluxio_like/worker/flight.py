@@ -12,6 +12,7 @@ from alluxio_like import errors
 from alluxio_like.cache.file import CachedFile, Role
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import PAGE_BYTES, FileRef, JobId, PageRange
+from alluxio_like.waits import Cause, Stopwatch
 from alluxio_like.worker.turns import Turn
 
 
@@ -48,6 +49,7 @@ class Flight:
         "requests",
         "role",
         "source",
+        "spent",
         "state",
         "stop",
         "task",
@@ -56,7 +58,8 @@ class Flight:
     )
 
     def __init__(
-        self, ref: FileRef, pages: PageRange, priority: Priority, role: Role | None, peers: tuple[tuple[str, bool], ...], job: JobId | None
+        self, ref: FileRef, pages: PageRange, priority: Priority, role: Role | None, peers: tuple[tuple[str, bool], ...], job: JobId | None,
+        now_s: float = 0.0,
     ) -> None:
         self.ref = ref
         self.first = pages.first
@@ -82,6 +85,8 @@ class Flight:
         """Requests to the store."""
         self.source = "store"
         """Where the last bytes came from: store or peer."""
+        self.spent = Stopwatch(Cause.QUEUE, now_s)
+        """What its time goes into."""
         self.task: asyncio.Task[None] | None = None
         self.turn: Turn | None = None
         self.on_abandoned: Callable[[Flight], None] | None = None

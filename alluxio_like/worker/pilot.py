@@ -19,6 +19,7 @@ from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import PAGE_BYTES
 from alluxio_like.ufs.api import Ufs
+from alluxio_like.waits import Cause
 from alluxio_like.worker.buffers import Buffers, Landing
 from alluxio_like.worker.cluster import ClusterView
 from alluxio_like.worker.disk import DiskQueue
@@ -131,9 +132,11 @@ class Pilot:
         for address, cached_only in flight.peers:
             offset, length = self._get_rest(flight)
             flight.source = "peer"
+            self._spend(flight, Cause.QUEUE)
             try:
                 async with self._small_peer_slots if length <= _SMALL_BYTES else self._peer_slots:
                     flight.state = State.RUNNING
+                    self._spend(flight, Cause.PEER)
                     await self._ask_peer(flight, address, offset, length, cached_only=cached_only)
                 self._metrics.peer_bytes.inc(length)
                 if cached_only:
@@ -198,7 +201,9 @@ class Pilot:
         """One request to the store for what has not landed yet."""
         ufs = self._stores.lookup_ufs(flight.ref.mount_id) or await self._stores.get_ufs(flight.ref.mount_id)
         turn = flight.turn = self._turns.make_turn(flight.priority, ufs.bucket)
+        self._spend(flight, Cause.QUEUE)
         await self._turns.take(turn)
+        self._spend(flight, Cause.STORE)
         label = self._stores.get_label(flight.ref.mount_id)
         started = self._turns.monotonic()
         try:
@@ -212,11 +217,15 @@ class Pilot:
             self._metrics.store_errors.labels("GET", label, error.code).inc()
             if isinstance(error, errors.StoreThrottled):
                 self._note_throttle(ufs)
+                self._spend(flight, Cause.QUEUE)
             raise
         finally:
             self._turns.give_back(turn)
             flight.turn = None
             self._metrics.store_latency.labels("GET").observe(self._turns.monotonic() - started)
+
+    def _spend(self, flight: Flight, cause: Cause) -> None:
+        flight.spent.enter(cause, self._turns.monotonic())
 
     def _note_throttle(self, ufs: Ufs) -> None:
         self._turns.note_throttle(ufs.bucket)
@@ -326,6 +335,8 @@ class Pilot:
 
     async def _settle(self, flight: Flight, write: "_Write") -> None:
         """Wait for a write. Raises its error unless the pages were held in memory. The write goes on when this is cancelled."""
+        cause = flight.spent.cause
+        self._spend(flight, Cause.FILL)
         try:
             await asyncio.shield(write.written)
         except (errors.NoSpace, errors.DiskError):
@@ -337,6 +348,8 @@ class Pilot:
         else:
             # A future that is done is awaited without its callbacks having run.
             self._land(flight, write)
+        finally:
+            self._spend(flight, cause)
 
     @staticmethod
     def _hold(flight: Flight, first: int, data: memoryview) -> None:

@@ -33,6 +33,7 @@ from alluxio_like.types import (
     Worker,
     get_pages,
 )
+from alluxio_like.waits import NONE, Seconds, Waits, subtract
 from alluxio_like.worker.cluster import ClusterView
 from alluxio_like.worker.core.admission import GuestRequest, admits_guest
 from alluxio_like.worker.disk import DiskQueue
@@ -69,7 +70,7 @@ class DataService:
         self._guests: OrderedDict[FileId, list[int]] = OrderedDict()
 
     async def read(
-        self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool
+        self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool, waits: Waits | None = None
     ) -> AsyncIterator[bytes | bytearray | memoryview]:
         """See DataHandler."""
         _check_range(ref, offset, length)
@@ -84,7 +85,9 @@ class DataService:
                 if priority is Priority.LOAD:
                     # Another worker makes its replica from ours, which the master has asked of us or is about to.
                     role = Role.HOME
-                pieces = self._fetcher.read(ref, start, stop - start, priority=priority, role=role, peers=peers)
+                pieces = self._fetcher.read(
+                    ref, start, stop - start, priority=priority, role=role, peers=peers, waits=waits
+                )
                 try:
                     async for piece, source in pieces:
                         self._metrics.read_bytes.labels(source).inc(len(piece))
@@ -107,6 +110,7 @@ class DataService:
     async def fill(self, ref: FileRef, offset: int, length: int, *, priority: Priority) -> AsyncIterator[Filled]:
         """See DataHandler."""
         _check_range(ref, offset, length)
+        waits, told = Waits(), NONE
         for start, stop in _split_by_block(offset, offset + length, self._view.is_block_placed(ref)):
             role, peers = self._choose_role(ref, start // BLOCK_BYTES)
             if role is None:
@@ -116,13 +120,14 @@ class DataService:
                     return
                 role, peers = Role.GUEST, ((home.address, False),)
             pages = get_pages(start, stop - start, ref.size)
-            landings = self._fetcher.fill(ref, pages, priority=priority, role=role, peers=peers)
+            landings = self._fetcher.fill(ref, pages, priority=priority, role=role, peers=peers, waits=waits)
             try:
                 async for landed in landings:
+                    waited, told = subtract(waits.get(), told), waits.get()
                     if landed.cached is None:
-                        yield Filled(read_through=True)
+                        yield Filled(read_through=True, waited=waited)
                         return
-                    yield _describe(landed, landed.cached)
+                    yield _describe(landed, landed.cached, waited)
             except errors.AlluxioLikeError as error:
                 self._metrics.read_failures.labels(error.code).inc()
                 raise
@@ -268,8 +273,8 @@ def _split_by_block(start: int, stop: int, by_block: bool) -> list[tuple[int, in
     return parts
 
 
-def _describe(landed: Landed, cached: CachedFile) -> Filled:
+def _describe(landed: Landed, cached: CachedFile, waited: Seconds) -> Filled:
     """What a local reader needs to find these pages in the cache file."""
     runs = [run for run in cached.get_present_runs(landed.pages) if run.generation == cached.generation]
     present = tuple(FilledPages(run.pages, run.checksums) for run in runs)
-    return Filled(present=present, directory=cached.directory, generation=cached.generation)
+    return Filled(present=present, directory=cached.directory, generation=cached.generation, waited=waited)

@@ -34,10 +34,24 @@ class ReadRequest(_message.Message):
     def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., cached_only: _Optional[bool] = ...) -> None: ...
 
 class ReadReply(_message.Message):
-    __slots__ = ("data",)
+    __slots__ = ("data", "waited")
     DATA_FIELD_NUMBER: _ClassVar[int]
+    WAITED_FIELD_NUMBER: _ClassVar[int]
     data: bytes
-    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+    waited: Waited
+    def __init__(self, data: _Optional[bytes] = ..., waited: _Optional[_Union[Waited, _Mapping]] = ...) -> None: ...
+
+class Waited(_message.Message):
+    __slots__ = ("queue_s", "store_s", "peer_s", "fill_s")
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    STORE_S_FIELD_NUMBER: _ClassVar[int]
+    PEER_S_FIELD_NUMBER: _ClassVar[int]
+    FILL_S_FIELD_NUMBER: _ClassVar[int]
+    queue_s: float
+    store_s: float
+    peer_s: float
+    fill_s: float
+    def __init__(self, queue_s: _Optional[float] = ..., store_s: _Optional[float] = ..., peer_s: _Optional[float] = ..., fill_s: _Optional[float] = ...) -> None: ...
 
 class FillRequest(_message.Message):
     __slots__ = ("file", "offset", "length", "priority")
@@ -52,16 +66,18 @@ class FillRequest(_message.Message):
     def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class FillReply(_message.Message):
-    __slots__ = ("present", "read_through", "generation", "directory")
+    __slots__ = ("present", "read_through", "generation", "directory", "waited")
     PRESENT_FIELD_NUMBER: _ClassVar[int]
     READ_THROUGH_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    WAITED_FIELD_NUMBER: _ClassVar[int]
     present: _containers.RepeatedCompositeFieldContainer[PageRange]
     read_through: bool
     generation: int
     directory: int
-    def __init__(self, present: _Optional[_Iterable[_Union[PageRange, _Mapping]]] = ..., read_through: _Optional[bool] = ..., generation: _Optional[int] = ..., directory: _Optional[int] = ...) -> None: ...
+    waited: Waited
+    def __init__(self, present: _Optional[_Iterable[_Union[PageRange, _Mapping]]] = ..., read_through: _Optional[bool] = ..., generation: _Optional[int] = ..., directory: _Optional[int] = ..., waited: _Optional[_Union[Waited, _Mapping]] = ...) -> None: ...
 
 class PageRange(_message.Message):
     __slots__ = ("first", "count", "checksums")
