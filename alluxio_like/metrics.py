@@ -128,6 +128,26 @@ class Metrics:
         self.fuse_errors = self._counter("fuse_errors_total", "Requests of the kernel answered with an error.", ("op", "errno"))
         self.fuse_latency = self._histogram("fuse_seconds", "Time a request of the kernel took.", ("op",))
         self.fuse_handles = self._gauge("fuse_open_handles", "Files that are open on the mount.")
+        self.fuse_session = self._gauge(
+            "fuse_session", "1 for the session in use: kernel with passthrough, kernel or pyfuse3.", ("session",)
+        )
+        self.fuse_opens = self._counter(
+            "fuse_opens_total",
+            "Opens by how they were served: passthrough (the kernel reads by itself), cached, direct, rerouted; kernel session.",
+            ("way",),
+        )
+        self.fuse_handles_by_way = self._gauge(
+            "fuse_open_files", "Files that are open, by how they are served; kernel session.", ("way",)
+        )
+        self.fuse_nodes = self._gauge("fuse_open_nodes", "Node ids that are open; kernel session.")
+        self.fuse_moves = self._counter(
+            "fuse_moves_total", "Opens that were sent to another node id of their file; kernel session."
+        )
+        self.fuse_fills = self._counter(
+            "fuse_fills_total",
+            "Files brought whole to this machine for passthrough, by occasion and outcome.",
+            ("occasion", "outcome"),
+        )
         self.degraded = self._gauge("degraded", "1 while the master cannot be reached.")
 
 

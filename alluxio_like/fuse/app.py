@@ -9,29 +9,36 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from alluxio_like.client.client import Client
 from alluxio_like.clock import SystemClock
 from alluxio_like.config import FuseConfig, write_ready_file
 from alluxio_like.errors import AlluxioLikeError, ConfigError, Conflict, Internal, NotADirectory, NotFound, TimedOut
-from alluxio_like.fuse import mountpoint
+from alluxio_like.fuse import mountpoint, wire
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.client_backend import ClientBackend
+from alluxio_like.fuse.device import Device, Handshake
+from alluxio_like.fuse.meter import Meter
+from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.notify import Notifier
+from alluxio_like.fuse.opening import Opener, OpenSettings
 from alluxio_like.fuse.operations import Operations, Settings
+from alluxio_like.fuse.session_kernel import Session
 from alluxio_like.metrics import Health, HttpServer, Metrics, start_http
 from alluxio_like.types import Entry, Kind
 
 if TYPE_CHECKING:
-    from alluxio_like.fuse.session_pyfuse3 import Session
+    from alluxio_like.fuse.session_pyfuse3 import Session as Pyfuse3Session
 
 log = logging.getLogger(__name__)
 
+_CAP_SYS_ADMIN = 21
 _GRACE_S = 2.0
 """What requests under way get to end when the daemon is told to stop. A guess."""
 
@@ -53,36 +60,143 @@ async def run(config: FuseConfig) -> int:
         await client.close()
 
 
-async def serve(config: FuseConfig, backend: Backend, metrics: Metrics) -> int:
-    """Mount `config.path` of a backend at `config.mountpoint` and serve it; the exit code. Does not close the backend."""
-    if config.session == "kernel":
-        raise ConfigError("the kernel session is not here yet: use pyfuse3", subject="session")
-    parts = _make_parts(config, backend, await _get_root(config, backend), metrics)
-    place, was_made = await asyncio.to_thread(mountpoint.check_place, config.mountpoint)
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A mount's end of the kernel, INIT answered. `generation`: how many daemons served this mount before."""
+
+    device: Device
+    handshake: Handshake
+    generation: int = 0
+    number: str = ""
+    """The mount's device number, major:minor."""
+
+
+async def serve(config: FuseConfig, backend: Backend, metrics: Metrics, connection: Connection | None = None) -> int:
+    """Mount `config.path` of a backend at `config.mountpoint` and serve it; the exit code. Does not close the backend.
+
+    With a connection it is mounted already, and served through that. The connection's device is closed in any case.
+    """
+    given = connection is not None
+    place, was_made = config.mountpoint, False
+    parts: _Parts | None = None
     try:
+        kind = "kernel" if given else choose_session(config.session)
+        root = await _get_root(config, backend)
+        if not given:
+            place, was_made = await asyncio.to_thread(mountpoint.check_place, config.mountpoint)
+        if kind == "kernel":
+            if connection is None:
+                connection = await asyncio.to_thread(connect, config, place)
+            parts = _make_kernel_parts(config, backend, root, metrics, connection)
+        else:
+            parts = _make_pyfuse3_parts(config, backend, root, metrics)
         health = _MountHealth(place, parts.session)
         async with _serve_http(config, metrics, health) as http:
             await _serve_mount(config, parts, place, http, health)
     finally:
-        await parts.operations.close()
+        if parts is not None:
+            await parts.close()
+        if connection is not None:
+            connection.device.close()
+            if not given:
+                await asyncio.to_thread(_detach_dead, place, connection.number)
         if was_made:
             await asyncio.to_thread(mountpoint.remove_place, place)
     return 0
 
 
+def choose_session(wanted: str) -> str:
+    """The session to use, for `session` of the configuration: kernel or pyfuse3. Raises ConfigError where kernel is not possible."""
+    if wanted == "pyfuse3":
+        return wanted
+    why_not = find_why_not_kernel()
+    if not why_not:
+        return "kernel"
+    if wanted == "kernel":
+        raise ConfigError(f"the kernel session cannot be used: {why_not}", subject="session")
+    log.info("using pyfuse3: %s", why_not)
+    return "pyfuse3"
+
+
+def find_why_not_kernel() -> str:
+    """Why this process cannot serve a mount by itself; empty: it can."""
+    numbers = [int(number) for number in re.findall(r"\d+", os.uname().release)[:2]]
+    if numbers < [5, 10]:
+        return f"it needs Linux 5.10, this is {os.uname().release}"
+    effective = 0
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            effective = int(line.split()[1], 16)
+    return "" if effective >> _CAP_SYS_ADMIN & 1 else "it needs root (CAP_SYS_ADMIN)"
+
+
+def connect(config: FuseConfig, place: Path) -> Connection:
+    """Mount at a place that was checked, and answer the kernel's first request. Blocks. Raises the package's errors; then nothing stays."""
+    allow_other = mountpoint.may_allow_other() if config.allow_other is None else config.allow_other
+    device = Device.mount(place, allow_other=allow_other, source=mountpoint.SOURCE, subtype=mountpoint.SUBTYPE)
+    try:
+        handshake = device.shake_hands(passthrough=config.passthrough != "off", timeout_s=config.client.io_timeout_s)
+        if config.passthrough == "on" and not handshake.passthrough:
+            raise ConfigError("this kernel has no FUSE passthrough (it came with Linux 6.9)", subject="passthrough")
+    except BaseException:
+        device.close()
+        _detach_quietly(place)
+        raise
+    top = mountpoint.find_top(place)
+    return Connection(device, handshake, number=top.device if top is not None else "")
+
+
+def _detach_quietly(place: Path) -> None:
+    with contextlib.suppress(AlluxioLikeError):
+        mountpoint.detach(place)
+
+
+def _detach_dead(place: Path, number: str) -> None:
+    """Take a mount away whose device was closed, if it is still there: something failed between mounting and serving."""
+    top = mountpoint.find_top(place)
+    if top is not None and top.device == number:
+        _detach_quietly(place)
+
+
+class _Session(Protocol):
+    """What the two sessions have in common; see session_kernel.Session."""
+
+    @property
+    def is_serving(self) -> bool: ...
+
+    async def wait_ready(self) -> None: ...
+
+    async def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def cancel_requests(self) -> None: ...
+
+    def close(self, *, unmount: bool) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What one mount is made of."""
+    """What one mount is made of. `to_mount`: the session that has to mount first."""
 
     operations: Operations
-    session: "Session"
+    session: _Session
     notifier: Notifier
+    description: str
+    opener: Opener | None = None
+    to_mount: "Pyfuse3Session | None" = None
+
+    async def close(self) -> None:
+        """Let go of what is open; after the session's end."""
+        if self.opener is not None:
+            await self.opener.close()
+        await self.operations.close()
 
 
 class _MountHealth:
     """Whether the mount is served and is what programs find at its place; asked from the HTTP server's threads."""
 
-    def __init__(self, place: Path, session: "Session") -> None:
+    def __init__(self, place: Path, session: _Session) -> None:
         self._place = place
         self._session = session
         self.device = ""
@@ -95,18 +209,53 @@ class _MountHealth:
         return Health(mounted and serving, {"mountpoint": str(self._place), "mounted": mounted, "serving": serving})
 
 
-def _make_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> _Parts:
+def _make_kernel_parts(
+    config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics, connection: Connection
+) -> _Parts:
+    io_timeout_s = config.client.io_timeout_s
+    if config.passthrough == "off":
+        why_not = "passthrough is switched off"
+    elif not connection.handshake.passthrough:
+        why_not = "the kernel has no passthrough"
+    else:
+        why_not = ""
+    settings = OpenSettings(
+        why_not, config.fill_at_open_bytes, config.fill_in_background, config.open_wait_bytes, io_timeout_s
+    )
+    nodes, clock, device = Nodes(connection.generation), SystemClock(), connection.device
+    opener = Opener(backend, device, nodes, settings, clock, metrics)
+    notifier = Notifier(lambda parent, name: device.notify(wire.pack_inval_entry(parent, name)))
+    operations = Operations(
+        backend,
+        root,
+        Settings(config.entry_timeout_s, io_timeout_s),
+        clock,
+        notifier.tell,
+        serving=opener,
+        generation=connection.generation,
+    )
+    metrics.fuse_handles.set_function(operations.count_open)
+    metrics.fuse_session.labels(opener.describe_session()).set(1)
+    session = Session(operations, opener, nodes, device, io_timeout_s, Meter(metrics))
+    return _Parts(operations, session, notifier, opener.describe_session(), opener)
+
+
+def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> _Parts:
+    if config.passthrough == "on":
+        raise ConfigError("passthrough needs the kernel session", subject="passthrough")
     try:
-        from alluxio_like.fuse.session_pyfuse3 import Session
+        from alluxio_like.fuse.session_pyfuse3 import Session as Pyfuse3Session
     except ImportError as error:
         needs = "it is built with gcc, pkg-config and the headers of Python and libfuse3"
         raise ConfigError(f"pyfuse3 cannot be used ({error}): install alluxio-like[fuse]; {needs}") from None
 
     io_timeout_s = config.client.io_timeout_s
-    notifier = Notifier(Session.invalidate_entry)
+    notifier = Notifier(Pyfuse3Session.invalidate_entry)
     operations = Operations(backend, root, Settings(config.entry_timeout_s, io_timeout_s), SystemClock(), notifier.tell)
     metrics.fuse_handles.set_function(operations.count_open)
-    return _Parts(operations, Session(operations, io_timeout_s, metrics), notifier)
+    metrics.fuse_session.labels("pyfuse3").set(1)
+    session = Pyfuse3Session(operations, io_timeout_s, metrics)
+    return _Parts(operations, session, notifier, "pyfuse3", to_mount=session)
 
 
 async def _get_root(config: FuseConfig, backend: Backend) -> Entry:
@@ -151,7 +300,8 @@ async def _serve_mount(config: FuseConfig, made: _Parts, place: Path, http: Http
     session, operations = made.session, made.operations
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
-    session.mount(str(place), _make_options(config))
+    if made.to_mount is not None:
+        made.to_mount.mount(str(place), _make_options(config))
     device = ""
     task = asyncio.create_task(session.run(), name="fuse-session")
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -165,8 +315,8 @@ async def _serve_mount(config: FuseConfig, made: _Parts, place: Path, http: Http
         if os.geteuid() == 0:
             # Only where we can abort: see mountpoint.end_ours.
             made.notifier.start()
-        write_ready_file(config, mountpoint=str(place), path=config.path, http_address=http.address if http else "")
-        log.info("mounted", extra={"mountpoint": str(place), "path": config.path})
+        write_ready_file(config, mountpoint=str(place), path=config.path, session=made.description, http_address=http.address if http else "")
+        log.info("mounted", extra={"mountpoint": str(place), "path": config.path, "session": made.description})
         stopping = asyncio.create_task(told.wait())
         await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

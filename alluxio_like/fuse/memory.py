@@ -75,7 +75,8 @@ class MemoryReader:
         await backend.wait(backend.faults.stall_fills)
         if self._node.gone:
             raise Stale("the content is gone", subject=self._node.entry.name)
-        if not backend.faults.refuse_fills and not backend.faults.fail_reads:
+        faults = backend.faults
+        if not (faults.refuse_fills or faults.fail_reads or faults.stall_reads or backend.never_now):
             backend.complete(self._node.entry.attr.inode)
         return self.find_whole() is not None
 

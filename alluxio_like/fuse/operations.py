@@ -345,6 +345,10 @@ class Operations:
 
     async def releasedir(self, handle: int) -> None:
         """Forget an open directory."""
+        self.forget_directory(handle)
+
+    def forget_directory(self, handle: int) -> None:
+        """Forget an open directory."""
         self._directories.pop(handle)
 
     # The rest
@@ -353,6 +357,11 @@ class Operations:
         """Sums over the namespace, from memory when the services do not answer at once."""
         await self._refresh("totals", self._refresh_totals)
         return self._totals
+
+    @staticmethod
+    def is_xattr(name: bytes) -> bool:
+        """Whether an extended attribute can be there; what cannot need not be asked for."""
+        return xattrs.is_known(name)
 
     async def getxattr(self, node: int, name: bytes) -> bytes:
         """The value of an extended attribute. Raises NoData for one that is not there."""

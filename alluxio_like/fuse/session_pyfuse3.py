@@ -26,10 +26,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import pyfuse3
-from prometheus_client import Counter, Histogram
 
-from alluxio_like.errors import AlluxioLikeError, ConfigError
-from alluxio_like.fuse.attributes import PREFERRED_IO_BYTES, count_stat_blocks, get_errno, get_stat_mode
+from alluxio_like.errors import ConfigError
+from alluxio_like.fuse.attributes import PREFERRED_IO_BYTES, count_stat_blocks, get_stat_mode
+from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.operations import NAME_MAX_BYTES, Operations
 from alluxio_like.metrics import Metrics
 from alluxio_like.types import Attr
@@ -207,27 +207,6 @@ class _Port:
         pyfuse3.terminate()
 
 
-class _Meter:
-    """Counts requests, errors and times, by operation; about 3 us a request."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._children: dict[str, tuple[Counter, Histogram]] = {}
-
-    def count(self, what: str, started_s: float) -> None:
-        """A request that began at `started_s` (time.perf_counter) has been answered."""
-        children = self._children.get(what)
-        if children is None:
-            children = (self._metrics.fuse_requests.labels(what), self._metrics.fuse_latency.labels(what))
-            self._children[what] = children
-        children[0].inc()
-        children[1].observe(time.perf_counter() - started_s)
-
-    def count_error(self, what: str, number: int) -> None:
-        """A request was answered with an errno."""
-        self._metrics.fuse_errors.labels(what, errno.errorcode.get(number, str(number))).inc()
-
-
 class _Handlers(pyfuse3.Operations):
     """pyfuse3's view of the operations."""
 
@@ -235,7 +214,7 @@ class _Handlers(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, operations: Operations, io_timeout_s: float, meter: _Meter) -> None:
+    def __init__(self, operations: Operations, io_timeout_s: float, meter: Meter) -> None:
         super().__init__()
         self._operations = operations
         self._io_timeout_s = io_timeout_s
@@ -256,13 +235,7 @@ class _Handlers(pyfuse3.Operations):
             self._meter.count(what, started_s)
 
     def _translate(self, what: str, error: BaseException) -> "pyfuse3.FUSEError":
-        number = get_errno(error)
-        self._meter.count_error(what, number)
-        if not isinstance(error, AlluxioLikeError | TimeoutError | asyncio.CancelledError):
-            log.error("%s failed unexpectedly", what, exc_info=error)
-        elif number == errno.EIO:
-            log.warning("%s: %s", what, error or "not done in time")
-        return pyfuse3.FUSEError(number)
+        return pyfuse3.FUSEError(self._meter.translate(what, error))
 
     def _refuse(self) -> NoReturn:
         raise self._translate("write", self._operations.refuse_write())
@@ -419,7 +392,7 @@ class Session:
 
     def __init__(self, operations: Operations, io_timeout_s: float, metrics: Metrics) -> None:
         self._port = _Port()
-        self._handlers = _Handlers(operations, io_timeout_s, _Meter(metrics))
+        self._handlers = _Handlers(operations, io_timeout_s, Meter(metrics))
         self._running = False
 
     @property

@@ -90,14 +90,33 @@ class Mount:
         assert "never retrieved" not in text, text
 
 
+SESSIONS: dict[str, dict[str, Any]] = {
+    "pyfuse3": {"session": "pyfuse3"},
+    "kernel-reads": {"session": "kernel", "passthrough": "off"},
+    "kernel": {"session": "kernel"},
+}
+"""The ways in which a mount is served, all of which behave alike; `kernel` passes wholly local files through, where the kernel can."""
+
+
+@pytest.fixture(params=list(SESSIONS))
+def session(request: pytest.FixtureRequest) -> str:
+    """The session that `mount` uses."""
+    return str(request.param)
+
+
 @pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
+def mount(tmp_path: Path, session: str) -> Iterator[Callable[..., Mount]]:
     """A function that mounts; all mounts are taken away afterwards."""
     if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
         pytest.skip("needs /dev/fuse and root")
     mounts: list[Mount] = []
 
     def make(*, ready: bool = True, at: str = "m", **settings: Any) -> Mount:
+        if session == "kernel" and "whole_dir" not in settings:
+            whole = tmp_path / f"{at}-whole"
+            whole.mkdir(exist_ok=True)
+            settings["whole_dir"] = str(whole)
+        settings["fuse"] = {**SESSIONS[session], **settings.get("fuse", {})}
         made = Mount(tmp_path / at, settings)
         mounts.append(made)
         if ready:

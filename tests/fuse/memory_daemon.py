@@ -17,6 +17,7 @@ from alluxio_like.config import FuseConfig
 from alluxio_like.errors import AlluxioLikeError, make_error
 from alluxio_like.fuse.app import serve
 from alluxio_like.fuse.memory import Content, MemoryBackend
+from alluxio_like.fuse.session_kernel import Session as KernelSession
 from alluxio_like.fuse.session_pyfuse3 import _Port
 from alluxio_like.logs import setup_logging
 from alluxio_like.metrics import Metrics
@@ -38,6 +39,7 @@ def build(settings: dict[str, Any]) -> MemoryBackend:
         valid_s=settings.get("valid_s", 5.0),
         io_timeout_s=settings.get("io_timeout_s", 30.0),
         page_entries=settings.get("page_entries", 1000),
+        whole_dir=Path(settings["whole_dir"]) if "whole_dir" in settings else None,
     )
     backend.never_now = settings.get("never_now", False)
     backend.add_file("/hello.txt", b"hello, world\n")
@@ -72,18 +74,29 @@ class Control:
             case "fail":
                 setattr(faults, command["what"], make_error(command["code"], "as the test asked"))
             case "lift":
-                for event in (faults.stall_reads, faults.stall_names):
+                for event in (faults.stall_reads, faults.stall_names, faults.stall_fills):
                     if event is not None:
                         event.set()
-                faults.stall_reads = faults.stall_names = faults.fail_reads = faults.fail_names = None
+                faults.stall_reads = faults.stall_names = faults.stall_fills = faults.fail_reads = faults.fail_names = None
+                faults.refuse_fills = False
+            case "refuse_fills":
+                faults.refuse_fills = True
+            case "complete":
+                backend.complete_path(command["path"])
+            case "evict":
+                backend.evict(command["path"])
             case "wake":
                 # As if a request had made the device readable and vanished since.
-                for port in [found for found in gc.get_objects() if isinstance(found, _Port)]:
-                    assert port._waiter is not None
-                    port._wake(port._waiter)
+                for found in [found for found in gc.get_objects() if isinstance(found, _Port | KernelSession)]:
+                    if isinstance(found, KernelSession):
+                        found._take()
+                    else:
+                        assert found._waiter is not None
+                        found._wake(found._waiter)
             case "counts":
                 tasks = len(asyncio.all_tasks())
-                counts = {"reads": backend.reads, "reads_now": backend.reads_now, "open": backend.open_readers, "tasks": tasks}
+                counts = {"reads": backend.reads, "reads_now": backend.reads_now, "tasks": tasks}
+                counts |= {"open": backend.open_readers, "fills": backend.fills}
                 return {**counts, **backend.calls}
             case other:
                 raise ValueError(other)

@@ -20,6 +20,8 @@ import pytest
 pytestmark = pytest.mark.mount
 
 Make = Callable[..., Any]
+READS = {"fill_at_open_bytes": 0, "fill_in_background": False}
+"""With these, reads come to the daemon in every session."""
 
 
 def test_reads_what_is_there(mount: Make) -> None:
@@ -138,7 +140,7 @@ def test_statfs_is_never_full(mount: Make) -> None:
 
 def test_extended_attributes(mount: Make) -> None:
     path = mount().path / "hello.txt"
-    assert sorted(os.listxattr(path)) == [f"user.alluxio_like.{name}" for name in ("cached", "locations", "version")]
+    assert sorted(os.listxattr(path)) == [f"user.alluxio_like.{name}" for name in ("cached", "locations", "passthrough", "version")]
     assert os.getxattr(path, "user.alluxio_like.cached") == b"13"
     assert os.getxattr(path, "user.alluxio_like.version") == b"1"
     assert os.getxattr(path, "user.alluxio_like.locations") == b"127.0.0.1:1=13"
@@ -146,7 +148,8 @@ def test_extended_attributes(mount: Make) -> None:
         with pytest.raises(OSError, match="No data") as caught:
             os.getxattr(path, name)
         assert caught.value.errno == errno.ENODATA
-    assert os.listxattr(path.parent) == []
+    assert os.listxattr(path.parent) == ["user.alluxio_like.session"]
+    assert os.listxattr(path.parent / "dir") == []
 
 
 def test_permissions_are_those_of_the_caller(mount: Make) -> None:
@@ -183,7 +186,7 @@ def test_replaced_file_is_another_inode_and_the_old_handle_keeps_its_bytes(mount
 
 
 def test_gone_content_is_stale_and_the_next_open_sees_the_replacement(mount: Make) -> None:
-    made = mount(entry_timeout_s=60.0, valid_s=60.0)
+    made = mount(entry_timeout_s=60.0, valid_s=60.0, fuse=READS)
     made.do("add_file", path="/f", text="old content")
     path = made.path / "f"
     with open(path, "rb", buffering=0) as old:
@@ -196,7 +199,7 @@ def test_gone_content_is_stale_and_the_next_open_sees_the_replacement(mount: Mak
 
 
 def test_gone_content_is_told_to_the_kernel(mount: Make) -> None:
-    made = mount(entry_timeout_s=60.0, valid_s=60.0)
+    made = mount(entry_timeout_s=60.0, valid_s=60.0, fuse=READS)
     made.do("add_file", path="/dir/f", text="old content")
     path = made.path / "dir" / "f"
     with open(path, "rb", buffering=0) as old:
@@ -221,7 +224,7 @@ def test_locks_work_among_the_processes_of_a_mount(mount: Make) -> None:
 
 
 def test_metrics_count_the_kernels_requests(mount: Make) -> None:
-    made = mount()
+    made = mount(fuse=READS)
     (made.path / "hello.txt").read_bytes()
     with pytest.raises(FileNotFoundError):
         os.stat(made.path / "nothing")

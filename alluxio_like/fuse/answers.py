@@ -1,0 +1,59 @@
+"""What the operations give, as the bodies of answers to the kernel.
+
+Pure functions.
+"""
+
+from alluxio_like.fuse import wire
+from alluxio_like.fuse.attributes import PREFERRED_IO_BYTES, count_stat_blocks, get_stat_mode
+from alluxio_like.fuse.backend import Answer, Totals
+from alluxio_like.fuse.nodes import Nodes
+from alluxio_like.fuse.operations import NAME_MAX_BYTES
+from alluxio_like.types import Attr
+
+FREE_BLOCKS_BYTES = 1 << 50
+"""Free space that statfs shows: there is no end to a store."""
+STATFS_BLOCK_BYTES = 4096
+FREE_INODES = 1 << 32
+
+
+def pack_attributes(attr: Attr) -> bytes:
+    """An inode's attributes."""
+    return wire.pack_attr(
+        inode=attr.inode,
+        size=attr.size,
+        mode=get_stat_mode(attr),
+        uid=attr.uid,
+        gid=attr.gid,
+        mtime_ns=attr.mtime_ns,
+        ctime_ns=attr.ctime_ns,
+        atime_ns=attr.mtime_ns,
+        nlink=attr.nlink,
+        block_bytes=PREFERRED_IO_BYTES,
+        blocks=count_stat_blocks(attr.size),
+    )
+
+
+def pack_entry(nodes: Nodes, attr: Attr, valid_s: float) -> bytes:
+    """An inode with the node id that its name leads to now."""
+    return wire.pack_entry(nodes.get_node(attr.inode, attr.kind), pack_attributes(attr), valid_s, valid_s)
+
+
+def pack_lookup(nodes: Nodes, answer: Answer) -> bytes:
+    """The answer to LOOKUP, also to one of a name that does not exist; nothing: ENOENT."""
+    if answer.entry is not None:
+        return pack_entry(nodes, answer.entry.attr, answer.valid_s)
+    return wire.pack_missing(answer.valid_s) if answer.valid_s > 0 else b""
+
+
+def pack_statfs(totals: Totals) -> bytes:
+    """The answer to STATFS."""
+    free = FREE_BLOCKS_BYTES // STATFS_BLOCK_BYTES
+    return wire.pack_statfs(
+        block_bytes=STATFS_BLOCK_BYTES,
+        blocks=-(-totals.known_bytes // STATFS_BLOCK_BYTES) + free,
+        free_blocks=free,
+        available_blocks=free,
+        files=totals.files + FREE_INODES,
+        free_files=FREE_INODES,
+        name_max=NAME_MAX_BYTES,
+    )

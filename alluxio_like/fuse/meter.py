@@ -1,0 +1,48 @@
+"""What a session counts of its requests, and how failures become errno, metrics and log lines.
+
+One event loop.
+"""
+
+import asyncio
+import errno
+import logging
+import time
+
+from prometheus_client import Counter, Histogram
+
+from alluxio_like.errors import AlluxioLikeError
+from alluxio_like.fuse.attributes import get_errno
+from alluxio_like.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class Meter:
+    """Counts requests, errors and times, by operation; about 3 us a request."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._children: dict[str, tuple[Counter, Histogram]] = {}
+
+    def count(self, what: str, started_s: float) -> None:
+        """A request that began at `started_s` (time.perf_counter) has been answered."""
+        children = self._children.get(what)
+        if children is None:
+            children = (self._metrics.fuse_requests.labels(what), self._metrics.fuse_latency.labels(what))
+            self._children[what] = children
+        children[0].inc()
+        children[1].observe(time.perf_counter() - started_s)
+
+    def count_error(self, what: str, number: int) -> None:
+        """A request was answered with an errno."""
+        self._metrics.fuse_errors.labels(what, errno.errorcode.get(number, str(number))).inc()
+
+    def translate(self, what: str, error: BaseException) -> int:
+        """The errno that a failed request is answered with; counted, and logged where it is worth it."""
+        number = get_errno(error)
+        self.count_error(what, number)
+        if not isinstance(error, AlluxioLikeError | TimeoutError | asyncio.CancelledError):
+            log.error("%s failed unexpectedly", what, exc_info=error)
+        elif number == errno.EIO:
+            log.warning("%s: %s", what, error or "not done in time")
+        return number

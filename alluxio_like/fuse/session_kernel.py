@@ -1,0 +1,524 @@
+"""The kernel session: answers the requests of /dev/fuse by itself, on this process's event loop.
+
+Owns the loop that takes requests, what is under way, and that every request gets exactly one answer. What a request means is the operations'
+(operations.py), how an open is served the opener's (opening.py), how bytes are laid out the wire's.
+
+Requests that can be answered without waiting are answered at once, in one step and without a task: opens of files that are at
+hand, reads from cache files, names and attributes that are known. The rest goes to tasks, one each. Rule of concurrency: one event loop.
+A request is given up only when its caller was killed (interrupts.py).
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+
+from alluxio_like.errors import AlluxioLikeError, NoData
+from alluxio_like.fuse import answers, wire
+from alluxio_like.fuse.attributes import get_stat_mode
+from alluxio_like.fuse.device import BUFFER_BYTES, Device
+from alluxio_like.fuse.handles import BoundedDict, FileHandle
+from alluxio_like.fuse.interrupts import is_killed
+from alluxio_like.fuse.meter import Meter
+from alluxio_like.fuse.modes import Way
+from alluxio_like.fuse.nodes import Nodes
+from alluxio_like.fuse.opening import Choice, Opener
+from alluxio_like.fuse.operations import Operations
+from alluxio_like.types import Attr, Entry
+
+log = logging.getLogger(__name__)
+
+_BURST = 64
+"""Requests taken one after the other before the event loop gets its turn. A guess."""
+_KILL_CHECK_S = 0.5
+"""How often the caller of a request that was interrupted is looked at again: the kernel tells of the first signal only."""
+_LISTINGS = 10_000
+_HEADER_BYTES = wire.IN_HEADER.size
+_OUT_BYTES = wire.OUT_HEADER.size
+_RESENT_MASK = ~wire.UNIQUE_RESEND
+_READ = wire.READ_IN
+_WRITES = (
+    "SETATTR SYMLINK MKNOD MKDIR UNLINK RMDIR RENAME LINK WRITE SETXATTR REMOVEXATTR CREATE FALLOCATE RENAME2 COPY_FILE_RANGE"
+    " TMPFILE COPY_FILE_RANGE_64"
+).split()
+"""Refused here too, for a mount that somebody has made writable."""
+
+Handler = Callable[[int, int, int, int], None]
+"""Takes unique, node id, thread and length of the request in the buffer."""
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """What is under way in a task."""
+
+    what: str
+    thread: int
+    started_s: float
+    task: "asyncio.Task[None] | None" = None
+    watch: asyncio.TimerHandle | None = None
+
+
+class Session:
+    """One mount's requests, from `run` to the mount's end or `stop`."""
+
+    def __init__(
+        self, operations: Operations, opener: Opener, nodes: Nodes, device: Device, io_timeout_s: float, meter: Meter
+    ) -> None:
+        self._operations = operations
+        self._opener = opener
+        self._nodes = nodes
+        self._device = device
+        self._fd = device.fd
+        self._io_timeout_s = io_timeout_s
+        self._meter = meter
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._reply_memory = memoryview(bytearray(_OUT_BYTES + BUFFER_BYTES))
+        self._under_way: dict[int, _Request] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._listings: BoundedDict[int, float] = BoundedDict(_LISTINGS)
+        """Directories whose listing the kernel may keep, and until when."""
+        self._ended: asyncio.Future[None] | None = None
+        self._reading = False
+        self._ready = asyncio.Event()
+        self._handlers = self._make_handlers()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the kernel's requests are being answered; from any thread."""
+        return self._reading
+
+    async def wait_ready(self) -> None:
+        """Wait until requests are answered."""
+        await self._ready.wait()
+
+    async def run(self) -> None:
+        """Serve until the mount is gone or `stop` is called and all is answered. Raises what broke the loop."""
+        loop = asyncio.get_running_loop()
+        os.set_blocking(self._fd, False)
+        self._ended = loop.create_future()
+        loop.add_reader(self._fd, self._take)
+        self._reading = True
+        self._ready.set()
+        try:
+            await self._ended
+        finally:
+            self._stop_reading()
+            while self._under_way or self._closing:
+                tasks = [request.task for request in self._under_way.values() if request.task is not None]
+                await asyncio.wait([*tasks, *self._closing])
+
+    def stop(self) -> None:
+        """Take no further request; `run` returns once those under way are answered."""
+        self._end(None)
+
+    def cancel_requests(self) -> None:
+        """Answer what is still under way with EINTR."""
+        for request in list(self._under_way.values()):
+            if request.task is not None:
+                request.task.cancel()
+
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
+        """Make the kernel forget a name. Waits for requests under way in that directory. Raises OSError; ENOENT: not known there."""
+        self._device.notify(wire.pack_inval_entry(parent, name))
+
+    def close(self, *, unmount: bool) -> None:
+        """Give the device back, after `run` has returned. (Whoever mounted unmounts.)"""
+        self._stop_reading()
+        self._device.close()
+
+    # The loop
+
+    def _stop_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            asyncio.get_running_loop().remove_reader(self._fd)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._stop_reading()
+        if self._ended is not None and not self._ended.done():
+            if error is None:
+                self._ended.set_result(None)
+            else:
+                self._ended.set_exception(error)
+
+    def _take(self) -> None:
+        """Take what waits, up to a burst."""
+        buffers = [self._buffer]
+        fd = self._fd
+        for _ in range(_BURST):
+            try:
+                size = os.readv(fd, buffers)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.EINTR):
+                    continue  # its caller was killed before it was taken
+                if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+                    self.cancel_requests()  # nobody waits any more
+                    self._end(None)
+                else:
+                    log.critical("the device cannot be read", exc_info=error)
+                    self._end(error)
+                return
+            self._handle(size)
+            if not self._reading:
+                return
+
+    def _handle(self, size: int) -> None:
+        length, opcode, unique, node, _, _, thread, _ = wire.IN_HEADER.unpack_from(self._buffer)
+        if length != size:
+            log.error("a request of %d bytes came as %d", length, size)
+            self._write(wire.pack_error(unique, errno.EIO))
+            return
+        handler = self._handlers.get(opcode)
+        if handler is None:
+            self._write(wire.pack_error(unique, errno.ENOSYS))
+            return
+        try:
+            handler(unique, node, thread, length)
+        except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
+            self._fail(_NAMES.get(opcode, "other"), unique, error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _write(self, message: bytes | memoryview) -> bool:
+        """Write an answer. False: nobody waits for it any more, or the kernel did not understand it (it has another one then)."""
+        try:
+            os.write(self._fd, message)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED):
+                unique = wire.OUT_HEADER.unpack_from(message)[2]
+                log.error("the kernel does not take an answer", exc_info=error)
+                try:
+                    os.write(self._fd, wire.pack_error(unique, errno.EIO))
+                except OSError:
+                    pass  # answered by what it refused
+            return False
+        return True
+
+    def _fail(self, what: str, unique: int, error: BaseException) -> None:
+        self._write(wire.pack_error(unique, self._meter.translate(what, error)))
+
+    def _get_body(self, length: int) -> memoryview:
+        return memoryview(self._buffer)[_HEADER_BYTES:length]
+
+    def _get_name(self, length: int, start: int = _HEADER_BYTES) -> bytes:
+        """A name that ends the request, with its NUL."""
+        return bytes(memoryview(self._buffer)[start : length - 1])
+
+    # Requests that wait
+
+    def _spawn(self, what: str, unique: int, thread: int, started_s: float, call: Coroutine[None, None, bytes | None]) -> None:
+        """Answer with what a coroutine gives; None: it has answered by itself."""
+        key = unique & _RESENT_MASK
+        request = _Request(what, thread, started_s)
+        self._under_way[key] = request
+        request.task = asyncio.get_running_loop().create_task(self._run(request, unique, call))
+        request.task.add_done_callback(lambda task: self._forget(key, request, call, task))
+
+    async def _run(self, request: _Request, unique: int, call: Coroutine[None, None, bytes | None]) -> None:
+        try:
+            # A read bounds itself, and remembers that it failed.
+            async with asyncio.timeout(None if request.what == "read" else self._io_timeout_s):
+                body = await call
+        except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
+            self._fail(request.what, unique, error)
+        else:
+            if body is not None:
+                self._write(wire.pack_reply(unique, body))
+        finally:
+            self._meter.count(request.what, request.started_s)
+            request.what = ""
+
+    def _forget(
+        self, key: int, request: _Request, call: Coroutine[None, None, bytes | None], task: "asyncio.Task[None]"
+    ) -> None:
+        if self._under_way.get(key) is request:
+            del self._under_way[key]
+        if request.watch is not None:
+            request.watch.cancel()
+        if request.what:
+            # Cancelled before its first step: nothing in it ran.
+            call.close()
+            self._fail(request.what, key, asyncio.CancelledError())
+        elif not task.cancelled() and task.exception() is not None:
+            log.error("a request's task failed", exc_info=task.exception())
+
+    def _interrupt(self, _unique: int, _node: int, _thread: int, _length: int) -> None:
+        (target,) = wire.INTERRUPT_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        request = self._under_way.get(target & _RESENT_MASK)
+        if request is not None and request.watch is None:
+            self._watch(request)
+
+    def _watch(self, request: _Request) -> None:
+        """Give a request up once its caller is killed, now or later."""
+        if request.task is None or request.task.done():
+            return
+        if is_killed(request.thread):
+            request.task.cancel()
+        else:
+            request.watch = asyncio.get_running_loop().call_later(_KILL_CHECK_S, self._watch, request)
+
+    def _close_later(self, ending: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(ending, name="close")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    # Names and attributes
+
+    def _lookup(self, unique: int, node: int, thread: int, length: int) -> None:
+        started_s = time.perf_counter()
+        name = self._get_name(length)
+        answer = self._operations.try_lookup(node, name)
+        if answer is None:
+            self._spawn("lookup", unique, thread, started_s, self._lookup_slowly(unique, node, name))
+            return
+        self._reply_lookup(unique, answers.pack_lookup(self._nodes, answer))
+        self._meter.count("lookup", started_s)
+
+    async def _lookup_slowly(self, unique: int, node: int, name: bytes) -> None:
+        answer = await self._operations.lookup(node, name)
+        self._reply_lookup(unique, answers.pack_lookup(self._nodes, answer))
+
+    def _reply_lookup(self, unique: int, body: bytes) -> None:
+        self._write(wire.pack_reply(unique, body) if body else wire.pack_error(unique, errno.ENOENT))
+
+    def _getattr(self, unique: int, node: int, thread: int, _length: int) -> None:
+        started_s = time.perf_counter()
+        inode = self._nodes.get_inode(node)
+        known = self._operations.try_getattr(inode)
+        if known is None:
+            self._spawn("getattr", unique, thread, started_s, self._getattr_slowly(inode))
+            return
+        self._write(wire.pack_reply(unique, wire.pack_attr_out(answers.pack_attributes(known[0]), known[1])))
+        self._meter.count("getattr", started_s)
+
+    async def _getattr_slowly(self, inode: int) -> bytes:
+        attr, valid_s = await self._operations.getattr(inode)
+        return wire.pack_attr_out(answers.pack_attributes(attr), valid_s)
+
+    # Files
+
+    def _open(self, unique: int, node: int, thread: int, _length: int) -> None:
+        started_s = time.perf_counter()
+        flags, _ = wire.OPEN_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        entry = self._operations.find_entry(self._nodes.get_inode(node), flags)
+        choice = None if entry is None else self._opener.try_open(node, entry, thread)
+        if entry is None or choice is None:
+            self._spawn("open", unique, thread, started_s, self._open_slowly(unique, node, flags, thread))
+            return
+        self._reply_open(unique, node, entry, choice)
+        self._meter.count("open", started_s)
+
+    async def _open_slowly(self, unique: int, node: int, flags: int, thread: int) -> None:
+        entry = await self._operations.get_entry_to_open(self._nodes.get_inode(node), flags)
+        choice = await self._opener.open(node, entry, thread)
+        self._reply_open(unique, node, entry, choice)
+
+    def _reply_open(self, unique: int, node: int, entry: Entry, choice: Choice) -> None:
+        handle = self._operations.add_open(FileHandle(entry, choice.reader, node, choice.way))
+        message = wire.OPEN_REPLY.pack(wire.OPEN_REPLY.size, 0, unique, handle, choice.open_flags, choice.backing_id)
+        if not self._write(message):
+            self._forget_handle(handle)
+
+    def _read(self, unique: int, node: int, thread: int, _length: int) -> None:
+        started_s = time.perf_counter()
+        handle, offset, size, _, _, _ = _READ.unpack_from(self._buffer, _HEADER_BYTES)
+        file = self._operations.lookup_file(handle)
+        if file is not None:
+            memory = self._reply_memory
+            count = self._operations.try_read_into(file, offset, memory[_OUT_BYTES : _OUT_BYTES + size])
+            if count >= 0:
+                wire.OUT_HEADER.pack_into(memory, 0, _OUT_BYTES + count, 0, unique)
+                self._write(memory[: _OUT_BYTES + count])
+                self._note_read(file, count)
+                self._meter.count("read", started_s)
+                return
+        self._spawn("read", unique, thread, started_s, self._read_slowly(unique, node, handle, offset, size))
+
+    async def _read_slowly(self, unique: int, node: int, handle: int, offset: int, size: int) -> None:
+        operations = self._operations
+        if operations.lookup_file(handle) is None:
+            await operations.adopt_file(handle, self._nodes.get_inode(node))
+        data = await operations.read(handle, offset, size)
+        try:
+            os.writev(self._fd, [wire.pack_header(unique, len(data)), data])
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED):
+                raise
+        file = operations.lookup_file(handle)
+        if file is not None:
+            self._note_read(file, len(data))
+
+    def _note_read(self, file: FileHandle, count: int) -> None:
+        file.read_bytes += count
+        if file.way is Way.CACHED:
+            self._opener.note_read(file.entry, file.read_bytes)
+
+    def _release(self, unique: int, _node: int, _thread: int, _length: int) -> None:
+        started_s = time.perf_counter()
+        handle, _, _, _ = wire.RELEASE_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        self._write(wire.pack_reply(unique))
+        self._forget_handle(handle)
+        self._meter.count("release", started_s)
+
+    def _forget_handle(self, handle: int) -> None:
+        file = self._operations.begin_release(handle)
+        if file is None:
+            return  # an earlier daemon's
+        if file.reader is not None:
+            ending = file.reader.begin_close()
+            if ending is not None:
+                self._close_later(ending)
+        if file.way is not None:
+            self._opener.release(file.node, file.way)
+
+    def _ioctl(self, unique: int, _node: int, _thread: int, _length: int) -> None:
+        # Python asks each file that it opens whether it is a terminal.
+        self._write(wire.pack_error(unique, errno.ENOTTY))
+
+    # Directories
+
+    def _opendir(self, unique: int, node: int, thread: int, _length: int) -> None:
+        self._spawn("opendir", unique, thread, time.perf_counter(), self._opendir_slowly(node))
+
+    async def _opendir_slowly(self, node: int) -> bytes:
+        handle = await self._operations.opendir(node)
+        flags = wire.FOPEN_CACHE_DIR
+        until_s = self._listings.lookup(node)
+        if until_s is not None and time.monotonic() < until_s:
+            flags |= wire.FOPEN_KEEP_CACHE
+        return wire.pack_open(handle, flags)
+
+    def _readdir(self, unique: int, node: int, thread: int, _length: int) -> None:
+        handle, offset, size, _, _, _ = _READ.unpack_from(self._buffer, _HEADER_BYTES)
+        self._spawn("readdir", unique, thread, time.perf_counter(), self._list(node, handle, offset, size, plus=False))
+
+    def _readdirplus(self, unique: int, node: int, thread: int, _length: int) -> None:
+        handle, offset, size, _, _, _ = _READ.unpack_from(self._buffer, _HEADER_BYTES)
+        self._spawn("readdir", unique, thread, time.perf_counter(), self._list(node, handle, offset, size, plus=True))
+
+    async def _list(self, node: int, handle: int, offset: int, size: int, *, plus: bool) -> bytes:
+        page = wire.Directory(size)
+        shortest_s = float("inf")
+        unlinked = wire.ENTRY_OUT.pack(0, 0, 0, 0, 0, 0, b"")
+
+        def emit(name: bytes, attr: Attr, valid_s: float, following: int, is_real: bool) -> bool:
+            nonlocal shortest_s
+            mode = get_stat_mode(attr)
+            if not plus:
+                taken = page.add(attr.inode, following, mode, name)
+            elif is_real:
+                taken = page.add_plus(answers.pack_entry(self._nodes, attr, valid_s), attr.inode, following, mode, name)
+            else:
+                taken = page.add_plus(unlinked, attr.inode, following, mode, name)
+            if is_real:
+                shortest_s = min(shortest_s, valid_s)
+            return taken
+
+        await self._operations.adopt_directory(handle, node)
+        await self._operations.readdir(handle, offset, emit)
+        self._note_listing(node, offset, shortest_s)
+        return bytes(page.data)
+
+    def _note_listing(self, node: int, offset: int, valid_s: float) -> None:
+        """The kernel keeps this part of a listing: all of it is as good as its worst part."""
+        until_s = time.monotonic() + valid_s
+        if offset:
+            until_s = min(until_s, self._listings.lookup(node) or 0.0)
+        self._listings.set(node, until_s)
+
+    def _releasedir(self, unique: int, _node: int, _thread: int, _length: int) -> None:
+        handle, _, _, _ = wire.RELEASE_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        self._write(wire.pack_reply(unique))
+        self._operations.forget_directory(handle)
+
+    # The rest
+
+    def _statfs(self, unique: int, _node: int, thread: int, _length: int) -> None:
+        async def ask() -> bytes:
+            return answers.pack_statfs(await self._operations.statfs())
+
+        self._spawn("statfs", unique, thread, time.perf_counter(), ask())
+
+    def _getxattr(self, unique: int, node: int, thread: int, length: int) -> None:
+        size, *_ = wire.GETXATTR_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        name = self._get_name(length, _HEADER_BYTES + wire.GETXATTR_IN.size)
+        if not self._operations.is_xattr(name):
+            raise NoData("no such extended attribute")
+        inode = self._nodes.get_inode(node)
+
+        async def ask() -> None:
+            self._reply_sized(unique, size, await self._operations.getxattr(inode, name))
+
+        self._spawn("getxattr", unique, thread, time.perf_counter(), ask())
+
+    def _listxattr(self, unique: int, node: int, thread: int, _length: int) -> None:
+        size, *_ = wire.GETXATTR_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        inode = self._nodes.get_inode(node)
+
+        async def ask() -> None:
+            names = await self._operations.listxattr(inode)
+            self._reply_sized(unique, size, b"".join(name + b"\0" for name in names))
+
+        self._spawn("listxattr", unique, thread, time.perf_counter(), ask())
+
+    def _reply_sized(self, unique: int, size: int, value: bytes) -> None:
+        if not size:
+            self._write(wire.pack_reply(unique, wire.pack_xattr_size(len(value))))
+        elif len(value) > size:
+            self._write(wire.pack_error(unique, errno.ERANGE))
+        else:
+            self._write(wire.pack_reply(unique, value))
+
+    def _readlink(self, unique: int, node: int, thread: int, _length: int) -> None:
+        self._spawn("readlink", unique, thread, time.perf_counter(), self._operations.readlink(node))
+
+    def _refuse(self, _unique: int, _node: int, _thread: int, _length: int) -> None:
+        raise self._operations.refuse_write()
+
+    def _ignore(self, _unique: int, _node: int, _thread: int, _length: int) -> None:
+        """FORGET: inode ids are never used twice, so nothing is remembered for the kernel."""
+
+    def _destroy(self, unique: int, _node: int, _thread: int, _length: int) -> None:
+        self._write(wire.pack_reply(unique))
+
+    def _make_handlers(self) -> dict[int, Handler]:
+        # What is not here is answered with ENOSYS, most of which the kernel remembers: it does not ask again for FLUSH, FSYNC,
+        # FSYNCDIR, ACCESS, LSEEK, POLL, BMAP, STATX and does what is right for a file without holes.
+        handlers = {
+            wire.LOOKUP: self._lookup,
+            wire.FORGET: self._ignore,
+            wire.BATCH_FORGET: self._ignore,
+            wire.GETATTR: self._getattr,
+            wire.READLINK: self._readlink,
+            wire.OPEN: self._open,
+            wire.READ: self._read,
+            wire.RELEASE: self._release,
+            wire.STATFS: self._statfs,
+            wire.GETXATTR: self._getxattr,
+            wire.LISTXATTR: self._listxattr,
+            wire.OPENDIR: self._opendir,
+            wire.READDIR: self._readdir,
+            wire.READDIRPLUS: self._readdirplus,
+            wire.RELEASEDIR: self._releasedir,
+            wire.INTERRUPT: self._interrupt,
+            wire.DESTROY: self._destroy,
+            wire.IOCTL: self._ioctl,
+        }
+        return {**handlers, **{getattr(wire, name): self._refuse for name in _WRITES}}
+
+
+_NAMES = {
+    wire.LOOKUP: "lookup",
+    wire.GETATTR: "getattr",
+    wire.OPEN: "open",
+    wire.READ: "read",
+    wire.RELEASE: "release",
+    wire.GETXATTR: "getxattr",
+    wire.RELEASEDIR: "releasedir",
+    **{getattr(wire, name): "write" for name in _WRITES},
+}
