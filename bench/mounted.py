@@ -68,8 +68,8 @@ def measure_mounted(server: S3Server, directory: Path, *, quick: bool) -> list[R
         for session, passthrough in (("kernel", "on"), ("kernel", "off"), ("pyfuse3", "off")):
             label = f"{session}, passthrough {passthrough}" if session == "kernel" else session
             shutil.rmtree(directory / "home", ignore_errors=True)
-            options = ("--workers", "1", "--session", session, "--passthrough", passthrough)
-            with start_stack(directory, uri, server.environment, *options) as ours:
+            environment = {"ALLUXIO_LIKE_SESSION": session, "ALLUXIO_LIKE_PASSTHROUGH": passthrough, **server.environment}
+            with start_stack(directory, uri, environment, "--workers", "1") as ours:
                 ours.load("/")
                 system = System(
                     f"ours ({label})", ours.mountpoint, sorted({pid for parent in ours.pids for pid in get_descendants(parent)})
