@@ -169,6 +169,16 @@ def run_fuse(
     master: Annotated[str | None, typer.Option("--master", metavar="HOST:PORT", help="The master.")] = None,
     path: Annotated[str | None, typer.Option("--path", metavar="PATH", help="Show only this part of the namespace.")] = None,
     session: Annotated[str | None, typer.Option("--session", help="auto, kernel or pyfuse3.")] = None,
+    passthrough: Annotated[
+        str | None,
+        typer.Option(
+            "--passthrough", metavar="on|off|auto", help="Let the kernel read local files by itself; auto: where it can."
+        ),
+    ] = None,
+    open_wait: Annotated[
+        str | None,
+        typer.Option("--open-wait", metavar="SIZE", help="An open waits until a file up to this size is on this machine."),
+    ] = None,
     allow_other: Annotated[
         bool | None, typer.Option("--allow-other/--no-allow-other", help="Let other users in; default: where we may.")
     ] = None,
@@ -190,6 +200,7 @@ def run_fuse(
     Examples:
       alluxio-like fuse /mnt/data --master master-host:19998
       alluxio-like fuse /mnt/imagenet --path /data/imagenet
+      alluxio-like fuse /mnt/data --open-wait 4GiB     files up to 4 GiB are read at the disk's speed from their first open on
     """
     flags = _common_flags(locals())
     flags.pop("home", None)
@@ -197,6 +208,8 @@ def run_fuse(
     flags = _merge_set(
         {**flags, "mountpoint": mountpoint, "path": path, "session": session, "allow_other": allow_other}, "client", client
     )
+    flags["passthrough"] = passthrough
+    flags["open_wait_bytes"] = parse_size(open_wait) if open_wait else None
     loaded = load_config(FuseConfig, file=config, flags=flags)
     loaded = loaded.model_copy(update={"mountpoint": Path(os.path.abspath(loaded.mountpoint))})  # noqa: PTH100
 

@@ -53,6 +53,10 @@ class Filler:
         if is_second or entry.attr.size <= self._backend.get_local_capacity() * _SMALL_FRACTION:
             self._want(entry)
 
+    def leave_alone(self, entry: Entry) -> None:
+        """It was just tried in vain to bring this file."""
+        self._opened.set(entry.attr.inode, self._clock.monotonic() + _AGAIN_S)
+
     def note_read(self, entry: Entry, read_bytes: int) -> None:
         """So many bytes of it were read through one handle by now."""
         if read_bytes >= entry.attr.size * _READ_FRACTION:
@@ -85,7 +89,7 @@ class Filler:
             finally:
                 self._known.discard(inode)
                 if not filled:
-                    self._opened.set(inode, self._clock.monotonic() + _AGAIN_S)
+                    self.leave_alone(entry)
             self._metrics.fuse_fills.labels("background", "whole" if filled else "not kept").inc()
 
     async def _fill(self, entry: Entry) -> bool:

@@ -43,11 +43,11 @@ class Faults:
 
 
 class MemoryWhole:
-    """An opened file of the directory of whole files."""
+    """An opened file of the directory of whole files, which `directory` stands for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, directory: object) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.directory = path.parent
+        self.directory = directory
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1
@@ -207,7 +207,7 @@ class MemoryBackend:
 
     def find_whole(self, entry: Entry) -> MemoryWhole | None:
         path = self._get_whole_path(entry.attr.inode)
-        return MemoryWhole(path) if path is not None and path.exists() else None
+        return MemoryWhole(path, self) if path is not None and path.exists() else None
 
     @property
     def is_prepared(self) -> bool:

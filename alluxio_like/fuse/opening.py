@@ -169,6 +169,7 @@ class Opener:
         whole = reader.find_whole() if filled else None
         if whole is None:
             self._unfilled.set(entry.attr.inode, self._clock.monotonic() + _REFUSAL_S)
+            self._filler.leave_alone(entry)
         self._metrics.fuse_fills.labels("at open", "whole" if whole is not None else "not kept").inc()
         return whole
 
