@@ -11,16 +11,19 @@ from bench.loading import measure_loading
 from bench.measure import Result, render_table, write_results
 from bench.metadata import measure_metadata, measure_worker_restart
 from bench.mounted import measure_mounted
+from bench.peers import measure_peers
 from bench.reading import measure_epochs, measure_warm_reads
 from tests.servers.fixtures import start_s3_server
 
-PARTS = ("loading", "reading", "mounted", "epochs", "metadata")
+PARTS = ("loading", "reading", "mounted", "peers", "epochs", "metadata")
 
 
 def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
     """One part, on a server of its own, so that no part inherits another's data."""
     if part == "metadata":
         return [*measure_metadata(directory, quick=quick), *measure_worker_restart(directory, quick=quick)]
+    if part == "peers":
+        return measure_peers(directory, quick=quick)
     parts = {"loading": measure_loading, "reading": measure_warm_reads, "mounted": measure_mounted, "epochs": measure_epochs}
     with start_s3_server(size_bytes=8 << 30) as server:
         return parts[part](server, directory, quick=quick)

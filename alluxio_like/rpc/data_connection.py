@@ -105,6 +105,7 @@ class DataConnection:
         priority: int,
         cached_only: bool,
         on_frame: OnFrame | None,
+        ahead: int = 0,
     ) -> PendingRead:
         """Ask for as many bytes as `buffer` has, from `offset` on. Raises Unavailable when the connection is closed."""
         if self.closed:
@@ -115,7 +116,7 @@ class DataConnection:
             self._heard_s = now
         read = self._reads[request_id] = PendingRead(request_id, ref, size, offset, buffer, on_frame, now)
         self.outstanding_bytes += len(buffer)
-        self._send(wire.pack_read(request_id, ref, offset, len(buffer), priority=priority, cached_only=cached_only))
+        self._send(wire.pack_read(request_id, ref, offset, len(buffer), priority=priority, cached_only=cached_only, ahead=ahead))
         if self._check is None:
             self._check = self._loop.call_later(self._silence_s / _CHECKS_PER_SILENCE, self._look_for_silence)
         return read

@@ -48,6 +48,22 @@ class _Peer:
         return self.small, self.bulk
 
 
+@dataclass(slots=True, eq=False)
+class BegunRead:
+    """A read that was asked for: `done` ends with it, or with what went wrong. Cancel it when nobody waits for that."""
+
+    connection: DataConnection
+    read: PendingRead
+
+    @property
+    def done(self) -> "asyncio.Future[None]":
+        return self.read.done
+
+    def cancel(self) -> None:
+        """Its buffer is free at once. Does nothing to one that has ended."""
+        self.connection.cancel(self.read)
+
+
 class DataPool:
     """`silence_s` is how long a worker may say nothing to a read."""
 
@@ -84,14 +100,55 @@ class DataPool:
         without it whoever is told does so. Cancelling leaves the buffer alone from then on. Raises Unsupported (use gRPC),
         Corrupt, and what the worker says: NotFound (`cached_only`), Stale, Store*, TimedOut, Unavailable, ...
         """
+        begun = await self.begin(
+            cluster,
+            worker,
+            ref,
+            offset,
+            buffer,
+            priority=priority,
+            cached_only=cached_only,
+            on_frame=on_frame,
+            verify=verify,
+        )
+        try:
+            await begun.done
+        except asyncio.CancelledError:
+            begun.cancel()
+            raise
+
+    async def begin(
+        self,
+        cluster: Cluster,
+        worker: Worker,
+        ref: FileRef,
+        offset: int,
+        buffer: memoryview,
+        *,
+        priority: Priority,
+        cached_only: bool,
+        on_frame: OnFrame | None,
+        verify: bool,
+        ahead: int = 0,
+    ) -> BegunRead:
+        """As `read`, but return when it has been asked for. `ahead`: bytes from `offset` on that will be asked for after this."""
         encoded = self._encode(ref)
         connection = self._lookup(cluster, worker, len(buffer)) or await self._open(cluster, worker, len(buffer))
         if verify:
             on_frame = self._make_check(connection, ref, encoded, offset, buffer, on_frame)
-        read = connection.start(
-            encoded, ref.size, offset, buffer, priority=int(priority), cached_only=cached_only, on_frame=on_frame
+        return BegunRead(
+            connection,
+            connection.start(
+                encoded,
+                ref.size,
+                offset,
+                buffer,
+                priority=int(priority),
+                cached_only=cached_only,
+                on_frame=on_frame,
+                ahead=ahead,
+            ),
         )
-        await self._wait(connection, read)
 
     def report_bad(self, worker: Worker, ref: FileRef, page: int) -> None:
         """Tell a worker that a page it sent does not match its checksum, if it can be told."""
@@ -116,14 +173,6 @@ class DataPool:
         await self.keep_only(())
 
     # Inside.
-
-    @staticmethod
-    async def _wait(connection: DataConnection, read: PendingRead) -> None:
-        try:
-            await read.done
-        except asyncio.CancelledError:
-            connection.cancel(read)
-            raise
 
     @staticmethod
     def _make_check(

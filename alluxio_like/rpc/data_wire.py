@@ -33,7 +33,7 @@ _MAX_REF_BYTES = 1 << 16
 
 _HELLO = struct.Struct("<8sHHHH")
 _WELCOME = struct.Struct("<8sHHH")
-_CALL = struct.Struct("<BBHIQI")
+_CALL = struct.Struct("<BBHIQII")
 _REPLY = struct.Struct("<BBHIQI")
 _REF = struct.Struct("<QQQQBHH")
 
@@ -79,12 +79,16 @@ class Welcome(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A Read, Cancel or BadPage; `ref_bytes` of an encoded FileRef follow it. `offset` of a BadPage is the page's number."""
+    """A Read, Cancel or BadPage; `ref_bytes` of an encoded FileRef follow it. `offset` of a BadPage is the page's number.
+
+    `ahead`: bytes from `offset` on that the caller is about to read, this read's included: what a store is asked for at once.
+    """
 
     kind: int
     request_id: int
     offset: int
     length: int
+    ahead: int
     priority: int
     cached_only: bool
     ref_bytes: int
@@ -168,32 +172,34 @@ def decode_ref(data: bytes) -> FileRef:
     return FileRef(InodeId(inode), VersionId(version), MountId(mount_id), key, Fingerprint(token, size), bool(pinned))
 
 
-def pack_read(request_id: int, ref: bytes, offset: int, length: int, *, priority: int, cached_only: bool) -> bytes:
+def pack_read(
+    request_id: int, ref: bytes, offset: int, length: int, *, priority: int, cached_only: bool, ahead: int = 0
+) -> bytes:
     """Ask for bytes [offset, offset + length) of an encoded content."""
     flags = priority << _PRIORITY_SHIFT | (_CACHED_ONLY if cached_only else 0)
-    return _CALL.pack(Kind.READ, flags, len(ref), request_id, offset, length) + ref
+    return _CALL.pack(Kind.READ, flags, len(ref), request_id, offset, length, min(max(ahead, length), MAX_READ_BYTES)) + ref
 
 
 def pack_cancel(request_id: int) -> bytes:
     """Nobody waits for that read any more. It is answered all the same, with an Error if with nothing else."""
-    return _CALL.pack(Kind.CANCEL, 0, 0, request_id, 0, 0)
+    return _CALL.pack(Kind.CANCEL, 0, 0, request_id, 0, 0, 0)
 
 
 def pack_bad_page(ref: bytes, page: int) -> bytes:
     """A page did not match the checksum that came with it. Not answered."""
-    return _CALL.pack(Kind.BAD_PAGE, 0, len(ref), 0, page, 0) + ref
+    return _CALL.pack(Kind.BAD_PAGE, 0, len(ref), 0, page, 0, 0) + ref
 
 
 def parse_call(data: bytes | bytearray | memoryview, position: int = 0) -> Call:
     """The CALL_BYTES at `position`."""
-    kind, flags, ref_bytes, request_id, offset, length = _CALL.unpack_from(data, position)
+    kind, flags, ref_bytes, request_id, offset, length, ahead = _CALL.unpack_from(data, position)
     if kind not in {Kind.READ, Kind.CANCEL, Kind.BAD_PAGE}:
         raise Malformed(f"no call has the number {kind}")
     if (kind == Kind.CANCEL) != (ref_bytes == 0):
         raise Malformed("a call without the content that it is about, or the reverse")
-    if kind == Kind.READ and not 0 < length <= MAX_READ_BYTES:
+    if kind == Kind.READ and not 0 < length <= ahead <= MAX_READ_BYTES:
         raise Malformed(f"{length} bytes cannot be asked for at once")
-    return Call(kind, request_id, offset, length, flags >> _PRIORITY_SHIFT, bool(flags & _CACHED_ONLY), ref_bytes)
+    return Call(kind, request_id, offset, length, ahead, flags >> _PRIORITY_SHIFT, bool(flags & _CACHED_ONLY), ref_bytes)
 
 
 # Replies.

@@ -213,7 +213,7 @@ async def _wire(
     stack.callback(turns.close)
     pilot = Pilot(
         stores=stores, peers=peers, view=view, evictor=evictor, turns=turns, disk=writes, metrics=metrics,
-        io_timeout_s=config.io_timeout_s, buffer_bytes=config.max_request_bytes,
+        io_timeout_s=config.io_timeout_s,
     )  # fmt: skip
     fetcher = Fetcher(
         store=store, pilot=pilot, turns=turns, view=view, reads=reads, metrics=metrics,
@@ -266,7 +266,7 @@ async def _wire(
     add_worker_services(server.grpc_server, data=data, admin=admin)
     data_server = None
     if data_sock is not None:
-        sends = DiskQueue("send", _SEND_THREADS, batch_items=1)
+        sends = DiskQueue("send", _SEND_THREADS)
         stack.push_async_callback(sends.close)
         data_server = DataServer(
             sock=data_sock, worker_id=store.worker_id, nonce=nonce, get_cluster_id=lambda: store.cluster_id, store=store,

@@ -1,61 +1,56 @@
 """Memory that pages of other workers are received into, used again and again.
 
-Owns a few buffers of the largest size. A fresh one costs a page fault for every 4 KiB of it, about a tenth of the time that receiving
-into it takes. Rule of concurrency: the event loop only.
+Owns a bounded number of buffers of one page, and who waits for one. The one given back last is taken first: what was just written to
+the disk is still in the processor's cache, and no fresh memory is touched (receiving into fresh buffers of 8 MiB took 1.7 times as
+long). Rule of concurrency: the event loop only.
 """
 
-from array import array
-from collections.abc import Sequence
+import asyncio
+from collections import deque
 
 from alluxio_like.types import PAGE_BYTES
 
-_KEPT = 4
-_SMALL_BYTES = 1 << 20
-
 
 class Buffers:
-    """Buffers of up to `size` bytes."""
+    """At most `count` buffers are out at a time."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._free: list[bytearray] = []
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._free: list[memoryview] = []
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
-    def take(self, length: int) -> memoryview:
-        """`length` bytes, whatever is in them."""
-        if not _SMALL_BYTES < length <= self._size:
-            return memoryview(bytearray(length))
-        return memoryview(self._free.pop() if self._free else bytearray(self._size))[:length]
+    @property
+    def available(self) -> bool:
+        """Whether `take` would not wait."""
+        return self._left > 0
+
+    async def take(self) -> memoryview:
+        """PAGE_BYTES bytes, whatever is in them; `give_back` or `drop` them. Waits, in turn, while all are out."""
+        while not self._left:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    self._wake()
+                raise
+        self._left -= 1
+        return self._free.pop() if self._free else memoryview(bytearray(PAGE_BYTES))
 
     def give_back(self, buffer: memoryview) -> None:
         """Nobody looks at it any more."""
-        whole = buffer.obj
-        if isinstance(whole, bytearray) and len(whole) == self._size and len(self._free) < _KEPT:
-            self._free.append(whole)
+        self._free.append(buffer)
+        self.drop()
 
+    def drop(self) -> None:
+        """A buffer that was taken stays with somebody: another may be made in its place."""
+        self._left += 1
+        self._wake()
 
-class Landing:
-    """What of a buffer, which begins at a page, has been received: cuts it into runs of whole pages as they are complete."""
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-        self._received = 0
-        self._cut = 0
-        self._sums: list[int | None] = []
-
-    @property
-    def is_complete(self) -> bool:
-        return self._cut == self._length
-
-    def add(self, start: int, length: int, sums: "array[int] | Sequence[int] | None") -> tuple[int, int, Sequence[int]] | None:
-        """`length` bytes came at `start`; the run that is complete now, if any: (start, stop, its checksums or none)."""
-        if sums is not None and start == len(self._sums) * PAGE_BYTES:
-            self._sums += sums
-        self._received = start + length
-        stop = self._length if self._received == self._length else self._received - self._received % PAGE_BYTES
-        if stop <= self._cut:
-            return None
-        first, self._cut = self._cut, stop
-        pages = -(-stop // PAGE_BYTES)
-        self._sums += [None] * (pages - len(self._sums))
-        known = self._sums[first // PAGE_BYTES : pages]
-        return first, stop, [] if None in known else [one for one in known if one is not None]
+    def _wake(self) -> None:
+        while self._waiting and self._left:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return

@@ -58,6 +58,10 @@ class ReadHandler(Protocol):
         self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool
     ) -> AsyncIterator[bytes | bytearray | memoryview]: ...
 
+    def read_ahead(self, ref: FileRef, offset: int, length: int, *, priority: Priority) -> None:
+        """The caller is about to ask for these bytes, in several reads: fetch them at once, if they are kept here."""
+        ...
+
     def note_read(self, ref: FileRef, read_bytes: int) -> None:
         """Bytes were given to a reader out of the cache."""
         ...
@@ -251,7 +255,7 @@ class DataServer:
             if whole or self._trust.has(file, page):
                 continue
             try:
-                await self._reads.submit(lambda page=page: file.read(page * PAGE_BYTES, PAGE_BYTES))  # type: ignore[misc]
+                await self._reads.submit(lambda page=page: file.read(page * PAGE_BYTES, PAGE_BYTES), alone=True)  # type: ignore[misc]
             except (errors.AlluxioLikeError, OSError) as error:
                 if isinstance(error, errors.Corrupt):
                     self._note_bad(file.file_id, [page], ref)
@@ -477,6 +481,8 @@ class _Connection:
 
     async def _relay(self, call: wire.Call, ref: FileRef) -> None:
         position, end = call.offset, call.offset + call.length
+        if call.ahead > call.length and not call.cached_only:
+            self._server.handler.read_ahead(ref, call.offset, call.ahead, priority=Priority(call.priority))
         pieces = self._server.handler.read(
             ref, call.offset, call.length, priority=Priority(call.priority), cached_only=call.cached_only
         )
@@ -530,7 +536,7 @@ class _Connection:
         self._count()
         if sent is Sent.MORE:
             self._sending = True
-            self._server.sends.submit(self._outbox.drain).add_done_callback(self._on_drained)
+            self._server.sends.submit(self._outbox.drain, alone=True).add_done_callback(self._on_drained)
         elif sent is Sent.BLOCKED and not self._waiting:
             self._waiting = True
             self._loop.add_writer(self._sock.fileno(), self._on_writable)

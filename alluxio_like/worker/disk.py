@@ -21,17 +21,13 @@ _BATCH_S = 0.003
 
 _CLOSE_S = 5.0
 
-_Item = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+_Item = tuple[Callable[[], Any], "asyncio.Future[Any]", bool]
 
 
 class DiskQueue:
-    """Runs functions in `threads` threads. Whoever submits bounds how much is under way.
+    """Runs functions in `threads` threads. Whoever submits bounds how much is under way."""
 
-    `batch_items`: results that are handed back together; 1 where each is waited for and its function may take long.
-    """
-
-    def __init__(self, name: str, threads: int, *, batch_items: int = _BATCH_ITEMS) -> None:
-        self._batch_items = batch_items
+    def __init__(self, name: str, threads: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(threads)]
@@ -39,12 +35,15 @@ class DiskQueue:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, function: Callable[[], T]) -> "asyncio.Future[T]":
-        """A future of what `function` returns or raises. Cancelling it does not stop the function."""
+    def submit(self, function: Callable[[], T], *, alone: bool = False) -> "asyncio.Future[T]":
+        """A future of what `function` returns or raises. Cancelling it does not stop the function.
+
+        `alone`: handed back at once and not in a batch, because it is waited for, or because what comes after it takes long.
+        """
         if self._closed:
             raise RuntimeError("the disk queue is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put((function, future))
+        self._queue.put((function, future, alone))
         return future
 
     async def close(self) -> None:
@@ -64,12 +63,12 @@ class DiskQueue:
             started = time.monotonic()
             done: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
             while item is not None:
-                function, future = item
+                function, future, alone = item
                 try:
                     done.append((future, function(), None))
                 except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
                     done.append((future, None, error))
-                if len(done) >= self._batch_items or time.monotonic() - started > _BATCH_S:
+                if alone or len(done) >= _BATCH_ITEMS or time.monotonic() - started > _BATCH_S:
                     break
                 try:
                     item = self._queue.get_nowait()

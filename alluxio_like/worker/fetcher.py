@@ -170,6 +170,15 @@ class Fetcher:
                     yield Landed(PageRange(first, landed), kept)
                     first = landed
 
+    def begin(self, ref: FileRef, pages: PageRange, *, priority: Priority, role: Role, peers: PeerChoice = ()) -> None:
+        """Start to fetch what is missing, for readers who are about to come and join."""
+        with self._plan(ref, pages, priority, role, peers, None, self._lookup(ref)) as plan:
+            # Not left at once: who has just begun to be fetched would be given up for want of readers.
+            for _, _, flight in plan:
+                if flight is not None:
+                    flight.join()
+                    asyncio.get_running_loop().call_later(_ABANDONED_S, flight.leave)
+
     async def bring(self, ref: FileRef, pages: PageRange, *, job: JobId, peers: PeerChoice = ()) -> Brought:
         """Bring pages into the cache for a load, at a load's priority and without a bound on the wait for a turn.
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from alluxio_like.errors import Unsupported
 from alluxio_like.rpc.channel import RpcChannel
 from alluxio_like.rpc.data_connection import OnFrame
-from alluxio_like.rpc.data_pool import DataPool
+from alluxio_like.rpc.data_pool import BegunRead, DataPool
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import Cluster, FileRef, Worker
@@ -41,7 +41,7 @@ class Peers:
         worker = self._workers.get(address)
         return worker is not None and self._pool is not None and self._pool.can_read(worker)
 
-    async def receive(
+    async def begin(
         self,
         address: str,
         ref: FileRef,
@@ -51,15 +51,16 @@ class Peers:
         priority: Priority,
         cached_only: bool,
         on_frame: OnFrame,
-    ) -> None:
-        """Fill `buffer` from a worker's data socket. `on_frame` compares the checksums that it is given.
+        ahead: int,
+    ) -> BegunRead:
+        """Begin to fill `buffer` from a worker's data socket. Whoever asks compares the checksums that `on_frame` is given.
 
         Raises as `DataPool.read`: Unsupported where there is no data socket after all.
         """
         worker = self._workers.get(address)
         if worker is None or self._pool is None or self._cluster is None:
             raise Unsupported(f"no data socket at {address}")
-        await self._pool.read(
+        return await self._pool.begin(
             self._cluster,
             worker,
             ref,
@@ -69,6 +70,7 @@ class Peers:
             cached_only=cached_only,
             on_frame=on_frame,
             verify=False,
+            ahead=ahead,
         )
 
     def report_bad(self, address: str, ref: FileRef, page: int) -> None:

@@ -16,11 +16,12 @@ from alluxio_like import errors
 from alluxio_like.cache.checksum import compute_checksums
 from alluxio_like.cache.file import CachedFile
 from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.data_pool import BegunRead
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import PAGE_BYTES
 from alluxio_like.ufs.api import Ufs
 from alluxio_like.waits import Cause
-from alluxio_like.worker.buffers import Buffers, Landing
+from alluxio_like.worker.buffers import Buffers
 from alluxio_like.worker.cluster import ClusterView
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.evictor import Evictor
@@ -36,6 +37,12 @@ _SMALL_PEER_FLIGHTS = 64
 _SMALL_BYTES = 1 << 20
 """Fetches from other workers at once, of more and of at most so many bytes: together 128 MiB. Apart from the stores' slots, so that
 two workers never wait for each other's. Guesses."""
+_PAGES_AHEAD = 4
+"""Pages of one flight asked of another worker at a time: enough that its connection is never idle."""
+_PEER_BUFFERS = 32
+"""Pages of all flights received and not yet written: bounds the memory while the disk is slower than the network."""
+_SMALL_PAGE_BYTES = 256 << 10
+"""A smaller page gets memory of its own size."""
 _MAX_ATTEMPTS = 8
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 3.0
@@ -52,7 +59,20 @@ class _Write:
     written: "asyncio.Future[CachedFile]"
     sums: Sequence[int] = ()
     """The checksums that the pages came with."""
+    buffer: memoryview | None = None
+    """What to give back when the pages are written."""
     bad: errors.AlluxioLikeError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Page:
+    """A page that was asked of another worker; `buffer` None: its memory is its own."""
+
+    number: int
+    data: memoryview
+    buffer: memoryview | None
+    sums: list[int]
+    begun: BegunRead
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -74,7 +94,6 @@ class Pilot:
         disk: DiskQueue,
         metrics: Metrics,
         io_timeout_s: float,
-        buffer_bytes: int = 8 << 20,
     ) -> None:
         self._stores = stores
         self._peers = peers
@@ -85,7 +104,7 @@ class Pilot:
         self._metrics = metrics
         self._peer_slots = asyncio.Semaphore(_PEER_FLIGHTS)
         self._small_peer_slots = asyncio.Semaphore(_SMALL_PEER_FLIGHTS)
-        self._buffers = Buffers(buffer_bytes)
+        self._buffers = Buffers(_PEER_BUFFERS)
         # A request that delivers nothing for so long is given up, in time for two more tries.
         self._stall_s = io_timeout_s / 4
         self._budget_s = io_timeout_s * 0.8
@@ -130,14 +149,14 @@ class Pilot:
     async def _ask_peers(self, flight: Flight) -> None:
         """Land what other workers have. Their failures are no failures of the flight: the store is still to be asked."""
         for address, cached_only in flight.peers:
-            offset, length = self._get_rest(flight)
+            _, length = self._get_rest(flight)
             flight.source = "peer"
             self._spend(flight, Cause.QUEUE)
             try:
                 async with self._small_peer_slots if length <= _SMALL_BYTES else self._peer_slots:
                     flight.state = State.RUNNING
                     self._spend(flight, Cause.PEER)
-                    await self._ask_peer(flight, address, offset, length, cached_only=cached_only)
+                    await self._ask_peer(flight, address, cached_only=cached_only)
                 self._metrics.peer_bytes.inc(length)
                 if cached_only:
                     self._view.note_probe(found=True)
@@ -151,11 +170,11 @@ class Pilot:
             if flight.landed >= flight.stop:
                 return
 
-    async def _ask_peer(self, flight: Flight, address: str, offset: int, length: int, *, cached_only: bool) -> None:
+    async def _ask_peer(self, flight: Flight, address: str, *, cached_only: bool) -> None:
         """Land the rest of a flight from one worker: by its data socket, or by gRPC where it has none."""
         if self._peers.has_data_socket(address):
             try:
-                await self._receive_data(flight, address, offset, length, cached_only=cached_only)
+                await self._receive_data(flight, address, cached_only=cached_only)
                 return
             except errors.Unsupported as error:
                 flight.last_error = error
@@ -163,38 +182,69 @@ class Pilot:
         chunks = self._peers.read(address, flight.ref, offset, length, priority=flight.priority, cached_only=cached_only)
         await self._receive(flight, chunks, believe=True)
 
-    async def _receive_data(self, flight: Flight, address: str, offset: int, length: int, *, cached_only: bool) -> None:
-        """Land what a data socket brings, page by page, out of one buffer."""
-        buffer = self._buffers.take(length)
-        landing = Landing(length)
+    async def _receive_data(self, flight: Flight, address: str, *, cached_only: bool) -> None:
+        """Land what a data socket brings: a few pages at a time are asked for, each into a buffer of its own."""
+        offset, length = self._get_rest(flight)
+        end = offset + length
+        asked: deque[_Page] = deque()
         writes: deque[_Write] = deque()
-
-        def on_frame(start: int, size: int, sums: "array[int] | None") -> None:
-            run = landing.add(start, size, sums)
-            if run is not None:
-                first, stop, of_run = run
-                if (write := self._begin_put(flight, (offset + first) // PAGE_BYTES, buffer[first:stop], of_run)) is not None:
-                    writes.append(write)
-
         try:
-            try:
-                await self._peers.receive(
-                    address,
-                    flight.ref,
-                    offset,
-                    buffer,
-                    priority=flight.priority,
-                    cached_only=cached_only,
-                    on_frame=on_frame,
-                )
-            finally:
-                while writes:
+            while offset < end or asked:
+                if offset < end and len(asked) < _PAGES_AHEAD and (self._buffers.available or not asked):
+                    asked.append(await self._ask_page(flight, address, offset, end, cached_only=cached_only))
+                    offset += len(asked[-1].data)
+                    continue
+                page = asked[0]
+                await page.begun.done
+                asked.popleft()
+                if (write := self._begin_put(flight, page.number, page.data, page.sums, page.buffer)) is not None:
+                    writes.append(write)
+                while writes and writes[0].data is None:
                     await self._settle(flight, writes.popleft())
         except errors.Corrupt:
-            for page in range(flight.landed, -(-(offset + length) // PAGE_BYTES)):
-                self._peers.report_bad(address, flight.ref, page)
+            for number in range(flight.landed, flight.stop):
+                self._peers.report_bad(address, flight.ref, number)
             raise
-        if not flight.held:
+        finally:
+            for page in asked:
+                page.begun.cancel()
+                self._give_back(page.buffer)
+            try:
+                while writes:
+                    await self._settle(flight, writes.popleft())
+            except errors.Corrupt:
+                for number in range(flight.landed, flight.stop):
+                    self._peers.report_bad(address, flight.ref, number)
+                raise
+
+    async def _ask_page(self, flight: Flight, address: str, offset: int, end: int, *, cached_only: bool) -> "_Page":
+        size = min(PAGE_BYTES, end - offset)
+        buffer = await self._buffers.take() if size > _SMALL_PAGE_BYTES else None
+        data = memoryview(bytearray(size)) if buffer is None else buffer[:size]
+        sums: list[int] = []
+
+        def on_frame(_start: int, _length: int, of_frame: "array[int] | None") -> None:
+            if of_frame is not None:
+                sums.extend(of_frame)
+
+        try:
+            begun = await self._peers.begin(
+                address,
+                flight.ref,
+                offset,
+                data,
+                priority=flight.priority,
+                cached_only=cached_only,
+                on_frame=on_frame,
+                ahead=end - offset,
+            )
+        except BaseException:
+            self._give_back(buffer)
+            raise
+        return _Page(offset // PAGE_BYTES, data, buffer, sums, begun)
+
+    def _give_back(self, buffer: memoryview | None) -> None:
+        if buffer is not None:
             self._buffers.give_back(buffer)
 
     async def _ask_store(self, flight: Flight) -> None:
@@ -277,15 +327,20 @@ class Pilot:
         if (write := self._begin_put(flight, first, data, ())) is not None:
             writes.append(write)
 
-    def _begin_put(self, flight: Flight, first: int, data: memoryview, sums: Sequence[int]) -> _Write | None:
-        """As `_put`, without waiting; the write that is under way, if it is one. Raises Corrupt."""
+    def _begin_put(
+        self, flight: Flight, first: int, data: memoryview, sums: Sequence[int], buffer: memoryview | None = None
+    ) -> _Write | None:
+        """As `_put`, without waiting; the write that is under way, if it is one. Takes care of `buffer`. Raises Corrupt."""
         count = -(-len(data) // PAGE_BYTES)
         if flight.role is None:
+            if buffer is not None:
+                self._buffers.drop()
             _check(flight, first, data, sums)
             self._hold(flight, first, data)
             flight.land(first, count)
             return None
-        write = _Write(first, count, data, self._disk.submit(lambda: self._write(flight, first, data, sums)), sums)
+        writing = self._disk.submit(lambda: self._write(flight, first, data, sums), alone=buffer is not None)
+        write = _Write(first, count, data, writing, sums, buffer)
         # Landed by the callback, since this task may be waiting for the source's next bytes.
         write.written.add_done_callback(lambda _: self._land(flight, write))
         return write
@@ -314,6 +369,11 @@ class Pilot:
             return
         data, write.data = write.data, None
         error = write.written.exception()
+        if write.buffer is not None and not isinstance(error, errors.NoSpace | errors.DiskError):
+            self._buffers.give_back(write.buffer)
+        elif write.buffer is not None:
+            # It may have to be held.
+            self._buffers.drop()
         if error is None:
             if flight.job is not None:
                 self._evictor.record_loaded(write.written.result(), flight.job)

@@ -102,6 +102,16 @@ class DataService:
             if served:
                 self._evictor.record_read(ref.file_id, served)
 
+    def read_ahead(self, ref: FileRef, offset: int, length: int, *, priority: Priority) -> None:
+        """See ReadHandler of data_server.py."""
+        if offset < 0 or offset + length > ref.size or length > BLOCK_BYTES:
+            return
+        role, peers = self._choose_role(ref, offset // BLOCK_BYTES)
+        if role is None and priority is not Priority.LOAD:
+            return
+        wanted = get_pages(offset, length, ref.size)
+        self._fetcher.begin(ref, wanted, priority=priority, role=role or Role.HOME, peers=peers)
+
     def note_read(self, ref: FileRef, read_bytes: int) -> None:
         """See ReadHandler of data_server.py."""
         self._read_locally.inc(read_bytes)

@@ -64,6 +64,9 @@ class Handler:
         finally:
             self.under_way -= 1
 
+    def read_ahead(self, ref: FileRef, offset: int, length: int, *, priority: Priority) -> None:
+        raise AssertionError("nobody asked for it")
+
     def note_read(self, ref: FileRef, read_bytes: int) -> None:
         self.noted += read_bytes
 
@@ -108,7 +111,7 @@ async def running(directory: Path, silence_s: float = SILENCE_S) -> AsyncIterato
         clock=SystemClock(),
         boot_id="boot",
     )
-    sends, reads = DiskQueue("send", 2, batch_items=1), DiskQueue("read", 2)
+    sends, reads = DiskQueue("send", 2), DiskQueue("read", 2)
     sock = listen("127.0.0.1", 0)
     address = f"127.0.0.1:{sock.getsockname()[1]}"
     worker = Worker(WorkerId(store.worker_id), "127.0.0.1:1", "host", "", 1, data_address=address, data_nonce="the-nonce")

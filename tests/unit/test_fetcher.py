@@ -470,7 +470,7 @@ async def test_a_load_that_is_left_stops(tmp_path: Path) -> None:
 class _Immediate:
     """A disk queue that is done at once: its futures' callbacks run only after whoever awaits them went on."""
 
-    def submit(self, function: Any) -> "asyncio.Future[Any]":
+    def submit(self, function: Any, *, alone: bool = False) -> "asyncio.Future[Any]":
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         future.set_result(function())
         return future
