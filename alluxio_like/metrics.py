@@ -73,7 +73,14 @@ class Metrics:
 
     def _add_reads(self) -> None:
         self.read_bytes = self._counter(
-            "read_bytes_total", "Bytes given to readers, by where they were: local, peer or store.", ("source",)
+            "read_bytes_total",
+            "Bytes given to readers, by where they were: local, peer, store, or passthrough (by the kernel itself; estimated).",
+            ("source",),
+        )
+        self.wait_seconds = self._counter(
+            "wait_seconds_total",
+            "Seconds that programs waited for a mount, by cause: store, peer, fill (the worker's disk), metadata, queue, other.",
+            ("cause",),
         )
         self.read_failures = self._counter("read_failures_total", "Reads that failed, by the code of the error.", ("code",))
         self.readahead_bytes = self._gauge("readahead_bytes", "Bytes read ahead that nobody has asked for yet.")

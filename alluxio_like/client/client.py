@@ -230,6 +230,10 @@ class Client:
         except AlluxioLikeError as error:
             _log.info("the workers are not known yet: %s", error)
 
+    def note_local_read(self, ref: FileRef, read_bytes: int) -> None:
+        """So many bytes were read of what `find_whole` gave, not through a reader: its worker is told, for recency."""
+        self._local.note_read(ref, read_bytes)
+
     def get_local_capacity(self) -> int:
         """Bytes that the workers whose caches can be read from here may hold."""
         view = self._cluster.view

@@ -25,6 +25,7 @@ RETRY_S = 5.0
 """A door that did not let us in is tried again after so long; a guess."""
 REPORT_S = 2.0
 REPORT_FILES = 1000
+FOUND_FILES = 10_000
 REPORT_PAGES = 256
 MOST_REPORTS = 32
 """Reports of bad pages under way at once; what is not reported the scrubber finds."""
@@ -39,6 +40,8 @@ class LocalCaches:
         self._readers: dict[WorkerId, tuple[str, CacheReader]] = {}
         self._doors: dict[WorkerId, str] = {}
         """Doors that give this user single files only."""
+        self._found_at: dict[FileId, WorkerId] = {}
+        """With several workers here: where `find_whole` found files lately."""
         self._failed: dict[tuple[WorkerId, str], float] = {}
         self._seen: Cluster | None = None
         self._entering: asyncio.Task[None] | None = None
@@ -146,9 +149,20 @@ class LocalCaches:
             if file is not None:
                 if file.is_complete:
                     self.touch(worker_id, ref.file_id, 0, 1)
+                    if len(self._readers) > 1:
+                        self._found_at[ref.file_id] = worker_id
+                        if len(self._found_at) > FOUND_FILES:
+                            del self._found_at[next(iter(self._found_at))]
                     return file
                 file.close()
         return None
+
+    def note_read(self, ref: FileRef, read_bytes: int) -> None:
+        """So many bytes were read of a file that `find_whole` gave."""
+        only = next(iter(self._readers), None) if len(self._readers) == 1 else None
+        worker_id = only or self._found_at.get(ref.file_id)
+        if worker_id is not None:
+            self.touch(worker_id, ref.file_id, read_bytes, 0)
 
     def open_filled(self, worker: Worker, ref: FileRef, directory: int, generation: int) -> LocalFile | None:
         """The cache file that a Fill reply names."""

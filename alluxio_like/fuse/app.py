@@ -21,6 +21,7 @@ from alluxio_like.clock import SystemClock
 from alluxio_like.config import FuseConfig, write_ready_file
 from alluxio_like.errors import AlluxioLikeError, ConfigError, Conflict, Internal, NotADirectory, NotFound, TimedOut
 from alluxio_like.fuse import mountpoint, wire
+from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.client_backend import ClientBackend
 from alluxio_like.fuse.device import Device, Handshake
@@ -183,6 +184,7 @@ class _Parts:
     session: _Session
     notifier: Notifier
     description: str
+    accounting: Accounting
     opener: Opener | None = None
     to_mount: "Pyfuse3Session | None" = None
 
@@ -190,6 +192,7 @@ class _Parts:
         """Let go of what is open; after the session's end."""
         if self.opener is not None:
             await self.opener.close()
+        await self.accounting.close()
         await self.operations.close()
 
 
@@ -236,8 +239,9 @@ def _make_kernel_parts(
     )
     metrics.fuse_handles.set_function(operations.count_open)
     metrics.fuse_session.labels(opener.describe_session()).set(1)
-    session = Session(operations, opener, nodes, device, io_timeout_s, Meter(metrics))
-    return _Parts(operations, session, notifier, opener.describe_session(), opener)
+    accounting = Accounting(clock, metrics, backend.note_read)
+    session = Session(operations, opener, nodes, device, io_timeout_s, Meter(metrics), accounting)
+    return _Parts(operations, session, notifier, opener.describe_session(), accounting, opener)
 
 
 def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> _Parts:
@@ -254,8 +258,9 @@ def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metri
     operations = Operations(backend, root, Settings(config.entry_timeout_s, io_timeout_s), SystemClock(), notifier.tell)
     metrics.fuse_handles.set_function(operations.count_open)
     metrics.fuse_session.labels("pyfuse3").set(1)
-    session = Pyfuse3Session(operations, io_timeout_s, metrics)
-    return _Parts(operations, session, notifier, "pyfuse3", to_mount=session)
+    accounting = Accounting(SystemClock(), metrics)
+    session = Pyfuse3Session(operations, io_timeout_s, metrics, accounting)
+    return _Parts(operations, session, notifier, "pyfuse3", accounting, to_mount=session)
 
 
 async def _get_root(config: FuseConfig, backend: Backend) -> Entry:
@@ -303,6 +308,7 @@ async def _serve_mount(config: FuseConfig, made: _Parts, place: Path, http: Http
     if made.to_mount is not None:
         made.to_mount.mount(str(place), _make_options(config))
     device = ""
+    made.accounting.start()
     task = asyncio.create_task(session.run(), name="fuse-session")
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from alluxio_like.rpc.messages import Priority
-from alluxio_like.types import Entry, InodeId
+from alluxio_like.types import Entry, FileRef, InodeId
+from alluxio_like.waits import Seconds
 
 Buffer = bytes | bytearray | memoryview
 
@@ -77,6 +78,10 @@ class WholeFile(Protocol):
 
 class Reader(Protocol):
     """One open file: one content, to the end."""
+
+    def get_waits(self) -> Seconds:
+        """For how long, and for what, reads and fills of it have waited by now."""
+        ...
 
     def find_whole(self) -> WholeFile | None:
         """The file on this machine that holds all of the content, if there is one; the reader's own, open while the reader is.
@@ -161,6 +166,10 @@ class Backend(Protocol):
 
     async def prepare(self) -> None:
         """Find out which caches are on this machine. Does not raise."""
+        ...
+
+    def note_read(self, ref: FileRef, read_bytes: int) -> None:
+        """So many bytes of a file that is wholly on this machine were read by others than its readers here: for recency. Quick."""
         ...
 
     def get_local_capacity(self) -> int:

@@ -12,6 +12,7 @@ from alluxio_like.types import (
     PAGE_BYTES,
     PAGES_PER_BLOCK,
     Entry,
+    FileRef,
     InodeId,
     get_block_count,
     get_full_mask,
@@ -61,6 +62,9 @@ class ClientBackend:
 
     async def prepare(self) -> None:
         await self._client.find_local()
+
+    def note_read(self, ref: FileRef, read_bytes: int) -> None:
+        self._client.note_local_read(ref, read_bytes)
 
     def get_local_capacity(self) -> int:
         return self._client.get_local_capacity()

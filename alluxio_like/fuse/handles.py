@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from alluxio_like.errors import Internal
 from alluxio_like.fuse.backend import Backend, Listing, Reader
+from alluxio_like.fuse.ledger import Open
 from alluxio_like.fuse.modes import Way
 from alluxio_like.types import Entry, InodeId
 
@@ -121,6 +122,9 @@ class FileHandle:
     way: Way | None = None
     """How the kernel session serves it; `node` is the node id that was opened."""
     read_bytes: int = 0
+    waited_bytes: int = 0
+    """Of `read_bytes`, given by reads that had to wait."""
+    account: Open | None = None
     failures: list[Failure] = field(default_factory=list)
 
     def add_failure(self, failure: Failure) -> None:

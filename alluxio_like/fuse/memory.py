@@ -14,6 +14,7 @@ from alluxio_like.errors import AlluxioLikeError, NotADirectory, NotFound, Stale
 from alluxio_like.fuse.backend import Answer, Buffer, CachedCopy, CacheState, Listing, Totals
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import ROOT_INODE, Attr, Entry, FileRef, Fingerprint, InodeId, Kind, MountId, VersionId
+from alluxio_like.waits import NONE, Seconds
 
 _PIECE_BYTES = 1 << 20
 _TIME_NS = 1_700_000_000_123_456_789
@@ -63,6 +64,9 @@ class MemoryReader:
         self._node = node
         self._whole: MemoryWhole | None = None
         self.closed = False
+
+    def get_waits(self) -> Seconds:
+        return NONE
 
     def find_whole(self) -> MemoryWhole | None:
         if self._whole is None:
@@ -215,6 +219,9 @@ class MemoryBackend:
 
     async def prepare(self) -> None:
         return None
+
+    def note_read(self, ref: FileRef, read_bytes: int) -> None:
+        pass
 
     def get_local_capacity(self) -> int:
         return 1 << 30 if self._whole_dir is not None else 0

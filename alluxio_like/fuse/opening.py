@@ -29,6 +29,7 @@ from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import Entry, InodeId
+from alluxio_like.waits import NONE, Seconds
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class Choice(NamedTuple):
     open_flags: int
     backing_id: int
     reader: Reader | None = None
+    waited: Seconds = NONE
+    """For what the open waited that brought the file; without a reader, which knows that by itself."""
 
 
 class Opener:
@@ -149,7 +152,7 @@ class Opener:
             choice = self.decide(node, entry, thread, whole)
             # No await from here on: who is cancelled now would leave an open behind of which the kernel knows nothing.
             if choice.way is Way.PASSTHROUGH:
-                return choice
+                return choice._replace(waited=reader.get_waits())
             # The reader found out what of it is here, and whether a worker keeps it: it is worth keeping for reads.
             return choice._replace(reader=reader)
         finally:

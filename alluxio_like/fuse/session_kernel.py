@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from alluxio_like.errors import AlluxioLikeError, NoData
 from alluxio_like.fuse import answers, wire
+from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.attributes import get_stat_mode
 from alluxio_like.fuse.device import BUFFER_BYTES, Device
 from alluxio_like.fuse.handles import BoundedDict, FileHandle
@@ -65,7 +66,14 @@ class Session:
     """One mount's requests, from `run` to the mount's end or `stop`."""
 
     def __init__(
-        self, operations: Operations, opener: Opener, nodes: Nodes, device: Device, io_timeout_s: float, meter: Meter
+        self,
+        operations: Operations,
+        opener: Opener,
+        nodes: Nodes,
+        device: Device,
+        io_timeout_s: float,
+        meter: Meter,
+        accounting: Accounting,
     ) -> None:
         self._operations = operations
         self._opener = opener
@@ -74,6 +82,7 @@ class Session:
         self._fd = device.fd
         self._io_timeout_s = io_timeout_s
         self._meter = meter
+        self._accounting = accounting
         self._buffer = bytearray(BUFFER_BYTES)
         self._reply_memory = memoryview(bytearray(_OUT_BYTES + BUFFER_BYTES))
         self._under_way: dict[int, _Request] = {}
@@ -231,6 +240,8 @@ class Session:
                 self._write(wire.pack_reply(unique, body))
         finally:
             self._meter.count(request.what, request.started_s)
+            if request.what in _NAMING:
+                self._accounting.note_wait(request.thread, time.perf_counter() - request.started_s)
             request.what = ""
 
     def _forget(
@@ -310,16 +321,23 @@ class Session:
         if entry is None or choice is None:
             self._spawn("open", unique, thread, started_s, self._open_slowly(unique, node, flags, thread))
             return
-        self._reply_open(unique, node, entry, choice)
+        self._reply_open(unique, node, thread, entry, choice)
         self._meter.count("open", started_s)
 
     async def _open_slowly(self, unique: int, node: int, flags: int, thread: int) -> None:
-        entry = await self._operations.get_entry_to_open(self._nodes.get_inode(node), flags)
+        started_s = time.perf_counter()
+        inode = self._nodes.get_inode(node)
+        entry = self._operations.find_entry(inode, flags)
+        if entry is None:
+            entry = await self._operations.get_entry_to_open(inode, flags)
+            self._accounting.note_wait(thread, time.perf_counter() - started_s)
         choice = await self._opener.open(node, entry, thread)
-        self._reply_open(unique, node, entry, choice)
+        self._reply_open(unique, node, thread, entry, choice)
 
-    def _reply_open(self, unique: int, node: int, entry: Entry, choice: Choice) -> None:
-        handle = self._operations.add_open(FileHandle(entry, choice.reader, node, choice.way))
+    def _reply_open(self, unique: int, node: int, thread: int, entry: Entry, choice: Choice) -> None:
+        file = FileHandle(entry, choice.reader, node, choice.way)
+        handle = self._operations.add_open(file)
+        self._accounting.opened(thread, file, waited=choice.waited)
         message = wire.OPEN_REPLY.pack(wire.OPEN_REPLY.size, 0, unique, handle, choice.open_flags, choice.backing_id)
         if not self._write(message):
             self._forget_handle(handle)
@@ -337,12 +355,15 @@ class Session:
                 self._note_read(file, count)
                 self._meter.count("read", started_s)
                 return
-        self._spawn("read", unique, thread, started_s, self._read_slowly(unique, node, handle, offset, size))
+        self._spawn("read", unique, thread, started_s, self._read_slowly(unique, node, thread, handle, offset, size))
 
-    async def _read_slowly(self, unique: int, node: int, handle: int, offset: int, size: int) -> None:
+    async def _read_slowly(self, unique: int, node: int, thread: int, handle: int, offset: int, size: int) -> None:
         operations = self._operations
         if operations.lookup_file(handle) is None:
             await operations.adopt_file(handle, self._nodes.get_inode(node))
+            adopted = operations.lookup_file(handle)
+            if adopted is not None and adopted.account is None:
+                self._accounting.opened(thread, adopted)
         data = await operations.read(handle, offset, size)
         try:
             os.writev(self._fd, [wire.pack_header(unique, len(data)), data])
@@ -351,6 +372,7 @@ class Session:
                 raise
         file = operations.lookup_file(handle)
         if file is not None:
+            file.waited_bytes += len(data)
             self._note_read(file, len(data))
 
     def _note_read(self, file: FileHandle, count: int) -> None:
@@ -369,6 +391,7 @@ class Session:
         file = self._operations.begin_release(handle)
         if file is None:
             return  # an earlier daemon's
+        self._accounting.closed(file)
         if file.reader is not None:
             ending = file.reader.begin_close()
             if ending is not None:
@@ -512,6 +535,8 @@ class Session:
         return {**handlers, **{getattr(wire, name): self._refuse for name in _WRITES}}
 
 
+_NAMING = frozenset({"lookup", "getattr", "readdir", "opendir", "readlink", "getxattr", "listxattr"})
+"""What waits for names and attributes."""
 _NAMES = {
     wire.LOOKUP: "lookup",
     wire.GETATTR: "getattr",

@@ -28,6 +28,7 @@ from typing import Any, NoReturn, TypeVar
 import pyfuse3
 
 from alluxio_like.errors import ConfigError
+from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.attributes import PREFERRED_IO_BYTES, count_stat_blocks, get_stat_mode
 from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.operations import NAME_MAX_BYTES, Operations
@@ -214,17 +215,19 @@ class _Handlers(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, operations: Operations, io_timeout_s: float, meter: Meter) -> None:
+    def __init__(self, operations: Operations, io_timeout_s: float, meter: Meter, accounting: Accounting) -> None:
         super().__init__()
         self._operations = operations
         self._io_timeout_s = io_timeout_s
         self._meter = meter
+        self._accounting = accounting
         self.ready = asyncio.Event()
 
     def init(self) -> None:
         self.ready.set()
 
-    async def _run(self, what: str, call: Coroutine[Any, Any, _T]) -> _T:
+    async def _run(self, what: str, call: Coroutine[Any, Any, _T], ctx: Any = None) -> _T:
+        """`ctx`: whose wait for names and attributes it is."""
         started_s = time.perf_counter()
         try:
             async with asyncio.timeout(self._io_timeout_s):
@@ -233,6 +236,8 @@ class _Handlers(pyfuse3.Operations):
             raise self._translate(what, error) from None
         finally:
             self._meter.count(what, started_s)
+            if ctx is not None:
+                self._accounting.note_wait(ctx.pid, time.perf_counter() - started_s)
 
     def _translate(self, what: str, error: BaseException) -> "pyfuse3.FUSEError":
         return pyfuse3.FUSEError(self._meter.translate(what, error))
@@ -243,7 +248,7 @@ class _Handlers(pyfuse3.Operations):
     # Names and attributes
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> "pyfuse3.EntryAttributes":
-        answer = await self._run("lookup", self._operations.lookup(parent_inode, name))
+        answer = await self._run("lookup", self._operations.lookup(parent_inode, name), ctx)
         if answer.entry is None:
             missing = pyfuse3.EntryAttributes()
             missing.st_ino = 0
@@ -252,7 +257,7 @@ class _Handlers(pyfuse3.Operations):
         return make_attributes(answer.entry.attr, answer.valid_s)
 
     async def getattr(self, inode: int, ctx: Any) -> "pyfuse3.EntryAttributes":
-        attr, valid_s = await self._run("getattr", self._operations.getattr(inode))
+        attr, valid_s = await self._run("getattr", self._operations.getattr(inode), ctx)
         return make_attributes(attr, valid_s)
 
     async def readlink(self, inode: int, ctx: Any) -> bytes:
@@ -268,16 +273,26 @@ class _Handlers(pyfuse3.Operations):
             self._meter.count("open", started_s)
             raise self._translate("open", error) from None
         if handle is None:
-            handle = await self._run("open", self._operations.open(inode, flags))
+            handle = await self._run("open", self._operations.open(inode, flags), ctx)
         else:
             self._meter.count("open", started_s)
+        file = self._operations.lookup_file(handle)
+        if file is not None:
+            self._accounting.opened(ctx.pid, file)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> Any:
         started_s = time.perf_counter()
         try:
             data = self._operations.try_read(fh, off, size)
-            return data if data is not None else await self._operations.read(fh, off, size)
+            waited = data is None
+            if data is None:
+                data = await self._operations.read(fh, off, size)
+            file = self._operations.lookup_file(fh)
+            if file is not None:
+                file.read_bytes += len(data)
+                file.waited_bytes += len(data) if waited else 0
+            return data
         except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
             raise self._translate("read", error) from None
         finally:
@@ -286,6 +301,9 @@ class _Handlers(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         started_s = time.perf_counter()
         try:
+            file = self._operations.lookup_file(fh)
+            if file is not None:
+                self._accounting.closed(file)
             await self._operations.release(fh)  # nobody waits for it, so it needs no time limit
         except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
             raise self._translate("release", error) from None
@@ -297,7 +315,7 @@ class _Handlers(pyfuse3.Operations):
     # Directories
 
     async def opendir(self, inode: int, ctx: Any) -> int:
-        return await self._run("opendir", self._operations.opendir(inode))
+        return await self._run("opendir", self._operations.opendir(inode), ctx)
 
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
         def emit(name: bytes, attr: Attr, valid_s: float, following: int, _counted: bool) -> bool:
@@ -390,9 +408,9 @@ def make_attributes(attr: Attr, valid_s: float) -> "pyfuse3.EntryAttributes":
 class Session:
     """A mount and the loop that serves it."""
 
-    def __init__(self, operations: Operations, io_timeout_s: float, metrics: Metrics) -> None:
+    def __init__(self, operations: Operations, io_timeout_s: float, metrics: Metrics, accounting: Accounting) -> None:
         self._port = _Port()
-        self._handlers = _Handlers(operations, io_timeout_s, Meter(metrics))
+        self._handlers = _Handlers(operations, io_timeout_s, Meter(metrics), accounting)
         self._running = False
 
     @property

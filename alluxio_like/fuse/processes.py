@@ -1,0 +1,114 @@
+"""What the kernel tells of processes: who a thread belongs to, and how much its process has read.
+
+Owns the reading of /proc, nothing that is remembered. `find_process` and `is_alive` take no lock that a process could hold while it
+waits for this mount, and so may be called from the loop that answers it. All else may not: /proc/PID/io waits for an exec under way, and
+/proc/PID/cmdline for page faults, and both may be waiting for us. These belong into a thread.
+
+/proc/PID/io: `rchar` is what read(2), pread(2), readv(2), sendfile(2) and splice(2) gave, of files, pipes and terminals alike, from the page
+cache or not, through FUSE passthrough or not. Not in it: page faults of mapped files, io_uring, Linux's asynchronous reads (libaio).
+`read_bytes` is what was fetched from block devices for the process, these included.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+
+from alluxio_like.fuse.ledger import JobInfo
+
+_POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})")
+_CMDLINE_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class IoCounts:
+    """What a process has read since it began, its ended threads included."""
+
+    read_chars: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What tells a person which process it is. `group`: its pod, else the last part of its cgroup; may be empty."""
+
+    command: str
+    group: str
+
+
+def find_process(thread: int) -> JobInfo | None:
+    """The process of a thread; None where it has gone, or cannot be seen from here (another PID namespace: number 0)."""
+    if thread <= 0:
+        return None
+    try:
+        fields = dict(line.split(b":\t", 1) for line in _read(f"/proc/{thread}/status").split(b"\n") if b":\t" in line)
+        pid = int(fields[b"Tgid"])
+        ticks = _get_start_ticks(_read(f"/proc/{pid}/stat"))
+        name = fields[b"Name"] if pid == thread else _get_name(_read(f"/proc/{pid}/stat"))
+        return JobInfo(pid, ticks, name.decode(errors="replace"), int(fields[b"PPid"]), int(fields[b"Uid"].split()[0]))
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def is_alive(job: JobInfo) -> bool:
+    """Whether the process still runs."""
+    try:
+        stat = _read(f"/proc/{job.pid}/stat")
+        return _get_start_ticks(stat) == job.start_ticks and stat.rpartition(b")")[2].split()[0] not in b"ZX"
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def read_counts(job: JobInfo) -> IoCounts | None:
+    """What a process has read by now; None if it is gone, or may not be looked at. In a thread."""
+    try:
+        lines = _read(f"/proc/{job.pid}/io").split(b"\n")
+        if _get_start_ticks(_read(f"/proc/{job.pid}/stat")) != job.start_ticks:
+            return None
+        counts = dict(line.split(b": ", 1) for line in lines if line)
+        return IoCounts(int(counts[b"rchar"]), int(counts[b"read_bytes"]))
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def may_read_counts() -> bool:
+    """Whether the kernel lets us see what processes of others read. In a thread."""
+    try:
+        return bool(_read("/proc/1/io"))
+    except OSError:
+        return False
+
+
+def read_details(job: JobInfo) -> Details | None:
+    """None if it is gone. In a thread."""
+    try:
+        command = _read(f"/proc/{job.pid}/cmdline")[:_CMDLINE_BYTES].rstrip(b"\0").replace(b"\0", b" ")
+        groups = _read(f"/proc/{job.pid}/cgroup").decode(errors="replace")
+    except OSError:
+        return None
+    return Details(command.decode(errors="replace"), find_group(groups))
+
+
+def find_group(cgroups: str) -> str:
+    """What of /proc/PID/cgroup tells a person which workload it is."""
+    if found := _POD.search(cgroups):
+        return f"pod {found[1].replace('_', '-')}"
+    paths = [line.split(":", 2)[2] for line in cgroups.splitlines() if line.count(":") >= 2]
+    last = max(paths, key=len, default="").rstrip("/").rpartition("/")[2]
+    return last
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # In one go: what /proc says of one moment.
+        return os.read(fd, 1 << 16)
+    finally:
+        os.close(fd)
+
+
+def _get_start_ticks(stat: bytes) -> int:
+    return int(stat.rpartition(b")")[2].split()[19])
+
+
+def _get_name(stat: bytes) -> bytes:
+    return stat[stat.index(b"(") + 1 : stat.rindex(b")")]
