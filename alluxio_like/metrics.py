@@ -8,11 +8,13 @@ answers in threads of its own, so what it is given (the health function, gauges'
 import json
 import ssl
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from socketserver import ThreadingMixIn
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, make_wsgi_app
@@ -166,6 +168,10 @@ class Health:
     details: dict[str, Any]
 
 
+Page = Callable[[dict[str, str]], Any]
+"""Gives what is shown as JSON, for the parameters of a query; no secrets."""
+
+
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     allow_reuse_address = True
@@ -229,11 +235,12 @@ def start_http(
     certificate: Path | None = None,
     key: Path | None = None,
     insecure: bool = False,
+    pages: Mapping[str, Page] = MappingProxyType({}),
 ) -> HttpServer | None:
-    """Serve /metrics and /healthz on `bind` (host:port, port 0 picks one); None when `bind` is empty.
+    """Serve /metrics, /healthz and `pages` (by path) on `bind` (host:port, port 0 picks one); None when `bind` is empty.
 
-    `health` is called in a thread of the server, for each request. Raises ConfigError for an address other than loopback without
-    a certificate or `insecure`, Conflict for a port that is taken.
+    `health` and pages are called in a thread of the server, for each request; what a page raises is answered with 503. Raises
+    ConfigError for an address other than loopback without a certificate or `insecure`, Conflict for a port that is taken.
     """
     if not bind:
         return None
@@ -241,7 +248,7 @@ def start_http(
     if not (is_loopback(bind) or certificate or insecure):
         raise ConfigError(f"{bind} is not a loopback address: give a certificate, or --insecure to serve it in the clear")
     try:
-        server = make_server(host, port, _make_app(metrics, health), _ThreadingServer, _Handler)
+        server = make_server(host, port, _make_app(metrics, health, pages), _ThreadingServer, _Handler)
     except OSError as error:
         raise Conflict(f"cannot serve metrics on {bind} ({error.strerror}): choose another address", subject=bind) from error
     if certificate:
@@ -251,7 +258,9 @@ def start_http(
     return HttpServer(server, "https" if certificate else "http")
 
 
-def _make_app(metrics: Metrics, health: Callable[[], Health]) -> Callable[["WSGIEnvironment", "StartResponse"], Iterable[bytes]]:
+def _make_app(
+    metrics: Metrics, health: Callable[[], Health], pages: Mapping[str, Page]
+) -> Callable[["WSGIEnvironment", "StartResponse"], Iterable[bytes]]:
     show_metrics = make_wsgi_app(metrics.registry)
 
     def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
@@ -263,7 +272,15 @@ def _make_app(metrics: Metrics, health: Callable[[], Health]) -> Callable[["WSGI
             body = json.dumps({"ok": state.ok, **state.details}).encode() + b"\n"
             start_response("200 OK" if state.ok else "503 Service Unavailable", [("Content-Type", "application/json")])
             return [body]
+        if (page := pages.get(path)) is not None:
+            query = parse_qs(environ.get("QUERY_STRING", ""))
+            try:
+                status, shown = "200 OK", page({name: values[-1] for name, values in query.items()})
+            except Exception as error:  # noqa: BLE001  shown to whoever asked
+                status, shown = "503 Service Unavailable", {"error": str(error) or type(error).__name__}
+            start_response(status, [("Content-Type", "application/json")])
+            return [json.dumps(shown).encode() + b"\n"]
         start_response("404 Not Found", [("Content-Type", "text/plain")])
-        return [b"see /metrics and /healthz\n"]
+        return [f"see {', '.join(['/metrics', '/healthz', *pages])}\n".encode()]
 
     return app

@@ -1,7 +1,7 @@
 """Keeps the books of a mount: turns what the session does, and what the kernel says of processes, into entries of the ledger.
 
 Owns the ledger, which thread belongs to which process, the sampling of processes that read past us, and telling the workers what was read of
-their files so. Does not decide how anything is booked (ledger.py) or look into /proc itself (processes.py).
+their files so. Does not decide how anything is booked (books.py) or look into /proc itself (processes.py).
 
 Rule of concurrency: one event loop. What a session calls (`opened`, `closed`, `note_wait`) neither awaits nor waits; per request it costs about
 2 us, and 30 us for the first request of a thread in a second. /proc/PID/io is read in one thread of its own: a process in the middle of
@@ -18,7 +18,7 @@ from typing import Protocol
 from alluxio_like.clock import Clock
 from alluxio_like.fuse import processes
 from alluxio_like.fuse.handles import FileHandle
-from alluxio_like.fuse.ledger import SMALL_BYTES, Booked, FileInfo, JobAccount, JobInfo, Ledger, Mode
+from alluxio_like.fuse.books import SMALL_BYTES, Booked, FileInfo, JobAccount, JobInfo, Ledger, Mode
 from alluxio_like.fuse.modes import Way
 from alluxio_like.metrics import Metrics
 from alluxio_like.types import FileRef
@@ -50,6 +50,8 @@ class Processes(Protocol):
 
     def read_counts(self, job: JobInfo) -> processes.IoCounts | None: ...
 
+    def read_details(self, job: JobInfo) -> processes.Details | None: ...
+
 
 class Accounting:
     """The books of one mount."""
@@ -73,6 +75,8 @@ class Accounting:
         """Handles that are read by READs."""
         self._refs: dict[int, FileRef] = {}
         """By inode, of the files that are passed through."""
+        self.details: dict[tuple[int, int], processes.Details] = {}
+        """What tells a person which process a job is, as far as it lived long enough to be asked; by pid and start."""
         self._urgent: set[JobAccount] = set()
         self._kicked = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="accounting")
@@ -171,6 +175,7 @@ class Accounting:
                     ticked_s = now_s
                     self.refresh()
                     await self._sample([job for job in self.ledger.jobs if job.wants_sample][:_MOST_SAMPLES])
+                    await self._learn()
                 if now_s - checked_s >= _CHECK_S:
                     checked_s = now_s
                     await self._check()
@@ -209,6 +214,17 @@ class Accounting:
             if ref is not None:
                 self._touch(ref, count)
 
+    async def _learn(self) -> None:
+        """Ask which processes the new jobs are."""
+        infos = [job.info for job in self.ledger.jobs if not job.gone and job.info.pid > 0]
+        infos = [info for info in infos if (info.pid, info.start_ticks) not in self.details][:_MOST_SAMPLES]
+        if not infos:
+            return
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._executor, lambda: [self._ask.read_details(info) for info in infos])
+        for info, details in zip(infos, found, strict=True):
+            self.details[info.pid, info.start_ticks] = details or processes.Details("", "")
+
     async def _check(self) -> None:
         jobs = [job for job in self.ledger.jobs if not job.gone and job.info.pid > 0]
         infos = [job.info for job in jobs]
@@ -220,6 +236,8 @@ class Accounting:
                     self._book(self.ledger.sample(job, None, 0, self._clock.monotonic()))
                 job.gone = True
         self.ledger.forget_old(self._clock.monotonic())
+        kept = {(job.info.pid, job.info.start_ticks) for job in self.ledger.jobs}
+        self.details = {key: details for key, details in self.details.items() if key in kept}
         open_now = {file.info.file_id.inode for file in self.ledger.files if file.info is not None}
         self._refs = {inode: ref for inode, ref in self._refs.items() if inode in open_now}
 

@@ -23,6 +23,7 @@ from alluxio_like.errors import AlluxioLikeError, ConfigError, Conflict, Interna
 from alluxio_like.fuse import mountpoint, wire
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.backend import Backend
+from alluxio_like.fuse.books_page import make_page
 from alluxio_like.fuse.client_backend import ClientBackend
 from alluxio_like.fuse.device import Device, Handshake
 from alluxio_like.fuse.meter import Meter
@@ -92,7 +93,8 @@ async def serve(config: FuseConfig, backend: Backend, metrics: Metrics, connecti
         else:
             parts = _make_pyfuse3_parts(config, backend, root, metrics)
         health = _MountHealth(place, parts.session)
-        async with _serve_http(config, metrics, health) as http:
+        async with _serve_http(config, metrics, health, parts) as http:
+            parts.address.url = http.url if http is not None else ""
             await _serve_mount(config, parts, place, http, health)
     finally:
         if parts is not None:
@@ -176,6 +178,13 @@ class _Session(Protocol):
     def close(self, *, unmount: bool) -> None: ...
 
 
+@dataclass(slots=True)
+class _Address:
+    """Where the HTTP server is, once it is there."""
+
+    url: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class _Parts:
     """What one mount is made of. `to_mount`: the session that has to mount first."""
@@ -185,6 +194,7 @@ class _Parts:
     notifier: Notifier
     description: str
     accounting: Accounting
+    address: _Address
     opener: Opener | None = None
     to_mount: "Pyfuse3Session | None" = None
 
@@ -225,6 +235,7 @@ def _make_kernel_parts(
     settings = OpenSettings(
         why_not, config.fill_at_open_bytes, config.fill_in_background, config.open_wait_bytes, io_timeout_s
     )
+    address = _Address()
     nodes, clock, device = Nodes(connection.generation), SystemClock(), connection.device
     opener = Opener(backend, device, nodes, settings, clock, metrics)
     notifier = Notifier(lambda parent, name: device.notify(wire.pack_inval_entry(parent, name)))
@@ -235,13 +246,14 @@ def _make_kernel_parts(
         clock,
         notifier.tell,
         serving=opener,
+        get_url=lambda: address.url,
         generation=connection.generation,
     )
     metrics.fuse_handles.set_function(operations.count_open)
     metrics.fuse_session.labels(opener.describe_session()).set(1)
     accounting = Accounting(clock, metrics, backend.note_read)
     session = Session(operations, opener, nodes, device, io_timeout_s, Meter(metrics), accounting)
-    return _Parts(operations, session, notifier, opener.describe_session(), accounting, opener)
+    return _Parts(operations, session, notifier, opener.describe_session(), accounting, address, opener)
 
 
 def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> _Parts:
@@ -255,12 +267,20 @@ def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metri
 
     io_timeout_s = config.client.io_timeout_s
     notifier = Notifier(Pyfuse3Session.invalidate_entry)
-    operations = Operations(backend, root, Settings(config.entry_timeout_s, io_timeout_s), SystemClock(), notifier.tell)
+    address = _Address()
+    operations = Operations(
+        backend,
+        root,
+        Settings(config.entry_timeout_s, io_timeout_s),
+        SystemClock(),
+        notifier.tell,
+        get_url=lambda: address.url,
+    )
     metrics.fuse_handles.set_function(operations.count_open)
     metrics.fuse_session.labels("pyfuse3").set(1)
     accounting = Accounting(SystemClock(), metrics)
     session = Pyfuse3Session(operations, io_timeout_s, metrics, accounting)
-    return _Parts(operations, session, notifier, "pyfuse3", accounting, to_mount=session)
+    return _Parts(operations, session, notifier, "pyfuse3", accounting, address, to_mount=session)
 
 
 async def _get_root(config: FuseConfig, backend: Backend) -> Entry:
@@ -276,8 +296,12 @@ async def _get_root(config: FuseConfig, backend: Backend) -> Entry:
 
 
 @contextlib.asynccontextmanager
-async def _serve_http(config: FuseConfig, metrics: Metrics, health: "_MountHealth") -> AsyncIterator[HttpServer | None]:
+async def _serve_http(
+    config: FuseConfig, metrics: Metrics, health: "_MountHealth", parts: _Parts
+) -> AsyncIterator[HttpServer | None]:
     tls = config.tls
+    facts = {"mountpoint": str(config.mountpoint), "path": config.path, "session": parts.description, "pid": os.getpid()}
+    show = make_page(parts.accounting, lambda: {**facts, "why_not": parts.opener.list_refusals() if parts.opener else []})
     http = start_http(
         config.http_bind,
         metrics,
@@ -285,6 +309,7 @@ async def _serve_http(config: FuseConfig, metrics: Metrics, health: "_MountHealt
         certificate=tls.certificate,
         key=tls.key,
         insecure=config.insecure,
+        pages={"/jobs.json": show},
     )
     try:
         yield http

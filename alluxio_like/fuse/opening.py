@@ -297,6 +297,10 @@ class Opener:
         finally:
             whole.close()
 
+    def list_refusals(self) -> list[str]:
+        """Why the kernel does not read (some) files by itself; empty: nothing stands in the way."""
+        return [self._why_not] if self._why_not else sorted(set(self._refused.values()))
+
 
 def _make_counter(modes: Modes, way: Way) -> Callable[[], float]:
     return lambda: modes.counts[way]

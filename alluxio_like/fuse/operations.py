@@ -83,13 +83,15 @@ class Operations:
         tell: Callable[[int, bytes], None] = lambda _parent, _name: None,
         *,
         serving: xattrs.Serving = xattrs.PYFUSE3,
+        get_url: Callable[[], str] = str,
         generation: int = 0,
     ) -> None:
         """`tell` is called with a directory's node id and a name that the kernel should look up again; it must not wait.
 
-        `generation` tells this daemon's handles from those of an earlier one on the same mount.
+        `get_url` says where the daemon's HTTP server is. `generation` tells this daemon's handles from those of an earlier one on the same mount.
         """
         self._serving = serving
+        self._get_url = get_url
         self._backend = backend
         self._root = root
         self._settings = settings
@@ -369,6 +371,8 @@ class Operations:
             # The kernel and ls ask for security.* and system.* of every file; that must cost nothing.
             raise NoData("no such extended attribute")
         entry = await self._get_shown_entry(node)
+        if name == xattrs.HTTP and node == ROOT_NODE:
+            return self._get_url().encode()
         if name == xattrs.SESSION and node == ROOT_NODE:
             return self._serving.describe_session().encode()
         if name == xattrs.PASSTHROUGH and entry.attr.kind is Kind.FILE:

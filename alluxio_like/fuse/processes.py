@@ -13,7 +13,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from alluxio_like.fuse.ledger import JobInfo
+from alluxio_like.fuse.books import JobInfo
 
 _POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})")
 _CMDLINE_BYTES = 512

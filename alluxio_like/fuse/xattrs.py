@@ -7,6 +7,7 @@ Owns their names and most of their text. All other names do not exist. Pure func
     user.alluxio_like.locations   "address=bytes" of each worker that holds part of it, separated by commas; files only
     user.alluxio_like.passthrough how opens of the file are served now: "passthrough", or "cached: " and why; files only
     user.alluxio_like.session     "kernel with passthrough", "kernel" or "pyfuse3"; the mount's root only
+    user.alluxio_like.http        where the daemon serves /metrics and /jobs.json, empty for nowhere; the mount's root only
 """
 
 from typing import Final, Protocol
@@ -21,6 +22,7 @@ CACHED = PREFIX + b"cached"
 LOCATIONS = PREFIX + b"locations"
 PASSTHROUGH = PREFIX + b"passthrough"
 SESSION = PREFIX + b"session"
+HTTP = PREFIX + b"http"
 
 _OF_FILES = [CACHED, LOCATIONS, PASSTHROUGH, VERSION]
 
@@ -52,12 +54,12 @@ PYFUSE3: Final = _Pyfuse3()
 
 def list_names(entry: Entry, *, is_root: bool = False) -> list[bytes]:
     """The names that listxattr(2) shows."""
-    return _OF_FILES if entry.attr.kind is Kind.FILE else [SESSION] if is_root else []
+    return _OF_FILES if entry.attr.kind is Kind.FILE else [HTTP, SESSION] if is_root else []
 
 
 def is_known(name: bytes) -> bool:
     """Whether a name can exist on some inode; anything else is answered without asking anybody."""
-    return name in (VERSION, CACHED, LOCATIONS, PASSTHROUGH, SESSION)
+    return name in (VERSION, CACHED, LOCATIONS, PASSTHROUGH, SESSION, HTTP)
 
 
 def needs_cache_state(name: bytes) -> bool:

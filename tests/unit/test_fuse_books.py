@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alluxio_like.fuse.ledger import FileInfo, JobAccount, JobInfo, Ledger, Limits, Mode, Open, Tally
+from alluxio_like.fuse.books import FileInfo, JobAccount, JobInfo, Ledger, Limits, Mode, Open, Tally
 from alluxio_like.types import FileId, InodeId, VersionId
 from alluxio_like.waits import NONE, Cause, Seconds, Waits
 
