@@ -123,7 +123,9 @@ async def open_client(master: str, *paths: str) -> AsyncIterator["Client"]:
     from alluxio_like.client import Client
     from alluxio_like.metrics import split_address
 
-    address, why = find_master(master, *paths)
+    # What a person has written into the configuration goes before whatever happens to run on this machine.
+    configured = "master" in load_client_config().model_fields_set
+    address, why = find_master(master, *paths, configured=configured)
     config = load_client_config(address)
     if config.token_file is None:
         config = config.model_copy(update={"token_file": lookup_token_file(config.master)})

@@ -110,11 +110,12 @@ def to_local(path: str) -> str:
     return os.path.normpath(os.path.join(os.path.realpath(head), tail))  # noqa: PTH118
 
 
-def find_master(explicit: str, *paths: str) -> tuple[str, str]:
+def find_master(explicit: str, *paths: str, configured: bool = False) -> tuple[str, str]:
     """The master's address and in words where it comes from; an empty address leaves it to the configuration.
 
-    In this order: `explicit`, ALLUXIO_LIKE_MASTER, the mount that one of `paths` lies in, the one `up` or mount that runs here,
-    the configuration's default. Raises InvalidArgument when several run and nothing tells which is meant.
+    In this order: `explicit`, ALLUXIO_LIKE_MASTER, the mount that one of `paths` lies in, what the configuration names (if it
+    does: `configured`), the one `up` or mount that runs here, the configuration's default. Raises InvalidArgument when several
+    run and nothing tells which is meant.
     """
     if explicit:
         return explicit, "given by --master"
@@ -124,6 +125,8 @@ def find_master(explicit: str, *paths: str) -> tuple[str, str]:
     for path in paths:
         if "://" not in path and (record := _find_mount(to_local(path), records)):
             return record.master, f"of the mount {record.mountpoint}"
+    if configured:
+        return "", "given by the configuration"
     masters = sorted({record.master for record in records})
     if len(masters) > 1:
         raise InvalidArgument(f"several run on this machine ({', '.join(masters)}): give --master HOST:PORT")

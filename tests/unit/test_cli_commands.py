@@ -16,6 +16,7 @@ import pytest
 
 from alluxio_like.cli import cache, main
 from alluxio_like.cli.common import to_plain
+from alluxio_like.cli.finding import recorded
 from alluxio_like.cli.services import parse_cache_dir
 from alluxio_like.cli.tree import parse_options, parse_sync_interval
 from alluxio_like.cli.up import Plan, make_plan, reserve_master_bind
@@ -120,6 +121,17 @@ def test_wrong_usage_gets_one_line_and_the_right_code(
     assert "Traceback" not in done.stderr
     assert not done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_masters_address_in_the_configuration_goes_before_what_runs_here(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "al.toml").write_text('[client]\nmaster = "127.0.0.1:1"\n')
+    with recorded("up", master="127.0.0.1:2", mountpoint=str(tmp_path / "mnt")):
+        assert "127.0.0.1:2 (running here)" in run("cache", "status", "/x").stderr
+        monkeypatch.setenv("ALLUXIO_LIKE_CONFIG", str(tmp_path / "al.toml"))
+        assert "127.0.0.1:1 (given by the configuration)" in run("cache", "status", "/x").stderr
+        assert "127.0.0.1:2 (of the mount" in run("cache", "status", str(tmp_path / "mnt" / "x")).stderr
 
 
 def test_errors_are_json_too_when_asked(run: Run) -> None:

@@ -45,6 +45,8 @@ def test_the_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert find_master("", str(tmp_path / "other" / "x"))[0] == "b:2"
         assert find_master("", str(tmp_path / "mnt"))[0] == "a:1"
         assert find_master("c:3", str(tmp_path / "mnt"))[0] == "c:3"
+        assert find_master("", configured=True)[0] == ""
+        assert find_master("", str(tmp_path / "mnt"), configured=True)[0] == "a:1"
         monkeypatch.setenv("ALLUXIO_LIKE_MASTER", "d:4")
         assert find_master("")[0] == ""
 
