@@ -183,6 +183,8 @@ class Worker:
     """host:port of its data socket; empty: it has none."""
     data_nonce: str = ""
     """What callers of its data socket must know; another one after each start."""
+    usable_bytes: int | None = None
+    """Of `capacity_bytes`, what its disks leave: what is used, and what may still be written. None: all of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,11 @@ class DirectoryUsage:
     held_files: int = 0
     file_system: FileSystem = UNKNOWN
 
+    @property
+    def usable_bytes(self) -> int:
+        """Of the quota, what the disk leaves (others use it too): what is held, and what may still be written."""
+        return min(self.quota_bytes, self.used_bytes + self.held_bytes + self.room_bytes) if self.state == "ok" else 0
+
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:

@@ -166,19 +166,24 @@ def make_load_file(unit: Unit, block_map: BlockMap, workers: Sequence[Worker]) -
     return LoadFile(unit.ref, unit.blocks, addresses)
 
 
+def _get_limit(worker: Worker) -> int:
+    return int(FILL_FRACTION * (worker.capacity_bytes if worker.usable_bytes is None else worker.usable_bytes))
+
+
 def get_usable(registry: WorkerRegistry, workers: Iterable[Worker], pinned: dict[WorkerId, int]) -> dict[WorkerId, int]:
-    """Bytes each worker can hold of a job: its capacity less what is pinned there, the job's own (`pinned`) left out."""
+    """Bytes each worker can hold of a job: what its disks leave of its capacity, less what is pinned there (the job's own,
+    `pinned`, left out)."""
     usable = {}
     for known in workers:
         worker = registry.lookup_worker(known.worker_id) or known
         foreign = max(0, worker.pinned_bytes - pinned.get(worker.worker_id, 0))
-        usable[worker.worker_id] = max(0, int(FILL_FRACTION * worker.capacity_bytes) - foreign)
+        usable[worker.worker_id] = max(0, _get_limit(worker) - foreign)
     return usable
 
 
 def get_free_now(workers: Iterable[Worker]) -> dict[WorkerId, int]:
     """Bytes each worker can take without evicting anything."""
-    return {w.worker_id: max(0, int(FILL_FRACTION * w.capacity_bytes) - w.used_bytes) for w in workers}
+    return {w.worker_id: max(0, _get_limit(w) - w.used_bytes) for w in workers}
 
 
 def sum_units(units: Iterable[Unit]) -> dict[WorkerId, int]:

@@ -14,7 +14,7 @@ from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.core import namespace, operations
 from alluxio_like.master.core.blockmap import BlockDelta, Holding
-from alluxio_like.master.core.jobs import LoadSpec
+from alluxio_like.master.core.jobs import LoadSpec, format_bytes
 from alluxio_like.master.listing import Leases, Lister, split_path
 from alluxio_like.master.loading import JobManager
 from alluxio_like.master.meta_store import MetaStore, run_to_end
@@ -39,6 +39,8 @@ from alluxio_like.types import BLOCK_BYTES, EVERYWHERE, Entry, FileId, FileRef, 
 
 FILES_PER_CALL = 1000
 REPORTED_JOBS = 10
+_CROWDED = 0.9
+"""A worker whose disks leave less than this of its capacity is warned of (a guess)."""
 DETAILS_S = 1.0
 """How long a report waits for its workers' own words."""
 MOST_DETAILS = 256
@@ -302,5 +304,10 @@ class CacheService:
         warnings = [f"worker {w.worker_id} ({w.address}) is not live" for w in workers if not w.live]
         if not any(worker.live for worker in workers):
             warnings.append("no worker is live: reads and loads wait for one")
+        warnings += [
+            f"worker {w.worker_id} ({w.address}): of its {format_bytes(w.capacity_bytes)} others have left {format_bytes(w.usable_bytes)}"
+            for w in workers
+            if w.live and w.usable_bytes is not None and w.usable_bytes < _CROWDED * w.capacity_bytes
+        ]
         warnings += [f"mount {trouble}" for trouble in self._mounts.list_troubles()]
         return warnings

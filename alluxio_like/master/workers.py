@@ -93,6 +93,7 @@ class WorkerRegistry:
         member.worker = replace(
             known,
             capacity_bytes=capacity,
+            usable_bytes=status.usable_bytes,
             used_bytes=status.used_bytes,
             home_bytes=status.home_bytes,
             guest_bytes=status.guest_bytes,

@@ -157,6 +157,7 @@ def worker_info(value: Worker) -> common_pb2.WorkerInfo:
         file_count=value.file_count,
         data_address=value.data_address,
         data_nonce=value.data_nonce,
+        usable_bytes=value.usable_bytes,
     )
 
 
@@ -176,6 +177,7 @@ def to_worker(message: common_pb2.WorkerInfo) -> Worker:
         file_count=message.file_count,
         data_address=message.data_address,
         data_nonce=message.data_nonce,
+        usable_bytes=message.usable_bytes if message.HasField("usable_bytes") else None,
     )
 
 

@@ -368,6 +368,7 @@ def _describe(
         data_address=data_address,
         data_nonce=data_nonce,
         capacity_bytes=store.capacity_bytes,
+        usable_bytes=sum(directory.usable_bytes for directory in usage),
         used_bytes=sum(directory.used_bytes for directory in usage),
         home_bytes=sum(directory.home_bytes for directory in usage),
         guest_bytes=sum(directory.guest_bytes for directory in usage),

@@ -249,8 +249,7 @@ class Evictor:
             self._evict(number, usage)
 
     def _evict(self, number: int, usage: DirectoryUsage) -> None:
-        # What the disk itself leaves (others use it too) counts like the quota.
-        quota = min(usage.quota_bytes, usage.used_bytes + usage.held_bytes + usage.room_bytes)
+        quota = usage.usable_bytes
         if usage.state != "ok" or usage.used_bytes + usage.held_bytes <= quota * self._high:
             return
         with self._removing:

@@ -44,7 +44,9 @@ async def wait_until(condition: Callable[[], Any], what: str, timeout_s: float =
 class FakeWorker:
     """A worker over a dictionary: (file, block) -> bits. `hold` stops loads, `failures` are codes by key."""
 
-    def __init__(self, name: str, master: MasterStub, token: str, capacity_bytes: int = 10 << 30) -> None:
+    def __init__(
+        self, name: str, master: MasterStub, token: str, *, capacity_bytes: int = 10 << 30, usable_bytes: int | None = None
+    ) -> None:
         self.worker_id = WorkerId(name)
         self.cached: dict[tuple[FileId, int], int] = {}
         self.refs: dict[FileId, FileRef] = {}
@@ -67,6 +69,7 @@ class FakeWorker:
         self.report_gate.set()
         self.reporting = False
         self.capacity_bytes = capacity_bytes
+        self.usable_bytes = usable_bytes
         self._master = master
         self._token = token
         self._server: RpcServer | None = None
@@ -90,7 +93,7 @@ class FakeWorker:
         pinned = used if self.show_pinned else 0
         return Worker(
             self.worker_id, self._server.address, f"host-{self.worker_id}", "", self.capacity_bytes, used_bytes=used,
-            pinned_bytes=pinned,
+            pinned_bytes=pinned, usable_bytes=self.usable_bytes,
         )  # fmt: skip
 
     async def _live(self) -> None:

@@ -579,6 +579,24 @@ def test_full_disk_is_no_space_and_costs_nothing(stores: Stores, monkeypatch: py
     assert file.missing_pages(PageRange(0, 1))
 
 
+def test_what_the_disk_does_not_leave_is_not_usable(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fstatvfs
+
+    def crowded(fd: int) -> os.statvfs_result:
+        found = list(real(fd))
+        found[4] = 3 * PAGE_BYTES // int(found[1])  # f_bavail, in units of f_frsize
+        return os.statvfs_result(found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstatvfs", crowded)
+        store = stores.open()
+        assert store.get_usage()[0].usable_bytes == 3 * PAGE_BYTES < store.get_usage()[0].quota_bytes
+        ref = make_ref(1, PAGE_BYTES)
+        store.create(ref, Role.HOME).write_pages(0, make_data(ref))
+        # What is used counts; the disk is asked once a second, and says the same all the time here.
+        assert 3 * PAGE_BYTES <= store.get_usage()[0].usable_bytes <= 4 * PAGE_BYTES
+
+
 def test_threads_write_disjoint_and_equal_pages(stores: Stores) -> None:
     store = stores.open()
     ref = make_ref(1, 40 * PAGE_BYTES + 17)

@@ -193,6 +193,24 @@ async def test_what_does_not_fit_is_refused_before_it_starts(cluster: Cluster) -
     assert len(worker.cached) >= 18
 
 
+async def test_what_the_disks_do_not_leave_does_not_fit(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    for number in range(10):
+        store.put(f"{number:02}", bytes(1 << 20))
+    # A quota for all of it, on a disk that others have filled.
+    worker = await cluster.add_worker("w", capacity_bytes=20 << 20, usable_bytes=6 << 20)
+    assert any("of its 21.0 MB others have left 6.3 MB" in warning for warning in (await cluster.stub.report()).warnings)
+    dry = await cluster.load("/data", dry_run=True)
+    assert "does not fit" in dry.reason
+    assert dry.free_bytes == int(0.94 * (6 << 20))
+    assert (await cluster.load("/data")).state is JobState.FAILED
+    some = await cluster.load("/data", fit=True)
+    assert (some.state, some.done_files, some.unfit_files) == (JobState.DONE, 5, 5)
+    worker.usable_bytes = 20 << 20
+    await wait_until(lambda: cluster.master.registry.get_cluster().workers[0].usable_bytes == 20 << 20, "a heartbeat")
+    assert (await cluster.load("/data")).state is JobState.DONE
+
+
 async def test_a_dry_run_loads_nothing(cluster: Cluster) -> None:
     await make(cluster, 30)
     job = await cluster.load("/data", dry_run=True)
