@@ -108,6 +108,14 @@ def unpack_file(raw: bytes) -> FileRecord:
     return FileRecord(size, generation, present_bytes, last_use_s, role, bool(flags & 1), token)
 
 
+def find_whole_generation(raw: bytes, size: int, token: str) -> int:
+    """The generation of a file's record if it is of this content and has as many bytes as that, else -1; see `unpack_file`."""
+    known_size, generation, present_bytes, _, _, _ = _FILE.unpack_from(raw)
+    if known_size != size or present_bytes != size or not size:
+        return -1
+    return generation if raw[_FILE.size :] == token.encode("utf-8", "surrogateescape") else -1
+
+
 def pack_block(generation: int, trust: int, bits: int, checksums: "array[int]") -> bytes:
     return _BLOCK.pack(generation, trust, bits) + checksums.tobytes()
 

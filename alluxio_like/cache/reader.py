@@ -372,6 +372,22 @@ class CacheReader:
                 return file
         return None
 
+    def find_whole(self, ref: FileRef) -> LocalFile | None:
+        """The cache file of a content if every page of it is there by the trusted index; the caller closes it."""
+        size, token = ref.fingerprint.size, ref.fingerprint.token
+        key = fmt.make_file_key(ref.file_id)
+        for view in self._views:
+            raw = view.get(fmt.FILES, key)
+            # What is not there by the sum of its pages need not be opened to be told so by each.
+            generation = -1 if raw is None else fmt.find_whole_generation(raw, size, token)
+            if generation >= 0:
+                file = _open_file(view, ref, generation)
+                if file is not None:
+                    if file.is_complete:
+                        return file
+                    file.close()
+        return None
+
     def owns(self, file: LocalFile) -> bool:
         """Whether a file is one of this reader's."""
         return any(file.directory is view for view in self._views)

@@ -142,19 +142,17 @@ class LocalCaches:
             self._begin_entering(view)
         for worker_id, (_, reader) in self._readers.items():
             try:
-                file = reader.lookup(ref)
+                file = reader.find_whole(ref)
             except AlluxioLikeError as error:
                 _log.warning("a cache file cannot be opened: %s", error, extra={"worker": worker_id})
                 continue
             if file is not None:
-                if file.is_complete:
-                    self.touch(worker_id, ref.file_id, 0, 1)
-                    if len(self._readers) > 1:
-                        self._found_at[ref.file_id] = worker_id
-                        if len(self._found_at) > FOUND_FILES:
-                            del self._found_at[next(iter(self._found_at))]
-                    return file
-                file.close()
+                self.touch(worker_id, ref.file_id, 0, 1)
+                if len(self._readers) > 1:
+                    self._found_at[ref.file_id] = worker_id
+                    if len(self._found_at) > FOUND_FILES:
+                        del self._found_at[next(iter(self._found_at))]
+                return file
         return None
 
     def note_read(self, ref: FileRef, read_bytes: int) -> None:

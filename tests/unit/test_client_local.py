@@ -6,7 +6,9 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ from alluxio_like.client import Client, reading
 from alluxio_like.config import ClientConfig
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
-from alluxio_like.types import PAGE_BYTES, Entry
+from alluxio_like.types import PAGE_BYTES, Entry, VersionId
 from tests.fakes_rpc import make_content, wait_until
 
 ROOT = Path(__file__).parents[2]
-FILES = 12
+FILES = 15
 SIZE = 20 * PAGE_BYTES + 777
 
 
@@ -243,3 +245,83 @@ async def test_without_local_reads_it_works_too(workers: Workers) -> None:
         reader = client.open_file(entry)
         assert await reader.read(0, SIZE) == content
         assert workers.count("fills") == fills
+
+
+async def test_a_file_is_brought_whole_and_found(client: Client, workers: Workers) -> None:
+    entry, content = await get_file(client, 12)
+    assert entry.ref is not None
+    await client.find_local()
+    assert client.is_local_known
+    assert client.get_local_capacity() > 0
+    assert client.find_whole(entry.ref) is None
+    reader = client.open_file(entry)
+    assert reader.find_whole() is None
+    assert await reader.read(5 * PAGE_BYTES, 100) == content[5 * PAGE_BYTES :][:100]
+    assert reader.find_whole() is None, "a part of it is not all of it"
+    assert await reader.fill_whole(Priority.AHEAD)
+    whole = reader.find_whole()
+    assert whole is not None
+    assert os.pread(whole.fd, SIZE + 1, 0) == content
+    fills = workers.count("fills")
+    assert await reader.fill_whole(Priority.AHEAD)
+    assert workers.count("fills") == fills, "nobody is asked when it is there"
+    await reader.close()
+    assert reader.find_whole() is None
+    workers.tell("flush")
+    found = client.find_whole(entry.ref)
+    assert found is not None
+    assert os.pread(found.fd, SIZE + 1, 0) == content
+    assert client.find_whole(replace(entry.ref, version=VersionId(99))) is None
+    other = replace(entry.ref, fingerprint=replace(entry.ref.fingerprint, token="other"))
+    assert client.find_whole(other) is None
+    found.close()
+    del whole  # descriptors go with the last that speaks of them
+    links = [str(link.resolve()) for link in Path("/proc/self/fd").iterdir()]
+    assert not [link for link in links if "/cache/files/" in link]
+
+
+async def test_a_file_that_no_worker_here_keeps_is_not_brought(client: Client, workers: Workers) -> None:
+    entry, content = await get_file(client, 13)
+    workers.tell("refuse", True)
+    try:
+        async with aclosing_reader(client, entry) as reader:
+            assert not await reader.fill_whole(Priority.DEMAND)
+            assert await reader.read(0, 1000) == content[:1000]
+    finally:
+        workers.tell("refuse", False)
+    workers.tell("fail", "unavailable")
+    try:
+        async with aclosing_reader(client, entry) as reader:
+            assert not await reader.fill_whole(Priority.DEMAND)
+    finally:
+        workers.tell("fail", "")
+    workers.tell("fail", "stale")
+    try:
+        async with aclosing_reader(client, entry) as reader:
+            with pytest.raises(errors.Stale):
+                await reader.fill_whole(Priority.DEMAND)
+    finally:
+        workers.tell("fail", "")
+    async with aclosing_reader(client, entry) as reader:
+        assert await reader.fill_whole(Priority.DEMAND)
+
+
+async def test_bringing_a_file_can_be_given_up(client: Client) -> None:
+    entry, content = await get_file(client, 14)
+    async with aclosing_reader(client, entry) as reader:
+        for delay_s in (0.0, 0.001, 0.005):
+            task = asyncio.create_task(reader.fill_whole(Priority.AHEAD))
+            await asyncio.sleep(delay_s)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        assert await reader.read(0, SIZE) == content
+
+
+@asynccontextmanager
+async def aclosing_reader(client: Client, entry: Entry) -> AsyncIterator[reading.FileReader]:
+    reader = client.open_file(entry)
+    try:
+        yield reader
+    finally:
+        await reader.close()
