@@ -337,10 +337,15 @@ class Session:
     def _reply_open(self, unique: int, node: int, thread: int, entry: Entry, choice: Choice) -> None:
         file = FileHandle(entry, choice.reader, node, choice.way)
         handle = self._operations.add_open(file)
-        self._accounting.opened(thread, file, waited=choice.waited)
-        message = wire.OPEN_REPLY.pack(wire.OPEN_REPLY.size, 0, unique, handle, choice.open_flags, choice.backing_id)
-        if not self._write(message):
-            self._forget_handle(handle)
+        taken = False
+        try:
+            self._accounting.opened(thread, file, waited=choice.waited)
+            message = wire.OPEN_REPLY.pack(wire.OPEN_REPLY.size, 0, unique, handle, choice.open_flags, choice.backing_id)
+            taken = self._write(message)
+        finally:
+            if not taken:
+                # The kernel knows nothing of it and will never release it.
+                self._forget_handle(handle)
 
     def _read(self, unique: int, node: int, thread: int, _length: int) -> None:
         started_s = time.perf_counter()
@@ -391,13 +396,13 @@ class Session:
         file = self._operations.begin_release(handle)
         if file is None:
             return  # an earlier daemon's
-        self._accounting.closed(file)
+        if file.way is not None:
+            self._opener.release(file.node, file.way)
         if file.reader is not None:
             ending = file.reader.begin_close()
             if ending is not None:
                 self._close_later(ending)
-        if file.way is not None:
-            self._opener.release(file.node, file.way)
+        self._accounting.closed(file)
 
     def _ioctl(self, unique: int, _node: int, _thread: int, _length: int) -> None:
         # Python asks each file that it opens whether it is a terminal.
