@@ -133,6 +133,9 @@ class FuseConfig(ServiceConfig):
         True,
         description="bring larger files that are read to this machine, so that the kernel reads them from their next open on",
     )
+    verify_open: bool = Field(
+        False, description="compare a file with its checksums at each open before the kernel reads it by itself"
+    )
     open_wait_bytes: int = Field(
         0, description="an open waits, at most io_timeout_s, until a file up to this size is on this machine"
     )

@@ -175,6 +175,10 @@ def run_fuse(
             "--passthrough", metavar="on|off|auto", help="Let the kernel read local files by itself; auto: where it can."
         ),
     ] = None,
+    verify_open: Annotated[
+        bool | None,
+        typer.Option("--verify-open", help="Compare a file with its checksums at each open.", show_default=False),
+    ] = None,
     open_wait: Annotated[
         str | None,
         typer.Option("--open-wait", metavar="SIZE", help="An open waits until a file up to this size is on this machine."),
@@ -209,6 +213,7 @@ def run_fuse(
         {**flags, "mountpoint": mountpoint, "path": path, "session": session, "allow_other": allow_other}, "client", client
     )
     flags["passthrough"] = passthrough
+    flags["verify_open"] = verify_open
     flags["open_wait_bytes"] = parse_size(open_wait) if open_wait else None
     loaded = load_config(FuseConfig, file=config, flags=flags)
     loaded = loaded.model_copy(update={"mountpoint": Path(os.path.abspath(loaded.mountpoint))})  # noqa: PTH100

@@ -233,7 +233,12 @@ def _make_kernel_parts(
     else:
         why_not = ""
     settings = OpenSettings(
-        why_not, config.fill_at_open_bytes, config.fill_in_background, config.open_wait_bytes, io_timeout_s
+        why_not,
+        config.fill_at_open_bytes,
+        config.fill_in_background,
+        config.open_wait_bytes,
+        config.verify_open,
+        io_timeout_s,
     )
     address = _Address()
     nodes, clock, device = Nodes(connection.generation), SystemClock(), connection.device

@@ -159,6 +159,10 @@ class Backend(Protocol):
         """
         ...
 
+    async def verify_whole(self, entry: Entry, whole: WholeFile) -> bool:
+        """Whether all of what `find_whole` gave matches its checksums; bad pages are being fetched again then. Raises DiskError."""
+        ...
+
     @property
     def is_prepared(self) -> bool:
         """Whether it is known which caches are on this machine; until then `find_whole` finds nothing."""

@@ -5,7 +5,7 @@ Owns nothing but the conversion. Concurrency: that of the client, one event loop
 
 from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.client import Client, FileReader
-from alluxio_like.fuse.backend import Answer, CachedCopy, CacheState, Listing, Totals
+from alluxio_like.fuse.backend import Answer, CachedCopy, CacheState, Listing, Totals, WholeFile
 from alluxio_like.rpc.messages import BlockLocation
 from alluxio_like.types import (
     BLOCK_BYTES,
@@ -55,6 +55,11 @@ class ClientBackend:
 
     def find_whole(self, entry: Entry) -> LocalFile | None:
         return None if entry.ref is None else self._client.find_whole(entry.ref)
+
+    async def verify_whole(self, entry: Entry, whole: WholeFile) -> bool:
+        if entry.ref is None or not isinstance(whole, LocalFile):
+            return False
+        return await self._client.verify_whole(entry.ref, whole)
 
     @property
     def is_prepared(self) -> bool:

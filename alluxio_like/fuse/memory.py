@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alluxio_like.errors import AlluxioLikeError, NotADirectory, NotFound, Stale, TimedOut
-from alluxio_like.fuse.backend import Answer, Buffer, CachedCopy, CacheState, Listing, Totals
+from alluxio_like.fuse.backend import Answer, Buffer, CachedCopy, CacheState, Listing, Totals, WholeFile
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import ROOT_INODE, Attr, Entry, FileRef, Fingerprint, InodeId, Kind, MountId, VersionId
 from alluxio_like.waits import NONE, Seconds
@@ -212,6 +212,15 @@ class MemoryBackend:
     def find_whole(self, entry: Entry) -> MemoryWhole | None:
         path = self._get_whole_path(entry.attr.inode)
         return MemoryWhole(path, self) if path is not None and path.exists() else None
+
+    async def verify_whole(self, entry: Entry, whole: WholeFile) -> bool:
+        await self._enter("verify_whole")
+        node, size = self._get_node(entry.attr.inode), entry.attr.size
+        wanted = node.content if isinstance(node.content, bytes) else node.content(0, size)
+        right = os.pread(whole.fd, size, 0) == wanted
+        if not right and (path := self._get_whole_path(entry.attr.inode)) is not None:
+            path.unlink()
+        return right
 
     @property
     def is_prepared(self) -> bool:

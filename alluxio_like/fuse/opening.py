@@ -72,6 +72,7 @@ class OpenSettings:
     fill_at_open_bytes: int
     fill_in_background: bool
     open_wait_bytes: int
+    verify_open: bool
     io_timeout_s: float
 
 
@@ -122,6 +123,9 @@ class Opener:
         if self._must_wait(entry):
             return None
         whole = self._backend.find_whole(entry)
+        if whole is not None and self._settings.verify_open and self._passes:
+            whole.close()
+            return None
         if whole is None:
             if self._is_worth_waiting_for(entry):
                 return None
@@ -138,6 +142,8 @@ class Opener:
                 async with asyncio.timeout(_PREPARE_S):
                     await self._backend.prepare()
         whole = self._backend.find_whole(entry)
+        if whole is not None and self._settings.verify_open and self._passes and not await self._is_right(entry, whole):
+            return self.decide(node, entry, thread, None)
         if whole is not None:
             try:
                 return self.decide(node, entry, thread, whole)
@@ -175,6 +181,18 @@ class Opener:
             self._filler.leave_alone(entry)
         self._metrics.fuse_fills.labels("at open", "whole" if whole is not None else "not kept").inc()
         return whole
+
+    async def _is_right(self, entry: Entry, whole: WholeFile) -> bool:
+        """Whether all of a file matches its checksums, found out in the time that an open may take."""
+        # Not closed here whatever happens: a thread may still be reading. Its descriptor goes with the last who knows it.
+        try:
+            async with asyncio.timeout(self._settings.io_timeout_s * _BRING_FRACTION):
+                return await self._backend.verify_whole(entry, whole)
+        except TimeoutError:
+            log.info("a file was not verified in time for its open", extra={"file": entry.name})
+        except AlluxioLikeError as error:
+            log.warning("a file cannot be verified: %s", error, extra={"file": entry.name})
+        return False
 
     def _must_wait(self, entry: Entry) -> bool:
         return not self._backend.is_prepared and bool(entry.attr.size) and (self._passes or self._settings.open_wait_bytes > 0)

@@ -333,6 +333,22 @@ def test_signal_that_is_handled_does_not_end_a_read(mount: Make) -> None:
     wait_idle(made)
 
 
+def test_a_flipped_bit_is_found_at_an_open_that_verifies(mount: Make, tmp_path: Path) -> None:
+    made = mount(big_files=BIG, fuse={"verify_open": True})
+    path = made.path / "big"
+    assert path.read_bytes() == make_content()
+    assert path.read_bytes() == make_content()
+    (whole,) = [file for file in (tmp_path / "m-whole").iterdir() if file.stat().st_size == SIZE]
+    with open(whole, "r+b") as file:
+        file.seek(2 << 20)
+        byte = file.read(1)
+        file.seek(2 << 20)
+        file.write(bytes([byte[0] ^ 1]))
+    assert path.read_bytes() == make_content(), "it is read through the daemon then"
+    assert made.do("counts")["verify_whole"] == 2
+    wait_idle(made)
+
+
 @contextmanager
 def mounted(kind: str, place: Path) -> Iterator[Path]:
     """A directory on a file system of its own."""
