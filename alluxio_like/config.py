@@ -109,6 +109,9 @@ class ClientConfig(_Frozen):
     readahead_max_bytes: int = Field(128 << 20, description="furthest that one reader's sequential reads run ahead")
     buffer_bytes: int = Field(256 << 20, description="memory for bytes in flight, of the whole process")
     use_local_cache: bool = Field(True, description="read cache files of workers on this machine directly")
+    strict: bool = Field(
+        False, description="names: fail with ETIMEDOUT rather than answer from memory while the master cannot be asked"
+    )
 
 
 class FuseConfig(ServiceConfig):
@@ -141,7 +144,9 @@ class FuseConfig(ServiceConfig):
     )
     allow_other: bool | None = Field(None, description="let other users in; empty: where we may")
     read_ahead_kb: int = Field(4096, description="the kernel's read-ahead for the mount (needs root)")
-    entry_timeout_s: float = Field(5.0, description="longest time the kernel keeps a name or attributes without asking")
+    entry_timeout_s: float = Field(
+        86_400.0, description="longest time the kernel keeps a name or attributes without asking; the master's answers bound it"
+    )
 
 
 SERVICES: dict[str, type[BaseModel]] = {

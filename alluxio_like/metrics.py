@@ -158,6 +158,14 @@ class Metrics:
             ("occasion", "outcome"),
         )
         self.degraded = self._gauge("degraded", "1 while the master cannot be reached.")
+        self.lease_held = self._gauge("lease_held", "1 while the master's lease covers what is remembered of names.")
+        self.lease_losses = self._counter(
+            "lease_losses_total", "Times the lease ran out, so that what was remembered may be old."
+        )
+        self.names_recalled = self._counter("names_recalled_total", "Recalls received from the master.")
+        self.uncovered_answers = self._counter(
+            "uncovered_answers_total", "Names and attributes answered from memory although no lease covered them any more."
+        )
 
 
 @dataclass(frozen=True, slots=True)

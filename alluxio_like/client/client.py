@@ -9,16 +9,17 @@ one that survives fork and pickling).
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Self
 
 from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.cluster import ClusterTracker
+from alluxio_like.client.coherence import LeaseKeeper
 from alluxio_like.client.descriptor import LocalDescriptor, Opener
 from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.local import LocalCaches
-from alluxio_like.client.metadata import MetadataCache
+from alluxio_like.client.metadata import OLD_VALID_S, Begun, MetadataCache
 from alluxio_like.client.prefetch import NamePrefetch
 from alluxio_like.client.readahead import Budget
 from alluxio_like.client.reading import FileReader, Scratch
@@ -44,7 +45,7 @@ from alluxio_like.rpc.messages import (
     Report,
     SyncResult,
 )
-from alluxio_like.types import Cluster, Entry, FileId, FileRef, InodeId, JobId, Kind
+from alluxio_like.types import Cluster, Entry, FileId, FileRef, InodeId, JobId, Kind, Recall
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class Client:
         self._token = token
         self._channel = self._open_channel(config.master)
         self._master = MasterStub(self._channel, timeout_s=config.io_timeout_s)
-        self._names = MetadataCache(time.monotonic)
+        self._keeper = LeaseKeeper(self._channel, self._forget, self._note_epoch, metrics)
+        self._names = MetadataCache(time.monotonic, self._keeper.is_live)
         self._prefetch = NamePrefetch(self.list_dir)
         # A worker that is stopped, or cut off, leaves time to ask others. Where the cluster has TLS nothing goes in the clear.
         pool = DataPool(silence_s=config.io_timeout_s / 3) if config.tls.ca is None else None
@@ -104,6 +106,7 @@ class Client:
             return
         self._closed = True
         await asyncio.gather(*(reader.close() for reader in list(self._readers)), return_exceptions=True)
+        await self._keeper.close()
         await self._prefetch.close()
         await self._local.close()
         await self._cluster.close()
@@ -113,23 +116,47 @@ class Client:
 
     async def lookup(self, parent: InodeId, name: str) -> LookupResult:
         """One name in one directory; a missing one gives entry None. `valid_s` is what is left of the answer's time."""
+        known = self._names.lookup(parent, name)
+        if known is not None:
+            return known
+        self._prefetch.note_miss(parent)
+        return await self._ask(
+            self._names.lookup_old(parent, name),
+            lambda **how: self._master.lookup(parent, name, **how),
+            lambda result, begun: self._names.keep(parent, name, result, begun),
+        )
 
-        def ask(**how: bool) -> Awaitable[LookupResult]:
-            self._prefetch.note_miss(parent)
-            return self._master.lookup(parent, name, **how)
+    def lookup_known(self, parent: InodeId, name: str) -> LookupResult | None:
+        """What is remembered of a name in a directory, and still usable; None: ask."""
+        return self._names.lookup(parent, name)
 
-        return await self._ask((parent, name), ask)
+    def get_known(self, inode: InodeId) -> LookupResult | None:
+        """What is remembered of an inode, and still usable; None: ask."""
+        return self._names.get(inode)
 
-    def lookup_known(self, key: "tuple[InodeId, str] | InodeId") -> LookupResult | None:
-        """What is remembered of a name in a directory, or of an inode, and still valid; None: ask."""
-        return self._names.lookup(key)
+    def lookup_old(self, parent: InodeId, name: str) -> Entry | None:
+        """What a name led to when it was last asked for, however long ago."""
+        old = self._names.lookup_old(parent, name)
+        return None if old is None else old.entry
+
+    def get_old(self, inode: InodeId) -> tuple[Entry, InodeId] | None:
+        """What was last known of an inode, and the directory it was in. A file's content is the same for ever."""
+        record = self._names.get_old(inode)
+        return None if record is None else (record.entry, record.parent)
 
     async def lookup_path(self, path: str, *, sync: bool = False) -> LookupResult:
         """An absolute path; `sync` asks the store first. A missing one gives entry None."""
         if sync:
             begun = self._names.begin()
-            return self._names.keep(path, await self._master.resolve_path(path, sync=True), begun)
-        return await self._ask(path, lambda **how: self._master.resolve_path(path, **how))
+            return self._names.keep_path(path, await self._master.resolve_path(path, sync=True), begun)
+        known = self._names.lookup_path(path)
+        if known is not None:
+            return known
+        return await self._ask(
+            self._names.lookup_path_old(path),
+            lambda **how: self._master.resolve_path(path, **how),
+            lambda result, begun: self._names.keep_path(path, result, begun),
+        )
 
     async def get_path(self, path: str, *, sync: bool = False) -> Entry:
         """As `lookup_path`; raises NotFound."""
@@ -140,33 +167,64 @@ class Client:
 
     async def get_entry(self, inode: InodeId) -> LookupResult:
         """An inode by its id, also an orphan that the master still keeps. Raises NotFound; entry is never None."""
-        return await self._ask(inode, lambda **how: self._master.get_entry(inode, **how))
-
-    async def _ask(self, key: Hashable, call: Callable[..., Awaitable[LookupResult]]) -> LookupResult:
-        """The remembered answer, or the master's; while the master is away also one whose time has passed."""
-        known = self._names.lookup(key)
+        known = self._names.get(inode)
         if known is not None:
             return known
-        old = self._names.lookup_old(key)
+        old = self._names.get_old(inode)
+        return await self._ask(
+            None if old is None else LookupResult(old.entry, OLD_VALID_S),
+            lambda **how: self._master.get_entry(inode, **how),
+            self._names.keep_inode,
+        )
+
+    async def _ask(
+        self,
+        old: LookupResult | None,
+        call: Callable[..., Awaitable[LookupResult]],
+        keep: Callable[[LookupResult, Begun], LookupResult],
+    ) -> LookupResult:
+        """The master's answer, kept; while the master is away one that was remembered, though nothing covers it any more."""
+        if self._config.strict:
+            old = None
         if old is not None and self._cluster.is_master_away:
-            return old
+            return self._use_old(old)
         begun = self._names.begin()
         try:
             result = await call(repeat=old is None)
-        except (Unavailable, TimedOut):
+        except (Unavailable, TimedOut) as error:
             self._cluster.note_master(away=True)
             if old is None:
+                if self._config.strict and isinstance(error, Unavailable):
+                    raise TimedOut("the master cannot be asked, and nothing covers what is remembered") from error
                 raise
-            return old
+            return self._use_old(old)
         self._cluster.note_master(away=False)
-        return self._names.keep(key, result, begun)
+        return keep(result, begun)
+
+    def _use_old(self, old: LookupResult) -> LookupResult:
+        if self._metrics is not None:
+            self._metrics.uncovered_answers.inc()
+        return old
 
     async def list_dir(self, inode: InodeId, cursor: bytes = b"", limit: int = 0) -> DirPage:
-        """One page of a directory with attributes; what it says is remembered for lookups."""
+        """One page of a directory with attributes; what it says is remembered for lookups, and for the next one who asks."""
+        if not limit:
+            known = self._names.list_page(inode, cursor)
+            if known is not None:
+                return known
         begun = self._names.begin()
         page = await self._master.list_dir(inode, cursor, limit)
-        self._names.keep_page(inode, page, begun)
-        return page
+        if limit:
+            return page
+        return self._names.keep_page(inode, cursor, page, begun)
+
+    def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None] | None] | None = None) -> None:
+        """Hold a lease from now on: names are remembered for long, and what changes is told. Call it on the event loop, once.
+
+        `listener` hears what is not so any more, after it was forgotten here; when what it returns is done, the master is told that
+        this client knows. It must not raise.
+        """
+        self._keeper.start(listener)
 
     async def iter_dir(self, inode: InodeId) -> AsyncGenerator[Entry]:
         """All of a directory, page by page."""
@@ -178,6 +236,12 @@ class Client:
             cursor = page.next_cursor
             if not cursor:
                 return
+
+    def _forget(self, recalls: Sequence[Recall]) -> None:
+        self._names.recall(recalls)
+
+    def _note_epoch(self, epoch: int) -> None:
+        self._cluster.note_epoch(epoch)
 
     async def sync_path(self, path: str, *, recursive: bool = False) -> SyncResult:
         """Ask the store again about a path; what was remembered is dropped."""

@@ -21,6 +21,8 @@ from alluxio_like.types import BLOCK_BYTES, Cluster, FileRef, Worker, WorkerId
 _log = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
+TOLD_S = 4.0
+"""How long a view is taken for new after the master said so; with each renewal of the lease it does."""
 SUSPECT_S = 3.0
 """How long a worker that failed is asked last; a guess, a little above what the master needs to see it gone."""
 
@@ -84,6 +86,13 @@ class ClusterTracker:
             if self._view is None:
                 raise
             return self._view
+
+    def note_epoch(self, epoch: int) -> None:
+        """The master said of which epoch its view is: what we have is as new, or is asked for again."""
+        if self._view is not None and self._view.epoch == epoch:
+            self._refreshed_s = time.monotonic() + TOLD_S - REFRESH_S
+        elif self._view is not None:
+            self._begin_refresh()
 
     def note_failure(self, worker: Worker) -> None:
         """A worker did not do what it should: ask it last for a while, and ask the master who is there."""

@@ -140,6 +140,14 @@ class Backend(Protocol):
         """What `get_entry` would answer, if it would do so without asking anybody."""
         ...
 
+    def lookup_old(self, parent: InodeId, name: str) -> Entry | None:
+        """What a name led to when it was last asked for, however long ago."""
+        ...
+
+    def get_old(self, inode: InodeId) -> tuple[Entry, InodeId] | None:
+        """What was last known of an inode, and the directory it was in, however long ago."""
+        ...
+
     async def get_entry(self, inode: InodeId) -> Answer:
         """An inode by its id, also one that no name leads to any more. Raises NotFound; the answer's entry is never None."""
         ...

@@ -35,12 +35,18 @@ class ClientBackend:
         return Answer(result.entry, result.valid_s)
 
     def lookup_known(self, parent: InodeId, name: str) -> Answer | None:
-        result = self._client.lookup_known((parent, name))
+        result = self._client.lookup_known(parent, name)
         return None if result is None else Answer(result.entry, result.valid_s)
 
     def get_known(self, inode: InodeId) -> Answer | None:
-        result = self._client.lookup_known(inode)
+        result = self._client.get_known(inode)
         return None if result is None else Answer(result.entry, result.valid_s)
+
+    def lookup_old(self, parent: InodeId, name: str) -> Entry | None:
+        return self._client.lookup_old(parent, name)
+
+    def get_old(self, inode: InodeId) -> tuple[Entry, InodeId] | None:
+        return self._client.get_old(inode)
 
     async def get_entry(self, inode: InodeId) -> Answer:
         result = await self._client.get_entry(inode)

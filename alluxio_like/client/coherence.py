@@ -1,0 +1,216 @@
+"""The client's lease: kept alive by one stream to the master, on which the master takes back what is not so any more.
+
+Owns the stream, the lease's time and the order of things: a recall is applied before it is confirmed; and where the master
+knows nothing of our lease (it was started anew, or we were cut off for longer than the lease), everything is forgotten before
+anything is covered again. What is remembered is metadata.py's.
+
+The lease counts from when the message was sent that renewed it, on a clock that goes on while the machine sleeps; so it runs
+out here before it does at the master. Rule of concurrency: one event loop; the tasks here are the only ones that change the
+state.
+"""
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+
+from alluxio_like.errors import AlluxioLikeError
+from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.channel import RpcChannel
+from alluxio_like.rpc.coherence import CoherenceStub
+from alluxio_like.rpc.messages import WatchMessage, WatchReply
+from alluxio_like.types import EVERYWHERE, Recall
+
+_log = logging.getLogger(__name__)
+
+RENEW_S = 2.5
+"""A quarter of the lease: three renewals may be lost."""
+MARGIN_S = 0.2
+"""For clocks that run at other speeds: 2 % of the lease."""
+SILENCE_S = 6.0
+"""A stream on which no renewal was answered for so long is broken. A guess."""
+_FIRST_PAUSE_S = 0.1
+_MAX_PAUSE_S = 1.0
+_BYE_S = 0.5
+
+Listener = Callable[[Sequence[Recall]], Awaitable[None] | None]
+
+
+def _read_clock() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class LeaseKeeper:
+    """One client's lease. `forget` is called with what is taken back, and does not wait."""
+
+    def __init__(
+        self,
+        channel: RpcChannel,
+        forget: Callable[[Sequence[Recall]], None],
+        note_epoch: Callable[[int], None],
+        metrics: Metrics | None,
+        *,
+        now: Callable[[], float] = _read_clock,
+    ) -> None:
+        self._channel = channel
+        self._forget = forget
+        self._note_epoch = note_epoch
+        self._metrics = metrics
+        self._now = now
+        self._stub = CoherenceStub(channel)
+        self._session_id = uuid.uuid4().hex
+        self._run = 0
+        self._sessions = 0
+        """How often the lease began anew; sequence numbers begin with it."""
+        self._expires_s = float("-inf")
+        self._was_live = False
+        self._confirmed = 0
+        self._listener: Listener | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._outgoing: asyncio.Queue[WatchMessage] | None = None
+        self._number = 0
+        self._sent_s: dict[int, float] = {}
+        self._telling: asyncio.Queue[tuple[int, Awaitable[None] | None]] = asyncio.Queue()
+
+    def is_live(self) -> bool:
+        """Whether the lease covers what is remembered."""
+        return self._now() < self._expires_s
+
+    def start(self, listener: Listener | None) -> None:
+        """Begin; once, on the event loop."""
+        if self._tasks:
+            return
+        self._listener = listener
+        self._tasks = [
+            asyncio.create_task(self._keep(), name="lease"),
+            asyncio.create_task(self._renew(), name="renew lease"),
+            asyncio.create_task(self._confirm(), name="confirm recalls"),
+        ]
+
+    async def close(self) -> None:
+        """Give the lease back, if that can be said at once. May be called twice."""
+        tasks, self._tasks = self._tasks, []
+        if self._outgoing is not None and self.is_live():
+            self._send(bye=True)
+            # The master ends the stream then.
+            await asyncio.wait(tasks[:1], timeout=_BYE_S)
+        self._expires_s = float("-inf")
+        self._channel.lease = ""
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # The stream
+
+    async def _keep(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while self._tasks:
+            begun_s = time.monotonic()
+            try:
+                await self._serve_stream()
+            except (AlluxioLikeError, TimeoutError) as error:
+                _log.debug("the lease's stream ended: %s", error)
+            finally:
+                self._outgoing = None
+            lasted = time.monotonic() - begun_s > RENEW_S
+            pause_s = _FIRST_PAUSE_S if lasted else min(2 * pause_s, _MAX_PAUSE_S)
+            if self._tasks:
+                await asyncio.sleep(pause_s * (0.5 + random.random() / 2))
+
+    async def _serve_stream(self) -> None:
+        outgoing = self._outgoing = asyncio.Queue()
+        self._number = 0
+        self._sent_s.clear()
+        self._send(hello=True)
+
+        async def messages() -> AsyncIterator[WatchMessage]:
+            while True:
+                yield await outgoing.get()
+
+        first = True
+        async with aclosing(self._stub.watch(messages())) as replies:
+            iterator = aiter(replies)
+            while True:
+                async with asyncio.timeout(SILENCE_S):
+                    reply = await anext(iterator, None)
+                if reply is None:
+                    return
+                self._take(reply, first=first)
+                first = False
+
+    def _take(self, reply: WatchReply, *, first: bool) -> None:
+        if first and (reply.fresh or reply.run != self._run):
+            self._begin(reply.run)
+        sent_s = self._sent_s.get(reply.number)
+        if sent_s is not None:
+            self._expires_s = max(self._expires_s, sent_s + reply.lease_s - MARGIN_S)
+            self._sent_s = {number: at for number, at in self._sent_s.items() if number > reply.number}
+            self._channel.lease = self._session_id
+            self._note_state()
+        if reply.recalls:
+            self._apply(reply.recalls, reply.sequence)
+        self._note_epoch(reply.cluster_epoch)
+
+    def _begin(self, run: int) -> None:
+        """The master knows nothing of what we were told before."""
+        if self._run:
+            _log.info("the lease begins anew: nothing of before is relied on")
+        self._expires_s = float("-inf")
+        self._run = run
+        self._sessions += 1
+        self._confirmed = 0
+        while not self._telling.empty():
+            self._telling.get_nowait()
+        self._apply((Recall(EVERYWHERE, all_names=True),), 0)
+
+    def _apply(self, recalls: Sequence[Recall], sequence: int) -> None:
+        self._forget(recalls)
+        if self._metrics is not None:
+            self._metrics.names_recalled.inc(len(recalls))
+        told = None if self._listener is None else self._listener(recalls)
+        self._telling.put_nowait((sequence, told))
+
+    async def _confirm(self) -> None:
+        """Say of each recall, in their order, that it is known here, once it is."""
+        while True:
+            sequence, told = await self._telling.get()
+            session = self._sessions
+            if told is not None:
+                await told
+            if session == self._sessions and sequence > self._confirmed:
+                self._confirmed = sequence
+                if self._outgoing is not None and self._telling.empty():
+                    self._send()
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            self._note_state()
+            if self._outgoing is not None:
+                self._send()
+
+    def _send(self, *, hello: bool = False, bye: bool = False) -> None:
+        outgoing = self._outgoing
+        assert outgoing is not None
+        self._number += 1
+        # Before it is on its way: the lease ends a little too early rather than too late.
+        self._sent_s[self._number] = self._now()
+        if hello:
+            outgoing.put_nowait(WatchMessage(self._number, self._confirmed, self._session_id, self._run))
+        else:
+            outgoing.put_nowait(WatchMessage(self._number, self._confirmed, bye=bye))
+
+    def _note_state(self) -> None:
+        live = self.is_live()
+        if live == self._was_live:
+            return
+        self._was_live = live
+        if self._metrics is not None:
+            self._metrics.lease_held.set(live)
+            if not live:
+                self._metrics.lease_losses.inc()
+        if not live:
+            _log.warning("the master's lease has run out: what is remembered may be old")
