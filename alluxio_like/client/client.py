@@ -144,6 +144,10 @@ class Client:
         record = self._names.get_old(inode)
         return None if record is None else (record.entry, record.parent)
 
+    def list_known_names(self, directory: InodeId, limit: int) -> list[bytes] | None:
+        """The names of a directory that are remembered, however old; None: more than `limit`."""
+        return self._names.list_names(directory, limit)
+
     async def lookup_path(self, path: str, *, sync: bool = False) -> LookupResult:
         """An absolute path; `sync` asks the store first. A missing one gives entry None."""
         if sync:
@@ -221,8 +225,8 @@ class Client:
     def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None] | None] | None = None) -> None:
         """Hold a lease from now on: names are remembered for long, and what changes is told. Call it on the event loop, once.
 
-        `listener` hears what is not so any more, after it was forgotten here; when what it returns is done, the master is told that
-        this client knows. It must not raise.
+        `listener` hears what is not so any more, after it was forgotten here; when what it returns is done, the master is told
+        that this client knows. It must not raise.
         """
         self._keeper.start(listener)
 

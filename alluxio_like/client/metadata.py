@@ -31,8 +31,7 @@ _TICKS_A_S = 10
 
 _NOTHING = InodeId(0)
 _UNCOVERED = 1 << 31
-"""Of a stamp: no lease covers the answer; the other bits are the session's number, so that `clear` ends them too. 0 is never
-usable."""
+"""Of a stamp: no lease covers the answer. The rest is the stamp of its directory; 0 is nobody's."""
 
 
 class Begun(NamedTuple):
@@ -238,6 +237,20 @@ class MetadataCache:
             return None
         return DirPage(tuple(entries), page.next_cursor, left_s, page.mount_id, page.dir_key)
 
+    def list_names(self, parent: InodeId, limit: int) -> list[bytes] | None:
+        """All names of a directory that are remembered, however old; None: more than `limit`."""
+        directory = self._directories.get(parent)
+        pages = () if directory is None else directory.pages
+        if sum(len(page.inodes) for page in pages) > limit:
+            return None
+        names = {name for place, name in self._names if place == parent}
+        for page in pages:
+            for inode in page.inodes:
+                record = self._entries.lookup(inode)
+                if record is not None and record.parent == parent:
+                    names.add(to_bytes(record.entry.name))
+        return list(names) if len(names) <= limit else None
+
     # Keeping
 
     def keep(self, parent: InodeId, name: str, result: LookupResult, begun: Begun) -> LookupResult:
@@ -257,9 +270,9 @@ class MetadataCache:
         """Remember an answer about an absolute path."""
         names = [part for part in path.split("/") if part]
         if not (result.leased and 0 < len(result.chain) <= len(names)):
-            fresh = LookupResult(result.entry, self._get_fresh_s(result, EVERYWHERE, begun))
-            self._paths.pop(path, None)
-            if fresh.valid_s > 0:
+            fresh = self._keep_entry(result, EVERYWHERE, begun)
+            if fresh.valid_s > 0 or path not in self._paths:
+                self._paths.pop(path, None)
                 self._paths[path] = (fresh, self._now() + fresh.valid_s)
                 if len(self._paths) > self._max_names:
                     del self._paths[next(iter(self._paths))]
@@ -283,7 +296,7 @@ class MetadataCache:
         soon = self._get_tick() + int(UNCOVERED_VALID_S * _TICKS_A_S)
         for entry in page.entries:
             if uncovered and entry.attr.inode in uncovered:
-                self._entries.put(entry, parent, self._get_uncovered_stamp(), min(expires, soon))
+                self._entries.put(entry, parent, stamp | _UNCOVERED, min(expires, soon))
             else:
                 self._entries.put(entry, parent, stamp, expires)
         directory = self._get_directory(parent)
@@ -304,10 +317,12 @@ class MetadataCache:
 
     def _keep_entry(self, result: LookupResult, parent: InodeId, begun: Begun) -> LookupResult:
         left_s = self._get_fresh_s(result, parent, begun)
-        if result.entry is not None and (left_s > 0 or self._entries.lookup_state(result.entry.attr.inode) is None):
-            stamp, expires = self._get_state(result, parent, left_s, begun)
-            known = self._entries.lookup(result.entry.attr.inode) if parent == EVERYWHERE else None
-            self._entries.put(result.entry, parent if known is None else known.parent, stamp, expires)
+        if result.entry is not None:
+            known = self._entries.lookup(result.entry.attr.inode)
+            if known is None or left_s > 0:
+                if known is not None and parent == EVERYWHERE:
+                    parent = known.parent
+                self._entries.put(result.entry, parent, *self._get_state(result, parent, left_s, begun))
         return LookupResult(result.entry, left_s)
 
     def _get_fresh_s(self, result: LookupResult, directory: InodeId, begun: Begun) -> float:
@@ -329,11 +344,11 @@ class MetadataCache:
         if left_s <= 0:
             return 0, 0
         expires = self._get_tick() + int(left_s * _TICKS_A_S)
-        if not result.leased or begun.session != self._session or not self._is_live():
-            return self._get_uncovered_stamp(), expires
         directory = self._get_directory(parent)
         if directory.session != self._session:
             directory.session, directory.stamp = self._session, self._draw_stamp()
+        if not result.leased or begun.session != self._session or not self._is_live():
+            return directory.stamp | _UNCOVERED, expires
         return directory.stamp, expires
 
     # Forgetting
@@ -434,18 +449,14 @@ class MetadataCache:
 
     def _get_left_s(self, directory: _Directory | None, stamp: int, expires: int) -> float:
         """How long something may still be used; not above 0: no longer."""
-        left_s = expires / _TICKS_A_S - (self._now() - self._base_s)
-        if stamp == self._get_uncovered_stamp():
-            return left_s
-        if directory is None or directory.stamp != stamp or directory.session != self._session or not self._is_live():
+        if directory is None or directory.session != self._session or stamp & ~_UNCOVERED != directory.stamp:
             return 0.0
-        return left_s
+        if not stamp & _UNCOVERED and not self._is_live():
+            return 0.0
+        return expires / _TICKS_A_S - (self._now() - self._base_s)
 
     def _get_tick(self) -> int:
         return int((self._now() - self._base_s) * _TICKS_A_S)
-
-    def _get_uncovered_stamp(self) -> int:
-        return _UNCOVERED | (self._session & (_UNCOVERED - 1))
 
     def _draw_stamp(self) -> int:
         self._last_stamp = self._last_stamp % (_UNCOVERED - 1) + 1

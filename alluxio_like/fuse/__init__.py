@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 async def run(config: "FuseConfig") -> int:
     """Serve one mount until it is unmounted or told to stop; the process's exit code (0: unmounted cleanly).
 
-    Raises the package's errors (ConfigError, Conflict, Unavailable, ...) when the mount cannot be made; nothing stays behind then.
+    Raises the package's errors (ConfigError, Conflict, Unavailable, ...) when the mount cannot be made; nothing stays behind
+    then.
     """
     from alluxio_like.fuse import app
 

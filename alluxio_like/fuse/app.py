@@ -1,8 +1,8 @@
 """The FUSE daemon: wires client, operations and session, and serves until the mount is gone.
 
-The only module here that builds concrete things. Runs on one event loop (uvloop); one mount a process. The end of a mount comes from
-outside (umount: the session ends when the last open file is closed) or from SIGTERM and SIGINT: the mount is detached, requests
-under way get a moment, the rest fails.
+The only module here that builds concrete things. Runs on one event loop (uvloop); one mount a process. The end of a mount comes
+from outside (umount: the session ends when the last open file is closed) or from SIGTERM and SIGINT: the mount is detached,
+requests under way get a moment, the rest fails.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -25,7 +25,7 @@ from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.books_page import make_page
 from alluxio_like.fuse.client_backend import ClientBackend
-from alluxio_like.fuse.device import Device, Handshake
+from alluxio_like.fuse.device import Device, DeviceWriter, Handshake
 from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.notify import Notifier
@@ -33,7 +33,7 @@ from alluxio_like.fuse.opening import Opener, OpenSettings
 from alluxio_like.fuse.operations import Operations, Settings
 from alluxio_like.fuse.session_kernel import Session
 from alluxio_like.metrics import Health, HttpServer, Metrics, start_http
-from alluxio_like.types import Entry, Kind
+from alluxio_like.types import Entry, Kind, Recall
 
 if TYPE_CHECKING:
     from alluxio_like.fuse.session_pyfuse3 import Session as Pyfuse3Session
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CAP_SYS_ADMIN = 21
+_UNTOLD_TIMEOUT_S = 5.0
 _GRACE_S = 2.0
 """What requests under way get to end when the daemon is told to stop. A guess."""
 
@@ -109,7 +110,8 @@ async def serve(config: FuseConfig, backend: Backend, metrics: Metrics, connecti
 
 
 def choose_session(wanted: str) -> str:
-    """The session to use, for `session` of the configuration: kernel or pyfuse3. Raises ConfigError where kernel is not possible."""
+    """The session to use, for `session` of the configuration: kernel or pyfuse3. Raises ConfigError where kernel is not
+    possible."""
     if wanted == "pyfuse3":
         return wanted
     why_not = find_why_not_kernel()
@@ -134,7 +136,8 @@ def find_why_not_kernel() -> str:
 
 
 def connect(config: FuseConfig, place: Path) -> Connection:
-    """Mount at a place that was checked, and answer the kernel's first request. Blocks. Raises the package's errors; then nothing stays."""
+    """Mount at a place that was checked, and answer the kernel's first request. Blocks. Raises the package's errors; then
+    nothing stays."""
     allow_other = mountpoint.may_allow_other() if config.allow_other is None else config.allow_other
     device = Device.mount(place, allow_other=allow_other, source=mountpoint.SOURCE, subtype=mountpoint.SUBTYPE)
     try:
@@ -187,7 +190,7 @@ class _Address:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What one mount is made of. `to_mount`: the session that has to mount first."""
+    """What one mount is made of. `watch`: Backend.watch; `to_mount`: the session that has to mount first."""
 
     operations: Operations
     session: _Session
@@ -195,6 +198,7 @@ class _Parts:
     description: str
     accounting: Accounting
     address: _Address
+    watch: Callable[[Callable[[Sequence[Recall]], Awaitable[None]]], None]
     opener: Opener | None = None
     to_mount: "Pyfuse3Session | None" = None
 
@@ -243,13 +247,13 @@ def _make_kernel_parts(
     address = _Address()
     nodes, clock, device = Nodes(connection.generation), SystemClock(), connection.device
     opener = Opener(backend, device, nodes, settings, clock, metrics)
-    notifier = Notifier(lambda parent, name: device.notify(wire.pack_inval_entry(parent, name)))
+    notifier = Notifier(DeviceWriter(device), enabled=_may_tell())
     operations = Operations(
         backend,
         root,
-        Settings(config.entry_timeout_s, io_timeout_s),
+        Settings(_get_timeout_s(config), io_timeout_s),
         clock,
-        notifier.tell,
+        notifier,
         serving=opener,
         get_url=lambda: address.url,
         generation=connection.generation,
@@ -258,34 +262,46 @@ def _make_kernel_parts(
     metrics.fuse_session.labels(opener.describe_session()).set(1)
     accounting = Accounting(clock, metrics, backend.note_read)
     session = Session(operations, opener, nodes, device, io_timeout_s, Meter(metrics), accounting)
-    return _Parts(operations, session, notifier, opener.describe_session(), accounting, address, opener)
+    return _Parts(operations, session, notifier, opener.describe_session(), accounting, address, backend.watch, opener)
 
 
 def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> _Parts:
     if config.passthrough == "on":
         raise ConfigError("passthrough needs the kernel session", subject="passthrough")
     try:
+        from alluxio_like.fuse.session_pyfuse3 import Pyfuse3Writer
         from alluxio_like.fuse.session_pyfuse3 import Session as Pyfuse3Session
     except ImportError as error:
         needs = "it is built with gcc, pkg-config and the headers of Python and libfuse3"
         raise ConfigError(f"pyfuse3 cannot be used ({error}): install alluxio-like[fuse]; {needs}") from None
 
     io_timeout_s = config.client.io_timeout_s
-    notifier = Notifier(Pyfuse3Session.invalidate_entry)
+    notifier = Notifier(Pyfuse3Writer(), enabled=_may_tell())
     address = _Address()
     operations = Operations(
         backend,
         root,
-        Settings(config.entry_timeout_s, io_timeout_s),
+        Settings(_get_timeout_s(config), io_timeout_s),
         SystemClock(),
-        notifier.tell,
+        notifier,
         get_url=lambda: address.url,
     )
     metrics.fuse_handles.set_function(operations.count_open)
     metrics.fuse_session.labels("pyfuse3").set(1)
     accounting = Accounting(SystemClock(), metrics)
     session = Pyfuse3Session(operations, io_timeout_s, metrics, accounting)
-    return _Parts(operations, session, notifier, "pyfuse3", accounting, address, to_mount=session)
+    return _Parts(operations, session, notifier, "pyfuse3", accounting, address, backend.watch, to_mount=session)
+
+
+def _may_tell() -> bool:
+    """Whether the kernel is notified: only where we could abort the connection of a notification that hangs
+    (mountpoint.end_ours)."""
+    return os.geteuid() == 0
+
+
+def _get_timeout_s(config: FuseConfig) -> float:
+    """The kernel keeps nothing for long that it is not told to forget."""
+    return config.entry_timeout_s if _may_tell() else min(config.entry_timeout_s, _UNTOLD_TIMEOUT_S)
 
 
 async def _get_root(config: FuseConfig, backend: Backend) -> Entry:
@@ -348,9 +364,9 @@ async def _serve_mount(config: FuseConfig, made: _Parts, place: Path, http: Http
         if top is not None and top.fstype == mountpoint.FSTYPE:
             device = health.device = top.device
             await asyncio.to_thread(mountpoint.tune, device, config.read_ahead_kb)
-        if os.geteuid() == 0:
-            # Only where we can abort: see mountpoint.end_ours.
+        if _may_tell():
             made.notifier.start()
+        made.watch(operations.begin_recall)
         write_ready_file(config, mountpoint=str(place), path=config.path, session=made.description, http_address=http.address if http else "")
         log.info("mounted", extra={"mountpoint": str(place), "path": config.path, "session": made.description})
         stopping = asyncio.create_task(told.wait())
@@ -381,7 +397,8 @@ async def _wait_first(task: "asyncio.Task[None]", ready: Coroutine[None, None, N
 
 
 async def _end(task: "asyncio.Task[None]", made: _Parts, place: Path, device: str) -> str:
-    """End the session and take the mount away if it is still there; bounded. Why the mount could not be taken away, or nothing."""
+    """End the session and take the mount away if it is still there; bounded. Why the mount could not be taken away, or
+    nothing."""
     session = made.session
     left = ""
     made.notifier.end()

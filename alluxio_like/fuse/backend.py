@@ -5,12 +5,12 @@ Everything is called from one event loop, any number of calls at once. Every awa
 by an answer or by one of the package's errors; a cancelled call leaves nothing behind.
 """
 
-from collections.abc import Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from alluxio_like.rpc.messages import Priority
-from alluxio_like.types import Entry, FileRef, InodeId
+from alluxio_like.types import Entry, FileRef, InodeId, Recall
 from alluxio_like.waits import Seconds
 
 Buffer = bytes | bytearray | memoryview
@@ -59,7 +59,8 @@ class CacheState:
 
 
 class WholeFile(Protocol):
-    """A file on this machine that holds all of a content, open for reading. It is not evicted while it is open, here or in the kernel."""
+    """A file on this machine that holds all of a content, open for reading. It is not evicted while it is open, here or in the
+    kernel."""
 
     @property
     def fd(self) -> int:
@@ -113,7 +114,8 @@ class Reader(Protocol):
         ...
 
     def begin_close(self) -> Coroutine[None, None, None] | None:
-        """Let go of descriptors and buffers, now; what then has to be awaited until reads under way have ended, if there are any."""
+        """Let go of descriptors and buffers, now; what then has to be awaited until reads under way have ended, if there are
+        any."""
         ...
 
     async def close(self) -> None:
@@ -148,6 +150,10 @@ class Backend(Protocol):
         """What was last known of an inode, and the directory it was in, however long ago."""
         ...
 
+    def list_known_names(self, directory: InodeId, limit: int) -> Sequence[bytes] | None:
+        """The names of a directory that were ever answered and are still remembered; None: more than `limit`."""
+        ...
+
     async def get_entry(self, inode: InodeId) -> Answer:
         """An inode by its id, also one that no name leads to any more. Raises NotFound; the answer's entry is never None."""
         ...
@@ -161,7 +167,8 @@ class Backend(Protocol):
         ...
 
     def find_whole(self, entry: Entry) -> WholeFile | None:
-        """The file on this machine that holds all of a file's content, if there is one; the caller closes it. Quick, waits for nothing.
+        """The file on this machine that holds all of a file's content, if there is one; the caller closes it. Quick, waits for
+        nothing.
 
         Finding it counts as a use of the cached copy.
         """
@@ -186,6 +193,13 @@ class Backend(Protocol):
 
     def get_local_capacity(self) -> int:
         """Bytes that the caches on this machine may hold together."""
+        ...
+
+    def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]]) -> None:
+        """Call `listener` with what is not so any more, from now on; what was answered before holds at most for its time.
+
+        What is told is forgotten here before. When what the listener returns is done, those who changed it may rely on that.
+        """
         ...
 
     async def get_totals(self) -> Totals:

@@ -3,6 +3,8 @@
 Owns nothing but the conversion. Concurrency: that of the client, one event loop.
 """
 
+from collections.abc import Awaitable, Callable, Sequence
+
 from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.client import Client, FileReader
 from alluxio_like.fuse.backend import Answer, CachedCopy, CacheState, Listing, Totals, WholeFile
@@ -14,6 +16,7 @@ from alluxio_like.types import (
     Entry,
     FileRef,
     InodeId,
+    Recall,
     get_block_count,
     get_full_mask,
     get_page_count,
@@ -48,6 +51,9 @@ class ClientBackend:
     def get_old(self, inode: InodeId) -> tuple[Entry, InodeId] | None:
         return self._client.get_old(inode)
 
+    def list_known_names(self, directory: InodeId, limit: int) -> Sequence[bytes] | None:
+        return self._client.list_known_names(directory, limit)
+
     async def get_entry(self, inode: InodeId) -> Answer:
         result = await self._client.get_entry(inode)
         return Answer(result.entry, result.valid_s)
@@ -79,6 +85,9 @@ class ClientBackend:
 
     def get_local_capacity(self) -> int:
         return self._client.get_local_capacity()
+
+    def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]]) -> None:
+        self._client.watch(listener)
 
     async def get_totals(self) -> Totals:
         totals = await self._client.stat_fs()

@@ -1,9 +1,9 @@
 """The kernel's end of a mount: a descriptor of /dev/fuse, and what can be done with it.
 
-Owns mounting and unmounting by mount(2), the first exchange with the kernel (INIT), clones of the descriptor, backing files, and the
-writing of notifications. Not the serving of requests: sessions read and write `fd` themselves. The holder uses it too, so it imports
-the standard library, the wire and the errors only. Its methods block for a short time, `notify` possibly for long (see there); they
-may be called from any thread.
+Owns mounting and unmounting by mount(2), the first exchange with the kernel (INIT), clones of the descriptor, backing files,
+and the writing of notifications. Not the serving of requests: sessions read and write `fd` themselves. The holder uses it too,
+so it imports the standard library, the wire and the errors only. Its methods block for a short time, `notify` possibly for long
+(see there); they may be called from any thread.
 """
 
 import contextlib
@@ -192,8 +192,8 @@ class Device:
     def notify(self, message: bytes) -> None:
         """Write a notification (`wire.pack_inval_entry`, ...). Raises OSError; ENOENT: the kernel does not know what it is about.
 
-        INVAL_ENTRY, DELETE and INVAL_INODE wait until requests in flight on that directory or inode are answered: never call it from
-        what answers them, nor under a lock that this takes.
+        INVAL_ENTRY, DELETE and INVAL_INODE wait until requests in flight on that directory or inode are answered: never call it
+        from what answers them, nor under a lock that this takes.
         """
         os.write(self.fd, message)
 
@@ -203,6 +203,22 @@ class Device:
             fd, self.fd = self.fd, -1
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+class DeviceWriter:
+    """Notifications that make the kernel ask again, as notify.KernelWriter."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
+        self._device.notify(wire.pack_inval_entry(parent, name))
+
+    def invalidate_inode(self, node: int) -> None:
+        self._device.notify(wire.pack_inval_inode(node, 0, 0))
+
+    def increment_epoch(self) -> None:
+        self._device.notify(wire.pack_inc_epoch())
 
 
 def _translate(error: OSError, what: str, subject: str) -> AlluxioLikeError:

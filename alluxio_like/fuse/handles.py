@@ -6,9 +6,9 @@ lock is held, so that two readdir calls on one handle follow each other.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from alluxio_like.errors import Internal
 from alluxio_like.fuse.backend import Backend, Listing, Reader
@@ -26,7 +26,8 @@ _KEPT_FAILURES = 64
 
 
 HANDLE_BITS = 40
-"""Handle numbers have the daemon's generation above these bits, so that a daemon knows those of an earlier one on the same mount."""
+"""Handle numbers have the daemon's generation above these bits, so that a daemon knows those of an earlier one on the same
+mount."""
 
 
 class HandleTable(Generic[_T]):
@@ -101,6 +102,9 @@ class BoundedDict(Generic[_K, _T]):
     def discard(self, key: _K) -> None:
         self._items.pop(key, None)
 
+    def clear(self) -> None:
+        self._items.clear()
+
 
 @dataclass(slots=True)
 class Failure:
@@ -149,6 +153,13 @@ class _Start:
     cursor: bytes | None
 
 
+class KeptPage(NamedTuple):
+    """A page of a listing, and what was marked when it was asked for: how many recalls there had been, and when."""
+
+    listing: Listing
+    mark: tuple[int, float]
+
+
 @dataclass(slots=True)
 class DirectoryHandle:
     """An open directory. Entries are numbered from 0 in the order of the listing, for as long as the handle is open."""
@@ -157,7 +168,7 @@ class DirectoryHandle:
     parent: InodeId
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _starts: list[_Start] = field(default_factory=lambda: [_Start(0, None)])
-    _pages: "OrderedDict[int, Listing]" = field(default_factory=OrderedDict)
+    _pages: "OrderedDict[int, KeptPage]" = field(default_factory=OrderedDict)
     _total: int | None = None
 
     def restart(self) -> None:
@@ -166,17 +177,20 @@ class DirectoryHandle:
         self._pages.clear()
         self._total = None
 
-    async def find_page(self, backend: Backend, ordinal: int) -> tuple[Listing, int, int] | None:
+    async def find_page(
+        self, backend: Backend, ordinal: int, mark: Callable[[], tuple[int, float]]
+    ) -> tuple[KeptPage, int, int] | None:
         """The page that holds entry `ordinal`, the entry's place in it, and its number again; None behind the end.
 
+        `mark` gives what to keep with a page of the moment at which it is asked for.
         Where a page that was fetched again has become shorter, that is the first entry behind the gap. The caller holds `lock`.
         """
         while self._total is None or ordinal < self._total:
             index = self._find_start(ordinal)
-            listing = await self._fetch(backend, index)
+            page = await self._fetch(backend, index, mark)
             place = ordinal - self._starts[index].ordinal
-            if place < len(listing.entries):
-                return listing, place, ordinal
+            if place < len(page.listing.entries):
+                return page, place, ordinal
             if index + 1 == len(self._starts):
                 return None
             ordinal = max(ordinal, self._starts[index + 1].ordinal)
@@ -188,17 +202,18 @@ class DirectoryHandle:
             index -= 1
         return index
 
-    async def _fetch(self, backend: Backend, index: int) -> Listing:
+    async def _fetch(self, backend: Backend, index: int, mark: Callable[[], tuple[int, float]]) -> KeptPage:
         kept = self._pages.get(index)
         if kept is not None:
             return kept
         start = self._starts[index]
+        marked = mark()
         listing = await backend.list_dir(self.entry.attr.inode, start.cursor)
         if index + 1 < len(self._starts):
             # Fetched before: what has been added to it since would take the numbers of the next page's entries.
             count = self._starts[index + 1].ordinal - start.ordinal
             listing = Listing(listing.entries[:count], listing.next_cursor, listing.valid_s)
-        self._pages[index] = listing
+        page = self._pages[index] = KeptPage(listing, marked)
         while len(self._pages) > _KEPT_PAGES:
             self._pages.popitem(last=False)
         if index + 1 == len(self._starts):
@@ -207,4 +222,4 @@ class DirectoryHandle:
                 self._total = stop
             else:
                 self._starts.append(_Start(stop, listing.next_cursor))
-        return listing
+        return page

@@ -1,8 +1,8 @@
 """Whether the caller of a request was killed: the only reason to give a request up.
 
-A signal that a program handles must not make its reads fail: hardly any program expects EINTR of a file, a page fault would turn it into
-SIGBUS, and profilers and runtimes send signals all the time. The kernel says only that some signal came, and only once; whether
-the caller was killed is in /proc. Blocking, but short; safe from any thread.
+A signal that a program handles must not make its reads fail: hardly any program expects EINTR of a file, a page fault would
+turn it into SIGBUS, and profilers and runtimes send signals all the time. The kernel says only that some signal came, and only
+once; whether the caller was killed is in /proc. Blocking, but short; safe from any thread.
 """
 
 import signal

@@ -1,6 +1,7 @@
 """The calls of libc that Python does not offer: mount(2), umount2(2).
 
-They block for a short time and raise OSError. Imports ctypes and nothing else of weight: the holder uses it. Safe from any thread.
+They block for a short time and raise OSError. Imports ctypes and nothing else of weight: the holder uses it. Safe from any
+thread.
 """
 
 import ctypes

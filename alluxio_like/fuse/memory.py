@@ -1,19 +1,19 @@
 """A backend in memory, for tests: a tree of names and bytes that can change, stall and fail on demand.
 
-Owns its tree; keeps to the Backend's promises, time limit included. With a directory for whole files it plays the local cache too:
-what is filled becomes a real file there, which the kernel can read by itself. Used from one event loop.
+Owns its tree; keeps to the Backend's promises, time limit included. With a directory for whole files it plays the local cache
+too: what is filled becomes a real file there, which the kernel can read by itself. Used from one event loop.
 """
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alluxio_like.errors import AlluxioLikeError, NotADirectory, NotFound, Stale, TimedOut
 from alluxio_like.fuse.backend import Answer, Buffer, CachedCopy, CacheState, Listing, Totals, WholeFile
 from alluxio_like.rpc.messages import Priority
-from alluxio_like.types import ROOT_INODE, Attr, Entry, FileRef, Fingerprint, InodeId, Kind, MountId, VersionId
+from alluxio_like.types import ROOT_INODE, Attr, Entry, FileRef, Fingerprint, InodeId, Kind, MountId, Recall, VersionId, to_bytes
 from alluxio_like.waits import NONE, Seconds
 
 _PIECE_BYTES = 1 << 20
@@ -141,7 +141,10 @@ class MemoryBackend:
         self.fills = 0
         self._whole_dir = whole_dir
         self.open_readers = 0
+        self.listener: Callable[[Sequence[Recall]], Awaitable[None]] | None = None
         self._next_inode = 2
+        self._answered: dict[InodeId, tuple[Entry, InodeId]] = {}
+        self._answered_names: dict[tuple[InodeId, str], InodeId] = {}
         self._nodes: dict[InodeId, _Node] = {ROOT_INODE: _Node(self._make_entry("", ROOT_INODE, Kind.DIRECTORY, 0))}
 
     # Building the tree
@@ -241,15 +244,33 @@ class MemoryBackend:
     def get_known(self, inode: InodeId) -> Answer | None:
         return None
 
+    def lookup_old(self, parent: InodeId, name: str) -> Entry | None:
+        known = self._answered_names.get((parent, name))
+        return None if known is None else self._answered[known][0]
+
+    def get_old(self, inode: InodeId) -> tuple[Entry, InodeId] | None:
+        return self._answered.get(inode)
+
+    def list_known_names(self, directory: InodeId, limit: int) -> list[bytes] | None:
+        names = [to_bytes(name) for parent, name in self._answered_names if parent == directory]
+        return names if len(names) <= limit else None
+
+    def _remember(self, parent: InodeId, name: str, entry: Entry) -> None:
+        self._answered[entry.attr.inode] = (entry, parent)
+        self._answered_names[parent, name] = entry.attr.inode
+
     async def resolve(self, path: str) -> Answer:
         await self._enter("resolve")
         return Answer(self._nodes[self._find(path)].entry, self.valid_s)
 
     async def lookup(self, parent: InodeId, name: str) -> Answer:
         await self._enter("lookup")
-        node = self._get_directory(parent)
-        inode = node.children.get(name)
-        return Answer(None if inode is None else self._nodes[inode].entry, self.valid_s)
+        inode = self._get_directory(parent).children.get(name)
+        if inode is None:
+            self._answered_names.pop((parent, name), None)
+            return Answer(None, self.valid_s)
+        self._remember(parent, name, self._nodes[inode].entry)
+        return Answer(self._nodes[inode].entry, self.valid_s)
 
     async def get_entry(self, inode: InodeId) -> Answer:
         await self._enter("get_entry")
@@ -260,12 +281,17 @@ class MemoryBackend:
         children = self._get_directory(inode).children
         names = sorted(name for name in children if cursor is None or name.encode(errors="surrogateescape") > cursor)
         page = names[: self.page_entries]
+        for name in page:
+            self._remember(inode, name, self._nodes[children[name]].entry)
         more = page[-1].encode(errors="surrogateescape") if len(names) > len(page) else None
         return Listing([self._nodes[children[name]].entry for name in page], more, self.valid_s)
 
     def open_file(self, entry: Entry) -> MemoryReader:
         self.open_readers += 1
         return MemoryReader(self, self._get_node(entry.attr.inode))
+
+    def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]]) -> None:
+        self.listener = listener
 
     async def get_totals(self) -> Totals:
         await self._enter("get_totals")

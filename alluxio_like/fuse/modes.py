@@ -1,9 +1,9 @@
 """How the opens of a node id may be served beside each other: the kernel's rules as a table.
 
-Owns, for each node id that is open, in which mode the kernel has it and which backing file its passthrough opens share. The kernel
-answers EIO to an open that does not fit (fs/fuse/iomode.c), so each answer to OPEN is decided here first. Does no I/O: whoever
-asks registers and closes backing files as it is told. Deterministic. Rule of concurrency: one event loop, and no await between `decide`
-and the `open` that relies on it.
+Owns, for each node id that is open, in which mode the kernel has it and which backing file its passthrough opens share. The
+kernel answers EIO to an open that does not fit (fs/fuse/iomode.c), so each answer to OPEN is decided here first. Does no I/O:
+whoever asks registers and closes backing files as it is told. Deterministic. Rule of concurrency: one event loop, and no await
+between `decide` and the `open` that relies on it.
 
 The kernel's rules, each of which was tried:
 - while a passthrough open lives, a cached or a direct one fails, and so does a passthrough open over another backing;

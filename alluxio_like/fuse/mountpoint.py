@@ -29,8 +29,8 @@ SUBTYPE = "alluxio_like"
 FSTYPE = f"fuse.{SUBTYPE}"
 
 MAX_BACKGROUND = 512
-"""Read-ahead requests the kernel keeps under way on one mount. Its default of 12 would let twelve cold reads that wait for a store stop
-the read-ahead of every warm file."""
+"""Read-ahead requests the kernel keeps under way on one mount. Its default of 12 would let twelve cold reads that wait for a
+store stop the read-ahead of every warm file."""
 
 _DETACH_TIMEOUT_S = 10
 _STAT_TIMEOUT_S = 5.0
@@ -68,8 +68,8 @@ def find_top(place: Path) -> Mounted | None:
 def check_place(place: Path) -> tuple[Path, bool]:
     """Make a path ready to be mounted on: its resolved form, and whether the directory was made just now.
 
-    What a dead daemon of ours left mounted there is taken away. Raises Conflict where a live one serves it, ConfigError for anything
-    that cannot be mounted on.
+    What a dead daemon of ours left mounted there is taken away. Raises Conflict where a live one serves it, ConfigError for
+    anything that cannot be mounted on.
     """
     resolved = Path(os.path.realpath(place.parent)) / place.name if place.name else Path(os.path.realpath(place))
     for _ in range(16):
@@ -96,7 +96,8 @@ def check_place(place: Path) -> tuple[Path, bool]:
 
 
 def _stat(place: Path) -> os.stat_result:
-    """os.stat, given up after _STAT_TIMEOUT_S: what is mounted there may be served by a daemon that hangs. Raises Conflict then."""
+    """os.stat, given up after _STAT_TIMEOUT_S: what is mounted there may be served by a daemon that hangs. Raises Conflict
+    then."""
     outcome: list[os.stat_result | OSError] = []
 
     def ask() -> None:
@@ -150,8 +151,8 @@ def detach(place: Path) -> None:
 def end_ours(place: Path, device: str) -> None:
     """Unmount what was mounted as `device`, if it is still on top at `place`, and fail all its requests (where we may).
 
-    A thread of ours that waits in the kernel for a request which nobody will answer any more would else never end, and with it the
-    process.
+    A thread of ours that waits in the kernel for a request which nobody will answer any more would else never end, and with it
+    the process.
     """
     if os.geteuid() == 0:
         try:

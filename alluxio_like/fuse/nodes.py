@@ -1,8 +1,9 @@
 """Node ids: the kernel's names for inodes, of which a file may have several at a time.
 
-Owns the layout of a node id and which one of a file's is given to who looks its name up now. A regular file's node id is its inode
-id with an epoch above it, so that opens which do not fit beside each other (modes.py) find different node ids with the same st_ino.
-Directories have one node id, their inode id; the mount's root is 1 whatever inode it is. Deterministic. Rule of concurrency: one event loop.
+Owns the layout of a node id and which one of a file's is given to who looks its name up now. A regular file's node id is its
+inode id with an epoch above it, so that opens which do not fit beside each other (modes.py) find different node ids with the
+same st_ino. Directories have one node id, their inode id; the mount's root is 1 whatever inode it is. Deterministic. Rule of
+concurrency: one event loop.
 
     bits 0 to 47    the inode id
     bits 48 to 53   the turn: which of the node ids that this daemon has for the file

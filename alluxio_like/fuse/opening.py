@@ -1,11 +1,12 @@
 """How each open of a file is served: by the kernel itself where that can be, else through READs.
 
-Owns the decision at OPEN: is the file wholly local, is it worth waiting for, does it fit beside what is open on its node id (modes.py), and
-if not, which node id its name leads to next (nodes.py); and the backing files that are registered with the kernel. Does not own
-handles (operations.py) or the loop (session_kernel.py).
+Owns the decision at OPEN: is the file wholly local, is it worth waiting for, does it fit beside what is open on its node id
+(modes.py), and if not, which node id its name leads to next (nodes.py); and the backing files that are registered with the
+kernel. Does not own handles (operations.py) or the loop (session_kernel.py).
 
-An open that does not fit is answered ESTALE: the kernel then looks the name up again by itself and opens the node id that it finds. Where there
-is no name to look up (/proc/self/fd/N), the same thread comes again at once; it is then served in whatever mode fits.
+An open that does not fit is answered ESTALE: the kernel then looks the name up again by itself and opens the node id that it
+finds. Where there is no name to look up (/proc/self/fd/N), the same thread comes again at once; it is then served in whatever
+mode fits.
 
 Rule of concurrency: one event loop. `decide` neither awaits nor waits: what it finds out holds until it has told the modes.
 """

@@ -12,7 +12,7 @@ The mount's root has node id 1 whatever inode it is. All other node ids are inod
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 
 from alluxio_like.clock import Clock
@@ -34,17 +34,17 @@ from alluxio_like.errors import (
 from alluxio_like.fuse import xattrs
 from alluxio_like.fuse.backend import Answer, Backend, Buffer, Reader, Totals
 from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, FileHandle, HandleTable
-from alluxio_like.types import Attr, Entry, InodeId, Kind, to_bytes, to_str
-
-ROOT_NODE = 1
-"""The node id of a mount's root, fixed by the kernel's protocol."""
+from alluxio_like.fuse.kernel_memory import ROOT_NODE, KernelMemory
+from alluxio_like.fuse.notify import SILENT, Teller
+from alluxio_like.types import EVERYWHERE, Attr, Entry, InodeId, Kind, Recall, to_bytes, to_str
 
 NAME_MAX_BYTES = 255
 
 _QUICK_ANSWER_S = 0.5
-"""How long the root's attributes and statfs may wait for the services: umount(8) asks for both, also when these are down. A guess."""
-_REMEMBERED_ENTRIES = 50_000
-"""Entries kept to answer for inodes while the services cannot; about 1 KB each. A guess."""
+"""How long the root's attributes and statfs may wait for the services: umount(8) asks for both, also when these are down. A
+guess."""
+_ORPHAN_VALID_S = 5.0
+"""Of the attributes of an open file whose inode the services have forgotten: they stay as they are."""
 _SLOW_FAILURE_S = 1.0
 _FAILURE_KEPT_S = 1.0
 """A read that failed after more than _SLOW_FAILURE_S is answered the same way for _FAILURE_KEPT_S: the kernel repeats each failed
@@ -55,8 +55,8 @@ _WAIT_KNOWN_S = 2.0
 _WAIT_AWAY_S = 0.2
 _AWAY_S = 5.0
 _KNOWN_VALID_S = 1.0
-"""A name or inode that is known is answered from memory, for _KNOWN_VALID_S, when the services do not answer within _WAIT_KNOWN_S, and in the
-_AWAY_S after that within _WAIT_AWAY_S: training goes on while the master restarts. Guesses."""
+"""A name or inode that is known is answered from memory, for _KNOWN_VALID_S, when the services do not answer within
+_WAIT_KNOWN_S, and in the _AWAY_S after that within _WAIT_AWAY_S: training goes on while the master restarts. Guesses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +80,13 @@ class Operations:
         root: Entry,
         settings: Settings,
         clock: Clock,
-        tell: Callable[[int, bytes], None] = lambda _parent, _name: None,
+        teller: Teller = SILENT,
         *,
         serving: xattrs.Serving = xattrs.PYFUSE3,
         get_url: Callable[[], str] = str,
         generation: int = 0,
     ) -> None:
-        """`tell` is called with a directory's node id and a name that the kernel should look up again; it must not wait.
+        """`teller` tells the kernel what it should ask for again.
 
         `get_url` says where the daemon's HTTP server is. `generation` tells this daemon's handles from those of an earlier one on the same mount.
         """
@@ -96,13 +96,11 @@ class Operations:
         self._root = root
         self._settings = settings
         self._clock = clock
-        self._tell = tell
         self._files: HandleTable[FileHandle] = HandleTable(generation)
         self._directories: HandleTable[DirectoryHandle] = HandleTable(generation)
-        self._seen: BoundedDict[InodeId, Entry] = BoundedDict(_REMEMBERED_ENTRIES)
-        self._parents: BoundedDict[InodeId, InodeId] = BoundedDict(_REMEMBERED_ENTRIES)
         self._stale: BoundedDict[InodeId, None] = BoundedDict(_STALE_INODES)
-        self._names: BoundedDict[tuple[InodeId, str], InodeId] = BoundedDict(_REMEMBERED_ENTRIES)
+        self._root_until_s = 0.0
+        self.kernel_memory = KernelMemory(backend, teller, root.attr.inode, clock)
         self._away_until_s = 0.0
         self._open: dict[InodeId, list[FileHandle]] = {}
         self._totals = Totals(0, 0)
@@ -115,22 +113,22 @@ class Operations:
         if len(name) > NAME_MAX_BYTES:
             raise NameTooLong("a name has at most 255 bytes")
         directory, text = self._get_inode(parent), to_str(name)
-        known_inode = self._names.lookup((directory, text))
-        known = self._seen.lookup(known_inode) if known_inode is not None and known_inode not in self._stale else None
+        known = self._backend.lookup_old(directory, text)
+        if known is not None and known.attr.inode in self._stale:
+            known = None
         answer, is_fresh = await self._ask(lambda: self._backend.lookup(directory, text), known)
         if is_fresh and answer.entry is not None:
-            self._remember(answer.entry, directory)
             # Whoever looked it up again has been told that this is the content of the moment.
             self._stale.discard(answer.entry.attr.inode)
-        elif is_fresh:
-            self._names.discard((directory, text))
         return Answer(answer.entry, self._limit(answer.valid_s))
 
     async def getattr(self, node: int) -> tuple[Attr, float]:
         """Attributes and for how many seconds they may be kept."""
         if node == ROOT_NODE:
-            await self._refresh("root", self._refresh_root)
-            return self._root.attr, self._settings.entry_timeout_s
+            if self._clock.monotonic() >= self._root_until_s:
+                await self._refresh("root", self._refresh_root)
+            left_s = self._root_until_s - self._clock.monotonic()
+            return self._root.attr, self._limit(max(left_s, _KNOWN_VALID_S))
         entry, valid_s = await self._get_entry(InodeId(node))
         return entry.attr, self._limit(valid_s)
 
@@ -143,27 +141,40 @@ class Operations:
         if answer is None:
             return None
         if answer.entry is not None:
-            self._remember(answer.entry, directory)
             self._stale.discard(answer.entry.attr.inode)
         return Answer(answer.entry, self._limit(answer.valid_s))
 
     def try_getattr(self, node: int) -> tuple[Attr, float] | None:
         """What `getattr` gives, when it can be had without asking anybody; else None."""
-        answer = None if node == ROOT_NODE else self._backend.get_known(InodeId(node))
+        if node == ROOT_NODE:
+            left_s = self._root_until_s - self._clock.monotonic()
+            return (self._root.attr, self._limit(left_s)) if left_s > 0 else None
+        answer = self._backend.get_known(InodeId(node))
         if answer is None or answer.entry is None:
             return None
         return answer.entry.attr, self._limit(answer.valid_s)
 
+    def begin_recall(self, recalls: Sequence[Recall]) -> Awaitable[None]:
+        """Have the kernel ask again for what is taken back; what is returned is done once it will. The backend has forgotten
+        it."""
+        inode = self._root.attr.inode
+        if any(recall.directory in (EVERYWHERE, inode) for recall in recalls):
+            self._root_until_s = 0.0
+        return self.kernel_memory.recall(recalls, [file.entry.attr.inode for file in self._files])
+
     # Files
 
     def find_entry(self, node: int, flags: int) -> Entry | None:
-        """The file that is to be opened, when it is known; else None. Raises ReadOnly for anything but reading, Stale, IsADirectory."""
+        """The file that is to be opened, when it is known; else None. Raises ReadOnly for anything but reading, Stale,
+        IsADirectory."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & (os.O_TRUNC | os.O_APPEND):
             raise self.refuse_write()
         inode = self._get_inode(node)
         if inode in self._stale:
             raise Stale("the file was replaced or removed", subject=str(inode))
-        return self._check_kind(self._seen.lookup(inode))
+        # However long ago it was heard of: an inode's content is the same for ever.
+        known = self._backend.get_old(inode)
+        return None if known is None else self._check_kind(known[0])
 
     async def get_entry_to_open(self, node: int, flags: int) -> Entry:
         """The file that is to be opened. Raises as `find_entry`, and what keeps it from being known."""
@@ -179,7 +190,8 @@ class Operations:
         return None if entry is None else self.add_open(FileHandle(entry))
 
     async def open(self, node: int, flags: int) -> int:
-        """The number of a new handle. Raises ReadOnly for anything but reading, Stale to make the kernel look the name up again."""
+        """The number of a new handle. Raises ReadOnly for anything but reading, Stale to make the kernel look the name up
+        again."""
         return self.add_open(FileHandle(await self.get_entry_to_open(node, flags)))
 
     def add_open(self, file: FileHandle) -> int:
@@ -197,7 +209,8 @@ class Operations:
         return self._files.lookup(handle)
 
     async def adopt_file(self, handle: int, node: int) -> None:
-        """Take over a handle that an earlier daemon gave out for a node. Raises Internal for a number of our own that is not open."""
+        """Take over a handle that an earlier daemon gave out for a node. Raises Internal for a number of our own that is not
+        open."""
         if self._files.lookup(handle) is not None:
             return
         if not self._files.is_foreign(handle):
@@ -216,9 +229,7 @@ class Operations:
         """The content of a file turned out to be gone: whoever opens it next looks its name up first."""
         inode = entry.attr.inode
         self._stale.set(inode, None)
-        parent = self._parents.lookup(inode)
-        if parent is not None:
-            self._tell(ROOT_NODE if parent == self._root.attr.inode else parent, to_bytes(entry.name))
+        self.kernel_memory.tell_name(inode)
 
     @staticmethod
     def _check_kind(entry: Entry | None) -> Entry | None:
@@ -296,7 +307,8 @@ class Operations:
         return self._directories.add(await self._make_directory(node))
 
     async def adopt_directory(self, handle: int, node: int) -> None:
-        """Take over a directory handle that an earlier daemon gave out. Raises Internal for a number of our own that is not open."""
+        """Take over a directory handle that an earlier daemon gave out. Raises Internal for a number of our own that is not
+        open."""
         if self._directories.lookup(handle) is not None:
             return
         if not self._directories.is_foreign(handle):
@@ -309,12 +321,12 @@ class Operations:
         if node == ROOT_NODE:
             entry = self._root
         else:
-            inode = InodeId(node)
-            entry = self._seen.lookup(inode) or (await self._get_entry(inode))[0]
+            known = self._backend.get_old(InodeId(node))
+            entry = (await self._get_entry(InodeId(node)))[0] if known is None else known[0]
         if entry.attr.kind is not Kind.DIRECTORY:
             raise NotADirectory("not a directory", subject=entry.name)
-        parent = None if node == ROOT_NODE else self._parents.lookup(entry.attr.inode)
-        return DirectoryHandle(entry, entry.attr.inode if parent is None else parent)
+        found = None if node == ROOT_NODE else self._backend.get_old(entry.attr.inode)
+        return DirectoryHandle(entry, entry.attr.inode if found is None or not found[1] else found[1])
 
     async def readdir(self, handle: int, offset: int, emit: Emit) -> None:
         """Hands entries from `offset` on to `emit` until it has no room; nothing handed over means the end.
@@ -334,16 +346,17 @@ class Operations:
                 if not emit(b"..", dotdot, 0.0, 2, False):
                     return
                 offset = 2
-            found = await directory.find_page(self._backend, offset - 2)
+            found = await directory.find_page(self._backend, offset - 2, lambda: (self.kernel_memory.recalls, self._clock.monotonic()))
             if found is None:
                 return
-            listing, place, ordinal = found
-            valid_s = self._limit(listing.valid_s)
-            inode = directory.entry.attr.inode
-            for number, entry in enumerate(listing.entries[place:], ordinal + 3):
+            page, place, ordinal = found
+            recalls, asked_s = page.mark
+            valid_s = self._limit(page.listing.valid_s - (self._clock.monotonic() - asked_s))
+            if recalls != self.kernel_memory.recalls:
+                valid_s = 0.0
+            for number, entry in enumerate(page.listing.entries[place:], ordinal + 3):
                 if not emit(to_bytes(entry.name), entry.attr, valid_s, number, True):
                     break
-                self._remember(entry, inode)
 
     async def releasedir(self, handle: int) -> None:
         """Forget an open directory."""
@@ -417,24 +430,19 @@ class Operations:
     def _limit(self, valid_s: float) -> float:
         return max(0.0, min(valid_s, self._settings.entry_timeout_s))
 
-    def _remember(self, entry: Entry, parent: InodeId) -> None:
-        inode = entry.attr.inode
-        self._seen.set(inode, entry)
-        self._parents.set(inode, parent)
-        self._names.set((parent, entry.name), inode)
-
     async def _get_shown_entry(self, node: int) -> Entry:
         return self._root if node == ROOT_NODE else (await self._get_entry(InodeId(node)))[0]
 
     async def _get_entry(self, inode: InodeId) -> tuple[Entry, float]:
         """The backend's answer; while it is away, what was last known; for what is open, what was opened."""
         try:
-            answer, _ = await self._ask(lambda: self._backend.get_entry(inode), self._seen.lookup(inode))
+            known = self._backend.get_old(inode)
+            answer, _ = await self._ask(lambda: self._backend.get_entry(inode), None if known is None else known[0])
         except NotFound:
             opened = self._open.get(inode)
             if not opened:
                 raise
-            return opened[-1].entry, self._settings.entry_timeout_s
+            return opened[-1].entry, _ORPHAN_VALID_S
         if answer.entry is None:
             raise NotFound("no such inode", subject=str(inode))
         return answer.entry, answer.valid_s
@@ -467,6 +475,7 @@ class Operations:
             return
         if answer.entry is not None and answer.entry.attr.kind is Kind.DIRECTORY:
             self._root = answer.entry
+            self._root_until_s = self._clock.monotonic() + answer.valid_s
 
     async def _refresh_totals(self) -> None:
         try:

@@ -1,11 +1,11 @@
 """The kernel session: answers the requests of /dev/fuse by itself, on this process's event loop.
 
-Owns the loop that takes requests, what is under way, and that every request gets exactly one answer. What a request means is the operations'
-(operations.py), how an open is served the opener's (opening.py), how bytes are laid out the wire's.
+Owns the loop that takes requests, what is under way, and that every request gets exactly one answer. What a request means is
+the operations' (operations.py), how an open is served the opener's (opening.py), how bytes are laid out the wire's.
 
 Requests that can be answered without waiting are answered at once, in one step and without a task: opens of files that are at
-hand, reads from cache files, names and attributes that are known. The rest goes to tasks, one each. Rule of concurrency: one event loop.
-A request is given up only when its caller was killed (interrupts.py).
+hand, reads from cache files, names and attributes that are known. The rest goes to tasks, one each. Rule of concurrency: one
+event loop. A request is given up only when its caller was killed (interrupts.py).
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from alluxio_like.fuse import answers, wire
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.attributes import get_stat_mode
 from alluxio_like.fuse.device import BUFFER_BYTES, Device
-from alluxio_like.fuse.handles import BoundedDict, FileHandle
+from alluxio_like.fuse.handles import FileHandle
 from alluxio_like.fuse.interrupts import is_killed
 from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.modes import Way
@@ -36,7 +36,6 @@ _BURST = 64
 """Requests taken one after the other before the event loop gets its turn. A guess."""
 _KILL_CHECK_S = 0.5
 """How often the caller of a request that was interrupted is looked at again: the kernel tells of the first signal only."""
-_LISTINGS = 10_000
 _HEADER_BYTES = wire.IN_HEADER.size
 _OUT_BYTES = wire.OUT_HEADER.size
 _RESENT_MASK = ~wire.UNIQUE_RESEND
@@ -87,8 +86,6 @@ class Session:
         self._reply_memory = memoryview(bytearray(_OUT_BYTES + BUFFER_BYTES))
         self._under_way: dict[int, _Request] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._listings: BoundedDict[int, float] = BoundedDict(_LISTINGS)
-        """Directories whose listing the kernel may keep, and until when."""
         self._ended: asyncio.Future[None] | None = None
         self._reading = False
         self._ready = asyncio.Event()
@@ -128,10 +125,6 @@ class Session:
         for request in list(self._under_way.values()):
             if request.task is not None:
                 request.task.cancel()
-
-    def invalidate_entry(self, parent: int, name: bytes) -> None:
-        """Make the kernel forget a name. Waits for requests under way in that directory. Raises OSError; ENOENT: not known there."""
-        self._device.notify(wire.pack_inval_entry(parent, name))
 
     def close(self, *, unmount: bool) -> None:
         """Give the device back, after `run` has returned. (Whoever mounted unmounts.)"""
@@ -416,8 +409,7 @@ class Session:
     async def _opendir_slowly(self, node: int) -> bytes:
         handle = await self._operations.opendir(node)
         flags = wire.FOPEN_CACHE_DIR
-        until_s = self._listings.lookup(node)
-        if until_s is not None and time.monotonic() < until_s:
+        if self._operations.kernel_memory.may_keep_listing(node):
             flags |= wire.FOPEN_KEEP_CACHE
         return wire.pack_open(handle, flags)
 
@@ -449,15 +441,8 @@ class Session:
 
         await self._operations.adopt_directory(handle, node)
         await self._operations.readdir(handle, offset, emit)
-        self._note_listing(node, offset, shortest_s)
+        self._operations.kernel_memory.note_listing(node, offset, shortest_s)
         return bytes(page.data)
-
-    def _note_listing(self, node: int, offset: int, valid_s: float) -> None:
-        """The kernel keeps this part of a listing: all of it is as good as its worst part."""
-        until_s = time.monotonic() + valid_s
-        if offset:
-            until_s = min(until_s, self._listings.lookup(node) or 0.0)
-        self._listings.set(node, until_s)
 
     def _releasedir(self, unique: int, _node: int, _thread: int, _length: int) -> None:
         handle, _, _, _ = wire.RELEASE_IN.unpack_from(self._buffer, _HEADER_BYTES)

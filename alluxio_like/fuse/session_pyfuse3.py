@@ -1,13 +1,13 @@
 """The pyfuse3 session: adapts the operations to pyfuse3, and pyfuse3 to this process's event loop.
 
-Owns the conversion of attributes and errors, the loop that takes requests from the kernel, and the end of a mount. Knows nothing of
-the namespace. One session a process (pyfuse3 keeps its session in globals), on one event loop.
+Owns the conversion of attributes and errors, the loop that takes requests from the kernel, and the end of a mount. Knows
+nothing of the namespace. One session a process (pyfuse3 keeps its session in globals), on one event loop.
 
 pyfuse3 takes requests through the part of trio's interface that `pyfuse3.asyncio` imitates. `_Port` is such an imitation with
 what that one lacks:
 - a request whose caller is killed between the device becoming readable and being read is gone, and the read finds nothing. On a
-  blocking device it would stop the whole process (the GIL is held) until somebody makes another request; on a non-blocking one, as
-  uvloop makes it, pyfuse3's task fails. Here it is non-blocking on any loop, and the task goes on;
+  blocking device it would stop the whole process (the GIL is held) until somebody makes another request; on a non-blocking one,
+  as uvloop makes it, pyfuse3's task fails. Here it is non-blocking on any loop, and the task goes on;
 - a failing task is noticed, where asyncio's would vanish and leave requests unanswered for ever;
 - a request that is already waiting is taken without a turn of the event loop.
 
@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _MAX_TASKS = 2000
-"""Requests under way at once. Each waits for its answer in a task with a buffer of its own (1 MiB of address space, of which one page
-is touched), so that cold reads, however many, never stand in the way of warm ones."""
+"""Requests under way at once. Each waits for its answer in a task with a buffer of its own (1 MiB of address space, of which
+one page is touched), so that cold reads, however many, never stand in the way of warm ones."""
 _MIN_TASKS = 4
 """Idle tasks that are kept waiting for requests. A guess."""
 _BURST = 16
@@ -60,7 +60,8 @@ class _Lock:
     """The lock under which pyfuse3's tasks wait for requests, held by one at a time.
 
     asyncio's would hand itself to the next waiting task with each request. This one stays with the task that answers at once and
-    comes back for more; another one is woken only when that task had to wait for something. Saves two switches of tasks a request.
+    comes back for more; another one is woken only when that task had to wait for something. Saves two switches of tasks a
+    request.
     """
 
     def __init__(self) -> None:
@@ -451,14 +452,26 @@ class Session:
         for task in list(self._port.tasks):
             task.cancel()
 
-    @staticmethod
-    def invalidate_entry(parent: int, name: bytes) -> None:
-        """Make the kernel forget a name. Waits for requests under way in that directory. Raises OSError; ENOENT: not known there."""
-        pyfuse3.invalidate_entry(parent, name)
-
     def close(self, *, unmount: bool) -> None:
         """Give the device back, after `run` has returned; with `unmount` (lazily) also take the mount away."""
         pyfuse3.close(unmount=unmount)
+
+
+class Pyfuse3Writer:
+    """Notifications that make the kernel ask again, as notify.KernelWriter. They wait for requests under way on the same
+    inode."""
+
+    @staticmethod
+    def invalidate_entry(parent: int, name: bytes) -> None:
+        pyfuse3.invalidate_entry(parent, name)
+
+    @staticmethod
+    def invalidate_inode(node: int) -> None:
+        pyfuse3.invalidate_inode(node)
+
+    @staticmethod
+    def increment_epoch() -> None:
+        raise OSError(errno.ENOSYS, "pyfuse3 cannot tell the kernel of all names at once")
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:

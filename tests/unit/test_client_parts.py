@@ -10,57 +10,16 @@ from hypothesis import strategies as st
 
 from alluxio_like import errors
 from alluxio_like.client import Client
-from alluxio_like.client.metadata import OLD_VALID_S, MetadataCache
 from alluxio_like.client.readahead import NEVER, Budget, Pattern
-from alluxio_like.clock import ManualClock
 from alluxio_like.config import ClientConfig, TlsConfig
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.auth import read_token
 from alluxio_like.rpc.channel import open_channel
 from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.master_stub import MasterStub
-from alluxio_like.rpc.messages import DirPage, LookupResult
 from alluxio_like.rpc.server import create_server
 from alluxio_like.types import PAGE_BYTES, InodeId
 from tests.fakes_rpc import FakeMaster, make_entry, serve
-
-# What is remembered
-
-
-def test_an_answer_lasts_from_before_it_was_asked_for() -> None:
-    clock = ManualClock()
-    names = MetadataCache(clock.monotonic)
-    begun = names.begin()
-    clock.advance(2)
-    answer = names.keep("k", LookupResult(make_entry("f", 2, 3), 5.0), begun)
-    assert answer.valid_s == pytest.approx(3)
-    clock.advance(2.5)
-    known = names.lookup("k")
-    assert known is not None
-    assert known.valid_s == pytest.approx(0.5)
-    assert names.lookup(InodeId(2)) is not None
-    clock.advance(0.5)
-    assert names.lookup("k") is None
-    assert names.lookup_old("k") == LookupResult(make_entry("f", 2, 3), OLD_VALID_S)
-
-
-def test_an_answer_that_was_under_way_during_a_sync_is_not_kept() -> None:
-    names = MetadataCache(ManualClock().monotonic)
-    begun = names.begin()
-    names.clear()
-    names.keep("k", LookupResult(None, 5.0), begun)
-    names.keep_page(InodeId(1), DirPage((make_entry("f", 2, 3),), b"", 5.0), begun)
-    assert len(names) == 0
-
-
-def test_the_oldest_answers_go_first() -> None:
-    names = MetadataCache(ManualClock().monotonic, max_answers=10)
-    for number in range(25):
-        names.keep(str(number), LookupResult(None, 5.0), names.begin())
-    assert len(names) == 10
-    assert names.lookup("24") is not None
-    assert names.lookup("14") is None
-
 
 # How far is read ahead
 

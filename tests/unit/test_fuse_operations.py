@@ -270,9 +270,9 @@ def test_any_position_of_a_listing_can_be_read_while_it_changes(data: st.DataObj
         for _ in range(data.draw(st.integers(1, 4))):
             seen: dict[str, int] = {}
             ordinal = 0
-            while (found := await handle.find_page(backend, ordinal)) is not None:
-                listing, place, ordinal = found
-                name = listing.entries[place].name
+            while (found := await handle.find_page(backend, ordinal, lambda: (0, 0.0))) is not None:
+                page, place, ordinal = found
+                name = page.listing.entries[place].name
                 assert name not in seen
                 seen[name] = ordinal
                 ordinal += 1
@@ -281,7 +281,7 @@ def test_any_position_of_a_listing_can_be_read_while_it_changes(data: st.DataObj
                     backend.add_many("/dir", [data.draw(st.sampled_from("alz")) + str(extra)])
                 if ordinal > 2 and data.draw(st.integers(0, 5)) == 0:
                     again = data.draw(st.integers(0, ordinal - 1))
-                    await handle.find_page(backend, again)
+                    await handle.find_page(backend, again, lambda: (0, 0.0))
             if extra == 0:
                 assert list(seen) == steady
             assert len(seen) <= len(steady) + extra

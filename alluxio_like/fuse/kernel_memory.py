@@ -1,0 +1,130 @@
+"""What the kernel remembers of a mount, and has to be told to ask for again.
+
+Owns which of the kernel's listings may be kept, and how a recall becomes notifications: names one by one, or all of them at
+once where there are many and the kernel can be told so. The kernel keeps what it was answered for long; whatever it was ever
+answered is told here when it is not so any more. Rule of concurrency: one event loop; notifications are written elsewhere
+(notify.py).
+
+A notification waits in the kernel for the requests under way in that directory, so whatever these are answered is forgotten
+too. Answers that were asked for before a recall and come after it are given with no time to be kept.
+"""
+
+import logging
+from collections.abc import Awaitable, Iterable, Sequence
+
+from alluxio_like.clock import Clock
+from alluxio_like.errors import AlluxioLikeError
+from alluxio_like.fuse.backend import Backend
+from alluxio_like.fuse.handles import BoundedDict
+from alluxio_like.fuse.notify import Teller
+from alluxio_like.types import EVERYWHERE, InodeId, Recall, to_bytes
+
+log = logging.getLogger(__name__)
+
+ROOT_NODE = 1
+"""The node id of a mount's root, fixed by the kernel's protocol."""
+
+_LISTINGS = 10_000
+_NAMES_TOLD = 5_000
+"""Names of one directory that the kernel is told to forget one by one; for more it is told to ask for all again. A guess."""
+
+
+class KernelMemory:
+    """Of the mount of the directory `root`."""
+
+    def __init__(self, backend: Backend, teller: Teller, root: InodeId, clock: Clock) -> None:
+        self._backend = backend
+        self._teller = teller
+        self._root = root
+        self._clock = clock
+        self._listings: BoundedDict[int, float] = BoundedDict(_LISTINGS)
+        """Directories whose listing the kernel may keep, and until when."""
+        self.recalls = 0
+        """How often something was recalled; a page of a listing from before then is not to be relied on."""
+
+    # Listings
+
+    def may_keep_listing(self, node: int) -> bool:
+        """Whether the kernel may keep what it knows of a directory's listing, when it is opened."""
+        until_s = self._listings.lookup(node)
+        return until_s is not None and self._clock.monotonic() < until_s
+
+    def note_listing(self, node: int, offset: int, valid_s: float) -> None:
+        """The kernel keeps this part of a listing: all of it is as good as its worst part."""
+        until_s = self._clock.monotonic() + valid_s
+        if offset:
+            until_s = min(until_s, self._listings.lookup(node) or 0.0)
+        self._listings.set(node, until_s)
+
+    # Recalls
+
+    def recall(self, recalls: Sequence[Recall], in_use: Iterable[InodeId]) -> Awaitable[None]:
+        """Have the kernel ask again for what is taken back; what is returned is done once it will. `in_use`: what is open."""
+        self.recalls += 1
+        everything = False
+        for recall in recalls:
+            if recall.directory == EVERYWHERE:
+                everything = everything or not recall.pins_only
+            elif (node := self._get_node(recall.directory)) is not None:
+                self._recall_directory(node, recall, in_use)
+        if not everything:
+            return self._teller.flush()
+        self._recall_everything()
+        return self._teller.flush() if self._teller.can_tell_all else self._tell_top(list(in_use))
+
+    def tell_name(self, inode: InodeId) -> None:
+        """The name that led to an inode has to be looked up again."""
+        known = self._backend.get_old(inode)
+        parent = None if known is None else self._get_node(known[1])
+        if known is not None and parent is not None:
+            self._teller.tell(parent, to_bytes(known[0].name))
+
+    def _recall_everything(self) -> None:
+        self._listings.clear()
+        self._teller.tell_all()
+        self._teller.tell_inode(ROOT_NODE)
+
+    async def _tell_top(self, in_use: Iterable[InodeId]) -> None:
+        """One by one what is in use, and what everything else is below: also what an earlier daemon on this mount has
+        answered."""
+        names = set(self._backend.list_known_names(self._root, 1 << 30) or ())
+        cursor: bytes | None = None
+        try:
+            while True:
+                page = await self._backend.list_dir(self._root, cursor)
+                names.update(to_bytes(entry.name) for entry in page.entries)
+                cursor = page.next_cursor
+                if cursor is None:
+                    break
+        except AlluxioLikeError as error:
+            log.info("not all names at the top could be told to the kernel", extra={"reason": str(error)})
+        for name in names:
+            self._teller.tell(ROOT_NODE, name)
+        for inode in in_use:
+            self.tell_name(inode)
+        await self._teller.flush()
+
+    def _recall_directory(self, node: int, recall: Recall, in_use: Iterable[InodeId]) -> None:
+        self._listings.discard(node)
+        names: Sequence[bytes] | None = recall.names
+        if recall.all_names:
+            names = self._backend.list_known_names(recall.directory, _NAMES_TOLD)
+        if names is None:
+            if self._teller.can_tell_all:
+                self._recall_everything()
+            elif node == ROOT_NODE:
+                names = self._backend.list_known_names(recall.directory, 1 << 30)
+            else:
+                # Its own name takes along all below it that is not in use.
+                self.tell_name(recall.directory)
+                for inode in in_use:
+                    self.tell_name(inode)
+        for name in names or ():
+            self._teller.tell(node, name)
+        self._teller.tell_inode(node)
+
+    def _get_node(self, directory: InodeId) -> int | None:
+        """The node id of a directory; None for one that cannot be below the mount's root."""
+        if directory == self._root:
+            return ROOT_NODE
+        return directory if directory != ROOT_NODE else None
