@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from alluxio_like import __version__
-from alluxio_like.cli import report, services, tree, up
+from alluxio_like.cli import report, services, top, tree, up, why
 from alluxio_like.cli.common import make_app, run_app
 
 app = make_app(
@@ -45,6 +45,8 @@ app.command("mounts")(tree.mounts)
 app.add_typer(tree.fs, name="fs")
 app.command("report")(report.report)
 app.command("workers")(report.workers)
+app.command("top")(top.top)
+app.command("why")(why.why)
 
 
 def main() -> NoReturn:

@@ -130,11 +130,12 @@ class Account:
 class FileAccount(Account):
     """Of one content; `info` None: of what has no file, or of all others."""
 
-    __slots__ = ("info",)
+    __slots__ = ("first_s", "info")
 
-    def __init__(self, info: FileInfo | None) -> None:
+    def __init__(self, info: FileInfo | None, now_s: float = 0.0) -> None:
         super().__init__()
         self.info = info
+        self.first_s = now_s
 
 
 class JobAccount(Account):
@@ -341,7 +342,7 @@ class Ledger:
         job = self._use_job(info, now_s)
         account = self._files.use(file.file_id)
         if account is None:
-            account = FileAccount(file)
+            account = FileAccount(file, now_s)
             self._files.add(file.file_id, account)
         made = Open(job, account, mode, file.size, now_s)
         job.open_count += 1

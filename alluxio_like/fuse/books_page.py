@@ -111,7 +111,7 @@ def _show_job(accounting: Accounting, job: JobAccount) -> dict[str, Any]:
 
 
 def _show_file(file: FileAccount) -> dict[str, Any]:
-    return {**_name_file(file), "open": file.open_count, **show_tally(file.tally)}
+    return {**_name_file(file), "open": file.open_count, "first_s": file.first_s, **show_tally(file.tally)}
 
 
 def _name_file(file: FileAccount) -> dict[str, Any]:
