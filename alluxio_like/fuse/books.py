@@ -347,8 +347,6 @@ class Ledger:
         made = Open(job, account, mode, file.size, now_s)
         job.open_count += 1
         account.open_count += 1
-        job.tally.opens[mode] += 1
-        account.tally.opens[mode] += 1
         if mode is Mode.PASSTHROUGH:
             job.passing[made] = None
         if brought and mode is Mode.PASSTHROUGH:
@@ -359,6 +357,8 @@ class Ledger:
             job.tally.open_wait_s += total_s
             account.tally.open_wait_s += total_s
             self._book_waits(job, account, waited)
+        for tally in self._get_tallies(job, account, file.size):
+            tally.opens[mode] += 1
         return made
 
     def update(self, opened: Open, read_bytes: int, waited_bytes: int, waits: Seconds) -> Seconds:
