@@ -302,11 +302,6 @@ class Client:
         """So many bytes were read of what `find_whole` gave, not through a reader: its worker is told, for recency."""
         self._local.note_read(ref, read_bytes)
 
-    def get_local_capacity(self) -> int:
-        """Bytes that the workers whose caches can be read from here may hold."""
-        view = self._cluster.view
-        return sum(one.capacity_bytes for one in view.workers if self._local.is_local(one)) if view is not None else 0
-
     async def verify_whole(self, ref: FileRef, file: LocalFile) -> bool:
         """Whether all of a cache file that `find_whole` gave matches its checksums. Where it does not, the worker has dropped the
         bad pages when this returns, and is fetching them again: the file is whole no more for now. Raises DiskError.

@@ -191,10 +191,6 @@ class Backend(Protocol):
         """So many bytes of a file that is wholly on this machine were read by others than its readers here: for recency. Quick."""
         ...
 
-    def get_local_capacity(self) -> int:
-        """Bytes that the caches on this machine may hold together."""
-        ...
-
     def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]]) -> None:
         """Call `listener` with what is not so any more, from now on; what was answered before holds at most for its time.
 

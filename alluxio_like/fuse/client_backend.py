@@ -83,9 +83,6 @@ class ClientBackend:
     def note_read(self, ref: FileRef, read_bytes: int) -> None:
         self._client.note_local_read(ref, read_bytes)
 
-    def get_local_capacity(self) -> int:
-        return self._client.get_local_capacity()
-
     def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]]) -> None:
         self._client.watch(listener)
 

@@ -1,8 +1,7 @@
 """Bringing large files to this machine in the background, so that their next open can be read by the kernel itself.
 
-Owns which files are brought and how many at a time. Whether a file is kept is the worker's to say (admission). A file is
-brought when it is opened a second time, once a quarter of it was read, or at once where it is small beside the local caches.
-Rule of concurrency: one event loop.
+Owns which files are brought and how many at a time. Whether a file is kept is the worker's to say (admission). A file is brought when it
+is opened a second time, or once a quarter of it was read. Rule of concurrency: one event loop.
 """
 
 import asyncio
@@ -23,8 +22,7 @@ _AT_ONCE = 2
 """Files brought at the same time; each has at most FILL_BYTES (client/reading.py) queued with a worker. A guess."""
 _WAITING = 256
 _READ_FRACTION = 0.25
-_SMALL_FRACTION = 1 / 64
-"""Of the local caches: a file up to this is brought as soon as it is opened. A guess."""
+"""As in worker/core/admission.py. One open that reads here and there brings what it reads and no more (SEMANTICS 9.3)."""
 _AGAIN_S = 60.0
 """How long a file that was not kept is left alone. A guess."""
 _REMEMBERED = 10_000
@@ -48,11 +46,10 @@ class Filler:
     def note_open(self, entry: Entry) -> None:
         """A file was opened that is not wholly local."""
         inode = entry.attr.inode
-        is_second = inode in self._opened
-        if not is_second:
-            self._opened.set(inode, 0.0)
-        if is_second or entry.attr.size <= self._backend.get_local_capacity() * _SMALL_FRACTION:
+        if inode in self._opened:
             self._want(entry)
+        else:
+            self._opened.set(inode, 0.0)
 
     def leave_alone(self, entry: Entry) -> None:
         """It was just tried in vain to bring this file."""

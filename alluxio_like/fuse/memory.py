@@ -235,9 +235,6 @@ class MemoryBackend:
     def note_read(self, ref: FileRef, read_bytes: int) -> None:
         pass
 
-    def get_local_capacity(self) -> int:
-        return 1 << 30 if self._whole_dir is not None else 0
-
     def lookup_known(self, parent: InodeId, name: str) -> Answer | None:
         return None
 

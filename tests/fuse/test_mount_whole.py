@@ -1,11 +1,14 @@
 """A mount with its services, over a local directory: what only the whole can show."""
 
+import mmap
 import os
+import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +36,9 @@ def stack() -> Iterator[tuple[Stack, Path]]:
         for file in (data / "small.txt", data / "sub" / "big.bin"):
             os.utime(file, (old, old))
         time.sleep(2.1)  # a fingerprint younger than this is not trusted for caching (ctime)
-        with start_stack(Path(made), {"/": f"file://{data}"}, {}, "--workers", "2", "--io-timeout", f"{IO_TIMEOUT_S}s") as running:
+        with start_stack(
+            Path(made), {"/": f"file://{data}"}, {}, "--workers", "2", "--io-timeout", f"{IO_TIMEOUT_S}s"
+        ) as running:
             yield running, data
 
 
@@ -113,3 +118,79 @@ def test_another_user_reads_through_the_worker_and_may_not_mount(stack: tuple[St
     assert b"token" in refused.stderr
     running.run_command("alluxio-like", "mount", "/more", f"file://{data}/sub")
     running.run_command("alluxio-like", "unmount", "/more")
+
+
+def get_serving(path: Path) -> str:
+    return os.getxattr(path, "user.alluxio_like.passthrough").decode()
+
+
+def list_cache_files(pids: list[int]) -> list[str]:
+    """The cache files that processes have open."""
+    links = [str(link.resolve()) for pid in pids for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return [link for link in links if "/cache/files/" in link or "/cache/held/" in link]
+
+
+def skip_without_passthrough(mountpoint: Path) -> None:
+    if os.getxattr(mountpoint, "user.alluxio_like.session") != b"kernel with passthrough":
+        pytest.skip("this kernel has no passthrough")
+
+
+def test_the_kernel_reads_on_while_its_file_is_freed_and_the_worker_killed(stack: tuple[Stack, Path]) -> None:
+    running, data = stack
+    skip_without_passthrough(running.mountpoint)
+    path, expected = running.mountpoint / "sub" / "big.bin", (data / "sub" / "big.bin").read_bytes()
+    assert path.read_bytes() == expected
+    assert get_serving(path) == "passthrough"
+    with open(path, "rb", buffering=0) as kept, mmap.mmap(kept.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert list_cache_files(running.get_service_pids("fuse")) == [], "the kernel alone has it open"
+        running.free()
+        assert get_serving(path).startswith("cached")
+        assert mapped[:] == expected
+        assert path.read_bytes() == expected, "brought anew, for another node id"
+        for pid in running.get_service_pids("workers"):
+            os.kill(pid, signal.SIGKILL)
+        os.posix_fadvise(kept.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert kept.read() == expected
+        assert mapped[2 << 20 :] == expected[2 << 20 :]
+    address = running.ready["fuse"]["http_address"]
+    end = time.monotonic() + 10
+    while True:
+        text = urllib.request.urlopen(f"http://{address}/metrics", timeout=5).read().decode()
+        if "\nalluxio_like_fuse_open_nodes 0.0\n" in text:
+            break
+        assert time.monotonic() < end, text
+        time.sleep(0.1)
+    assert list_cache_files(running.get_service_pids("fuse")) == []
+
+
+def test_what_passes_through_is_not_evicted(tmp_path: Path) -> None:
+    """A cache that holds a third of the data, read round and round, while one file is mapped and another read again and again."""
+    if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
+        pytest.skip("needs /dev/fuse and root")
+    count, size = 60, (1 << 20) + 5
+    with tempfile.TemporaryDirectory(prefix="al-", dir="/var/tmp") as made:
+        data = Path(made) / "data"
+        data.mkdir()
+        old = time.time() - 100
+        contents = [os.urandom(size) for _ in range(count)]
+        for number, content in enumerate(contents):
+            (data / f"{number}").write_bytes(content)
+            os.utime(data / f"{number}", (old, old))
+        time.sleep(2.1)  # a fingerprint younger than this is not trusted for caching (ctime)
+        with start_stack(Path(made), {"/": f"file://{data}"}, {}, "--workers", "1", "--cache-size", "20MiB") as running:
+            skip_without_passthrough(running.mountpoint)
+            with open(running.mountpoint / "0", "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+                assert mapped[:10] == contents[0][:10]
+                generator = random.Random(3)
+                held = [open(running.mountpoint / f"{number}", "rb", buffering=0) for number in range(1, 4)]
+                for _ in range(3):
+                    for number in generator.sample(range(count), count):
+                        assert (running.mountpoint / f"{number}").read_bytes() == contents[number]
+                    for number, one in enumerate(held, 1):
+                        os.posix_fadvise(one.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                        assert os.pread(one.fileno(), size, 0) == contents[number]
+                    mapped.madvise(mmap.MADV_DONTNEED)
+                    assert mapped[:] == contents[0]
+                for one in held:
+                    one.close()
+            assert list_cache_files(running.get_service_pids("fuse")) == []

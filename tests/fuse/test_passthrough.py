@@ -231,6 +231,9 @@ def test_large_file_is_brought_in_the_background(mount: Make) -> None:
             assert third.read(1000) == make_content(40 << 20)[:1000]
             assert count_open(made, "passthrough") == 1
     with open(made.path / "other", "rb", buffering=0) as other:
+        for offset in range(0, 40 << 20, 5 << 20):
+            os.pread(other.fileno(), 10, offset)
+        assert get_serving(made.path / "other").startswith("cached"), "what is read here and there is not brought"
         while other.tell() < 11 << 20:
             other.read(1 << 20)
         wait_until(lambda: get_serving(made.path / "other") == "passthrough", "a quarter of it was read")

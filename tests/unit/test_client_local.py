@@ -252,7 +252,6 @@ async def test_a_file_is_brought_whole_and_found(client: Client, workers: Worker
     assert entry.ref is not None
     await client.find_local()
     assert client.is_local_known
-    assert client.get_local_capacity() > 0
     assert client.find_whole(entry.ref) is None
     reader = client.open_file(entry)
     assert reader.find_whole() is None
