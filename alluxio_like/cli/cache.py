@@ -13,7 +13,16 @@ import typer
 
 from alluxio_like.cli.common import JsonOption, MasterOption, make_app, open_client, print_json, run_app, run_async
 from alluxio_like.cli.finding import to_namespace_path
-from alluxio_like.cli.render import LoadProgress, describe_counts, print_table, show_name, show_percent, show_seconds, show_size
+from alluxio_like.cli.render import (
+    LoadProgress,
+    count_files,
+    describe_counts,
+    print_table,
+    show_name,
+    show_percent,
+    show_seconds,
+    show_size,
+)
 from alluxio_like.cli.tree import PathArgument, to_known_path
 from alluxio_like.config import parse_size
 from alluxio_like.errors import InvalidArgument, TimedOut, Unavailable
@@ -151,7 +160,7 @@ async def _report_end(client: "Client", job: "Job", as_json: bool) -> int:
         return 0 if done else 1
     seconds = max(0.0, (job.ended_ns - job.created_ns) / 1e9)
     there = f", {job.skipped_files:,} of them were there" if job.skipped_files else ""
-    left = f"; {job.unfit_files:,} files ({show_size(job.unfit_bytes)}) left out by --fit" if job.unfit_files else ""
+    left = f"; {count_files(job.unfit_files)} ({show_size(job.unfit_bytes)}) left out by --fit" if job.unfit_files else ""
     if done:
         checked = "verified" if job.spec.verify else "checked"
         print(f"loaded and {checked}: {describe_counts(job)}{there}, {job.requests:,} requests, {show_seconds(seconds)}{left}")
@@ -303,16 +312,17 @@ def status(path: PathArgument, master: MasterOption = "", as_json: JsonOption = 
             print_json(found)
             return
         part = show_percent(found.cached_bytes, found.known_bytes)
-        print(f"{show_name(known)}: {found.files:,} files, {show_size(found.known_bytes)}")
-        print(f"cached: {part} of the bytes, {found.cached_files:,} whole files; {show_size(found.stored_bytes)} with all copies")
+        print(f"{show_name(known)}: {count_files(found.files)}, {show_size(found.known_bytes)}")
+        whole = count_files(found.cached_files, "whole ")
+        print(f"cached: {part} of the bytes, {whole}; {show_size(found.stored_bytes)} with all copies")
         if found.version:
             print(f"version: {found.version}")
         if found.pinned_files:
-            print(f"pinned: {found.pinned_files:,} files")
+            print(f"pinned: {count_files(found.pinned_files)}")
         if not found.complete:
             print("not all of it has been listed yet: what is not known is not counted")
         for one in found.replicas:
-            print(f"{one.files:,} files with {one.replicas} whole {'copy' if one.replicas == 1 else 'copies'}")
+            print(f"{count_files(one.files)} with {one.replicas} whole {'copy' if one.replicas == 1 else 'copies'}")
         rows = [
             [holder.address, f"{holder.files:,}", show_size(holder.cached_bytes), holder.worker_id] for holder in found.holders
         ]
@@ -341,8 +351,9 @@ def free(
         if as_json:
             print_json(found)
             return
-        kept = f"; {found.kept_pinned_files:,} pinned files stay (--force drops them too)" if found.kept_pinned_files else ""
-        print(f"freed {show_size(found.freed_bytes)} of {found.files:,} files{kept}")
+        pinned = count_files(found.kept_pinned_files, "pinned ")
+        kept = f"; {pinned} stay (--force drops them too)" if found.kept_pinned_files else ""
+        print(f"freed {show_size(found.freed_bytes)} of {count_files(found.files)}{kept}")
 
     run_async(run())
 
@@ -352,7 +363,7 @@ def _set_pinned(path: str, pinned: bool, master: str, as_json: bool) -> None:
         async with open_client(master, path) as client:
             files = await client.set_pinned(await to_known_path(client, path), pinned=pinned)
         print_json({"files": files, "pinned": pinned}) if as_json else print(
-            f"{'pinned' if pinned else 'unpinned'}: {files:,} files"
+            f"{'pinned' if pinned else 'unpinned'}: {count_files(files)}"
         )
 
     run_async(run())

@@ -45,6 +45,11 @@ def show_percent(part: float, whole: float) -> str:
     return f"{min(99.9, 100 * part / whole):.1f} %"
 
 
+def count_files(number: int, what: str = "") -> str:
+    """1 file, 2,000 files; `what` stands between."""
+    return f"{number:,} {what}{'file' if number == 1 else 'files'}"
+
+
 def show_name(name: str) -> str:
     """A name on one line: what would break it or move the cursor is escaped; bytes that are not UTF-8 too."""
     return "".join(

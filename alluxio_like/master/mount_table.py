@@ -10,6 +10,7 @@ Used from the event loop alone, but for the secrets' file, which the writer's th
 """
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -30,6 +31,8 @@ from alluxio_like.rpc.messages import MountInfo, MountSecrets, MountSpec
 from alluxio_like.types import EVERYWHERE, InodeId, MountId, Recall
 from alluxio_like.ufs.api import Ufs
 from alluxio_like.ufs.open import parse_uri, split_secrets
+
+log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 15.0
@@ -260,6 +263,7 @@ class MountTable:
             self._retired.append(old)
         # An id that workers have seen must not be given to another mount after a power loss.
         await self._meta.flush()
+        log.info("mounted", extra={"path": record.path, "uri": record.uri})
         return self._describe(record)
 
     async def _update(
@@ -329,6 +333,7 @@ class MountTable:
         self._tell(recalls)
         # A mount that comes back by a power loss needs its secrets.
         await self._meta.flush()
+        log.info("unmounted", extra={"path": path})
         # Its own alone: a mount that was stored meanwhile may not be in `_records` yet, and keeps its secrets.
         self._secrets.put(mount_id, {})
         store = self._open.pop(mount_id, None)

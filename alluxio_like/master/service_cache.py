@@ -78,7 +78,8 @@ class _Summary:
             totals[1] += size
         copies = _count_copies(ref.size, holdings)
         self.cached_files += copies > 0
-        self.replicas[copies] = self.replicas.get(copies, 0) + 1
+        if ref.size:
+            self.replicas[copies] = self.replicas.get(copies, 0) + 1
 
 
 def _count_copies(size: int, holdings: Sequence[Holding]) -> int:

@@ -6,7 +6,16 @@ import io
 import pytest
 from rich.console import Console
 
-from alluxio_like.cli.render import LoadProgress, describe_counts, print_table, show_name, show_percent, show_seconds, show_size
+from alluxio_like.cli.render import (
+    LoadProgress,
+    count_files,
+    describe_counts,
+    print_table,
+    show_name,
+    show_percent,
+    show_seconds,
+    show_size,
+)
 from alluxio_like.rpc.messages import Job, JobState, LoadSpec
 from alluxio_like.types import JobId
 
@@ -22,6 +31,10 @@ def test_sizes(size: float, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(-1, "-"), (1.25, "1.2 s"), (245, "4:05"), (3723, "1:02:03")])
 def test_times(seconds: float, text: str) -> None:
     assert show_seconds(seconds) == text
+
+
+def test_one_file_is_no_plural() -> None:
+    assert [count_files(number, "whole ") for number in (0, 1, 2000)] == ["0 whole files", "1 whole file", "2,000 whole files"]
 
 
 def test_percent_never_rounds_up_to_all() -> None:

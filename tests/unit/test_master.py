@@ -278,7 +278,8 @@ async def test_syncing_a_wide_tree_keeps_little_under_way(cluster: Cluster, monk
     store.heal()
 
 
-async def test_mounts_survive_a_restart_and_secrets_stay_secret(tmp_path: Path) -> None:
+async def test_mounts_survive_a_restart_and_secrets_stay_secret(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "alluxio_like.master")
     cluster = Cluster(tmp_path / "home")
     await cluster.start()
     store = await cluster.add_store(options={"endpoint": "http://127.0.0.1:1", "access_key": "AK", "secret_key": "hush-hush"})
@@ -308,6 +309,9 @@ async def test_mounts_survive_a_restart_and_secrets_stay_secret(tmp_path: Path) 
         await cluster.stub.unmount("/data")
         assert "hush-hush" not in (cluster.home / "secrets.json").read_text()
         assert (await cluster.stub.resolve_path("/data/a")).entry is None
+        said = [vars(record) for record in caplog.records if record.name.endswith("mount_table")]
+        assert [(one["msg"], one["path"]) for one in said] == [("mounted", "/data"), ("unmounted", "/data")]
+        assert "hush-hush" not in repr(said)
     finally:
         await cluster.close()
 
@@ -501,6 +505,7 @@ async def test_status_free_and_pin(cluster: Cluster) -> None:
     store = await cluster.add_store()
     for number in range(20):
         store.put(f"d/{number}", b"x" * 1000)
+    store.put("e/empty", b"")
     workers = [await cluster.add_worker(f"w{number}") for number in range(2)]
     job = await cluster.load("/data/d", replicas=2)
     assert (job.state.name, job.done_files) == ("DONE", 20)
@@ -524,5 +529,8 @@ async def test_status_free_and_pin(cluster: Cluster) -> None:
     freed = await cluster.stub.free("/data/d")
     assert (freed.files, freed.freed_bytes, freed.kept_pinned_files) == (20, 40_000, 0)
     assert await get_replicas() == {0: 20}, "at once, without waiting for a heartbeat"
+    await get_inode(cluster, "/data/e/empty")
+    empty = await cluster.stub.get_cache_status("/data/e")
+    assert (empty.files, empty.cached_files, empty.replicas) == (1, 1, ()), "an empty file has no copies, nor lacks any"
     with pytest.raises(errors.NotFound):
         await cluster.stub.get_cache_status("/data/none")
