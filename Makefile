@@ -54,4 +54,5 @@ dist: setup
 	@rm -rf dist && .venv/bin/python -m build --no-isolation -o dist . >/dev/null && ls dist
 
 clean:
+	@[ ! -e run/demo.json ] || .venv/bin/python -m bench.demo stop
 	rm -rf .venv dist build run bench/out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

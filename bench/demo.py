@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,8 @@ READERS = 4
 MAX_FILES, MAX_BYTES = 5000, 3_000_000_000
 """Of the user's own bucket no more than this is read."""
 KEPT = Path(__file__).resolve().parent.parent / "run" / "demo.json"
+
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
@@ -165,8 +168,12 @@ class Demo:
         self.environment |= {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
 
     def _fill(self, server: S3Server) -> None:
+        stopped = threading.Event()
+
         def put_samples(numbers: range) -> None:
             for number in numbers:
+                if stopped.is_set():
+                    return
                 name = f"samples/{number // 1000:03d}/{number:06d}.jpg"
                 body = random.Random(number).randbytes(SAMPLE_BYTES)
                 server.client.put_object(Bucket="training", Key=f"set/{name}", Body=body)
@@ -176,7 +183,11 @@ class Demo:
             (self.local / f"samples/{number // 1000:03d}").mkdir(parents=True)
         (self.local / "shards").mkdir()
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(put_samples, [range(first, SAMPLES, 8) for first in range(8)]))
+            try:
+                list(pool.map(put_samples, [range(first, SAMPLES, 8) for first in range(8)]))
+            except BaseException:
+                stopped.set()
+                raise
         for number in range(SHARDS):
             name = f"shards/{number:03d}.tar"
             put_large(server, "training", f"set/{name}", number, SHARD_BYTES)
@@ -330,18 +341,27 @@ def stop_process(pid: int, wait: Callable[..., Any] | None = None) -> None:
         time.sleep(0.05)
 
 
+def is_kept_up() -> bool:
+    """Whether what KEEP=1 left up still runs."""
+    try:
+        kept = json.loads(KEPT.read_text())
+        return str(kept["directory"]).encode() in Path(f"/proc/{kept['pid']}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def stop_kept() -> None:
-    """End what KEEP=1 left up."""
+    """End what KEEP=1 left up, or what a restart of the machine has left of it."""
     try:
         kept = json.loads(KEPT.read_text())
     except FileNotFoundError:
         say("no demo is up")
         return
     directory = Path(kept["directory"])
-    command = Path(f"/proc/{kept['pid']}/cmdline")
-    if command.exists() and str(directory).encode() in command.read_bytes():
+    if is_kept_up():
         stop_process(kept["pid"])
-    Cluster(directory / "ceph").stop()
+    if (directory / "ceph").exists():
+        Cluster(directory / "ceph").stop()
     shutil.rmtree(directory, ignore_errors=True)
     KEPT.unlink()
     say("stopped")
@@ -363,16 +383,27 @@ def describe_kept(demo: Demo) -> None:
     say("Stop it and remove everything:\n  make demo-stop")
 
 
+def end_once(number: int, _: object) -> NoReturn:
+    """A signal that ends the demo; no second one hinders the taking down, of which each step is bounded."""
+    for ending in _ENDINGS:
+        signal.signal(ending, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(143)
+
+
 def main() -> int:
     """Run the demo, or stop one that was kept."""
     if sys.argv[1:] == ["stop"]:
         stop_kept()
         return 0
     keep = os.environ.get("KEEP", "") not in {"", "0"}
-    if KEPT.exists():
+    if is_kept_up():
         fail("a demo is up already: make demo-stop")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(143))
+    if KEPT.exists():
+        stop_kept()
+    for number in _ENDINGS:
+        signal.signal(number, end_once)
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="alluxio-like-demo-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
