@@ -307,6 +307,11 @@ class MetadataCache:
         return page
 
     def _add_page(self, directory: _Directory, page: DirPage, cursor: bytes, stamp: int, expires: int) -> None:
+        if not page.entries and directory.pages:
+            # It says where the page before it ends, and has no place of its own in the order of names.
+            last = directory.pages[-1]
+            last.next_cursor, last.expires = page.next_cursor, min(last.expires, expires)
+            return
         inodes: Sequence[InodeId] = [entry.attr.inode for entry in page.entries]
         if inodes and list(range(inodes[0], inodes[0] + len(inodes))) == inodes:
             inodes = range(inodes[0], inodes[0] + len(inodes))  # type: ignore[assignment]

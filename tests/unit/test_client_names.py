@@ -365,3 +365,23 @@ def test_a_replaced_fingerprint_is_another_profile() -> None:
     record = store.lookup(InodeId(5))
     assert record is not None
     assert record.entry == pinned
+
+
+def test_an_empty_page_at_the_end_of_a_listing_hides_nothing() -> None:
+    """As a store's listing ends whose last page but one was just full."""
+    names = MetadataCache(ManualClock().monotonic)
+    entries = [make_entry(name, 2 + number, 3) for number, name in enumerate("abcd")]
+    names.keep_page(ROOT, b"", DirPage(tuple(entries[:2]), b"1", 5.0), names.begin())
+    names.keep_page(ROOT, b"1", DirPage(tuple(entries[2:]), b"2", 5.0), names.begin())
+    names.keep_page(ROOT, b"2", DirPage((), b"", 5.0), names.begin())
+    for entry in entries:
+        known = names.lookup(ROOT, entry.name)
+        assert known is not None
+        assert known.entry == entry
+    for name in ("0", "aa", "bb", "cc", "e"):
+        absent = names.lookup(ROOT, name)
+        assert absent is not None
+        assert absent.entry is None
+    second = names.list_page(ROOT, b"1")
+    assert second is not None
+    assert second.next_cursor == b""
