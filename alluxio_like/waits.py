@@ -74,6 +74,11 @@ class Stopwatch:
         self._waits.add(self.cause, now_s - self._since_s)
         self.cause, self._since_s = cause, now_s
 
+    def share(self, told: Seconds, now_s: float) -> None:
+        """The time since the last call of any of these was spent as `told` says, as far as that goes."""
+        self._waits.add_all(share_out(now_s - self._since_s, told, self.cause))
+        self._since_s = now_s
+
     def read(self, now_s: float) -> Seconds:
         """What was spent by now. The difference of two readings is what was spent in between."""
         self.enter(self.cause, now_s)

@@ -190,7 +190,7 @@ class Fetcher:
                 self._streamed.inc(length)
             flight.note_progress()
 
-        await pool.read(view, worker, ref, position, target, priority=flight.priority, on_frame=on_frame)
+        await pool.read(view, worker, ref, position, target, priority=flight.priority, on_frame=on_frame, waits=flight.told)
 
     async def _stream_from(self, worker: Worker, ref: FileRef, flight: Flight, stop: int) -> None:
         position, buffer = flight.start + flight.landed, flight.buffer

@@ -16,6 +16,7 @@ from alluxio_like.cache.checksum import compute_checksum
 from alluxio_like.errors import AlluxioLikeError, Cancelled, Corrupt, TimedOut, Unavailable, Unsupported
 from alluxio_like.rpc import data_wire as wire
 from alluxio_like.types import PAGE_BYTES
+from alluxio_like.waits import Waits
 
 _STAGE_BYTES = 32 << 10
 """What is read beyond the buffer that is being filled: heads, and small replies whole. A guess."""
@@ -32,7 +33,7 @@ tree, which ends the read."""
 class PendingRead:
     """A read under way. `done` has no value; it raises what ended the read."""
 
-    __slots__ = ("buffer", "done", "heard_s", "offset", "on_frame", "received", "ref", "request_id", "size")
+    __slots__ = ("buffer", "done", "heard_s", "offset", "on_frame", "received", "ref", "request_id", "size", "waits")
 
     def __init__(
         self, request_id: int, ref: bytes, size: int, offset: int, buffer: memoryview, on_frame: OnFrame | None, heard_s: float
@@ -44,6 +45,8 @@ class PendingRead:
         self.offset = offset
         self.buffer: memoryview | None = buffer
         self.on_frame = on_frame
+        self.waits: Waits | None = None
+        """Gets what the server says of how the time went by."""
         self.received = 0
         self.heard_s = heard_s
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -86,6 +89,7 @@ class DataConnection:
         self._reply: wire.Reply | None = None
         self._sums: array[int] | None = None
         self._error: bytearray | None = None
+        """Of an Error or a Waited."""
         self._rest = 0
         self._scratch: memoryview | None = None
         self._loop.add_reader(sock.fileno(), self._on_readable)
@@ -106,6 +110,7 @@ class DataConnection:
         cached_only: bool,
         on_frame: OnFrame | None,
         ahead: int = 0,
+        waits: Waits | None = None,
     ) -> PendingRead:
         """Ask for as many bytes as `buffer` has, from `offset` on. Raises Unavailable when the connection is closed."""
         if self.closed:
@@ -115,6 +120,7 @@ class DataConnection:
         if not self._reads:
             self._heard_s = now
         read = self._reads[request_id] = PendingRead(request_id, ref, size, offset, buffer, on_frame, now)
+        read.waits = waits
         self.outstanding_bytes += len(buffer)
         self._send(wire.pack_read(request_id, ref, offset, len(buffer), priority=priority, cached_only=cached_only, ahead=ahead))
         if self._check is None:
@@ -275,7 +281,7 @@ class DataConnection:
         low = self._low + wire.REPLY_BYTES
         self._sums = wire.parse_sums(self._stage_view[low : low + 8 * reply.sums]) if reply.sums else None
         self._low = low + 8 * reply.sums
-        if reply.kind == wire.Kind.ERROR:
+        if reply.kind != wire.Kind.DATA:
             self._error = bytearray(reply.length)
         elif read.buffer is not None:
             if reply.offset != read.offset + read.received or read.received + reply.length > len(read.buffer):
@@ -294,6 +300,10 @@ class DataConnection:
         if reply.last:
             del self._reads[reply.request_id]
         if read.buffer is None:
+            return
+        if text is not None and reply.kind == wire.Kind.WAITED:
+            if read.waits is not None:
+                read.waits.add_all(wire.parse_waited(bytes(text)))
             return
         if text is not None:
             self.outstanding_bytes -= len(read.buffer) - read.received

@@ -15,6 +15,7 @@ from alluxio_like.rpc import data_wire as wire
 from alluxio_like.rpc.data_connection import DataConnection, OnFrame, PendingRead, connect, verify_pages
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import PAGE_BYTES, Cluster, FileRef, Worker
+from alluxio_like.waits import Waits
 
 SMALL_BYTES = 256 << 10
 """Reads up to this size share a connection of their own."""
@@ -93,12 +94,14 @@ class DataPool:
         cached_only: bool = False,
         on_frame: OnFrame | None = None,
         verify: bool = True,
+        waits: Waits | None = None,
     ) -> None:
         """Fill `buffer` with the bytes from `offset` on; at least one.
 
         `on_frame` is told of parts as they land; with `verify` whole pages have been compared with their checksums before that,
-        without it whoever is told does so. Cancelling leaves the buffer alone from then on. Raises Unsupported (use gRPC),
-        Corrupt, and what the worker says: NotFound (`cached_only`), Stale, Store*, TimedOut, Unavailable, ...
+        without it whoever is told does so. `waits` gets what the worker says of how the time went by. Cancelling leaves the
+        buffer alone from then on. Raises Unsupported (use gRPC), Corrupt, and what the worker says: NotFound (`cached_only`),
+        Stale, Store*, TimedOut, Unavailable, ...
         """
         begun = await self.begin(
             cluster,
@@ -110,6 +113,7 @@ class DataPool:
             cached_only=cached_only,
             on_frame=on_frame,
             verify=verify,
+            waits=waits,
         )
         try:
             await begun.done
@@ -130,6 +134,7 @@ class DataPool:
         on_frame: OnFrame | None,
         verify: bool,
         ahead: int = 0,
+        waits: Waits | None = None,
     ) -> BegunRead:
         """As `read`, but return when it has been asked for. `ahead`: bytes from `offset` on that will be asked for after this."""
         encoded = self._encode(ref)
@@ -147,6 +152,7 @@ class DataPool:
                 cached_only=cached_only,
                 on_frame=on_frame,
                 ahead=ahead,
+                waits=waits,
             ),
         )
 

@@ -1,7 +1,7 @@
 """The data socket's protocol: what two ends of a connection say to each other around the bytes that `sendfile` moves.
 
     caller → server   Hello, then any number of Read, Cancel, BadPage
-    server → caller   Welcome, then for each Read any number of Data and one that is last, or an Error
+    server → caller   Welcome, then for each Read any number of Data and one that is last, or an Error; Waited in between
 
 Replies to different reads come in any order, those to one read in the order of the file. A reply is a head, the checksums of the
 pages in it if it consists of whole pages, and then the bytes themselves. Numbers are little-endian.
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from alluxio_like.errors import AlluxioLikeError, make_error
 from alluxio_like.types import PAGE_BYTES, FileRef, Fingerprint, InodeId, MountId, VersionId, to_bytes, to_str
+from alluxio_like.waits import Cause, Seconds
 
 PROTOCOL = 1
 """The version that this program speaks. Another one is refused in the Welcome, and the caller uses gRPC."""
@@ -42,6 +43,9 @@ WELCOME_BYTES = _WELCOME.size
 CALL_BYTES = _CALL.size
 REPLY_BYTES = _REPLY.size
 
+_WAITED = struct.Struct("<4d")
+"""Seconds for a turn, a store, another worker, the disk."""
+
 _CACHED_ONLY = 1
 _LAST = 1
 _PRIORITY_SHIFT = 4
@@ -59,6 +63,7 @@ class Kind(IntEnum):
     BAD_PAGE = 3
     DATA = 4
     ERROR = 5
+    WAITED = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +223,27 @@ def pack_error(request_id: int, error: AlluxioLikeError) -> bytes:
     return _REPLY.pack(Kind.ERROR, _LAST, 0, request_id, 0, len(body)) + body
 
 
+def pack_waited(request_id: int, seconds: Seconds) -> bytes:
+    """How the time went by that this read has waited since it was said last."""
+    known = (seconds[Cause.QUEUE], seconds[Cause.STORE], seconds[Cause.PEER], seconds[Cause.FILL])
+    return _REPLY.pack(Kind.WAITED, 0, 0, request_id, 0, _WAITED.size) + _WAITED.pack(*known)
+
+
+def parse_waited(data: bytes) -> Seconds:
+    """The seconds in the bytes of a Waited; none is negative, whatever was sent."""
+    queue, store, peer, fill = (part if part > 0 else 0.0 for part in _WAITED.unpack(data))
+    return store, peer, fill, 0.0, queue, 0.0
+
+
 def parse_reply(data: bytes | bytearray | memoryview, position: int = 0) -> Reply:
     """The REPLY_BYTES at `position`."""
     kind, flags, sums, request_id, offset, length = _REPLY.unpack_from(data, position)
-    if kind not in {Kind.DATA, Kind.ERROR} or flags > 1:
+    if kind not in {Kind.DATA, Kind.ERROR, Kind.WAITED} or flags > 1:
         raise Malformed(f"no reply has the number {kind}")
     if length > MAX_FRAME_BYTES or (kind == Kind.ERROR and (length > 16 * _MAX_TEXT or sums or not flags)):
         raise Malformed(f"a reply of {length} bytes")
+    if kind == Kind.WAITED and (length != _WAITED.size or sums or flags):
+        raise Malformed("a wait of another length")
     if sums and (offset % PAGE_BYTES or sums != -(-length // PAGE_BYTES)):
         raise Malformed("checksums of pages that are not whole")
     return Reply(kind, request_id, offset, length, sums, bool(flags & _LAST))

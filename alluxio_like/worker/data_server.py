@@ -29,6 +29,7 @@ from alluxio_like.metrics import Metrics
 from alluxio_like.rpc import data_wire as wire
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import PAGE_BYTES, FileId, FileRef, PageRange, get_pages
+from alluxio_like.waits import NONE, Waits, subtract
 from alluxio_like.worker.data_outbox import FileLost, Frame, Outbox, Sent
 from alluxio_like.worker.disk import DiskQueue
 
@@ -48,6 +49,8 @@ _CALLS_BYTES = 64 << 10
 _TRUST_S = 60.0
 """How long a page of which parts are sent is taken for good after it was verified. A guess."""
 _TRUSTED_FILES = 4096
+_TOLD_S = 0.0005
+"""A shorter wait of a read is not worth a message of its own. A guess."""
 _REFS = 4096
 
 
@@ -55,7 +58,7 @@ class ReadHandler(Protocol):
     """Answers what is not in the cache; as DataHandler of rpc/worker_servicer.py."""
 
     def read(
-        self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool
+        self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool, waits: Waits | None = None
     ) -> AsyncIterator[bytes | bytearray | memoryview]: ...
 
     def read_ahead(self, ref: FileRef, offset: int, length: int, *, priority: Priority) -> None:
@@ -481,13 +484,18 @@ class _Connection:
 
     async def _relay(self, call: wire.Call, ref: FileRef) -> None:
         position, end = call.offset, call.offset + call.length
+        waits, told = Waits(), NONE
         if call.ahead > call.length and not call.cached_only:
             self._server.handler.read_ahead(ref, call.offset, call.ahead, priority=Priority(call.priority))
         pieces = self._server.handler.read(
-            ref, call.offset, call.length, priority=Priority(call.priority), cached_only=call.cached_only
+            ref, call.offset, call.length, priority=Priority(call.priority), cached_only=call.cached_only, waits=waits
         )
         try:
             async for piece in pieces:
+                if waits.total_s - sum(told) >= _TOLD_S:
+                    waited = subtract(waits.get(), told)
+                    self._put(Frame(call.request_id, wire.pack_waited(call.request_id, waited), last=False))
+                    told = waits.get()
                 last = position + len(piece) >= end
                 head = wire.pack_data(call.request_id, position, len(piece), (), last=last)
                 position += len(piece)

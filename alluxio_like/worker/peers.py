@@ -13,6 +13,7 @@ from alluxio_like.rpc.data_pool import BegunRead, DataPool
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import Cluster, FileRef, Worker
+from alluxio_like.waits import Waits
 
 
 class Peers:
@@ -52,6 +53,7 @@ class Peers:
         cached_only: bool,
         on_frame: OnFrame,
         ahead: int,
+        waits: Waits,
     ) -> BegunRead:
         """Begin to fill `buffer` from a worker's data socket. Whoever asks compares the checksums that `on_frame` is given.
 
@@ -71,6 +73,7 @@ class Peers:
             on_frame=on_frame,
             verify=False,
             ahead=ahead,
+            waits=waits,
         )
 
     def report_bad(self, address: str, ref: FileRef, page: int) -> None:

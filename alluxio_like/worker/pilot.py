@@ -20,7 +20,7 @@ from alluxio_like.rpc.data_pool import BegunRead
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import PAGE_BYTES
 from alluxio_like.ufs.api import Ufs
-from alluxio_like.waits import Cause
+from alluxio_like.waits import Cause, Waits
 from alluxio_like.worker.buffers import Buffers
 from alluxio_like.worker.cluster import ClusterView
 from alluxio_like.worker.disk import DiskQueue
@@ -73,6 +73,7 @@ class _Page:
     buffer: memoryview | None
     sums: list[int]
     begun: BegunRead
+    waits: Waits
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -197,6 +198,8 @@ class Pilot:
                 page = asked[0]
                 await page.begun.done
                 asked.popleft()
+                # What the other worker waited for is what is waited for here.
+                flight.spent.share(page.waits.get(), self._turns.monotonic())
                 if (write := self._begin_put(flight, page.number, page.data, page.sums, page.buffer)) is not None:
                     writes.append(write)
                 while writes and writes[0].data is None:
@@ -222,6 +225,7 @@ class Pilot:
         buffer = await self._buffers.take() if size > _SMALL_PAGE_BYTES else None
         data = memoryview(bytearray(size)) if buffer is None else buffer[:size]
         sums: list[int] = []
+        waits = Waits()
 
         def on_frame(_start: int, _length: int, of_frame: "array[int] | None") -> None:
             if of_frame is not None:
@@ -237,11 +241,12 @@ class Pilot:
                 cached_only=cached_only,
                 on_frame=on_frame,
                 ahead=end - offset,
+                waits=waits,
             )
         except BaseException:
             self._give_back(buffer)
             raise
-        return _Page(offset // PAGE_BYTES, data, buffer, sums, begun)
+        return _Page(offset // PAGE_BYTES, data, buffer, sums, begun, waits)
 
     def _give_back(self, buffer: memoryview | None) -> None:
         if buffer is not None:

@@ -25,6 +25,7 @@ from alluxio_like.rpc import data_wire as wire
 from alluxio_like.rpc.data_pool import DataPool
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import PAGE_BYTES, Cluster, FileRef, Fingerprint, Worker, WorkerId
+from alluxio_like.waits import Waits
 from alluxio_like.worker.data_server import DataServer, listen
 from alluxio_like.worker.disk import DiskQueue
 from tests.unit.worker_parts import make_data, make_ref, wait_until
@@ -45,7 +46,7 @@ class Handler:
     noted: int = 0
 
     async def read(
-        self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool
+        self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool, waits: Waits | None = None
     ) -> AsyncIterator[bytes | bytearray | memoryview]:
         self.reads += 1
         self.under_way += 1

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alluxio_like.rpc import convert_worker
+from alluxio_like.rpc import convert_worker, data_wire
 from alluxio_like.rpc.messages import Filled
 from alluxio_like.rpc.v1 import worker_pb2
 from alluxio_like.waits import NONE, Cause, Seconds, SharedWaits, Stopwatch, Waits, share_out, subtract
@@ -63,3 +63,17 @@ def test_what_a_worker_says_survives_the_wire() -> None:
 
 def test_nonsense_from_the_wire_is_nothing() -> None:
     assert convert_worker.to_waited(worker_pb2.Waited(store_s=-1, queue_s=float("nan"))) == NONE
+
+
+def test_what_another_worker_waited_for_is_shared_out() -> None:
+    watch = Stopwatch(Cause.PEER, 0.0)
+    watch.share(make(STORE=3), 4.0)
+    assert watch.read(4.5) == make(STORE=3, PEER=1.5)
+
+
+def test_a_wait_on_a_data_socket_survives_the_wire() -> None:
+    seconds = make(STORE=1.5, QUEUE=0.5)
+    packed = data_wire.pack_waited(7, seconds)
+    reply = data_wire.parse_reply(packed[: data_wire.REPLY_BYTES])
+    assert (reply.kind, reply.request_id, reply.last) == (data_wire.Kind.WAITED, 7, False)
+    assert data_wire.parse_waited(packed[data_wire.REPLY_BYTES :]) == seconds
