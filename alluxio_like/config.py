@@ -112,6 +112,9 @@ class ClientConfig(_Frozen):
     strict: bool = Field(
         False, description="names: fail with ETIMEDOUT rather than answer from memory while the master cannot be asked"
     )
+    open_files: int = Field(
+        16384, ge=0, description="small files that read_many keeps open; never more than half of what `ulimit -n` allows"
+    )
 
 
 class FuseConfig(ServiceConfig):

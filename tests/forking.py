@@ -18,6 +18,8 @@ from tests.fakes_rpc import make_content
 FILES = 8
 SIZE = 3_000_000
 WORKERS = 8
+SIZE_MANY = int(os.environ.get("ALLUXIO_LIKE_TEST_SIZE", "0"))
+"""Of the files, where they are not SIZE."""
 
 
 def check_all(client: SyncClient, file: File, seed: int) -> str:
@@ -103,6 +105,35 @@ def wait_for(pid: int, timeout_s: float = 30) -> int:
     os.kill(pid, 9)
     os.waitpid(pid, 0)
     raise AssertionError("the child hangs")
+
+
+def many_forks(address: str) -> None:
+    """A fork between two files, and children of every kind that read many."""
+    paths = [f"/f{number % FILES}" for number in range(600)]
+    with connect(address) as client:
+        count = 0
+        for path, data in client.read_many(paths):
+            assert path == paths[count]
+            assert data == make_content(SIZE_MANY or SIZE, count % FILES)
+            count += 1
+            if count in {3, 256, 300, 599}:
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(_read_rest(client, paths[count:]))
+                assert wait_for(pid, 60) == 0
+        assert count == len(paths)
+        for method in ("fork", "spawn", "forkserver"):
+            context: Any = multiprocessing.get_context(method)
+            with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+                assert list(pool.map(_read_rest, [client] * 4, [paths[:50]] * 4)) == [0] * 4
+
+
+def _read_rest(client: SyncClient, paths: list[str]) -> int:
+    """Runs in the child."""
+    for path, data in client.read_many(paths):
+        if data != make_content(SIZE_MANY or SIZE, int(path[2:])):
+            return 1
+    return 0
 
 
 def grandchild(address: str) -> None:

@@ -2,7 +2,8 @@
 
 Usage: local_worker.py DIRECTORY FILES SIZE WORKERS. Says the master's address; then a line of JSON for each command on
 standard input: ["counts"], ["flip", inode, offset], ["refuse", bool] (answer fills with read_through), ["fail", code] (all
-calls; "" ends it), ["flush"], ["evict", inode], ["free", inode], ["held"].
+calls; "" ends it), ["flush"], ["evict", inode], ["free", inode], ["held"], ["calls"],
+["replace", name, seed].
 """
 
 import asyncio
@@ -105,6 +106,17 @@ def obey(words: list[Any], master: FakeMaster, workers: list[LocalWorker]) -> An
         assert entry.ref is not None
         removed = [one.store.remove([entry.ref.file_id], force=command == "free") for one in workers]
         return [sum(one.files for one in removed), sum(len(one.in_use) for one in removed)]
+    elif command == "calls":
+        return len(master.calls)
+    elif command == "replace":
+        # Another content under the same name, as after a change in the store.
+        name, seed = args
+        old = master.entries[name]
+        assert old.ref is not None
+        master.entries[name] = new = make_entry(name, old.attr.inode + 1000, old.ref.size)
+        assert new.ref is not None
+        for one in workers:
+            one.contents[new.ref.file_id] = make_content(old.ref.size, seed)
     elif command == "held":
         for one in workers:
             one.store.reap_held()

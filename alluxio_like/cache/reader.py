@@ -14,7 +14,7 @@ import struct
 import threading
 import weakref
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +25,16 @@ from alluxio_like import errors
 from alluxio_like.cache import format as fmt
 from alluxio_like.cache.checksum import compute_checksum
 from alluxio_like.cache.layout import check_format
-from alluxio_like.types import PAGE_BYTES, PAGES_PER_BLOCK, FileId, FileRef, PageRange, get_page_count
+from alluxio_like.types import (
+    BLOCK_BYTES,
+    PAGE_BYTES,
+    PAGES_PER_BLOCK,
+    FileId,
+    FileRef,
+    PageRange,
+    get_full_mask,
+    get_page_count,
+)
 
 _HEADER = struct.Struct("<QIQ")
 
@@ -324,17 +333,25 @@ class LocalFile:
         return data
 
 
+@dataclass(frozen=True, slots=True)
+class SmallPlace:
+    """Where a small content's cache file is: `name` below a directory, whose descriptor belongs to the reader.
+
+    The name stays good until the file is removed: its generation never comes again, and a small file goes as a whole.
+    """
+
+    directory: object
+    directory_fd: int
+    name: str
+    checksums: "array[int]"
+
+
 class CacheReader:
     """Looks into the cache directories of one worker."""
 
     def __init__(self, views: list[_View]) -> None:
         self._views = views
-        me = weakref.ref(self)
-        os.register_at_fork(
-            before=lambda: _call(me, CacheReader._before_fork),
-            after_in_parent=lambda: _call(me, CacheReader._after_fork),
-            after_in_child=lambda: _call(me, CacheReader._after_fork),
-        )
+        _open_readers.append(weakref.ref(self, _open_readers.remove))
 
     @classmethod
     def open(cls, directory_fds: Sequence[int]) -> Self:
@@ -388,6 +405,29 @@ class CacheReader:
                     file.close()
         return None
 
+    def locate_small(self, ref: FileRef) -> SmallPlace | None:
+        """Where the cache file of a content of at most one block is, if all of it is there. Does not open it."""
+        file_id = ref.file_id
+        for view in self._views:
+            raw = view.get(fmt.FILES, fmt.make_file_key(file_id))
+            if raw is None:
+                continue
+            record = fmt.unpack_file(raw)
+            if record.size != ref.size or record.token != ref.fingerprint.token or not 0 < record.size <= BLOCK_BYTES:
+                continue
+            raw = view.get(fmt.BLOCKS, fmt.make_block_key(file_id, 0))
+            if raw is None:
+                continue
+            block = fmt.unpack_block(raw)
+            full = get_full_mask(record.size, 0)
+            if block.generation == record.generation and block.trust >= view.trust and block.bits & full == full:
+                return SmallPlace(view, view.fd, fmt.make_file_path(file_id, record.generation), block.checksums)
+        return None
+
+    def has_directory(self, directory: object) -> bool:
+        """Whether a `SmallPlace.directory` or `LocalFile.directory` is one of this reader's."""
+        return any(directory is view for view in self._views)
+
     def owns(self, file: LocalFile) -> bool:
         """Whether a file is one of this reader's."""
         return any(file.directory is view for view in self._views)
@@ -404,21 +444,38 @@ class CacheReader:
         for view in self._views:
             view.close()
 
-    def _before_fork(self) -> None:
+    def before_fork(self) -> None:
+        """Close the environments, and let nobody open them until `after_fork`."""
         # A child that inherits an open environment can neither use it nor, without harm to the parent's slots, close it.
         for view in self._views:
             view.lock.acquire()
             view.close_env()
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """In parent and child."""
         for view in self._views:
             view.lock.release()
 
 
-def _call(reference: "weakref.ref[CacheReader]", method: Callable[[CacheReader], None]) -> None:
-    reader = reference()
-    if reader is not None:
-        method(reader)
+_open_readers: "list[weakref.ref[CacheReader]]" = []
+_forking: list[CacheReader] = []
+
+
+def _before_fork() -> None:
+    _forking.extend(reader for reference in list(_open_readers) if (reader := reference()) is not None)
+    for reader in _forking:
+        reader.before_fork()
+
+
+def _after_fork() -> None:
+    for reader in _forking:
+        reader.after_fork()
+    _forking.clear()
+
+
+# Once for all readers, and not for each when it is made: these hooks run in the reverse order, and one that is registered later
+# than the hook which closes a whole client (client/runtime.py) would hold the locks which closing needs.
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def _open_file(view: _View, ref: FileRef, generation: int) -> LocalFile | None:

@@ -19,12 +19,13 @@ from alluxio_like.client.coherence import LeaseKeeper
 from alluxio_like.client.descriptor import LocalDescriptor, Opener
 from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.local import LocalCaches
+from alluxio_like.client.many import Brought, Many, SmallFiles, iter_files_async
 from alluxio_like.client.metadata import OLD_VALID_S, Begun, MetadataCache
 from alluxio_like.client.prefetch import NamePrefetch
 from alluxio_like.client.readahead import Budget
 from alluxio_like.client.reading import FileReader, Scratch
 from alluxio_like.config import ClientConfig
-from alluxio_like.errors import AlluxioLikeError, InvalidArgument, IsADirectory, NotFound, TimedOut, Unavailable
+from alluxio_like.errors import AlluxioLikeError, InvalidArgument, IsADirectory, NotADirectory, NotFound, TimedOut, Unavailable
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.auth import read_token
 from alluxio_like.rpc.channel import RpcChannel, open_channel
@@ -51,6 +52,8 @@ _log = logging.getLogger(__name__)
 
 _LONG_S = 600.0
 """For calls that walk a whole tree. A master that cannot be reached is not waited for longer than io_timeout_s."""
+MANY_BYTES = 64 << 20
+"""What `read_many` brings at once."""
 
 __all__ = ["Client", "FileReader"]
 
@@ -82,6 +85,10 @@ class Client:
             metrics.readahead_bytes.set_function(lambda: self._budget.used_bytes)
         self._scratch = Scratch()
         self._opener = Opener(self._cluster, self._local, self.open_file, io_timeout_s=config.io_timeout_s)
+        self._small = SmallFiles(most_open=config.open_files)
+        self._many = Many(
+            self._small, self._local, resolve=self.lookup_paths, find_local=self.find_local, open_file=self.open_file
+        )
         self._readers: set[FileReader] = set()
         self._closed = False
 
@@ -108,6 +115,7 @@ class Client:
         await asyncio.gather(*(reader.close() for reader in list(self._readers)), return_exceptions=True)
         await self._keeper.close()
         await self._prefetch.close()
+        await self._many.close()
         await self._local.close()
         await self._cluster.close()
         await self._channel.close()
@@ -251,6 +259,7 @@ class Client:
         """Ask the store again about a path; what was remembered is dropped."""
         result = await self._master.sync(path, recursive=recursive, timeout_s=_LONG_S)
         self._names.clear()
+        self._small.expire()
         return result
 
     async def stat_fs(self) -> FsTotals:
@@ -317,6 +326,30 @@ class Client:
         """
         return await self._opener.open(await self.get_path(path), path, fill=fill)
 
+    async def read_many(
+        self, paths: Iterable[str], *, max_bytes: int = MANY_BYTES, verify: bool = False
+    ) -> AsyncGenerator[tuple[str, bytes]]:
+        """Each path with all bytes of its file, in their order: for many small files.
+
+        What is not in a cache of this machine is brought, 256 files at once as far as they come to `max_bytes`. A file in one was
+        compared with its checksums when it came; `verify`: at each read. Raises what stands in the way of a path when its turn
+        has come; InvalidArgument for a file above `max_bytes`.
+        """
+        async with aclosing(
+            iter_files_async(paths, self._small, lambda part, through: self.bring_many(part, max_bytes, through), verify=verify)
+        ) as files:
+            async for one in files:
+                yield one
+
+    @property
+    def small_files(self) -> SmallFiles:
+        """Small files whose places are known: for iter_files of client/many.py."""
+        return self._small
+
+    async def bring_many(self, paths: Sequence[str], max_bytes: int, through: bool) -> dict[str, Brought]:
+        """See Many.bring."""
+        return await self._many.bring(paths, max_bytes=max_bytes, through=through)
+
     async def _note_stale(self, entry: Entry) -> None:
         """Have the master look again, so that the next open finds the replacement. Does not raise."""
         try:
@@ -324,17 +357,20 @@ class Client:
         except AlluxioLikeError as error:
             _log.info("the master was not asked about a changed file: %s", error)
         self._names.clear()
+        self._small.expire()
 
     # mounts
 
     async def mount(self, spec: MountSpec, *, operation_id: str = "") -> MountInfo:
         info = await self._master.mount(spec, operation_id=operation_id)
         self._names.clear()
+        self._small.expire()
         return info
 
     async def unmount(self, path: str, *, operation_id: str = "") -> None:
         await self._master.unmount(path, operation_id=operation_id)
         self._names.clear()
+        self._small.expire()
 
     async def list_mounts(self) -> list[MountInfo]:
         return await self._master.list_mounts()

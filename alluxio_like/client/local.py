@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alluxio_like.cache.door import DoorGreeting, HandedFile, enter_door, open_at_door
-from alluxio_like.cache.reader import CacheReader, LocalFile
+from alluxio_like.cache.reader import CacheReader, LocalFile, SmallPlace
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.errors import AlluxioLikeError
 from alluxio_like.rpc.messages import Touched
@@ -134,6 +134,18 @@ class LocalCaches:
             if file is not None:
                 found[worker_id] = file
         return found
+
+    def locate_small(self, ref: FileRef) -> tuple[WorkerId, SmallPlace] | None:
+        """Where the cache file of a small content is, if a local worker has all of it."""
+        for worker_id, (_, reader) in self._readers.items():
+            place = reader.locate_small(ref)
+            if place is not None:
+                return worker_id, place
+        return None
+
+    def has_directory(self, directory: object) -> bool:
+        """Whether a place's directory is still read from."""
+        return any(reader.has_directory(directory) for _, reader in self._readers.values())
 
     def find_whole(self, ref: FileRef) -> LocalFile | None:
         """The cache file of a content if one local worker has all of it, noted as used; the caller closes it."""

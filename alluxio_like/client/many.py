@@ -1,0 +1,322 @@
+"""Many small files, one after the other, faster than opening each.
+
+Owns what makes that fast: for each path that was read lately the place of its cache file, and for as many as may be the file's
+open descriptor. A file that is known costs one pread, or an open and a pread, without an index, a master or a task; all others
+are resolved and brought by the window on the client's loop. Does not know where bytes come from (reading.py) nor who may read
+them (local.py).
+
+Why a remembered place is good: a cache file's name carries its generation, which never comes twice; a small file is evicted whole
+or not at all; and whoever removes it takes its name away before its bytes. So if the name can still be opened, the file is what
+it was.
+
+Rule of concurrency: `SmallFiles.slots` is filled and swept on the client's event loop and read in any thread. Nothing there is
+closed but by its last reference: a descriptor that a thread is using stays.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import resource
+import time
+from array import array
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+
+from alluxio_like.cache.checksum import compute_checksums
+from alluxio_like.cache.reader import SmallPlace
+from alluxio_like.client.local import LocalCaches
+from alluxio_like.client.readahead import SMALL_FILE_BYTES
+from alluxio_like.client.reading import FileReader
+from alluxio_like.errors import AlluxioLikeError, InvalidArgument, IsADirectory, NotFound
+from alluxio_like.rpc.messages import LookupResult
+from alluxio_like.types import Entry, FileId, FileRef, Kind, WorkerId
+
+_log = logging.getLogger(__name__)
+
+WINDOW = 256
+"""Files looked at, and where they are not at hand brought, together."""
+MOST_FETCHES = 32
+"""Files brought at once. A guess."""
+MOST_SLOTS = 200_000
+"""Files remembered, at about 500 bytes each (measured, path included)."""
+SWEEP_S = 10.0
+IDLE_SWEEPS = 3
+"""Sweeps after which a file that nobody read is closed: while it is open it cannot be evicted. A guess."""
+FORGET_SWEEPS = 30
+_STEP = 5000
+_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+Brought = bytes | AlluxioLikeError | None
+"""A file's bytes, why it cannot be read, or None: its place is known now."""
+
+
+class Descriptor:
+    """Closes a descriptor with its last reference."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+class Slot:
+    """One path: the place of its cache file, good until `expires` (by time.monotonic); `descriptor` while it is kept open."""
+
+    __slots__ = (
+        "checksums", "descriptor", "directory", "expires", "file_id", "idle", "name", "reads", "size", "token", "worker_id",
+    )  # fmt: skip
+
+    def __init__(self, ref: FileRef, worker_id: WorkerId, directory: Descriptor, place: SmallPlace, expires: float) -> None:
+        self.file_id: FileId = ref.file_id
+        self.token = ref.fingerprint.token
+        self.size = ref.size
+        self.worker_id = worker_id
+        self.directory = directory
+        self.name: str = place.name
+        self.checksums: array[int] = place.checksums
+        self.expires = expires
+        self.descriptor: Descriptor | None = None
+        self.reads = 0
+        self.idle = 0
+
+    def matches(self, data: bytes) -> bool:
+        """Whether bytes are those that the checksums are of."""
+        return compute_checksums(data) == self.checksums.tolist()
+
+
+class SmallFiles:
+    """The slots. `most_open` descriptors are kept at most, or half of what `ulimit -n` allows.
+
+    Knows nothing of the client: whoever is in the midst of reading holds it, over a fork too, and must hold nothing of gRPC.
+    """
+
+    def __init__(self, *, most_open: int) -> None:
+        self.slots: dict[str, Slot] = {}
+        self._most_open = min(most_open, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        # A count that threads change without a lock; each sweep sets it right.
+        self._open = 0
+
+    def read(self, slot: Slot) -> bytes:
+        """All of a file whose descriptor is not kept. Raises OSError: gone, or just being evicted."""
+        fd = os.open(slot.name, _OPEN_FLAGS, dir_fd=slot.directory.fd)
+        if self._open < self._most_open:
+            self._open += 1
+            slot.descriptor = descriptor = Descriptor(fd)
+            return os.pread(descriptor.fd, slot.size, 0)
+        try:
+            return os.pread(fd, slot.size, 0)
+        finally:
+            os.close(fd)
+
+    def note_open(self, count: int) -> None:
+        """How many descriptors are kept, counted."""
+        self._open = count
+
+    def expire(self) -> None:
+        """On the loop. What paths show may have changed: ask again before the next use."""
+        for slot in self.slots.values():
+            slot.expires = 0.0
+
+
+class Many:
+    """What the loop does: learns the places of small files, brings what is not at hand, sweeps."""
+
+    def __init__(
+        self,
+        small: SmallFiles,
+        local: LocalCaches,
+        *,
+        resolve: Callable[[Sequence[str]], Awaitable[list[LookupResult | AlluxioLikeError]]],
+        find_local: Callable[[], Awaitable[None]],
+        open_file: Callable[[Entry], FileReader],
+    ) -> None:
+        self._small = small
+        self._local = local
+        self._resolve = resolve
+        self._find_local = find_local
+        self._open_file = open_file
+        self._directories: dict[object, Descriptor] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def _remember(self, path: str, ref: FileRef, valid_s: float) -> bool:
+        """Note where a content's cache file is; False: it is not wholly in a cache of this machine."""
+        expires = time.monotonic() + valid_s
+        slots = self._small.slots
+        known = slots.get(path)
+        if known is not None and known.file_id == ref.file_id and known.token == ref.fingerprint.token:
+            known.expires = expires
+            return True
+        if ref.size > SMALL_FILE_BYTES or (known is None and len(slots) >= MOST_SLOTS):
+            return False
+        found = self._local.locate_small(ref)
+        if found is None:
+            return False
+        worker_id, place = found
+        directory = self._directories.get(place.directory)
+        if directory is None:
+            directory = self._directories[place.directory] = Descriptor(os.dup(place.directory_fd))
+        slots[path] = Slot(ref, worker_id, directory, place, expires)
+        if self._sweeper is None:
+            self._sweeper = asyncio.create_task(self._sweep_on(), name="sweep small files")
+        return True
+
+    async def close(self) -> None:
+        """Report what was read and let go of everything."""
+        sweeper, self._sweeper = self._sweeper, None
+        if sweeper is not None:
+            sweeper.cancel()
+            await asyncio.gather(sweeper, return_exceptions=True)
+        for slot in list(self._small.slots.values()):
+            if slot.reads:
+                self._local.touch(slot.worker_id, slot.file_id, slot.size * slot.reads, slot.reads)
+        self._small.slots.clear()
+        self._directories.clear()
+
+    async def _sweep_on(self) -> None:
+        while self._small.slots:
+            await asyncio.sleep(SWEEP_S)
+            await self.sweep()
+        self._sweeper = None
+
+    async def sweep(self) -> None:
+        """Report what was read, close and forget what was not. Other tasks run in between."""
+        count = 0
+        slots = self._small.slots
+        for number, (path, slot) in enumerate(list(slots.items())):
+            if number % _STEP == _STEP - 1:
+                await asyncio.sleep(0)
+            reads = slot.reads
+            if reads:
+                slot.reads = slot.idle = 0
+                self._local.touch(slot.worker_id, slot.file_id, slot.size * reads, reads)
+            else:
+                slot.idle += 1
+                if slot.idle >= IDLE_SWEEPS:
+                    slot.descriptor = None
+                if slot.idle >= FORGET_SWEEPS and slots.get(path) is slot:
+                    del slots[path]
+            count += slot.descriptor is not None
+        self._small.note_open(count)
+        for directory in [one for one in self._directories if not self._local.has_directory(one)]:
+            del self._directories[directory]
+
+    async def bring(self, paths: Sequence[str], *, max_bytes: int, through: bool) -> dict[str, Brought]:
+        """Of the first of these files, and as many as `max_bytes` allow: their bytes, or where they are. `through`: the bytes."""
+        brought: dict[str, Brought] = {}
+        await self._find_local()
+        wanted: list[tuple[str, Entry, float]] = []
+        for path, answer in zip(paths, await self._resolve(paths), strict=True):
+            if isinstance(answer, AlluxioLikeError):
+                brought[path] = answer
+            elif answer.entry is None:
+                brought[path] = NotFound("no such file or directory", subject=path)
+            elif answer.entry.attr.kind is Kind.DIRECTORY:
+                brought[path] = IsADirectory("a directory has no bytes to read", subject=path)
+            elif answer.entry.attr.size > max_bytes:
+                brought[path] = InvalidArgument(
+                    f"a file of {answer.entry.attr.size} bytes is more than max_bytes ({max_bytes}): read it by open()",
+                    subject=path,
+                )
+            elif not answer.entry.attr.size:
+                brought[path] = b""
+            elif not through and answer.entry.ref and self._remember(path, answer.entry.ref, answer.valid_s):
+                brought[path] = None
+            else:
+                wanted.append((path, answer.entry, answer.valid_s))
+        gate = asyncio.Semaphore(MOST_FETCHES)
+        left = max_bytes
+        fetches = []
+        for path, entry, valid_s in wanted:
+            left -= entry.attr.size
+            if left < 0:
+                # Asked for again when their turn has come.
+                break
+            fetches.append(self._fetch(gate, path, entry, valid_s))
+        brought.update(await asyncio.gather(*fetches))
+        return brought
+
+    async def _fetch(self, gate: asyncio.Semaphore, path: str, entry: Entry, valid_s: float) -> tuple[str, Brought]:
+        async with gate:
+            try:
+                reader = self._open_file(entry)
+                try:
+                    data = bytes(await reader.read(0, reader.size))
+                finally:
+                    await reader.close()
+            except AlluxioLikeError as error:
+                return path, error
+            return path, data
+
+
+Bring = Callable[[Sequence[str], bool], dict[str, Brought]]
+
+
+def iter_files(
+    paths: Iterable[str], get_small: Callable[[], SmallFiles], bring: Bring, *, verify: bool
+) -> Iterator[tuple[str, bytes]]:
+    """Each path with all bytes of its file, in their order. Raises what stands in the way of one when its turn has come.
+
+    `get_small` and `bring` may give those of another client later: a fork closes the one there was.
+    """
+    pread, now = os.pread, time.monotonic
+    remaining = iter(paths)
+    while window := list(itertools.islice(remaining, WINDOW)):
+        small = get_small()
+        get = small.slots.get
+        moment = now()
+        missing = [path for path in window if (slot := get(path)) is None or slot.expires < moment]
+        brought = bring(missing, False) if missing else {}
+        for position, path in enumerate(window):
+            slot = get(path)
+            if slot is not None and slot.expires >= now():
+                try:
+                    descriptor = slot.descriptor
+                    data = pread(descriptor.fd, slot.size, 0) if descriptor is not None else small.read(slot)
+                except OSError:
+                    data = b""
+                if len(data) == slot.size and (not verify or slot.matches(data)):
+                    slot.reads += 1
+                    yield path, data
+                    continue
+                # Evicted or replaced meanwhile, its disk failed, or a bit flipped: a reader knows what to do.
+                small.slots.pop(path, None)
+                brought |= bring([path], True)
+            found = brought.get(path)
+            if found is None:
+                # Left out for want of room, or its place was forgotten since.
+                brought = bring([one for one in window[position:] if get(one) is None], False)
+                small = get_small()
+                get = small.slots.get
+                if (found := brought.get(path)) is None:
+                    found = bring([path], True)[path]
+            if isinstance(found, bytes):
+                yield path, found
+            else:
+                assert found is not None
+                raise found
+
+
+async def iter_files_async(
+    paths: Iterable[str],
+    small: SmallFiles,
+    bring: Callable[[Sequence[str], bool], Awaitable[dict[str, Brought]]],
+    *,
+    verify: bool,
+) -> AsyncGenerator[tuple[str, bytes]]:
+    """As `iter_files`, on the loop itself; cache files are read in a thread, a few at a time."""
+    loop = asyncio.get_running_loop()
+
+    def bring_from_thread(wanted: Sequence[str], through: bool) -> dict[str, Brought]:
+        return asyncio.run_coroutine_threadsafe(_await(bring(wanted, through)), loop).result()
+
+    files = iter_files(paths, lambda: small, bring_from_thread, verify=verify)
+    while part := await asyncio.to_thread(lambda: list(itertools.islice(files, 16))):
+        for one in part:
+            yield one
+
+
+async def _await(call: "Awaitable[dict[str, Brought]]") -> dict[str, Brought]:
+    return await call
