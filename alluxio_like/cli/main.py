@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from alluxio_like import __version__
-from alluxio_like.cli import report, services, top, tree, up, why
+from alluxio_like.cli import doctor, report, services, top, tree, up, why
 from alluxio_like.cli.common import make_app, run_app
 
 app = make_app(
@@ -47,6 +47,7 @@ app.command("report")(report.report)
 app.command("workers")(report.workers)
 app.command("top")(top.top)
 app.command("why")(why.why)
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> NoReturn:

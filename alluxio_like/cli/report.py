@@ -11,7 +11,13 @@ from alluxio_like.cli.render import print_table, show_percent, show_seconds, sho
 from alluxio_like.cli.tree import print_mounts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from alluxio_like.rpc.messages import WorkerStatus
     from alluxio_like.types import Cluster
+
+MOST_DIRECTORIES = 24
+"""Directories that are all shown."""
 
 
 def report(master: MasterOption = "", as_json: JsonOption = False) -> None:
@@ -42,6 +48,7 @@ def report(master: MasterOption = "", as_json: JsonOption = False) -> None:
         if found.cluster.workers:
             print()
             print_workers(found.cluster)
+        print_directories(found.details)
         if found.mounts:
             print()
             print_mounts(found.mounts)
@@ -85,3 +92,23 @@ def print_workers(cluster: "Cluster") -> None:
         for worker in cluster.workers
     ]
     print_table(["WORKER", "STATE", "FULL", "USED", "CAPACITY", "GUEST", "PINNED", "FILES", "ID"], rows, left=(0, 1, 8))
+
+
+def print_directories(details: "Sequence[WorkerStatus]") -> None:
+    """Cache directories as a table; of many only those that there is something to say of."""
+    rows = []
+    many = sum(len(status.directories) for status in details) > MOST_DIRECTORIES
+    for status in details:
+        for one in status.directories:
+            if many and one.state == "ok" and not one.held_bytes and one.passthrough != "no":
+                continue
+            passthrough = one.passthrough + (f": {one.passthrough_reason}" if one.passthrough == "no" else "")
+            # Files held are counted for the directory, what was handed out to other users for the worker.
+            held = f"{show_size(one.held_bytes)} in {one.held_files}" if one.held_files else "-"
+            state = one.state if one.state == "ok" else f"{one.state}: {one.reason}"
+            rows.append([one.path, status.info.address, one.file_system or "-", show_size(one.used_bytes), held, str(status.leases), state, passthrough])
+    if rows:
+        print()
+        print_table(
+            ["DIRECTORY", "WORKER", "DISK", "USED", "HELD", "LEASES", "STATE", "PASSTHROUGH"], rows, left=(0, 1, 2, 6, 7)
+        )

@@ -40,6 +40,8 @@ MOST_FETCHES = 32
 MOST_SLOTS = 200_000
 """Files remembered, at about 500 bytes each (measured, path included)."""
 SWEEP_S = 10.0
+RECHECK_S = 1.0
+"""How often a reader who takes his time looks whether the lease still lives."""
 IDLE_SWEEPS = 3
 """Sweeps after which a file that nobody read is closed: while it is open it cannot be evicted. A guess."""
 FORGET_SWEEPS = 30
@@ -48,6 +50,10 @@ _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 Brought = bytes | AlluxioLikeError | None
 """A file's bytes, why it cannot be read, or None: its place is known now."""
+
+
+def _never() -> bool:
+    return False
 
 
 class Descriptor:
@@ -63,13 +69,15 @@ class Descriptor:
 
 
 class Slot:
-    """One path: the place of its cache file, good until `expires` (by time.monotonic); `descriptor` while it is kept open."""
+    """One path: the place of its cache file, good until `expires` (by time.monotonic) and in its epoch; `descriptor` while it is kept
+    open.
+    """
 
     __slots__ = (
-        "checksums", "descriptor", "directory", "expires", "file_id", "idle", "name", "reads", "size", "token", "worker_id",
+        "checksums", "descriptor", "directory", "epoch", "expires", "file_id", "idle", "name", "reads", "size", "token", "worker_id",
     )  # fmt: skip
 
-    def __init__(self, ref: FileRef, worker_id: WorkerId, directory: Descriptor, place: SmallPlace, expires: float) -> None:
+    def __init__(self, ref: FileRef, worker_id: WorkerId, directory: Descriptor, place: SmallPlace, epoch: int, expires: float) -> None:
         self.file_id: FileId = ref.file_id
         self.token = ref.fingerprint.token
         self.size = ref.size
@@ -77,6 +85,7 @@ class Slot:
         self.directory = directory
         self.name: str = place.name
         self.checksums: array[int] = place.checksums
+        self.epoch = epoch
         self.expires = expires
         self.descriptor: Descriptor | None = None
         self.reads = 0
@@ -93,8 +102,12 @@ class SmallFiles:
     Knows nothing of the client: whoever is in the midst of reading holds it, over a fork too, and must hold nothing of gRPC.
     """
 
-    def __init__(self, *, most_open: int) -> None:
+    def __init__(self, is_live: Callable[[], bool], *, most_open: int) -> None:
+        """`is_live`: whether a lease covers what is remembered; from any thread."""
         self.slots: dict[str, Slot] = {}
+        self.epoch = 0
+        self.is_live = is_live
+        self._was_live = False
         self._most_open = min(most_open, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         # A count that threads change without a lock; each sweep sets it right.
         self._open = 0
@@ -111,14 +124,30 @@ class SmallFiles:
         finally:
             os.close(fd)
 
+    def find_missing(self, paths: Iterable[str]) -> list[str]:
+        """Those of these paths whose places are not known, or not any more."""
+        get, epoch, moment = self.slots.get, self.epoch, time.monotonic()
+        return [path for path in paths if (slot := get(path)) is None or slot.expires < moment or slot.epoch != epoch]
+
     def note_open(self, count: int) -> None:
         """How many descriptors are kept, counted."""
         self._open = count
 
     def expire(self) -> None:
-        """On the loop. What paths show may have changed: ask again before the next use."""
-        for slot in self.slots.values():
-            slot.expires = 0.0
+        """What paths show may have changed: slots of before are looked at again before their next use."""
+        self.epoch += 1
+
+    def check_lease(self) -> None:
+        """Whenever some time has passed. What a lease covered is good for no longer than it."""
+        live = self.is_live()
+        if self._was_live and not live:
+            self.expire()
+        self._was_live = live
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.slots.clear()
+        self.is_live = _never
 
 
 class Many:
@@ -141,13 +170,13 @@ class Many:
         self._directories: dict[object, Descriptor] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
-    def _remember(self, path: str, ref: FileRef, valid_s: float) -> bool:
+    def _remember(self, path: str, ref: FileRef, valid_s: float, epoch: int) -> bool:
         """Note where a content's cache file is; False: it is not wholly in a cache of this machine."""
         expires = time.monotonic() + valid_s
         slots = self._small.slots
         known = slots.get(path)
         if known is not None and known.file_id == ref.file_id and known.token == ref.fingerprint.token:
-            known.expires = expires
+            known.epoch, known.expires = epoch, expires
             return True
         if ref.size > SMALL_FILE_BYTES or (known is None and len(slots) >= MOST_SLOTS):
             return False
@@ -158,7 +187,7 @@ class Many:
         directory = self._directories.get(place.directory)
         if directory is None:
             directory = self._directories[place.directory] = Descriptor(os.dup(place.directory_fd))
-        slots[path] = Slot(ref, worker_id, directory, place, expires)
+        slots[path] = Slot(ref, worker_id, directory, place, epoch, expires)
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep_on(), name="sweep small files")
         return True
@@ -172,7 +201,7 @@ class Many:
         for slot in list(self._small.slots.values()):
             if slot.reads:
                 self._local.touch(slot.worker_id, slot.file_id, slot.size * slot.reads, slot.reads)
-        self._small.slots.clear()
+        self._small.close()
         self._directories.clear()
 
     async def _sweep_on(self) -> None:
@@ -206,6 +235,8 @@ class Many:
     async def bring(self, paths: Sequence[str], *, max_bytes: int, through: bool) -> dict[str, Brought]:
         """Of the first of these files, and as many as `max_bytes` allow: their bytes, or where they are. `through`: the bytes."""
         brought: dict[str, Brought] = {}
+        # Of before it is asked: what is recalled meanwhile is not believed.
+        epoch = self._small.epoch
         await self._find_local()
         wanted: list[tuple[str, Entry, float]] = []
         for path, answer in zip(paths, await self._resolve(paths), strict=True):
@@ -222,7 +253,7 @@ class Many:
                 )
             elif not answer.entry.attr.size:
                 brought[path] = b""
-            elif not through and answer.entry.ref and self._remember(path, answer.entry.ref, answer.valid_s):
+            elif not through and answer.entry.ref and self._remember(path, answer.entry.ref, answer.valid_s, epoch):
                 brought[path] = None
             else:
                 wanted.append((path, answer.entry, answer.valid_s))
@@ -266,12 +297,16 @@ def iter_files(
     while window := list(itertools.islice(remaining, WINDOW)):
         small = get_small()
         get = small.slots.get
-        moment = now()
-        missing = [path for path in window if (slot := get(path)) is None or slot.expires < moment]
+        recheck = now()
+        missing = small.find_missing(window)
         brought = bring(missing, False) if missing else {}
         for position, path in enumerate(window):
+            moment = now()
+            if moment > recheck:
+                small.check_lease()
+                recheck = moment + RECHECK_S
             slot = get(path)
-            if slot is not None and slot.expires >= now():
+            if slot is not None and slot.expires >= moment and slot.epoch == small.epoch:
                 try:
                     descriptor = slot.descriptor
                     data = pread(descriptor.fd, slot.size, 0) if descriptor is not None else small.read(slot)
@@ -283,15 +318,16 @@ def iter_files(
                     continue
                 # Evicted or replaced meanwhile, its disk failed, or a bit flipped: a reader knows what to do.
                 small.slots.pop(path, None)
-                brought |= bring([path], True)
+                brought[path] = bring([path], True)[path]
             found = brought.get(path)
             if found is None:
-                # Left out for want of room, or its place was forgotten since.
-                brought = bring([one for one in window[position:] if get(one) is None], False)
+                # Left out for want of room, or its place was learned and is no longer good.
                 small = get_small()
                 get = small.slots.get
-                if (found := brought.get(path)) is None:
-                    found = bring([path], True)[path]
+                brought = bring(small.find_missing(window[position:]) or [path], False)
+                found = brought.get(path)
+            if found is None:
+                found = bring([path], True)[path]
             if isinstance(found, bytes):
                 yield path, found
             else:
