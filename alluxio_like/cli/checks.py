@@ -1,7 +1,8 @@
-"""What a machine needs to run this well, looked at one thing at a time: kernel, FUSE, privileges, limits, memory, cache directories, files.
+"""What a machine needs to run this well, looked at one thing at a time: kernel, FUSE, privileges, limits, memory, cache
+directories, files.
 
-Owns the judgements; each check says what was found and, where it is not as it should be, what cures it. Changes nothing. Functions block for a
-short time; what may hang (a mount, a process) is asked with a bound.
+Owns the judgements; each check says what was found and, where it is not as it should be, what cures it. Changes nothing.
+Functions block for a short time; what may hang (a mount, a process) is asked with a bound.
 """
 
 import contextlib
@@ -51,8 +52,15 @@ def check_kernel(release: str) -> Check:
     if version >= FIRST_KERNEL:
         return Check("kernel", "ok", f"Linux {release}: may have FUSE passthrough")
     if version >= OLDEST_KERNEL_SESSION:
-        return Check("kernel", "warn", f"Linux {release} has no FUSE passthrough: each read of a mount asks the daemon", "Linux 6.9 or later")
-    return Check("kernel", "warn", f"Linux {release} is served by pyfuse3 only, without passthrough", "Linux 6.9 or later (5.10 at least)")
+        return Check(
+            "kernel",
+            "warn",
+            f"Linux {release} has no FUSE passthrough: each read of a mount asks the daemon",
+            "Linux 6.9 or later",
+        )
+    return Check(
+        "kernel", "warn", f"Linux {release} is served by pyfuse3 only, without passthrough", "Linux 6.9 or later (5.10 at least)"
+    )
 
 
 def check_kernel_config(release: str, root: Path = Path("/")) -> Check:
@@ -101,7 +109,9 @@ def check_fuse(*, privileged: bool) -> Iterator[Check]:
     else:
         yield Check("fusermount3", "fail", "not installed, and without privileges nothing can be mounted", "install fuse3")
     if find_spec("pyfuse3") is None:
-        yield Check("pyfuse3", "fail", "not installed, and the kernel session needs CAP_SYS_ADMIN", "pip install 'alluxio-like[fuse]'")
+        yield Check(
+            "pyfuse3", "fail", "not installed, and the kernel session needs CAP_SYS_ADMIN", "pip install 'alluxio-like[fuse]'"
+        )
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = [line.strip() for line in Path("/etc/fuse.conf").read_text(errors="replace").splitlines()]
@@ -117,7 +127,9 @@ def _check_device() -> Check:
     except FileNotFoundError:
         return Check("/dev/fuse", "fail", "is not there", "modprobe fuse; in a container pass the device in (--device /dev/fuse)")
     except OSError as error:
-        return Check("/dev/fuse", "fail", f"cannot be opened: {error.strerror}", "its mode (0666), or the container's device rules")
+        return Check(
+            "/dev/fuse", "fail", f"cannot be opened: {error.strerror}", "its mode (0666), or the container's device rules"
+        )
     return Check("/dev/fuse", "ok", "can be opened")
 
 
@@ -129,7 +141,10 @@ def check_max_pages(root: Path = Path("/")) -> Check:
         return Check("max_pages_limit", "ok", "requests of up to 1 MiB (this kernel has no other limit)")
     if pages < 256:
         return Check(
-            "max_pages_limit", "warn", f"requests of a mount are {pages * 4} KiB at most", "echo 256 > /proc/sys/fs/fuse/max_pages_limit"
+            "max_pages_limit",
+            "warn",
+            f"requests of a mount are {pages * 4} KiB at most",
+            "echo 256 > /proc/sys/fs/fuse/max_pages_limit",
         )
     return Check("max_pages_limit", "ok", f"requests of up to {pages * 4} KiB")
 
@@ -140,7 +155,11 @@ def check_descriptors(soft: int, hard: int, who: str = "this shell", used: int =
     if used and used > 0.7 * soft:
         return Check(name, "warn", f"{used:,} of {soft:,} are in use", f"LimitNOFILE={DESCRIPTORS_WANTED} for the service")
     if soft < DESCRIPTORS_WANTED:
-        cure = f"ulimit -n {min(hard, DESCRIPTORS_WANTED)}" if hard > soft else f"LimitNOFILE={DESCRIPTORS_WANTED}, or /etc/security/limits.conf"
+        cure = (
+            f"ulimit -n {min(hard, DESCRIPTORS_WANTED)}"
+            if hard > soft
+            else f"LimitNOFILE={DESCRIPTORS_WANTED}, or /etc/security/limits.conf"
+        )
         return Check(name, "warn", f"{soft:,} at most; {DESCRIPTORS_WANTED:,} are plenty", cure)
     return Check(name, "ok", f"{soft:,} at most" + (f", {used:,} in use" if used else ""))
 
@@ -246,7 +265,12 @@ def _check_cache_dir(place: CachePlace, tried: str | None) -> Iterator[Check]:
         yield Check(name, "warn", f"{system.name}: no passthrough, {tried or system.reason}", cure)
     yield _check_space(name, place, stat)
     if stat.f_files and stat.f_favail < _LEAST_INODES:
-        yield Check(f"{name}, inodes", "warn", f"{stat.f_favail:,} files more fit", "a file system with more inodes (mkfs.ext4 -i 16384), or xfs")
+        yield Check(
+            f"{name}, inodes",
+            "warn",
+            f"{stat.f_favail:,} files more fit",
+            "a file system with more inodes (mkfs.ext4 -i 16384), or xfs",
+        )
     if not place.allow_root_disk and place.path.stat().st_dev == Path("/").stat().st_dev:
         yield Check(f"{name}, disk", "fail", "is on the root file system", "another disk, or the setting allow_root_disk")
     index = place.path / "index" / "data.mdb"
@@ -263,7 +287,9 @@ def _check_space(name: str, place: CachePlace, stat: os.statvfs_result) -> Check
     if place.quota_bytes:
         said += f", quota {show_size(place.quota_bytes)}"
     if place.quota_bytes > disk:
-        return Check(f"{name}, space", "warn", f"{said}: the quota is more than the disk", "a quota_bytes below nine tenths of the disk")
+        return Check(
+            f"{name}, space", "warn", f"{said}: the quota is more than the disk", "a quota_bytes below nine tenths of the disk"
+        )
     if free < _LEAST_FREE * disk:
         return Check(f"{name}, space", "warn", said, "room on the disk: others fill it, and the cache gives way to them")
     return Check(f"{name}, space", "ok", said)
@@ -295,7 +321,8 @@ def check_certificate(name: str, path: Path, now_s: float | None = None) -> Chec
     now_s = time.time() if now_s is None else now_s
     try:
         path.read_bytes()
-        # The interpreter's own tests use it, and there is nothing else in the standard library that reads a certificate from a file.
+        # The interpreter's own tests use it, and there is nothing else in the standard library that reads a certificate from a
+        # file.
         decoded: dict[str, Any] = ssl._ssl._test_decode_cert(str(path))  # type: ignore[attr-defined]
         expires_s = ssl.cert_time_to_seconds(decoded["notAfter"])
         begins_s = ssl.cert_time_to_seconds(decoded["notBefore"])
@@ -311,4 +338,3 @@ def check_certificate(name: str, path: Path, now_s: float | None = None) -> Chec
     if expires_s - now_s < _EXPIRES_SOON_S:
         return Check(name, "warn", f"{path} runs out on {day}", "a new certificate, in time")
     return Check(name, "ok", f"{path}, valid until {day}")
-

@@ -68,7 +68,12 @@ def _check_all(report: "Report | None", reached: Check, config: Path | None, cac
     places += [CachePlace(Path(path).absolute()) for path in cache_dirs]
     here = _list_local(report)
     known = {place.path for place in places}
-    places += [CachePlace(Path(one.path), one.quota_bytes) for status in here for one in status.directories if Path(one.path) not in known]
+    places += [
+        CachePlace(Path(one.path), one.quota_bytes)
+        for status in here
+        for one in status.directories
+        if Path(one.path) not in known
+    ]
     yield from check_cache_dirs(places, privileged=privileged)
     yield from _check_mounts()
     yield reached
@@ -97,7 +102,7 @@ def _read_config(file: Path | None) -> tuple[list[CachePlace], list[Check]]:
         except AlluxioLikeError as error:
             checks.append(Check(f"configuration of the {name}", "fail", error.message, "correct the setting"))
             continue
-        checks += [check for check in _check_files(loaded, seen)]
+        checks += _check_files(loaded, seen)
         if isinstance(loaded, WorkerConfig):
             places += [CachePlace(one.path, one.quota_bytes or 0, loaded.allow_root_disk) for one in loaded.cache_dirs]
     if not any(check.state == "fail" for check in checks):
@@ -134,7 +139,9 @@ def check_mount(place: Path, device: str) -> Iterator[Check]:
     try:
         session = ask_within(ASK_S, lambda: os.getxattr(place, "user.alluxio_like.session").decode())
     except TimeoutError:
-        yield Check(name, "fail", f"does not answer within {ASK_S:g} s", "the daemon's log; kill -9 of the daemon, which is started again")
+        yield Check(
+            name, "fail", f"does not answer within {ASK_S:g} s", "the daemon's log; kill -9 of the daemon, which is started again"
+        )
         return
     except OSError as error:
         if error.errno in {errno.ENOTCONN, errno.ECONNABORTED}:
@@ -145,7 +152,9 @@ def check_mount(place: Path, device: str) -> Iterator[Check]:
         yield Check(name, "ok", f"served by the {session}")
     else:
         said = f"served by {session}" if session else "served by a release that does not say how"
-        yield Check(name, "warn", f"{said}: reads go through the daemon", "root, Linux 6.9 and a cache on ext4 or xfs, and start it anew")
+        yield Check(
+            name, "warn", f"{said}: reads go through the daemon", "root, Linux 6.9 and a cache on ext4 or xfs, and start it anew"
+        )
     with contextlib.suppress(OSError, ValueError):
         ahead_kb = int(Path(f"/sys/class/bdi/{device}/read_ahead_kb").read_text())
         if ahead_kb < 1024:
@@ -156,7 +165,9 @@ def check_mount(place: Path, device: str) -> Iterator[Check]:
 
 
 def ask_within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of a call that may hang for ever, in a thread that is left behind then. Raises TimeoutError, and what it raises."""
+    """The result of a call that may hang for ever, in a thread that is left behind then. Raises TimeoutError, and what it
+    raises.
+    """
     results: list[T | BaseException] = []
 
     def run() -> None:
@@ -192,7 +203,10 @@ def _ask_cluster(master: str) -> tuple["Report | None", Check]:
         return None, Check("master", "skip", str(error))
     if report.software_version != __version__:
         return report, Check(
-            "master", "warn", f"{config.master} runs {report.software_version}, this is {__version__}", "the same release everywhere"
+            "master",
+            "warn",
+            f"{config.master} runs {report.software_version}, this is {__version__}",
+            "the same release everywhere",
         )
     return report, Check("master", "ok", f"{report.software_version}, up for {show_seconds(report.uptime_s)}")
 
@@ -209,7 +223,12 @@ def _check_cluster(report: "Report", here: list["WorkerStatus"]) -> Iterator[Che
     workers = report.cluster.workers
     live = sum(worker.live for worker in workers)
     if not live:
-        yield Check("workers", "fail", "none is live: nothing can be read that is not open", "alluxio-like worker on the machines with disks")
+        yield Check(
+            "workers",
+            "fail",
+            "none is live: nothing can be read that is not open",
+            "alluxio-like worker on the machines with disks",
+        )
     else:
         yield Check("workers", "ok", f"{live} of {len(workers)} live")
     answered = {one.info.worker_id for one in report.details}
@@ -244,7 +263,10 @@ def _check_door(status: "WorkerStatus") -> Check:
         greeting = enter_door(status.info.door_path)
     except AccessDenied as error:
         return Check(
-            name, "warn", f"{error.message}: this user reads through the worker", "run as the worker's user, or add this one to its door_users"
+            name,
+            "warn",
+            f"{error.message}: this user reads through the worker",
+            "run as the worker's user, or add this one to its door_users",
         )
     except AlluxioLikeError as error:
         return Check(name, "warn", error.message, "let its home be reached from here (in containers: mount it into both)")
@@ -282,7 +304,7 @@ def check_clock(endpoint: str) -> Check:
     name = f"clock beside {endpoint}"
     begun = time.time()
     try:
-        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=ASK_S) as answer:  # noqa: S310 (an endpoint)
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=ASK_S) as answer:
             date = answer.headers.get("Date")
     except urllib.error.HTTPError as error:
         # Refused, as anybody is; the answer has a date all the same.
@@ -295,7 +317,9 @@ def check_clock(endpoint: str) -> Check:
     except ValueError:
         return Check(name, "skip", "its answers have no date")
     if abs(skew_s) > _SKEW_FAIL_S:
-        return Check(name, "fail", f"{abs(skew_s):.0f} s apart: the store refuses signed requests", "chrony or ntp on this machine")
+        return Check(
+            name, "fail", f"{abs(skew_s):.0f} s apart: the store refuses signed requests", "chrony or ntp on this machine"
+        )
     if abs(skew_s) > _SKEW_WARN_S:
         return Check(name, "warn", f"{abs(skew_s):.0f} s apart", "chrony or ntp on this machine")
     return Check(name, "ok", "less than half a minute apart")

@@ -56,4 +56,5 @@ def _print(checks: "list[Check]", *, everything: bool) -> None:
         print(f"{_SIGNS[check.state]}  {check.name:{width}}  {check.message}" + (f"; cure: {check.cure}" if check.cure else ""))
     count = {state: sum(check.state == state for check in checks) for state in _SIGNS}
     rest = "" if everything else " (--all shows them)"
-    print(f"{count['fail']} failed, {count['warn']} could be better, {count['ok']} are well{rest}, {count['skip']} could not be looked at")
+    well = f"{count['ok']} are well{rest}, {count['skip']} could not be looked at"
+    print(f"{count['fail']} failed, {count['warn']} could be better, {well}")

@@ -106,9 +106,18 @@ def print_directories(details: "Sequence[WorkerStatus]") -> None:
             # Files held are counted for the directory, what was handed out to other users for the worker.
             held = f"{show_size(one.held_bytes)} in {one.held_files}" if one.held_files else "-"
             state = one.state if one.state == "ok" else f"{one.state}: {one.reason}"
-            rows.append([one.path, status.info.address, one.file_system or "-", show_size(one.used_bytes), held, str(status.leases), state, passthrough])
+            rows.append(
+                [
+                    one.path,
+                    status.info.address,
+                    one.file_system or "-",
+                    show_size(one.used_bytes),
+                    held,
+                    str(status.leases),
+                    state,
+                    passthrough,
+                ]
+            )
     if rows:
         print()
-        print_table(
-            ["DIRECTORY", "WORKER", "DISK", "USED", "HELD", "LEASES", "STATE", "PASSTHROUGH"], rows, left=(0, 1, 2, 6, 7)
-        )
+        print_table(["DIRECTORY", "WORKER", "DISK", "USED", "HELD", "LEASES", "STATE", "PASSTHROUGH"], rows, left=(0, 1, 2, 6, 7))

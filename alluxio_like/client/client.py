@@ -24,8 +24,9 @@ from alluxio_like.client.metadata import OLD_VALID_S, Begun, MetadataCache
 from alluxio_like.client.prefetch import NamePrefetch
 from alluxio_like.client.readahead import Budget
 from alluxio_like.client.reading import FileReader, Scratch
+from alluxio_like.client.resolving import Resolver
 from alluxio_like.config import ClientConfig
-from alluxio_like.errors import AlluxioLikeError, InvalidArgument, IsADirectory, NotADirectory, NotFound, TimedOut, Unavailable
+from alluxio_like.errors import AlluxioLikeError, InvalidArgument, IsADirectory, NotFound, TimedOut, Unavailable
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.auth import read_token
 from alluxio_like.rpc.channel import RpcChannel, open_channel
@@ -85,9 +86,10 @@ class Client:
             metrics.readahead_bytes.set_function(lambda: self._budget.used_bytes)
         self._scratch = Scratch()
         self._opener = Opener(self._cluster, self._local, self.open_file, io_timeout_s=config.io_timeout_s)
-        self._small = SmallFiles(most_open=config.open_files)
+        self._small = SmallFiles(self._keeper.is_live, most_open=config.open_files)
+        resolver = Resolver(self._names, self._master, self._cluster, self.lookup_path, strict=config.strict)
         self._many = Many(
-            self._small, self._local, resolve=self.lookup_paths, find_local=self.find_local, open_file=self.open_file
+            self._small, self._local, resolve=resolver.resolve, find_local=self.find_local, open_file=self.open_file
         )
         self._readers: set[FileReader] = set()
         self._closed = False
@@ -251,6 +253,7 @@ class Client:
 
     def _forget(self, recalls: Sequence[Recall]) -> None:
         self._names.recall(recalls)
+        self._small.expire()
 
     def _note_epoch(self, epoch: int) -> None:
         self._cluster.note_epoch(epoch)

@@ -69,15 +69,28 @@ class Descriptor:
 
 
 class Slot:
-    """One path: the place of its cache file, good until `expires` (by time.monotonic) and in its epoch; `descriptor` while it is kept
-    open.
+    """One path: the place of its cache file, good until `expires` (by time.monotonic) and in its epoch; `descriptor` while it is
+    kept open.
     """
 
     __slots__ = (
-        "checksums", "descriptor", "directory", "epoch", "expires", "file_id", "idle", "name", "reads", "size", "token", "worker_id",
-    )  # fmt: skip
+        "checksums",
+        "descriptor",
+        "directory",
+        "epoch",
+        "expires",
+        "file_id",
+        "idle",
+        "name",
+        "reads",
+        "size",
+        "token",
+        "worker_id",
+    )
 
-    def __init__(self, ref: FileRef, worker_id: WorkerId, directory: Descriptor, place: SmallPlace, epoch: int, expires: float) -> None:
+    def __init__(
+        self, ref: FileRef, worker_id: WorkerId, directory: Descriptor, place: SmallPlace, epoch: int, expires: float
+    ) -> None:
         self.file_id: FileId = ref.file_id
         self.token = ref.fingerprint.token
         self.size = ref.size

@@ -1,6 +1,7 @@
 """Many paths at once: one question for each directory that is not known, and one for a thousand names.
 
-Owns no answers: those are metadata.py's, and are kept there as if each name had been asked for alone. Rule of concurrency: one event loop.
+Owns no answers: those are metadata.py's, and are kept there as if each name had been asked for alone. Rule of concurrency: one
+event loop.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,7 +21,9 @@ _Key = tuple[InodeId, str]
 
 
 class Resolver:
-    """One per client. `lookup_path` answers for a single path; `strict`: nothing is answered from before while the master is away."""
+    """One per client. `lookup_path` answers for a single path; `strict`: nothing is answered from before while the master is
+    away.
+    """
 
     def __init__(
         self,
@@ -55,7 +58,9 @@ class Resolver:
         asked = list(unknown)
         for start in range(0, len(asked), LOOKUPS):
             found |= await self._ask_names(asked[start : start + LOOKUPS])
-        return [await self._assemble(path, parents.get(parts[0]), parts[2], found) for path, parts in zip(paths, split, strict=True)]
+        return [
+            await self._assemble(path, parents.get(parts[0]), parts[2], found) for path, parts in zip(paths, split, strict=True)
+        ]
 
     async def _assemble(self, path: str, above: Answer | None, name: str, found: dict[_Key, Answer]) -> Answer:
         if not name or above is None:

@@ -118,7 +118,9 @@ def file_system(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tupl
             (tmp_path / part).mkdir()
         layers = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
         what = ["tmpfs"] if name == "tmpfs" else ["overlay", "-o", layers]
-        done = subprocess.run(["mount", "-t", what[0], *what[1:], "none", str(place)], check=False, capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", what[0], *what[1:], "none", str(place)], check=False, capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"cannot mount {name} here: {done.stderr.strip()}")
 
@@ -156,7 +158,9 @@ def test_what_can_be_passed_through_is_foretold_and_tried(file_system: tuple[str
 
 def test_cache_directories(tmp_path: Path) -> None:
     def look(place: CachePlace) -> dict[str, Check]:
-        return {check.name.removeprefix(f"cache {place.path}"): check for check in checks.check_cache_dirs([place], privileged=False)}
+        return {
+            check.name.removeprefix(f"cache {place.path}"): check for check in checks.check_cache_dirs([place], privileged=False)
+        }
 
     assert look(CachePlace(tmp_path / "missing"))[""].state == "skip"
     found = look(CachePlace(tmp_path, 1 << 60))
@@ -189,7 +193,9 @@ def test_files_that_only_their_owner_may_read(tmp_path: Path) -> None:
 def test_certificates_run_out(tmp_path: Path) -> None:
     path = tmp_path / "host.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "90"]
-    subprocess.run([*command, "-subj", "/CN=x", "-keyout", str(tmp_path / "key"), "-out", str(path)], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "-subj", "/CN=x", "-keyout", str(tmp_path / "key"), "-out", str(path)], check=True, capture_output=True
+    )
     now, day = time.time() + 5, 86400
     states = [checks.check_certificate("certificate", path, now + days * day).state for days in (0, 70, 100, -10)]
     assert states == ["ok", "warn", "fail", "fail"]
@@ -203,7 +209,8 @@ def test_the_configuration_and_its_files(tmp_path: Path) -> None:
     token, file = tmp_path / "token", tmp_path / "al.toml"
     token.write_text("x")
     token.chmod(0o644)
-    text = f'[common]\ntoken_file = "{token}"\n[master]\nhome = "/m"\n[worker]\nhome = "/w"\ncache_dirs = [{{ path = "{tmp_path}", quota_bytes = 5 }}]\n'
+    text = f'[common]\ntoken_file = "{token}"\n[master]\nhome = "/m"\n[worker]\nhome = "/w"\n'
+    text += f'cache_dirs = [{{ path = "{tmp_path}", quota_bytes = 5 }}]\n'
     file.write_text(text)
     places, found = diagnosis._read_config(file)
     assert places == [CachePlace(tmp_path, 5, False)]
@@ -271,5 +278,5 @@ def test_it_works_where_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_commands_do_not_load_what_only_the_doctor_needs() -> None:
-    code = "import sys, alluxio_like.cli.main; assert not {'lmdb', 'urllib.request', 'grpc'} & set(sys.modules)"
+    code = "import sys, alluxio_like.cli.main; assert not {'lmdb', 'grpc', 'alluxio_like.cli.checks'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
