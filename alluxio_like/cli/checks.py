@@ -218,7 +218,7 @@ class CachePlace:
 def check_cache_dirs(places: Sequence[CachePlace], *, privileged: bool) -> Iterator[Check]:
     """File systems, space and indexes of cache directories; tries passthrough where that is allowed."""
     there = [place for place in places if place.path.is_dir()]
-    tried = _try_passthrough([str(place.path) for place in there]) if privileged and there else None
+    tried = _try_passthrough([str(place.path) for place in there]) if privileged else None
     if tried is not None:
         kernel = str(tried.get("kernel", ""))
         yield Check("passthrough", "warn" if kernel else "ok", kernel or "the kernel has it (tried)", _cure_kernel(kernel))

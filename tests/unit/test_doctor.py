@@ -273,7 +273,8 @@ def test_it_works_where_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert f"cache {tmp_path}" in states
     assert done.exit_code == (1 if found["failed"] else 0)
     shown = CliRunner().invoke(app, [*arguments, "--all"]).stdout
-    assert all(name in shown for name in states)
+    # Mounts of others may come and go meanwhile.
+    assert all(name in shown for name in states if not name.startswith("mount "))
     assert shown.splitlines()[-1].endswith("could not be looked at")
 
 
