@@ -106,6 +106,8 @@ class Opener:
         self._sent_away: BoundedDict[tuple[int, InodeId], float] = BoundedDict(_SENT_AWAY)
         self._refused: WeakKeyDictionary[Hashable, str] = WeakKeyDictionary()
         """Cache directories whose files the kernel does not read by itself, and why."""
+        self._has_refused = False
+        self._is_prepared = False
         self._unfilled: BoundedDict[InodeId, float] = BoundedDict(_SENT_AWAY)
         self._closing: set[asyncio.Task[None]] = set()
         self._filler = Filler(backend, clock, metrics)
@@ -196,7 +198,10 @@ class Opener:
         return False
 
     def _must_wait(self, entry: Entry) -> bool:
-        return not self._backend.is_prepared and bool(entry.attr.size) and (self._passes or self._settings.open_wait_bytes > 0)
+        if self._is_prepared:
+            return False
+        self._is_prepared = self._backend.is_prepared
+        return not self._is_prepared and bool(entry.attr.size) and (self._passes or self._settings.open_wait_bytes > 0)
 
     def _is_worth_waiting_for(self, entry: Entry) -> bool:
         """Whether an open of a file that is not wholly local brings it first."""
@@ -255,7 +260,9 @@ class Opener:
         if until_s is None:
             return True
         # It comes back, by another node id or, having no name to look up, by the same: it is not sent away twice.
-        self._sent_away.discard(key)
+        if thread:
+            self._sent_away.discard(key)
+        # (All threads of other process namespaces are 0: which of them comes back cannot be told.)
         return self._clock.monotonic() >= until_s
 
     def _send_away(self, node: int, inode: InodeId, wish: Wish) -> bool:
@@ -266,7 +273,7 @@ class Opener:
     # The kernel's own reading
 
     def _may_pass(self, whole: WholeFile) -> bool:
-        return self._passes and not (len(self._refused) and whole.directory in self._refused)
+        return self._passes and not (self._has_refused and whole.directory in self._refused)
 
     def _register(self, whole: WholeFile) -> int:
         """A new backing id; 0: the kernel takes no file of that directory, which is remembered."""
@@ -275,6 +282,7 @@ class Opener:
         except Unsupported as error:
             log.warning("files of a cache directory are read through the daemon: %s; see alluxio-like doctor", error)
             self._refused[whole.directory] = str(error)
+            self._has_refused = True
             return 0
 
     # What a file is on its way to

@@ -165,6 +165,9 @@ class Session:
                     log.critical("the device cannot be read", exc_info=error)
                     self._end(error)
                 return
+            if not size:
+                self._end(None)
+                return
             self._handle(size)
             if not self._reading:
                 return
@@ -178,6 +181,11 @@ class Session:
         handler = self._handlers.get(opcode)
         if handler is None:
             self._write(wire.pack_error(unique, errno.ENOSYS))
+            return
+        if length < _LEAST_BYTES.get(opcode, 0):
+            log.error("a request of kind %d has %d bytes only", opcode, length)
+            if opcode not in wire.UNANSWERED:
+                self._write(wire.pack_error(unique, errno.EIO))
             return
         try:
             handler(unique, node, thread, length)
@@ -527,6 +535,22 @@ class Session:
 
 _NAMING = frozenset({"lookup", "getattr", "readdir", "opendir", "readlink", "getxattr", "listxattr"})
 """What waits for names and attributes."""
+_LEAST_BYTES = {
+    opcode: _HEADER_BYTES + body_bytes
+    for opcode, body_bytes in (
+        (wire.LOOKUP, 2),
+        (wire.OPEN, wire.OPEN_IN.size),
+        (wire.READ, wire.READ_IN.size),
+        (wire.READDIR, wire.READ_IN.size),
+        (wire.READDIRPLUS, wire.READ_IN.size),
+        (wire.RELEASE, wire.RELEASE_IN.size),
+        (wire.RELEASEDIR, wire.RELEASE_IN.size),
+        (wire.GETXATTR, wire.GETXATTR_IN.size + 2),
+        (wire.LISTXATTR, wire.GETXATTR_IN.size),
+        (wire.INTERRUPT, wire.INTERRUPT_IN.size),
+    )
+}
+"""What is unpacked without looking must be there: behind a shorter request lies what is left of an earlier one."""
 _NAMES = {
     wire.LOOKUP: "lookup",
     wire.GETATTR: "getattr",

@@ -1,0 +1,266 @@
+"""The kernel session with a socket in the device's place: every request is answered exactly once, whatever it is."""
+
+import asyncio
+import errno
+import os
+import random
+import socket
+import struct
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alluxio_like.clock import SystemClock
+from alluxio_like.fuse import wire
+from alluxio_like.fuse.accounting import Accounting
+from alluxio_like.fuse.memory import MemoryBackend
+from alluxio_like.fuse.meter import Meter
+from alluxio_like.fuse.nodes import Nodes
+from alluxio_like.fuse.opening import Opener, OpenSettings
+from alluxio_like.fuse.operations import Operations, Settings
+from alluxio_like.fuse.session_kernel import Session
+from alluxio_like.metrics import Metrics
+from alluxio_like.types import ROOT_INODE
+
+UNANSWERED = {wire.FORGET, wire.BATCH_FORGET, wire.INTERRUPT}
+HEADER = wire.OUT_HEADER.size
+
+
+class FakeDevice:
+    """The session's end of a socket, and backing ids that are counted."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.backings: set[int] = set()
+        self._next = 1
+
+    def open_backing(self, fd: int) -> int:
+        os.fstat(fd)
+        self._next += 1
+        self.backings.add(self._next)
+        return self._next
+
+    def close_backing(self, backing_id: int) -> bool:
+        self.backings.remove(backing_id)
+        return True
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Kernel:
+    """The other end: asks, and collects answers."""
+
+    def __init__(self, backend: MemoryBackend, device: FakeDevice, end: socket.socket, operations: Operations) -> None:
+        self.backend, self.device, self.operations = backend, device, operations
+        self._end = end
+        self._unique = 0
+        self.answers: dict[int, tuple[int, bytes]] = {}
+        self.counts: Counter[int] = Counter()
+        self.session: Session
+
+    def send(self, opcode: int, node: int, body: bytes = b"", *, thread: int | None = None) -> int:
+        self._unique += 2
+        size = wire.IN_HEADER.size + len(body)
+        pid = os.getpid() if thread is None else thread
+        self._end.send(wire.IN_HEADER.pack(size, opcode, self._unique, node, 0, 0, pid, 0) + body)
+        return self._unique
+
+    def collect(self) -> None:
+        while True:
+            try:
+                data = self._end.recv(2 << 20)
+            except BlockingIOError:
+                return
+            length, error, unique = wire.OUT_HEADER.unpack_from(data)
+            assert length == len(data)
+            assert -512 < error <= 0
+            assert error == 0 or length == HEADER
+            self.counts[unique] += 1
+            self.answers[unique] = (-error, data[HEADER:])
+
+    async def ask(self, opcode: int, node: int, body: bytes = b"", *, thread: int | None = None) -> tuple[int, bytes]:
+        """errno and body of the answer."""
+        unique = self.send(opcode, node, body, thread=thread)
+        async with asyncio.timeout(5):
+            while unique not in self.answers:
+                await asyncio.sleep(0)
+                self.collect()
+        return self.answers[unique]
+
+    async def look_up(self, name: bytes) -> int:
+        number, body = await self.ask(wire.LOOKUP, 1, name + b"\0")
+        assert number == 0
+        return int(wire.ENTRY_OUT.unpack(body)[0])
+
+    async def open(self, node: int, *, thread: int | None = None) -> tuple[int, int, int]:
+        """errno, handle, flags."""
+        number, body = await self.ask(wire.OPEN, node, wire.OPEN_IN.pack(os.O_RDONLY, 0), thread=thread)
+        if number:
+            return number, 0, 0
+        handle, flags, _ = wire.OPEN_OUT.unpack(body)
+        return 0, handle, flags
+
+    async def release(self, node: int, handle: int) -> None:
+        number, _ = await self.ask(wire.RELEASE, node, wire.RELEASE_IN.pack(handle, 0, 0, 0))
+        assert number == 0
+
+
+@asynccontextmanager
+async def serving(tmp_path: Any = None, **given: Any) -> Any:
+    backend = MemoryBackend(io_timeout_s=2.0, whole_dir=tmp_path)
+    backend.add_file("/file", bytes(range(256)) * 40)
+    backend.add_file("/other", b"other")
+    backend.add_directory("/dir")
+    root = (await backend.get_entry(ROOT_INODE)).entry
+    assert root is not None
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.setblocking(False)
+    device, metrics, nodes, clock = FakeDevice(ours.detach()), Metrics(), Nodes(given.get("generation", 0)), SystemClock()
+    why_not = "" if tmp_path is not None else "not here"
+    opener = Opener(
+        backend, device, nodes, OpenSettings(why_not, given.get("fill", 1 << 20), False, 0, False, 2.0), clock, metrics
+    )
+    operations = Operations(backend, root, Settings(60.0, 2.0), clock, serving=opener, generation=given.get("generation", 0))
+    kernel = Kernel(backend, device, theirs, operations)
+    kernel.session = Session(operations, opener, nodes, device, 2.0, Meter(metrics), Accounting(clock, metrics))  # type: ignore[arg-type]
+    task = asyncio.create_task(kernel.session.run())
+    await kernel.session.wait_ready()
+    try:
+        yield kernel
+    finally:
+        kernel.session.stop()
+        async with asyncio.timeout(5):
+            await task
+        kernel.collect()
+        theirs.close()
+        await opener.close()
+        await operations.close()
+        device.close()
+    assert not kernel.session._under_way
+    assert all(count == 1 for count in kernel.counts.values())
+
+
+async def test_a_file_is_opened_read_and_released() -> None:
+    async with serving() as kernel:
+        node = await kernel.look_up(b"file")
+        number, handle, flags = await kernel.open(node)
+        assert (number, flags) == (0, wire.FOPEN_KEEP_CACHE | wire.FOPEN_NOFLUSH)
+        number, body = await kernel.ask(wire.READ, node, wire.READ_IN.pack(handle, 250, 20, 0, 0, 0))
+        assert (number, body) == (0, bytes(range(250, 256)) + bytes(range(14)))
+        await kernel.release(node, handle)
+        assert kernel.operations.count_open() == 0
+        assert (await kernel.ask(wire.IOCTL, node, bytes(wire.IOCTL_IN.size)))[0] == errno.ENOTTY
+        assert (await kernel.ask(wire.LOOKUP, 1, b"nothing\0")) == (0, wire.pack_missing(5.0))
+
+
+async def test_an_open_that_does_not_fit_is_sent_to_another_node_id_once(tmp_path: Any) -> None:
+    async with serving(tmp_path, fill=0) as kernel:
+        node = await kernel.look_up(b"file")
+        _, first, flags = await kernel.open(node, thread=7)
+        assert not flags & wire.FOPEN_PASSTHROUGH
+        kernel.backend.complete_path("/file")
+        assert await kernel.open(node, thread=7) == (errno.ESTALE, 0, 0)
+        moved = await kernel.look_up(b"file")
+        assert moved != node
+        number, second, flags = await kernel.open(moved, thread=7)
+        assert (number, flags) == (0, wire.FOPEN_PASSTHROUGH | wire.FOPEN_NOFLUSH)
+        assert len(kernel.device.backings) == 1
+        # Who has no name to look up comes back by the same node id.
+        assert (await kernel.open(node, thread=8))[0] == errno.ESTALE
+        number, third, flags = await kernel.open(node, thread=8)
+        assert (number, flags) == (0, wire.FOPEN_KEEP_CACHE | wire.FOPEN_NOFLUSH)
+        # Of callers that cannot be told from each other none is sent away twice.
+        assert (await kernel.open(node, thread=0))[0] == errno.ESTALE
+        handles = [await kernel.open(node, thread=0) for _ in range(3)]
+        assert [number for number, _, _ in handles] == [0, 0, 0]
+        for handle in (first, third, *(handle for _, handle, _ in handles)):
+            await kernel.release(node, handle)
+        await kernel.release(moved, second)
+        assert kernel.device.backings == set()
+
+
+async def test_what_an_earlier_daemon_gave_out_is_adopted(tmp_path: Any) -> None:
+    async with serving(tmp_path, generation=3) as kernel:
+        node = await kernel.look_up(b"file")
+        old_node, old_handle = node & (1 << 48) - 1 | 2 << 54, 2 << 40 | 5
+        number, body = await kernel.ask(wire.READ, old_node, wire.READ_IN.pack(old_handle, 0, 10, 0, 0, 0))
+        assert (number, body) == (0, bytes(range(10)))
+        await kernel.release(old_node, old_handle)
+        await kernel.release(old_node, 2 << 40 | 6)
+        assert kernel.operations.count_open() == 0
+        assert (await kernel.open(old_node, thread=9))[0] == errno.ESTALE
+        number, handle, flags = await kernel.open(node, thread=9)
+        assert number == 0
+        assert flags & wire.FOPEN_PASSTHROUGH
+        await kernel.release(node, handle)
+        number, _ = await kernel.ask(wire.READ, node, wire.READ_IN.pack(3 << 40 | 99, 0, 10, 0, 0, 0))
+        assert number == errno.EIO, "a number of our own that was never given out"
+        directory = await kernel.look_up(b"dir")
+        number, body = await kernel.ask(wire.READDIR, directory, wire.READ_IN.pack(2 << 40 | 7, 0, 4096, 0, 0, 0))
+        assert number == 0
+        assert body
+
+
+async def test_requests_cancelled_before_their_first_step_are_answered() -> None:
+    async with serving() as kernel:
+        uniques = [kernel.send(wire.STATFS, 1) for _ in range(5)]
+        kernel.session._take()
+        kernel.session.cancel_requests()
+        async with asyncio.timeout(5):
+            while not all(unique in kernel.answers for unique in uniques):
+                await asyncio.sleep(0)
+                kernel.collect()
+        assert {kernel.answers[unique][0] for unique in uniques} == {errno.EINTR}
+
+
+async def test_a_request_is_given_up_when_its_caller_is_gone() -> None:
+    async with serving() as kernel:
+        kernel.backend.faults.stall_names = asyncio.Event()
+        gone = kernel.send(wire.LOOKUP, 1, b"file\0", thread=(1 << 22) - 1)
+        alive = kernel.send(wire.LOOKUP, 1, b"other\0")
+        kernel.session._take()
+        kernel.send(wire.INTERRUPT, 1, wire.INTERRUPT_IN.pack(gone))
+        kernel.send(wire.INTERRUPT, 1, wire.INTERRUPT_IN.pack(alive))
+        kernel.send(wire.INTERRUPT, 1, wire.INTERRUPT_IN.pack(12345678))
+        async with asyncio.timeout(5):
+            while gone not in kernel.answers:
+                await asyncio.sleep(0)
+                kernel.collect()
+        assert kernel.answers[gone][0] == errno.EINTR
+        assert alive not in kernel.answers
+        kernel.backend.faults.stall_names.set()
+        async with asyncio.timeout(5):
+            while alive not in kernel.answers:
+                await asyncio.sleep(0)
+                kernel.collect()
+        assert kernel.answers[alive][0] == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_any_request_is_answered_exactly_once(seed: int) -> None:
+    async def play() -> None:
+        generator = random.Random(seed)
+        async with serving() as kernel:
+            nodes = [1, 2, await kernel.look_up(b"file"), 4, 1 << 60, generator.getrandbits(64)]
+            sent: list[tuple[int, int]] = []
+            for _ in range(150):
+                opcode = generator.randrange(1, 60)
+                body = generator.randbytes(generator.choice([0, 1, 7, 8, 16, 24, 40, 41, 64, 200]))
+                if generator.random() < 0.5:
+                    body = struct.pack("<QQI", generator.choice([1, 2, 3, 1 << 40]), generator.randrange(1 << 34), 4096) + body
+                if generator.random() < 0.3:
+                    body = generator.choice([b"file", b"dir", b"x" * 300, b""]) + b"\0"
+                if opcode != wire.INIT:
+                    sent.append((opcode, kernel.send(opcode, generator.choice(nodes), body)))
+            async with asyncio.timeout(10):
+                while any(unique not in kernel.answers for opcode, unique in sent if opcode not in UNANSWERED):
+                    await asyncio.sleep(0)
+                    kernel.collect()
+            assert not any(unique in kernel.answers for opcode, unique in sent if opcode in UNANSWERED)
+
+    asyncio.run(play())
