@@ -14,7 +14,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 from alluxio_like.errors import AlluxioLikeError
@@ -26,10 +26,12 @@ from alluxio_like.types import EVERYWHERE, Recall
 
 _log = logging.getLogger(__name__)
 
-RENEW_S = 2.5
-"""A quarter of the lease: three renewals may be lost."""
-MARGIN_S = 0.2
-"""For clocks that run at other speeds: 2 % of the lease."""
+RENEWALS = 4
+"""In one lease time: three of them may be lost."""
+_FIRST_LEASE_S = 1.0
+"""How long a lease is taken to be before the master has said so."""
+MARGIN = 0.02
+"""Of the lease, for clocks that run at other speeds."""
 SILENCE_S = 6.0
 """A stream on which no renewal was answered for so long is broken. A guess."""
 _FIRST_PAUSE_S = 0.1
@@ -67,10 +69,11 @@ class LeaseKeeper:
         """How often the lease began anew; sequence numbers begin with it."""
         self._expires_s = float("-inf")
         self._was_live = False
+        self._lease_s = _FIRST_LEASE_S
         self._confirmed = 0
         self._listener: Listener | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._outgoing: asyncio.Queue[WatchMessage] | None = None
+        self._outgoing: asyncio.Queue[WatchMessage | None] | None = None
         self._number = 0
         self._sent_s: dict[int, float] = {}
         self._telling: asyncio.Queue[tuple[int, Awaitable[None] | None]] = asyncio.Queue()
@@ -115,38 +118,47 @@ class LeaseKeeper:
                 _log.debug("the lease's stream ended: %s", error)
             finally:
                 self._outgoing = None
-            lasted = time.monotonic() - begun_s > RENEW_S
+            lasted = time.monotonic() - begun_s > SILENCE_S
             pause_s = _FIRST_PAUSE_S if lasted else min(2 * pause_s, _MAX_PAUSE_S)
             if self._tasks:
                 await asyncio.sleep(pause_s * (0.5 + random.random() / 2))
 
     async def _serve_stream(self) -> None:
-        outgoing = self._outgoing = asyncio.Queue()
+        outgoing: asyncio.Queue[WatchMessage | None] = asyncio.Queue()
+        self._outgoing = outgoing
         self._number = 0
         self._sent_s.clear()
         self._send(hello=True)
 
         async def messages() -> AsyncIterator[WatchMessage]:
-            while True:
-                yield await outgoing.get()
+            while (message := await outgoing.get()) is not None:
+                yield message
 
+        try:
+            async with aclosing(self._stub.watch(messages())) as replies:
+                await self._listen(replies)
+        finally:
+            # Else gRPC leaves whoever takes messages from there waiting for ever.
+            outgoing.put_nowait(None)
+
+    async def _listen(self, replies: AsyncGenerator[WatchReply]) -> None:
         first = True
-        async with aclosing(self._stub.watch(messages())) as replies:
-            iterator = aiter(replies)
-            while True:
-                async with asyncio.timeout(SILENCE_S):
-                    reply = await anext(iterator, None)
-                if reply is None:
-                    return
-                self._take(reply, first=first)
-                first = False
+        while True:
+            async with asyncio.timeout(SILENCE_S):
+                reply = await anext(replies, None)
+            if reply is None:
+                return
+            self._take(reply, first=first)
+            first = False
 
     def _take(self, reply: WatchReply, *, first: bool) -> None:
         if first and (reply.fresh or reply.run != self._run):
             self._begin(reply.run)
         sent_s = self._sent_s.get(reply.number)
         if sent_s is not None:
-            self._expires_s = max(self._expires_s, sent_s + reply.lease_s - MARGIN_S)
+            self._expires_s = max(self._expires_s, sent_s + reply.lease_s * (1 - MARGIN))
+            if first:
+                self._lease_s = reply.lease_s
             self._sent_s = {number: at for number, at in self._sent_s.items() if number > reply.number}
             self._channel.lease = self._session_id
             self._note_state()
@@ -187,7 +199,7 @@ class LeaseKeeper:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(RENEW_S)
+            await asyncio.sleep(self._lease_s / RENEWALS)
             self._note_state()
             if self._outgoing is not None:
                 self._send()

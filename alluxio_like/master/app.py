@@ -153,6 +153,8 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         stack.push_async_callback(_cancel, chores)
         await server.start()
         stack.push_async_callback(server.stop)
+        # Before that, since it waits for what is open.
+        stack.callback(coherence.close)
         return Master(
             config.advertise or server.address,
             http.address if http is not None else "",

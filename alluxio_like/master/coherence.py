@@ -61,6 +61,7 @@ class Coherence:
         self._run = secrets.randbits(62) | 1
         self._streams: dict[str, _Stream] = {}
         self._progress = asyncio.Event()
+        self._closed = False
 
     # What the rest of the master calls
 
@@ -110,6 +111,12 @@ class Coherence:
         self._metrics.lease_sessions.set(self._table.count_sessions())
         self._metrics.lease_directories.set(self._table.count_directories())
 
+    def close(self) -> None:
+        """End the streams, and take no others: the master stops. Leases run out by themselves."""
+        self._closed = True
+        for session_id in list(self._streams):
+            self._end_stream(session_id)
+
     # The streams
 
     async def watch(self, messages: AsyncIterator[WatchMessage]) -> AsyncGenerator[WatchReply]:
@@ -118,6 +125,8 @@ class Coherence:
             first = await anext(messages, None)
         if first is None or not first.session_id:
             raise errors.InvalidArgument("the first message names the session")
+        if self._closed:
+            raise errors.Unavailable("the master is stopping")
         stream = self._begin(first)
         reader = asyncio.create_task(self._read(stream, messages), name=f"lease {first.session_id}")
         try:

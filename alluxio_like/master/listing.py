@@ -92,6 +92,8 @@ class Flight:
         self.started_ns = started_ns
         self.pages = 0
         self.covered: str | None = ""
+        self.is_first = False
+        """No name of the directory was ever settled, so that nobody can have been told that what it adds is not there."""
         self.error: errors.AlluxioLikeError | None = None
         self.done = False
         self.added = self.removed = self.replaced = 0
@@ -416,7 +418,9 @@ class Lister:
         now_ns = self._clock.now_ns()
         with self._meta.read() as txn:
             plan = namespace.begin_listing(txn, directory, now_ns)
+            state = namespace.get_dir_state(txn, directory)
         flight = self._flights[directory] = Flight(directory, plan.mount_id, now_ns)
+        flight.is_first = not (state.complete or state.files or state.directories)
         task = asyncio.create_task(self._run(flight, plan), name=f"list-{directory}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -485,7 +489,8 @@ class Lister:
 
     async def _apply(self, flight: Flight, apply: Callable[[WriteTransaction], Changes]) -> Changes:
         changes = await self._meta.write(apply)
-        self._leases.tell(leases.list_recalls(changes))
+        if not flight.is_first or changes.removed or changes.replaced or changes.touched:
+            self._leases.tell(leases.list_recalls(changes))
         flight.pages += 1
         flight.covered = changes.covered
         flight.added += len(changes.added)

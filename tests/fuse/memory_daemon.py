@@ -21,6 +21,7 @@ from alluxio_like.fuse.session_kernel import Session as KernelSession
 from alluxio_like.fuse.session_pyfuse3 import _Port
 from alluxio_like.logs import setup_logging
 from alluxio_like.metrics import Metrics
+from alluxio_like.types import EVERYWHERE, Recall
 
 
 def make_bytes(seed: int) -> Content:
@@ -57,6 +58,7 @@ class Control:
 
     def __init__(self, backend: MemoryBackend) -> None:
         self.backend = backend
+        self.recalls: list[asyncio.Future[None]] = []
 
     def obey(self, command: dict[str, Any]) -> Any:
         backend, faults = self.backend, self.backend.faults
@@ -93,6 +95,14 @@ class Control:
                     else:
                         assert found._waiter is not None
                         found._wake(found._waiter)
+            case "recall":
+                assert backend.listener is not None
+                directory = EVERYWHERE if command["path"] is None else backend.add_directory(command["path"])
+                names = tuple(name.encode() for name in command.get("names", ()))
+                recall = Recall(directory, names, all_names=command.get("all_names", False))
+                self.recalls.append(asyncio.ensure_future(backend.listener([recall])))
+            case "recalled":
+                return [recall.done() for recall in self.recalls]
             case "counts":
                 tasks = len(asyncio.all_tasks())
                 counts = {"reads": backend.reads, "reads_now": backend.reads_now, "tasks": tasks}

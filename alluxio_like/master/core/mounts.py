@@ -155,7 +155,8 @@ def list_recalls(txn: ReadTransaction, path: str) -> list[Recall]:
     recalls: list[Recall] = []
     at = ROOT_INODE
     for part in paths.split_path(path):
-        recalls.append(Recall(at, (to_bytes(part),)))
+        # All of its names: it may be listed anew, as if nothing had ever been told of it.
+        recalls.append(Recall(at, (to_bytes(part),), all_names=True))
         found = namespace.lookup(txn, at, part)
         if found is None or found.attr.kind is not Kind.DIRECTORY:
             return recalls

@@ -1,0 +1,126 @@
+"""What is recalled, the kernel asks for again, however long it was to keep it; also while requests wait."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fuse.conftest import Mount, wait_until
+
+pytestmark = pytest.mark.mount
+
+MakeMount = Callable[..., Mount]
+LONG = {"valid_s": 600.0, "entry_timeout_s": 600.0}
+SOON_S = 1.0
+
+
+def recall(mount: Mount, path: str | None, **details: Any) -> None:
+    """Recall, and wait until the kernel knows."""
+    mount.do("recall", path=path, **details)
+    wait_until(lambda: all(mount.do("recalled")), "the kernel is told", SOON_S * 5)
+
+
+def test_a_name_is_kept_until_it_is_recalled(mount: MakeMount) -> None:
+    made = mount(**LONG)
+    path = made.path / "hello.txt"
+    assert path.read_text() == "hello, world\n"
+    inode = path.stat().st_ino
+    made.do("add_file", path="/hello.txt", text="other")
+    assert path.stat().st_ino == inode, "the kernel was to keep it"
+    asked = made.do("counts")["lookup"]
+    path.stat()
+    assert made.do("counts")["lookup"] == asked
+    recall(made, "/", names=["hello.txt"])
+    assert path.read_text() == "other"
+    assert path.stat().st_ino != inode
+
+
+def test_a_name_that_came_or_went_is_seen_once_it_is_recalled(mount: MakeMount) -> None:
+    made = mount(**LONG)
+    directory = made.path / "dir"
+    assert os.listdir(directory) == ["sub"]
+    assert not (directory / "new").exists()
+    made.do("add_file", path="/dir/new", text="new")
+    assert not (directory / "new").exists()
+    recall(made, "/dir", names=["new"])
+    assert (directory / "new").read_text() == "new"
+    assert sorted(os.listdir(directory)) == ["new", "sub"]
+    made.do("remove", path="/dir/new")
+    recall(made, "/dir", names=["new"])
+    assert not (directory / "new").exists()
+    assert os.listdir(directory) == ["sub"]
+
+
+@pytest.mark.parametrize("where", ["/many", None])
+def test_all_names_of_a_directory_and_all_names(mount: MakeMount, where: str | None) -> None:
+    made = mount(many={"/many": 300}, **LONG)
+    directory = made.path / "many"
+    names = sorted(os.listdir(directory))
+    with open(directory / names[0], "rb") as kept:
+        before = {name: (directory / name).stat().st_ino for name in names}
+        for name in names[:50]:
+            made.do("add_file", path=f"/many/{name}", text="replaced")
+        made.do("add_file", path="/many/zzz", text="added")
+        assert {name: (directory / name).stat().st_ino for name in names} == before
+        recall(made, where, all_names=True)
+        assert sorted(os.listdir(directory)) == [*names, "zzz"]
+        changed = [name for name in names if (directory / name).stat().st_ino != before[name]]
+        assert changed == names[:50], "also the one that is open"
+        assert (directory / names[0]).read_text() == "replaced"
+        assert kept.fileno() >= 0
+
+
+def test_a_recall_while_lookups_and_reads_wait(mount: MakeMount) -> None:
+    """Whatever waited is not kept; the loop goes on while the kernel's notification waits for those requests."""
+    made = mount(never_now=True, big_files={"/dir/big": 10 << 20}, **LONG)
+    big = os.open(made.path / "dir/big", os.O_RDONLY)
+    try:
+        made.do("stall", what="stall_names")
+        made.do("stall", what="stall_reads")
+        with ThreadPoolExecutor(4) as pool:
+            lookups = [pool.submit(os.path.exists, made.path / "dir" / name) for name in ("a", "b")]
+            reading = pool.submit(os.pread, big, 4096, 5 << 20)
+            wait_until(lambda: made.do("counts").get("lookup", 0) >= 2, "the lookups wait")
+            made.do("recall", path="/dir", names=["a", "b", "sub"])
+            made.do("add_file", path="/dir/a", text="a")
+            assert (made.path / "hello.txt").name == "hello.txt"
+            made.do("lift")
+            for lookup in lookups:
+                lookup.result(10)
+            assert len(reading.result(10)) == 4096
+        wait_until(lambda: all(made.do("recalled")), "the kernel is told", 5)
+        assert (made.path / "dir/a").read_text() == "a"
+        assert not (made.path / "dir/b").exists()
+    finally:
+        os.close(big)
+
+
+def test_readers_go_on_while_names_are_recalled_again_and_again(mount: MakeMount) -> None:
+    made = mount(many={"/many": 50}, **LONG)
+    failures: list[BaseException] = []
+    ended = threading.Event()
+
+    def read(directory: Path) -> None:
+        try:
+            while not ended.is_set():
+                for name in os.listdir(directory):
+                    assert (directory / name).read_bytes() == b"x" * 10
+        except BaseException as error:  # noqa: BLE001  told below
+            failures.append(error)
+
+    threads = [threading.Thread(target=read, args=(made.path / "many",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(60):
+            how = [{"names": [f"sample-{number % 50:07d}.bin"]}, {"all_names": True}][number % 2]
+            recall(made, None if number % 10 == 9 else "/many", **({"all_names": True} if number % 10 == 9 else how))
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(20)
+    assert not failures

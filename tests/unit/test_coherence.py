@@ -1,0 +1,323 @@
+"""Leases over real gRPC: what is recalled is forgotten before it is confirmed, waits are bounded, and a lease that was lost
+begins anew."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alluxio_like.client.client import Client
+from alluxio_like.client.coherence import LeaseKeeper
+from alluxio_like.clock import SystemClock
+from alluxio_like.config import ClientConfig
+from alluxio_like.master.coherence import Coherence
+from alluxio_like.master.core.leases import HOT_RECALLS, LeaseTable
+from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.channel import open_channel
+from alluxio_like.rpc.coherence import add_coherence_service
+from alluxio_like.rpc.messages import MountSpec
+from alluxio_like.rpc.server import create_server
+from alluxio_like.types import EVERYWHERE, ROOT_INODE, InodeId, Recall
+from tests.unit.master_parts import Cluster, wait_until
+
+LEASE_S = 1.2
+DIRECTORY = InodeId(7)
+
+
+class Keeper:
+    """A client's end, and what it was told."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = open_channel(address)
+        self.forgotten: list[Recall] = []
+        self.epochs: list[int] = []
+        self.confirm = asyncio.Event()
+        self.confirm.set()
+        self.metrics = Metrics()
+        self.keeper = LeaseKeeper(self.channel, self.forgotten.extend, self.epochs.append, self.metrics)
+
+    async def start(self) -> None:
+        async def listen(_: Sequence[Recall]) -> None:
+            await self.confirm.wait()
+
+        self.keeper.start(listen)
+        await wait_until(self.keeper.is_live, "the lease")
+
+    async def close(self) -> None:
+        self.confirm.set()
+        await self.keeper.close()
+        await self.channel.close()
+
+
+@asynccontextmanager
+async def serve(bind: str = "127.0.0.1:0", *, age_s: float = 100.0) -> AsyncIterator[tuple[Coherence, LeaseTable, str]]:
+    """A master's end alone."""
+    table = LeaseTable(time.monotonic() - age_s, lease_s=LEASE_S)
+    coherence = Coherence(table, clock=SystemClock(), metrics=Metrics(), get_cluster_epoch=lambda: 3)
+    server = create_server(bind)
+    add_coherence_service(server.grpc_server, coherence)
+    await server.start()
+    ended = asyncio.Event()
+
+    async def expire() -> None:
+        while not ended.is_set():
+            await asyncio.sleep(0.05)
+            coherence.expire()
+
+    chore = asyncio.create_task(expire())
+    try:
+        yield coherence, table, server.address
+    finally:
+        ended.set()
+        await chore
+        await server.stop(0)
+
+
+def grant(coherence: Coherence, keeper: Keeper, directory: InodeId = DIRECTORY) -> bool:
+    return coherence.grant(keeper.channel.lease, directory)
+
+
+async def invalidate(coherence: Coherence, *recalls: Recall) -> float:
+    """How long it took."""
+    begun = time.monotonic()
+    await coherence.invalidate(recalls or [Recall(DIRECTORY, (b"x",))], wait=True)
+    return time.monotonic() - begun
+
+
+async def test_a_recall_is_forgotten_and_confirmed() -> None:
+    async with AsyncExitStack() as stack:
+        coherence, table, address = await stack.enter_async_context(serve())
+        here, other = Keeper(address), Keeper(address)
+        for keeper in (here, other):
+            stack.push_async_callback(keeper.close)
+            await keeper.start()
+        assert grant(coherence, here)
+        here.forgotten.clear()
+        other.forgotten.clear()
+        assert await invalidate(coherence, Recall(DIRECTORY, (b"x",), inodes=(InodeId(9),))) < LEASE_S / 2
+        assert here.forgotten == [Recall(DIRECTORY, (b"x",), inodes=(InodeId(9),))]
+        assert other.forgotten == [], "it was told nothing of that directory"
+        assert here.epochs[-1] == 3
+        await asyncio.sleep(2 * LEASE_S)
+        assert here.keeper.is_live()
+        assert table.count_sessions() == 2
+        await here.close()
+        assert table.count_sessions() == 1, "a client that goes gives its lease back"
+
+
+async def test_nobody_is_waited_for_longer_than_the_lease_and_it_loses_everything() -> None:
+    async with AsyncExitStack() as stack:
+        coherence, _, address = await stack.enter_async_context(serve())
+        keeper = Keeper(address)
+        stack.push_async_callback(keeper.close)
+        await keeper.start()
+        assert grant(coherence, keeper)
+        await asyncio.sleep(LEASE_S / 2)
+        keeper.confirm.clear()
+        keeper.forgotten.clear()
+        waiting = asyncio.create_task(invalidate(coherence))
+        # It renews all the while, but has not confirmed.
+        took = await waiting
+        assert 0.8 * LEASE_S < took < LEASE_S + 0.5
+        keeper.confirm.set()
+        await wait_until(lambda: Recall(EVERYWHERE, all_names=True) in keeper.forgotten, "everything is forgotten")
+        await wait_until(keeper.keeper.is_live, "a new lease")
+
+
+async def test_a_client_that_is_cut_off_keeps_what_it_has_until_it_is_back() -> None:
+    async with AsyncExitStack() as stack:
+        first = AsyncExitStack()
+        coherence, _, address = await first.enter_async_context(serve())
+        keeper = Keeper(address)
+        stack.push_async_callback(keeper.close)
+        await keeper.start()
+        assert grant(coherence, keeper)
+        keeper.forgotten.clear()
+        await first.aclose()
+        await wait_until(lambda: not keeper.keeper.is_live(), "the lease runs out", 5 * LEASE_S)
+        assert keeper.forgotten == []
+        await stack.enter_async_context(serve(address))
+        await wait_until(keeper.keeper.is_live, "the lease is back")
+        assert keeper.forgotten == [Recall(EVERYWHERE, all_names=True)], "another master knows nothing of what was covered"
+        value = keeper.metrics.registry.get_sample_value("alluxio_like_lease_losses_total")
+        assert value is not None
+        assert value >= 1
+
+
+async def test_a_broken_stream_is_gone_on_with() -> None:
+    async with AsyncExitStack() as stack:
+        coherence, _, address = await stack.enter_async_context(serve())
+        keeper = Keeper(address)
+        stack.push_async_callback(keeper.close)
+        await keeper.start()
+        assert grant(coherence, keeper)
+        keeper.forgotten.clear()
+        coherence._end_stream(keeper.channel.lease)
+        assert await invalidate(coherence) < LEASE_S
+        assert keeper.forgotten == [Recall(DIRECTORY, (b"x",))], "nothing else is forgotten, and nothing is lost"
+
+
+async def test_after_a_start_leases_of_before_are_waited_for() -> None:
+    async with serve(age_s=0.0) as (coherence, _, _):
+        assert 0.7 * LEASE_S < await invalidate(coherence) < LEASE_S + 0.5
+        assert await invalidate(coherence) < 0.2
+
+
+async def test_a_thousand_changes_of_one_directory_cost_a_few_recalls() -> None:
+    async with AsyncExitStack() as stack:
+        coherence, _, address = await stack.enter_async_context(serve())
+        keeper = Keeper(address)
+        stack.push_async_callback(keeper.close)
+        await keeper.start()
+        for number in range(1000):
+            grant(coherence, keeper)
+            coherence.tell([Recall(DIRECTORY, (str(number).encode(),))])
+        assert not grant(coherence, keeper), "it is not leased for a while"
+        assert grant(coherence, keeper, InodeId(8))
+        assert await invalidate(coherence, Recall(InodeId(8), (b"y",))) < LEASE_S
+        told = [recall for recall in keeper.forgotten if recall.directory == DIRECTORY]
+        assert len(told) == HOT_RECALLS
+        assert told[-1].all_names
+
+
+# With a whole master
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    made = Cluster(tmp_path / "home")
+    await made.start()
+    yield made
+    await made.close()
+
+
+@asynccontextmanager
+async def watching(cluster: Cluster, **settings: Any) -> AsyncIterator[Client]:
+    config = ClientConfig.model_validate({"master": cluster.master.address, "io_timeout_s": 10, **settings})
+    async with Client.open(config) as client:
+        client.watch()
+        await wait_until(client._keeper.is_live, "the lease")
+        yield client
+
+
+async def test_names_are_kept_until_they_change(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    for number in range(250):
+        store.put(f"a/{number:03}", b"x" * number)
+    async with watching(cluster) as client:
+        found = await client.lookup_path("/data/a/007")
+        assert found.entry is not None
+        assert found.valid_s > 200
+        directory = (await client.lookup_path("/data/a")).entry
+        assert directory is not None
+        inode = directory.attr.inode
+        assert [entry.name async for entry in client.iter_dir(inode)] == [f"{number:03}" for number in range(250)]
+        for name in ("011", "nothing"):
+            assert client.lookup_known(inode, name) is not None, "known from the listing"
+        store.put("a/011", b"another")
+        store.put("a/nothing", b"something")
+        store.delete("a/012")
+        await cluster.stub.sync("/data/a")
+        await wait_until(lambda: client.lookup_known(inode, "011") is None, "the recall")
+        assert client.lookup_known(inode, "010") is not None
+        changed = await client.lookup(inode, "011")
+        assert changed.entry is not None
+        assert changed.entry.attr.size == len("another")
+        assert (await client.lookup(inode, "nothing")).entry is not None
+        assert (await client.lookup(inode, "012")).entry is None
+        names = [entry.name async for entry in client.iter_dir(inode)]
+        assert names == sorted({f"{number:03}" for number in range(250)} - {"012"} | {"nothing"})
+
+
+async def test_mounting_pinning_and_unmounting_are_told(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    store.put("f", b"x")
+    async with watching(cluster) as client:
+        assert (await client.lookup_path("/more/g")).entry is None
+        assert client._names.lookup_path("/more/g") is not None
+        pinned = (await client.lookup_path("/data/f")).entry
+        assert pinned is not None
+        assert pinned.ref is not None
+        assert not pinned.ref.pinned
+        more = await cluster.add_store("/more", "s3://bucket/more")
+        more.put("g", b"y")
+        await wait_until(lambda: client._names.lookup_path("/more/g") is None, "the recall")
+        assert (await client.lookup_path("/more/g")).entry is not None
+        await cluster.stub.set_pinned("/data", pinned=True)
+        await wait_until(lambda: client._names.lookup_path("/data/f") is None, "the recall")
+        pinned = (await client.lookup_path("/data/f")).entry
+        assert pinned is not None
+        assert pinned.ref is not None
+        assert pinned.ref.pinned
+        await cluster.stub.unmount("/more")
+        await wait_until(lambda: client._names.lookup_path("/more/g") is None, "the recall")
+        assert (await client.lookup_path("/more/g")).entry is None
+
+
+async def test_another_sync_interval_takes_long_answers_back(cluster: Cluster) -> None:
+    store = await cluster.add_store("/data", sync_interval_s=-1.0)
+    store.put("f", b"x")
+    async with watching(cluster) as client:
+        assert (await client.lookup_path("/data/f")).valid_s > 3600
+        await cluster.stub.mount(MountSpec("/data", "s3://bucket/data", sync_interval_s=30.0, update=True))
+        await wait_until(lambda: client._names.lookup_path("/data/f") is None, "the recall")
+        assert (await client.lookup_path("/data/f")).valid_s <= 30
+
+
+async def test_a_removed_directory_is_told_to_those_who_know_its_name(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    store.put("a/b/f", b"x")
+    async with watching(cluster) as client:
+        assert (await client.lookup_path("/data/a/b/f")).entry is not None
+        store.delete("a/b/f")
+        store.put("a/c", b"x")
+        await cluster.stub.sync("/data/a")
+        await wait_until(lambda: client._names.lookup_path("/data/a/b/f") is None, "the recall")
+        assert (await client.lookup_path("/data/a/b")).entry is None
+
+
+async def test_what_was_asked_for_before_a_recall_is_not_kept_after_it(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    for number in range(20):
+        store.put(f"{number}", b"x")
+    async with watching(cluster) as client:
+        data = (await client.lookup_path("/data")).entry
+        assert data is not None
+        inode = data.attr.inode
+        begun = client._names.begin()
+        old = await client._master.lookup(inode, "7")
+        assert old.leased
+        store.put("7", b"changed")
+        await cluster.stub.sync("/data")
+        await wait_until(lambda: client._names.begin().sequence > begun.sequence, "the recall")
+        assert client._names.keep(inode, "7", old, begun).valid_s == 0
+        assert client.lookup_known(inode, "7") is None
+
+
+async def test_without_a_lease_answers_are_as_short_as_ever(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    store.put("f", b"x")
+    answer = await cluster.stub.resolve_path("/data/f")
+    assert not answer.leased
+    assert answer.valid_s <= 10
+    assert (await cluster.stub.lookup(ROOT_INODE, "data")).valid_s <= 1
+
+
+async def test_strict_clients_fail_rather_than_answer_from_memory(cluster: Cluster) -> None:
+    from alluxio_like import errors
+
+    store = await cluster.add_store()
+    store.put("f", b"x")
+    async with watching(cluster, strict=True, io_timeout_s=1.0) as client:
+        entry = (await client.lookup_path("/data/f")).entry
+        assert entry is not None
+        await cluster.master.close()
+        assert (await client.lookup_path("/data/f")).entry == entry, "the lease still covers it"
+        client._keeper._expires_s = 0.0
+        with pytest.raises(errors.TimedOut):
+            await client.lookup_path("/data/f")
+    await cluster.start()
