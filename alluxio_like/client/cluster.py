@@ -21,8 +21,8 @@ from alluxio_like.types import BLOCK_BYTES, Cluster, FileRef, Worker, WorkerId
 _log = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
-TOLD_S = 4.0
-"""How long a view is taken for new after the master said so; with each renewal of the lease it does."""
+TOLD_S = 8.0
+"""How long a view is taken for new after the master said so; with each renewal of the lease it does, every 2.5 s."""
 SUSPECT_S = 3.0
 """How long a worker that failed is asked last; a guess, a little above what the master needs to see it gone."""
 
@@ -46,6 +46,7 @@ class ClusterTracker:
         self._io_timeout_s = io_timeout_s
         self._view: Cluster | None = None
         self._refreshed_s = 0.0
+        self._told_until_s = 0.0
         self._refresh: asyncio.Task[Cluster] | None = None
         self._suspects: dict[WorkerId, float] = {}
         self._stubs: dict[str, tuple[RpcChannel, WorkerStub]] = {}
@@ -89,8 +90,9 @@ class ClusterTracker:
 
     def note_epoch(self, epoch: int) -> None:
         """The master said of which epoch its view is: what we have is as new, or is asked for again."""
+        self._told_until_s = time.monotonic() + TOLD_S
         if self._view is not None and self._view.epoch == epoch:
-            self._refreshed_s = time.monotonic() + TOLD_S - REFRESH_S
+            self._refreshed_s = self._told_until_s - REFRESH_S
         elif self._view is not None:
             self._begin_refresh()
 
@@ -148,7 +150,7 @@ class ClusterTracker:
             self.note_master(away=True)
             raise
         self.note_master(away=False)
-        self._view, self._refreshed_s = view, time.monotonic()
+        self._view, self._refreshed_s = view, max(time.monotonic(), self._told_until_s - REFRESH_S)
         if self.pool is not None:
             await self.pool.keep_only(worker for worker in view.workers if worker.live)
         present = {worker.address for worker in view.workers}
