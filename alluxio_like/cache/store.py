@@ -187,10 +187,13 @@ class CacheStore:
         if file is None or file.fingerprint != fingerprint or not file.size:
             raise errors.NotFound("not in the cache", subject=str(file_id))
         fd = file.open_read_only()
-        # Looked at after it was opened: from then on what is there stays.
-        if not file.is_complete:
+        try:
+            # Looked at after it was opened: from then on what is there stays.
+            if not file.is_complete:
+                raise errors.NotFound("not wholly in the cache", subject=str(file_id))
+        except BaseException:
             os.close(fd)
-            raise errors.NotFound("not wholly in the cache", subject=str(file_id))
+            raise
         return fd, file.generation
 
     def iter_files(self, number: int | None = None, *, after: FileId | None = None) -> Iterator[FileInfo]:

@@ -121,7 +121,8 @@ class SmallFiles:
         self.epoch = 0
         self.is_live = is_live
         self._was_live = False
-        self._most_open = min(most_open, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most_open = most_open if soft == resource.RLIM_INFINITY else min(most_open, soft // 2)
         # A count that threads change without a lock; each sweep sets it right.
         self._open = 0
 
@@ -250,6 +251,7 @@ class Many:
         brought: dict[str, Brought] = {}
         # Of before it is asked: what is recalled meanwhile is not believed.
         epoch = self._small.epoch
+        paths = list(dict.fromkeys(paths))
         await self._find_local()
         wanted: list[tuple[str, Entry, float]] = []
         for path, answer in zip(paths, await self._resolve(paths), strict=True):

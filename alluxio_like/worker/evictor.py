@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 1.0
 REAP_INTERVAL_S = 60.0
+REAP_AGAIN_S = 5.0
+"""While files are held: looking whether somebody still has a file open costs an open and a lease."""
 MAX_ROUNDS = 12
 """Each round asks for twice as many victims, should those of the last have been in use."""
 REMOVE_BATCH = 256
@@ -229,8 +231,9 @@ class Evictor:
         while not self._stop.is_set():
             self._guard("eviction", self._evict_all)
             if self._clock.monotonic() >= next_reap:
-                next_reap = self._clock.monotonic() + REAP_INTERVAL_S
                 self._guard("removing held files", self._store.reap_held)
+                held = any(usage.held_bytes for usage in self._store.get_usage())
+                next_reap = self._clock.monotonic() + (REAP_AGAIN_S if held else REAP_INTERVAL_S)
             self._wake.wait(CHECK_INTERVAL_S)
             self._wake.clear()
 
