@@ -37,7 +37,7 @@ class Waits:
     __slots__ = ("_seconds",)
 
     def __init__(self) -> None:
-        self._seconds = [0.0] * len(Cause)
+        self._seconds = list(NONE)
 
     def add(self, cause: Cause, seconds: float) -> None:
         """So long was waited for one cause."""

@@ -161,7 +161,7 @@ def format_lines(mounts: list[LocalMount], found: dict[str, Rates], problems: di
         rates = found.get(mount.mountpoint)
         if lines:
             lines.append("")
-        lines.append(f"{show_name(mount.mountpoint)}  ({problems.get(mount.mountpoint) or mount.session})")
+        lines.append(f"{show_name(mount.mountpoint)}  ({problems.get(mount.mountpoint) or mount.problem or mount.session})")
         if rates is None:
             continue
         total = rates.total
@@ -177,7 +177,8 @@ def format_lines(mounts: list[LocalMount], found: dict[str, Rates], problems: di
 
 
 def _show_rate(row: Row) -> str:
-    return f"{'~' if row.passthrough_bytes else ''}{row.bytes_per_s / 1e6:,.1f}"
+    rate = row.bytes_per_s / 1e6
+    return f"{'~' if row.passthrough_bytes else ''}{rate:,.{1 if rate < 1000 else 0}f}"
 
 
 def _show_hit(row: Row) -> str:

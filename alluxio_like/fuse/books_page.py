@@ -118,7 +118,7 @@ def _name_file(file: FileAccount) -> dict[str, Any]:
     info = file.info
     if info is None:
         return {"inode": 0, "key": "", "mount_id": 0, "size": 0}
-    return {"inode": info.file_id.inode, "key": info.key, "mount_id": info.mount_id, "size": info.size}
+    return {"inode": info.inode, "key": info.key, "mount_id": info.mount_id, "size": info.size}
 
 
 def _show_one_job(accounting: Accounting, pid: int) -> dict[str, Any]:
