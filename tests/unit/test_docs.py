@@ -132,6 +132,20 @@ def test_every_clause_names_a_test() -> None:
             assert "::" in clause, clause
 
 
+# what crosses the wire
+
+
+def test_every_message_and_call_is_described() -> None:
+    bare = []
+    for file in sorted((ROOT / "proto").rglob("*.proto")):
+        before = ""
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            if re.match(r"\s*(message|service|enum|rpc) ", line) and not before.lstrip().startswith("//"):
+                bare.append(f"{file.name}:{number}: {line.strip()}")
+            before = line
+    assert not bare
+
+
 # concurrency
 
 

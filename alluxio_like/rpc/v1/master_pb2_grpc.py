@@ -403,19 +403,22 @@ class MountsServicer:
     """
 
     def Mount(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Mounts a store at a path, or gives a mount other options. Nothing is changed unless the store answers. Needs the cluster token.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unmount(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Takes a mount away, with its secrets and what is known below it. Needs the cluster token.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListMounts(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """All mounts, by path.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -941,13 +944,15 @@ class CacheServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """A job as it is now. Fails with not_found.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """All jobs that are kept: those that have not ended, and the latest that have.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -960,7 +965,8 @@ class CacheServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Stops a job for good; of one that has ended nothing changes. What it has loaded stays.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

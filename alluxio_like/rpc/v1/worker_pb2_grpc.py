@@ -291,19 +291,22 @@ class WorkerAdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FreeFiles(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Drops files from the cache; pinned ones only with force.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetPinned(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Pins or unpins files that are there; others are passed over.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The worker and its directories as they are now.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
