@@ -32,6 +32,7 @@ from alluxio_like.types import (
     FileId,
     FileRef,
     PageRange,
+    get_block_count,
     get_full_mask,
     get_page_count,
 )
@@ -384,23 +385,24 @@ class CacheReader:
             record = fmt.unpack_file(raw)
             if record.size != ref.fingerprint.size or record.token != ref.fingerprint.token or not record.present_bytes:
                 continue
-            file = _open_file(view, ref, record.generation)
+            file = _open_file(view, file_id, record.size, record.generation)
             if file is not None:
                 return file
         return None
 
     def find_whole(self, ref: FileRef) -> LocalFile | None:
         """The cache file of a content if every page of it is there by the trusted index; the caller closes it."""
-        size, token = ref.fingerprint.size, ref.fingerprint.token
-        key = fmt.make_file_key(ref.file_id)
+        file_id, size, token = ref.file_id, ref.fingerprint.size, ref.fingerprint.token
+        key = fmt.make_file_key(file_id)
         for view in self._views:
             raw = view.get(fmt.FILES, key)
             # What is not there by the sum of its pages need not be opened to be told so by each.
             generation = -1 if raw is None else fmt.find_whole_generation(raw, size, token)
             if generation >= 0:
-                file = _open_file(view, ref, generation)
+                file = _open_file(view, file_id, size, generation)
                 if file is not None:
-                    if file.is_complete:
+                    # Asked of the index after the file was opened, as always.
+                    if _is_whole(view, file_id, size, generation):
                         return file
                     file.close()
         return None
@@ -437,7 +439,9 @@ class CacheReader:
 
         None: it is gone by now, fill again. Learn its pages with `add_present`.
         """
-        return _open_file(self._views[directory], ref, generation) if directory < len(self._views) else None
+        if directory >= len(self._views):
+            return None
+        return _open_file(self._views[directory], ref.file_id, ref.size, generation)
 
     def close(self) -> None:
         """Close indexes and directory descriptors; files that are open stay usable for what they know. Idempotent."""
@@ -478,18 +482,31 @@ def _after_fork() -> None:
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
-def _open_file(view: _View, ref: FileRef, generation: int) -> LocalFile | None:
+def _is_whole(view: _View, file_id: FileId, size: int, generation: int) -> bool:
+    """Whether the index has every page of a generation of a file; `LocalFile.is_complete` without its memory."""
+    for block in range(get_block_count(size)):
+        raw = view.get(fmt.BLOCKS, fmt.make_block_key(file_id, block))
+        if raw is None:
+            return False
+        known, trust, bits = _HEADER.unpack_from(raw)
+        full = get_full_mask(size, block)
+        if known != generation or trust < view.trust or bits & full != full:
+            return False
+    return True
+
+
+def _open_file(view: _View, file_id: FileId, size: int, generation: int) -> LocalFile | None:
     """O_NONBLOCK: a file that is just being evicted (under a lease) is as good as gone, and not waited for."""
     if view.closed:
         return None
     try:
         fd = os.open(
-            fmt.make_file_path(ref.file_id, generation),
+            fmt.make_file_path(file_id, generation),
             os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK,
             dir_fd=view.fd,
         )
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.EWOULDBLOCK, errno.EIO, errno.ESTALE}:
             return None
-        raise errors.DiskError(f"cache file cannot be opened ({error.strerror})", subject=str(ref.file_id)) from error
-    return LocalFile(view, ref.file_id, ref.size, generation, fd)
+        raise errors.DiskError(f"cache file cannot be opened ({error.strerror})", subject=str(file_id)) from error
+    return LocalFile(view, file_id, size, generation, fd)

@@ -13,41 +13,41 @@ The kernel's rules, each of which was tried:
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import IntEnum, auto
 
 from alluxio_like.errors import Internal
 
 _HISTORY = 32
 
 
-class Mode(Enum):
-    """What lives on a node id."""
+class Mode(IntEnum):
+    """What lives on a node id. (Integers, here and below, because those hash fast.)"""
 
-    IDLE = "idle"
-    CACHED = "cached"
-    DIRECT = "direct"
-    PASSTHROUGH = "passthrough"
-    UNKNOWN = "unknown"
+    IDLE = auto()
+    CACHED = auto()
+    DIRECT = auto()
+    PASSTHROUGH = auto()
+    UNKNOWN = auto()
     """An earlier daemon gave it out: what it has open there nobody knows."""
 
 
-class Wish(Enum):
+class Wish(IntEnum):
     """How one open would best be served."""
 
-    CACHED = "cached"
-    DIRECT = "direct"
-    PASSTHROUGH = "passthrough"
+    CACHED = auto()
+    DIRECT = auto()
+    PASSTHROUGH = auto()
 
 
-class Way(Enum):
+class Way(IntEnum):
     """How it is served. PASSTHROUGH: over the backing that is registered for the node id, or a new one where there is none."""
 
-    CACHED = "cached"
-    DIRECT = "direct"
-    PASSTHROUGH = "passthrough"
-    REROUTED = "rerouted"
+    CACHED = auto()
+    DIRECT = auto()
+    PASSTHROUGH = auto()
+    REROUTED = auto()
     """FOPEN_DIRECT_IO|FOPEN_PASSTHROUGH: beside passthrough opens, but its reads come here."""
-    ELSEWHERE = "elsewhere"
+    ELSEWHERE = auto()
     """Not on this node id: ESTALE makes the kernel look the name up again, and the lookup gives another."""
 
 
@@ -96,9 +96,10 @@ class _Node:
     direct: int = 0
     passing: int = 0
     backing_id: int = 0
-    history: list[str] = field(default_factory=list)
+    history: list[int] = field(default_factory=list)
+    """Ways of opens; below zero: of their ends."""
 
-    def note(self, what: str) -> None:
+    def note(self, what: int) -> None:
         self.history.append(what)
         if len(self.history) > _HISTORY:
             del self.history[: _HISTORY // 2]
@@ -148,7 +149,7 @@ class Modes:
         after = _OPENS.get((found.mode, way))
         passing = way is Way.PASSTHROUGH or way is Way.REROUTED
         if after is None or (passing and (not backing_id or found.backing_id not in (0, backing_id))):
-            raise Internal(f"an open as {way.value} over {backing_id} does not fit: {self._describe(node, found)}")
+            raise Internal(f"an open as {way.name.lower()} over {backing_id} does not fit: {self._describe(node, found)}")
         self._nodes[node] = found
         found.mode = after
         if passing:
@@ -158,7 +159,7 @@ class Modes:
             found.cached += 1
         else:
             found.direct += 1
-        found.note(way.value)
+        found.note(way)
         self.counts[way] += 1
 
     def release(self, node: int, way: Way) -> int:
@@ -171,7 +172,7 @@ class Modes:
         if found is not None:
             lives = found.cached if way is Way.CACHED else found.direct if way is Way.DIRECT else found.passing
         if found is None or lives <= 0:
-            raise Internal(f"no open as {way.value} lives: {self._describe(node, found)}")
+            raise Internal(f"no open as {way.name.lower()} lives: {self._describe(node, found)}")
         self.counts[way] -= 1
         closed = 0
         if way is Way.CACHED:
@@ -186,7 +187,7 @@ class Modes:
             del self._nodes[node]
         elif found.mode is not Mode.UNKNOWN:
             found.mode = Mode.PASSTHROUGH if found.passing else Mode.CACHED if found.cached else Mode.DIRECT
-        found.note(f"-{way.value}")
+        found.note(-way)
         return closed
 
     def drain_backings(self) -> list[int]:
@@ -199,4 +200,5 @@ class Modes:
     def _describe(node: int, found: _Node | None) -> str:
         if found is None:
             return f"node {node:#x}, nothing open"
-        return f"node {node:#x}, {found.mode.value}, backing {found.backing_id}, history {' '.join(found.history)}"
+        history = " ".join(("-" if what < 0 else "") + Way(abs(what)).name.lower() for what in found.history)
+        return f"node {node:#x}, {found.mode.name.lower()}, backing {found.backing_id}, history {history}"

@@ -111,9 +111,9 @@ class Opener:
         self._unfilled: BoundedDict[InodeId, float] = BoundedDict(_SENT_AWAY)
         self._closing: set[asyncio.Task[None]] = set()
         self._filler = Filler(backend, clock, metrics)
-        self._opens = {way: metrics.fuse_opens.labels(way.value) for way in _FLAGS}
+        self._opens = {way: metrics.fuse_opens.labels(way.name.lower()) for way in _FLAGS}
         for way in _FLAGS:
-            metrics.fuse_handles_by_way.labels(way.value).set_function(_make_counter(self._modes, way))
+            metrics.fuse_handles_by_way.labels(way.name.lower()).set_function(_make_counter(self._modes, way))
         metrics.fuse_nodes.set_function(lambda: len(self._modes))
 
     # Opens
