@@ -11,9 +11,10 @@ execve(2) holds a lock that it needs, and may be waiting for this mount. While t
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from queue import SimpleQueue
+from typing import Any, Protocol, TypeVar
 
 from alluxio_like.clock import Clock
 from alluxio_like.fuse import processes
@@ -25,6 +26,8 @@ from alluxio_like.types import FileRef
 from alluxio_like.waits import NONE, Cause, Seconds
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 TICK_S = 1.0
 """How often processes that read past us are sampled. Between two samples a file's share is a guess, so not much longer."""
@@ -53,6 +56,48 @@ class Processes(Protocol):
     def read_details(self, job: JobInfo) -> processes.Details | None: ...
 
 
+class _Asker:
+    """A thread that asks the kernel what may take long, one question after the other. It keeps no process from ending."""
+
+    def __init__(self) -> None:
+        self._questions: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def run(self, question: Callable[[], _T]) -> _T:
+        """The answer; as late as the kernel gives it."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="accounting", daemon=True)
+            self._thread.start()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[_T] = loop.create_future()
+        self._questions.put((answer, question))
+        return await answer
+
+    def close(self) -> None:
+        """End the thread after the question that it is at."""
+        self._questions.put(None)
+
+    def _work(self) -> None:
+        while (item := self._questions.get()) is not None:
+            answer, question = item
+            result, error = None, None
+            try:
+                result = question()
+            except Exception as failure:  # noqa: BLE001  raised where it was asked
+                error = failure
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                answer.get_loop().call_soon_threadsafe(_settle, answer, result, error)
+
+
+def _settle(answer: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
+    if answer.done():
+        return
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(result)
+
+
 class Accounting:
     """The books of one mount."""
 
@@ -79,7 +124,7 @@ class Accounting:
         """What tells a person which process a job is, as far as it lived long enough to be asked; by pid and start."""
         self._urgent: set[JobAccount] = set()
         self._kicked = asyncio.Event()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="accounting")
+        self._asker = _Asker()
         self._task: asyncio.Task[None] | None = None
 
     # What a session tells
@@ -195,8 +240,7 @@ class Accounting:
             return
         self.refresh()
         infos = [job.info for job in chosen]
-        loop = asyncio.get_running_loop()
-        counts = await loop.run_in_executor(self._executor, lambda: [self._ask.read_counts(info) for info in infos])
+        counts = await self._asker.run(lambda: [self._ask.read_counts(info) for info in infos])
         now_s = self._clock.monotonic()
         for job, found in zip(chosen, counts, strict=True):
             if found is None:
@@ -221,16 +265,14 @@ class Accounting:
         infos = [info for info in infos if (info.pid, info.start_ticks) not in self.details][:_MOST_SAMPLES]
         if not infos:
             return
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._executor, lambda: [self._ask.read_details(info) for info in infos])
+        found = await self._asker.run(lambda: [self._ask.read_details(info) for info in infos])
         for info, details in zip(infos, found, strict=True):
             self.details[info.pid, info.start_ticks] = details or processes.Details("", "")
 
     async def _check(self) -> None:
         jobs = [job for job in self.ledger.jobs if not job.gone and job.info.pid > 0]
         infos = [job.info for job in jobs]
-        loop = asyncio.get_running_loop()
-        alive = await loop.run_in_executor(self._executor, lambda: [self._ask.is_alive(info) for info in infos])
+        alive = await self._asker.run(lambda: [self._ask.is_alive(info) for info in infos])
         for job, lives in zip(jobs, alive, strict=True):
             if not lives:
                 if job.wants_sample:
@@ -247,4 +289,4 @@ class Accounting:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._asker.close()
