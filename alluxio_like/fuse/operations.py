@@ -389,6 +389,8 @@ class Operations:
         if name == xattrs.SESSION and node == ROOT_NODE:
             return self._serving.describe_session().encode()
         if name == xattrs.PASSTHROUGH and entry.attr.kind is Kind.FILE:
+            if not self._backend.is_prepared:
+                await self._backend.prepare()
             return self._serving.describe_file(entry).encode()
         state = None
         if entry.attr.kind is Kind.FILE and xattrs.needs_cache_state(name):
