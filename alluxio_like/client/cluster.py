@@ -16,13 +16,14 @@ from alluxio_like.rpc.channel import RpcChannel
 from alluxio_like.rpc.data_pool import DataPool
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.worker_stub import WorkerStub
-from alluxio_like.types import BLOCK_BYTES, Cluster, FileRef, Worker, WorkerId
+from alluxio_like.types import BLOCK_BYTES, Cluster, FileId, FileRef, Worker, WorkerId
 
 _log = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
 TOLD_S = 8.0
 """How long a view is taken for new after the master said so; with each renewal of the lease it does, every 2.5 s."""
+_HOMES = 4096
 SUSPECT_S = 3.0
 """How long a worker that failed is asked last; a guess, a little above what the master needs to see it gone."""
 
@@ -49,6 +50,8 @@ class ClusterTracker:
         self._told_until_s = 0.0
         self._refresh: asyncio.Task[Cluster] | None = None
         self._suspects: dict[WorkerId, float] = {}
+        self._homes: dict[tuple[FileId, int | None], Worker | None] = {}
+        self._homes_of: Cluster | None = None
         self._stubs: dict[str, tuple[RpcChannel, WorkerStub]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._metrics = metrics
@@ -114,6 +117,17 @@ class ClusterTracker:
             self._suspects = {one: until for one, until in self._suspects.items() if until > now}
             ranked.sort(key=lambda worker: worker.worker_id in self._suspects)
         return ranked
+
+    def lookup_home(self, view: Cluster, ref: FileRef, offset: int) -> Worker | None:
+        """The first that `rank` names, remembered for as long as the view lasts. None: no worker is live."""
+        if self._suspects:
+            return next(iter(self.rank(view, ref, offset)), None)
+        if view is not self._homes_of or len(self._homes) > _HOMES:
+            self._homes_of, self._homes = view, {}
+        key = (ref.file_id, get_placement_unit(ref.size, offset // BLOCK_BYTES, view.whole_file_limit_bytes))
+        if key not in self._homes:
+            self._homes[key] = next(iter(self.rank(view, ref, offset)), None)
+        return self._homes[key]
 
     def get_stub(self, worker: Worker) -> WorkerStub:
         """The stub of a worker at its present address."""

@@ -33,6 +33,7 @@ from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.data_pool import DataPool
 from alluxio_like.rpc.messages import Filled
 from alluxio_like.types import BLOCK_BYTES, Cluster, FileRef, Worker
+from alluxio_like.waits import Waits
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +95,31 @@ class Fetcher:
         """Have a local worker bring a range into its cache, in io_timeout_s or until cancelled; whether it is there now."""
         return await self._fill(target, flight, time.monotonic() + self._io_timeout_s)
 
+    async def read_few(self, ref: FileRef, offset: int, stop: int, told: Waits) -> memoryview | None:
+        """A few bytes of a content whose home is no worker of this machine, from that worker alone; nobody keeps them.
+
+        One message there and one back. None: it is to be read the long way, which also finds out what is wrong. Raises what the
+        store said (Stale, StoreDenied, ...).
+        """
+        view, pool = self._cluster.view, self._cluster.pool
+        if view is None or pool is None:
+            return None
+        if not self._local.is_current:
+            await self._local.refresh(view)
+        worker = self._cluster.lookup_home(view, ref, offset)
+        if worker is None or self._local.is_local(worker) or not pool.can_read(worker):
+            return None
+        buffer = memoryview(bytearray(stop - offset))
+        try:
+            await pool.read(view, worker, ref, offset, buffer, waits=told)
+        except OTHER_WORKER_MAY as error:
+            self._note(worker, error)
+            return None
+        self._cluster.note_success(worker)
+        if self._streamed is not None:
+            self._streamed.inc(len(buffer))
+        return buffer
+
     async def _fill(self, target: FillTarget, flight: Flight, deadline: float) -> bool:
         """Have a local worker bring the range into its cache. False: read it as a stream."""
         view = await self._cluster.get_view()
@@ -102,14 +128,38 @@ class Fetcher:
             if not self._local.is_local(worker):
                 continue
             try:
-                return await self._fill_from(worker, target, flight)
+                return await self._fill_from(view, worker, target, flight)
             except OTHER_WORKER_MAY as error:
                 self._note(worker, error)
             if time.monotonic() >= deadline:
                 break
         return False
 
-    async def _fill_from(self, worker: Worker, target: FillTarget, flight: Flight) -> bool:
+    async def _fill_from(self, view: Cluster, worker: Worker, target: FillTarget, flight: Flight) -> bool:
+        """By the worker's data socket, which costs less than a gRPC stream, or by gRPC where there is none."""
+        pool = self._cluster.pool
+        if pool is not None and pool.can_read(worker):
+            kept = True
+
+            def on_filled(filled: Filled) -> bool:
+                nonlocal kept
+                flight.told.add_all(filled.waited)
+                kept = not filled.read_through and target.learn(worker, filled)
+                if kept:
+                    flight.note_progress()
+                return kept
+
+            length = flight.stop - flight.start
+            try:
+                await pool.fill(view, worker, target.ref, flight.start, length, priority=flight.priority, on_filled=on_filled)
+            except Unsupported as error:
+                _log.info("worker %s is asked by gRPC: %s", worker.address, error)
+            else:
+                self._cluster.note_success(worker)
+                return kept and target.has_local(flight.start, flight.stop)
+        return await self._fill_by_stream(worker, target, flight)
+
+    async def _fill_by_stream(self, worker: Worker, target: FillTarget, flight: Flight) -> bool:
         stub = self._cluster.get_stub(worker)
         length = flight.stop - flight.start
         stream = stub.fill(target.ref, flight.start, length, priority=flight.priority, timeout_s=self._io_timeout_s)

@@ -179,6 +179,12 @@ class LocalCaches:
         known = self._readers.get(worker.worker_id)
         return None if known is None else known[1].open_filled(ref, directory, generation)
 
+    def touch_any(self, file_id: FileId, read_bytes: int) -> None:
+        """Tell a worker here what was read of a file that it does not hold, from another one."""
+        worker_id = next(iter(self._readers), None)
+        if worker_id is not None:
+            self.touch(worker_id, file_id, read_bytes, 1)
+
     def touch(self, worker_id: WorkerId, file_id: FileId, read_bytes: int, reads: int) -> None:
         """Tell the worker, before long, what was read of its file."""
         files = self._touched.setdefault(worker_id, {})

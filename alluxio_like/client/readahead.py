@@ -13,6 +13,9 @@ PIECE_BYTES = 8 << 20
 FIRST_WINDOW_BYTES = 2 << 20
 SLACK_BYTES = 4 << 20
 """The kernel sends several reads of one read-ahead window at once, and they arrive in any order."""
+SLACK_READS = 64
+"""How many of its own lengths a read may lie away from the last to be taken for the next one. A guess: 256 KiB for 4 KiB, by
+which one random read in a thousand of a 512 MiB file is taken for the beginning of a sequence."""
 
 NEVER = 1 << 63
 
@@ -37,7 +40,10 @@ class Pattern:
 
     def miss(self, offset: int, stop: int) -> None:
         """A read of [offset, stop) that was not at hand. A second one that follows on the first begins to read ahead."""
-        follows = self._next > 0 and -SLACK_BYTES <= offset - self._next <= SLACK_BYTES
+        # A reader who goes through a file in order soon asks for more than a few bytes at a time: the kernel does so for it. Few
+        # bytes near the last ones are rather chance.
+        slack = min(SLACK_BYTES, (stop - offset) * SLACK_READS)
+        follows = self._next > 0 and -slack <= offset - self._next <= slack
         if follows:
             self._next = max(self._next, stop)
             if self.trigger == NEVER:

@@ -14,7 +14,7 @@ from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.flight import Flight
 from alluxio_like.client.local import LocalCaches
-from alluxio_like.client.readahead import PIECE_BYTES, SMALL_FILE_BYTES, Budget, Pattern
+from alluxio_like.client.readahead import NEVER, PIECE_BYTES, SMALL_FILE_BYTES, Budget, Pattern
 from alluxio_like.errors import (
     AlluxioLikeError,
     Corrupt,
@@ -35,6 +35,10 @@ _log = logging.getLogger(__name__)
 
 REPORT_READS = 1 << 14
 """Reads of an open file after which its worker is told of them; a guess."""
+FEW_BYTES = 64 << 10
+"""Reads up to this size that follow no order are done by one message to the home of the bytes. A guess."""
+FEW_IN_ALL_BYTES = 1 << 20
+"""After so much was read in that way a worker here is asked again whether it wants to keep the file. A guess."""
 FILL_BYTES = 64 << 20
 """How much of a file is asked for at once when all of it is to be filled: little is queued with the worker. A guess."""
 SLICE_BYTES = 4 * PIECE_BYTES
@@ -94,6 +98,7 @@ class FileReader:
         self._read_bytes = 0
         self._reads = 0
         self._served_bytes = 0
+        self._few_bytes = 0
         self._closed = False
         self._waits = SharedWaits()
         self._rest = Cause.OTHER
@@ -292,6 +297,8 @@ class FileReader:
         small = self.size <= SMALL_FILE_BYTES
         if not small:
             self._pattern.miss(offset, stop)
+            if stop - offset <= FEW_BYTES and (few := await self._read_few(offset, stop, told)) is not None:
+                return few
         first = True
         while True:
             if self._closed:
@@ -309,6 +316,26 @@ class FileReader:
             else:
                 # All is there by now; but should that not last, the clock must be able to end this.
                 await asyncio.sleep(0.001)
+
+    async def _read_few(self, offset: int, stop: int, told: Waits) -> memoryview | None:
+        """A small read in no order, of what nobody here has: without filling a page for it. None: the long way."""
+        if self._pattern.trigger != NEVER or self._closed or self._get_run(offset, 1):
+            return None
+        if any(one.start < stop and offset < one.stop for one in self._flights):
+            return None
+        if self._few_bytes >= FEW_IN_ALL_BYTES:
+            self._report_few()
+            return None
+        data = await self._fetcher.read_few(self.ref, offset, stop, told)
+        if data is not None:
+            self._few_bytes += len(data)
+        return data
+
+    def _report_few(self) -> None:
+        """Let a worker here know what was read past it: it decides whether a copy is worth its space."""
+        if self._few_bytes and not self._files:
+            self._local.touch_any(self.ref.file_id, self._few_bytes)
+        self._few_bytes = 0
 
     async def _take(self, offset: int, stop: int) -> bytes | memoryview | None:
         """The bytes, if all of them have landed somewhere: in memory, in the cache file, or part here and part there."""
@@ -523,6 +550,7 @@ class FileReader:
             return None
         self._closed = True
         self._on_close(self)
+        self._report_few()
         tasks = [flight.task for flight in self._flights if flight.task is not None and not flight.task.done()]
         for flight in list(self._flights):
             self._drop(flight)

@@ -16,7 +16,6 @@ from alluxio_like.cache.checksum import compute_checksum
 from alluxio_like.errors import AlluxioLikeError, Cancelled, Corrupt, TimedOut, Unavailable, Unsupported
 from alluxio_like.rpc import data_wire as wire
 from alluxio_like.types import PAGE_BYTES
-from alluxio_like.waits import Waits
 
 _STAGE_BYTES = 32 << 10
 """What is read beyond the buffer that is being filled: heads, and small replies whole. A guess."""
@@ -30,13 +29,25 @@ OnFrame = Callable[[int, int, "array[int] | None"], None]
 tree, which ends the read."""
 
 
-class PendingRead:
-    """A read under way. `done` has no value; it raises what ended the read."""
+OnText = Callable[[int, bytes], None]
+"""Called with the kind and the bytes of a Filled or Waited. May raise as OnFrame, and Malformed."""
 
-    __slots__ = ("buffer", "done", "heard_s", "offset", "on_frame", "received", "ref", "request_id", "size", "waits")
+
+class PendingRead:
+    """A read or fill (whose buffer is empty) under way. `done` has no value; it raises what ended it."""
+
+    __slots__ = ("buffer", "done", "heard_s", "offset", "on_frame", "on_text", "received", "ref", "request_id", "size")
 
     def __init__(
-        self, request_id: int, ref: bytes, size: int, offset: int, buffer: memoryview, on_frame: OnFrame | None, heard_s: float
+        self,
+        request_id: int,
+        ref: bytes,
+        size: int,
+        offset: int,
+        buffer: memoryview,
+        on_frame: OnFrame | None,
+        on_text: OnText | None,
+        heard_s: float,
     ) -> None:
         self.request_id = request_id
         self.ref = ref
@@ -45,15 +56,14 @@ class PendingRead:
         self.offset = offset
         self.buffer: memoryview | None = buffer
         self.on_frame = on_frame
-        self.waits: Waits | None = None
-        """Gets what the server says of how the time went by."""
+        self.on_text = on_text
         self.received = 0
         self.heard_s = heard_s
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def end(self, error: AlluxioLikeError | None = None) -> None:
         """Nothing more is written to the buffer."""
-        self.buffer = self.on_frame = None
+        self.buffer = self.on_frame = self.on_text = None
         if not self.done.done():
             if error is None:
                 self.done.set_result(None)
@@ -88,8 +98,7 @@ class DataConnection:
         # The frame that is being received.
         self._reply: wire.Reply | None = None
         self._sums: array[int] | None = None
-        self._error: bytearray | None = None
-        """Of an Error or a Waited."""
+        self._text: bytearray | None = None
         self._rest = 0
         self._scratch: memoryview | None = None
         self._loop.add_reader(sock.fileno(), self._on_readable)
@@ -109,20 +118,33 @@ class DataConnection:
         priority: int,
         cached_only: bool,
         on_frame: OnFrame | None,
+        on_text: OnText | None = None,
         ahead: int = 0,
-        waits: Waits | None = None,
     ) -> PendingRead:
         """Ask for as many bytes as `buffer` has, from `offset` on. Raises Unavailable when the connection is closed."""
+        read = self._expect(ref, size, offset, buffer, on_frame, on_text)
+        self._send(
+            wire.pack_read(read.request_id, ref, offset, len(buffer), priority=priority, cached_only=cached_only, ahead=ahead)
+        )
+        return read
+
+    def fill(self, ref: bytes, size: int, offset: int, length: int, *, priority: int, on_text: OnText) -> PendingRead:
+        """Have a range brought into the worker's cache. Raises Unavailable when the connection is closed."""
+        read = self._expect(ref, size, offset, memoryview(b""), None, on_text)
+        self._send(wire.pack_fill(read.request_id, ref, offset, length, priority=priority))
+        return read
+
+    def _expect(
+        self, ref: bytes, size: int, offset: int, buffer: memoryview, on_frame: OnFrame | None, on_text: OnText | None
+    ) -> PendingRead:
         if self.closed:
             raise Unavailable(f"the data connection to {self.address} was closed")
         request_id, self._next_id = self._next_id, self._next_id % 0xFFFFFFFF + 1
         self.used_s = now = self._loop.time()
         if not self._reads:
             self._heard_s = now
-        read = self._reads[request_id] = PendingRead(request_id, ref, size, offset, buffer, on_frame, now)
-        read.waits = waits
+        read = self._reads[request_id] = PendingRead(request_id, ref, size, offset, buffer, on_frame, on_text, now)
         self.outstanding_bytes += len(buffer)
-        self._send(wire.pack_read(request_id, ref, offset, len(buffer), priority=priority, cached_only=cached_only, ahead=ahead))
         if self._check is None:
             self._check = self._loop.call_later(self._silence_s / _CHECKS_PER_SILENCE, self._look_for_silence)
         return read
@@ -235,8 +257,8 @@ class DataConnection:
 
     def _get_target(self) -> memoryview:
         """Where the rest of the frame goes."""
-        if self._error is not None:
-            return memoryview(self._error)[len(self._error) - self._rest :]
+        if self._text is not None:
+            return memoryview(self._text)[len(self._text) - self._rest :]
         assert self._reply is not None
         read = self._reads[self._reply.request_id]
         if read.buffer is None:
@@ -282,7 +304,7 @@ class DataConnection:
         self._sums = wire.parse_sums(self._stage_view[low : low + 8 * reply.sums]) if reply.sums else None
         self._low = low + 8 * reply.sums
         if reply.kind != wire.Kind.DATA:
-            self._error = bytearray(reply.length)
+            self._text = bytearray(reply.length)
         elif read.buffer is not None:
             if reply.offset != read.offset + read.received or read.received + reply.length > len(read.buffer):
                 raise wire.Malformed("bytes that were not asked for")
@@ -292,8 +314,8 @@ class DataConnection:
         return True
 
     def _end_frame(self) -> None:
-        reply, sums, text = self._reply, self._sums, self._error
-        self._reply = self._sums = self._error = None
+        reply, sums, text = self._reply, self._sums, self._text
+        self._reply = self._sums = self._text = None
         assert reply is not None
         read = self._reads[reply.request_id]
         read.heard_s = self._loop.time()
@@ -301,23 +323,23 @@ class DataConnection:
             del self._reads[reply.request_id]
         if read.buffer is None:
             return
-        if text is not None and reply.kind == wire.Kind.WAITED:
-            if read.waits is not None:
-                read.waits.add_all(wire.parse_waited(bytes(text)))
-            return
-        if text is not None:
+        if reply.kind == wire.Kind.ERROR and text is not None:
             self.outstanding_bytes -= len(read.buffer) - read.received
             read.end(wire.parse_error(bytes(text)))
             return
-        start = read.received
-        read.received += reply.length
-        self.outstanding_bytes -= reply.length
-        if read.on_frame is not None:
-            try:
-                read.on_frame(start, reply.length, sums)
-            except AlluxioLikeError as error:
-                self._give_up(read, error, cancel=not reply.last)
-                return
+        try:
+            if text is not None:
+                if read.on_text is not None:
+                    read.on_text(reply.kind, bytes(text))
+            else:
+                start = read.received
+                read.received += reply.length
+                self.outstanding_bytes -= reply.length
+                if read.on_frame is not None:
+                    read.on_frame(start, reply.length, sums)
+        except AlluxioLikeError as error:
+            self._give_up(read, error, cancel=not reply.last)
+            return
         if reply.last:
             missing = len(read.buffer) - read.received if read.buffer is not None else 0
             self.outstanding_bytes -= missing

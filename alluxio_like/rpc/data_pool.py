@@ -7,13 +7,13 @@ version, a port that is not open) `read` raises Unsupported, and the caller uses
 
 import asyncio
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from alluxio_like.errors import AlluxioLikeError, Cancelled, Corrupt, Unsupported
 from alluxio_like.rpc import data_wire as wire
-from alluxio_like.rpc.data_connection import DataConnection, OnFrame, PendingRead, connect, verify_pages
-from alluxio_like.rpc.messages import Priority
+from alluxio_like.rpc.data_connection import DataConnection, OnFrame, OnText, PendingRead, connect, verify_pages
+from alluxio_like.rpc.messages import Filled, Priority
 from alluxio_like.types import PAGE_BYTES, Cluster, FileRef, Worker
 from alluxio_like.waits import Waits
 
@@ -47,6 +47,10 @@ class _Peer:
     @property
     def lanes(self) -> tuple[_Lane, _Lane]:
         return self.small, self.bulk
+
+
+class _Enough(AlluxioLikeError):
+    """Ends a fill of which nothing more is wanted."""
 
 
 @dataclass(slots=True, eq=False)
@@ -99,9 +103,9 @@ class DataPool:
         """Fill `buffer` with the bytes from `offset` on; at least one.
 
         `on_frame` is told of parts as they land; with `verify` whole pages have been compared with their checksums before that,
-        without it whoever is told does so. `waits` gets what the worker says of how the time went by. Cancelling leaves the
-        buffer alone from then on. Raises Unsupported (use gRPC), Corrupt, and what the worker says: NotFound (`cached_only`),
-        Stale, Store*, TimedOut, Unavailable, ...
+        without it whoever is told does so. `waits` gets what the worker says was waited for. Cancelling leaves the buffer alone
+        from then on. Raises Unsupported (use gRPC),
+        Corrupt, and what the worker says: NotFound (`cached_only`), Stale, Store*, TimedOut, Unavailable, ...
         """
         begun = await self.begin(
             cluster,
@@ -151,10 +155,40 @@ class DataPool:
                 priority=int(priority),
                 cached_only=cached_only,
                 on_frame=on_frame,
+                on_text=_make_listener(waits) if waits is not None else None,
                 ahead=ahead,
-                waits=waits,
             ),
         )
+
+    async def fill(
+        self,
+        cluster: Cluster,
+        worker: Worker,
+        ref: FileRef,
+        offset: int,
+        length: int,
+        *,
+        priority: Priority,
+        on_filled: Callable[[Filled], bool],
+    ) -> None:
+        """Have a worker bring a range into its cache. `on_filled` is told of pages as they land; False: the rest is cancelled.
+
+        Raises as `read`.
+        """
+        connection = self._lookup(cluster, worker, 0) or await self._open(cluster, worker, 0)
+
+        def on_text(kind: int, body: bytes) -> None:
+            if kind == wire.Kind.FILLED and body and not on_filled(wire.decode_filled(body)):
+                raise _Enough
+
+        read = connection.fill(self._encode(ref), ref.size, offset, length, priority=int(priority), on_text=on_text)
+        try:
+            await read.done
+        except _Enough:
+            return
+        except asyncio.CancelledError:
+            connection.cancel(read)
+            raise
 
     def report_bad(self, worker: Worker, ref: FileRef, page: int) -> None:
         """Tell a worker that a page it sent does not match its checksum, if it can be told."""
@@ -307,3 +341,11 @@ class DataPool:
         for lane in peer.lanes:
             for connection in list(lane.open):
                 connection.close(Cancelled(f"the data connection to {connection.address} was closed"))
+
+
+def _make_listener(waits: Waits) -> OnText:
+    def on_text(kind: int, body: bytes) -> None:
+        if kind == wire.Kind.WAITED:
+            waits.add_all(wire.parse_waited(body))
+
+    return on_text

@@ -1,7 +1,8 @@
 """The data socket's protocol: what two ends of a connection say to each other around the bytes that `sendfile` moves.
 
-    caller → server   Hello, then any number of Read, Cancel, BadPage
-    server → caller   Welcome, then for each Read any number of Data and one that is last, or an Error; Waited in between
+    caller → server   Hello, then any number of Read, Fill, Cancel, BadPage
+    server → caller   Welcome, then for each Read any number of Data and Waited, for each Fill any number of Filled; the last of
+                      them says so, or is an Error
 
 Replies to different reads come in any order, those to one read in the order of the file. A reply is a head, the checksums of the
 pages in it if it consists of whole pages, and then the bytes themselves. Numbers are little-endian.
@@ -18,8 +19,9 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from alluxio_like.errors import AlluxioLikeError, make_error
-from alluxio_like.types import PAGE_BYTES, FileRef, Fingerprint, InodeId, MountId, VersionId, to_bytes, to_str
-from alluxio_like.waits import Cause, Seconds
+from alluxio_like.rpc.messages import Filled, FilledPages
+from alluxio_like.types import PAGE_BYTES, FileRef, Fingerprint, InodeId, MountId, PageRange, VersionId, to_bytes, to_str
+from alluxio_like.waits import Seconds
 
 PROTOCOL = 1
 """The version that this program speaks. Another one is refused in the Welcome, and the caller uses gRPC."""
@@ -43,8 +45,10 @@ WELCOME_BYTES = _WELCOME.size
 CALL_BYTES = _CALL.size
 REPLY_BYTES = _REPLY.size
 
-_WAITED = struct.Struct("<4d")
-"""Seconds for a turn, a store, another worker, the disk."""
+_FILLED = struct.Struct("<BIQH6d")
+_RUN = struct.Struct("<QI")
+_WAITED = struct.Struct("<6d")
+_MAX_FILLED_BYTES = 1 << 20
 
 _CACHED_ONLY = 1
 _LAST = 1
@@ -63,7 +67,9 @@ class Kind(IntEnum):
     BAD_PAGE = 3
     DATA = 4
     ERROR = 5
-    WAITED = 6
+    FILL = 6
+    FILLED = 7
+    WAITED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ class Welcome(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A Read, Cancel or BadPage; `ref_bytes` of an encoded FileRef follow it. `offset` of a BadPage is the page's number.
+    """A Read, Fill, Cancel or BadPage; `ref_bytes` of an encoded FileRef follow it. `offset` of a BadPage is the page's number.
 
     `ahead`: bytes from `offset` on that the caller is about to read, this read's included: what a store is asked for at once.
     """
@@ -100,7 +106,7 @@ class Call(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The head of a Data or Error: `sums` checksums of 8 bytes, then `length` bytes."""
+    """The head of a reply: `sums` checksums of 8 bytes, then `length` bytes."""
 
     kind: int
     request_id: int
@@ -185,6 +191,11 @@ def pack_read(
     return _CALL.pack(Kind.READ, flags, len(ref), request_id, offset, length, min(max(ahead, length), MAX_READ_BYTES)) + ref
 
 
+def pack_fill(request_id: int, ref: bytes, offset: int, length: int, *, priority: int) -> bytes:
+    """Ask for a range to be brought into the cache, for a caller who reads cache files itself."""
+    return _CALL.pack(Kind.FILL, priority << _PRIORITY_SHIFT, len(ref), request_id, offset, length, length) + ref
+
+
 def pack_cancel(request_id: int) -> bytes:
     """Nobody waits for that read any more. It is answered all the same, with an Error if with nothing else."""
     return _CALL.pack(Kind.CANCEL, 0, 0, request_id, 0, 0, 0)
@@ -198,7 +209,7 @@ def pack_bad_page(ref: bytes, page: int) -> bytes:
 def parse_call(data: bytes | bytearray | memoryview, position: int = 0) -> Call:
     """The CALL_BYTES at `position`."""
     kind, flags, ref_bytes, request_id, offset, length, ahead = _CALL.unpack_from(data, position)
-    if kind not in {Kind.READ, Kind.CANCEL, Kind.BAD_PAGE}:
+    if kind not in {Kind.READ, Kind.FILL, Kind.CANCEL, Kind.BAD_PAGE}:
         raise Malformed(f"no call has the number {kind}")
     if (kind == Kind.CANCEL) != (ref_bytes == 0):
         raise Malformed("a call without the content that it is about, or the reverse")
@@ -223,23 +234,63 @@ def pack_error(request_id: int, error: AlluxioLikeError) -> bytes:
     return _REPLY.pack(Kind.ERROR, _LAST, 0, request_id, 0, len(body)) + body
 
 
+def encode_filled(filled: Filled) -> bytes:
+    """What a Filled says."""
+    head = _FILLED.pack(filled.read_through, filled.directory, filled.generation, len(filled.present), *filled.waited)
+    runs = [
+        _RUN.pack(one.pages.first, len(one.pages)) + struct.pack(f"<{len(one.checksums)}Q", *one.checksums)
+        for one in filled.present
+    ]
+    return head + b"".join(runs)
+
+
+def decode_filled(data: bytes) -> Filled:
+    """The pages that are in a cache file now."""
+    if len(data) < _FILLED.size:
+        raise Malformed("a Filled that is too short")
+    read_through, directory, generation, count, *waited = _FILLED.unpack_from(data)
+    position, present = _FILLED.size, []
+    for _ in range(count):
+        if len(data) < position + _RUN.size:
+            raise Malformed("a Filled that ends early")
+        first, pages = _RUN.unpack_from(data, position)
+        position += _RUN.size
+        if len(data) < position + 8 * pages:
+            raise Malformed("a Filled that ends early")
+        sums = struct.unpack_from(f"<{pages}Q", data, position)
+        position += 8 * pages
+        present.append(FilledPages(PageRange(first, first + pages), sums))
+    if position != len(data):
+        raise Malformed("a Filled that is too long")
+    store, peer, fill, metadata, queue, other = (part if part > 0 else 0.0 for part in waited)
+    return Filled(tuple(present), directory, generation, bool(read_through), (store, peer, fill, metadata, queue, other))
+
+
+def pack_text(kind: Kind, request_id: int, body: bytes, *, last: bool) -> bytes:
+    """A Filled or Waited with its bytes."""
+    return _REPLY.pack(kind, _LAST if last else 0, 0, request_id, 0, len(body)) + body
+
+
 def pack_waited(request_id: int, seconds: Seconds) -> bytes:
     """How the time went by that this read has waited since it was said last."""
-    known = (seconds[Cause.QUEUE], seconds[Cause.STORE], seconds[Cause.PEER], seconds[Cause.FILL])
-    return _REPLY.pack(Kind.WAITED, 0, 0, request_id, 0, _WAITED.size) + _WAITED.pack(*known)
+    return pack_text(Kind.WAITED, request_id, _WAITED.pack(*seconds), last=False)
 
 
 def parse_waited(data: bytes) -> Seconds:
-    """The seconds in the bytes of a Waited; none is negative, whatever was sent."""
-    queue, store, peer, fill = (part if part > 0 else 0.0 for part in _WAITED.unpack(data))
-    return store, peer, fill, 0.0, queue, 0.0
+    """Seconds by cause; none is negative, whatever was sent."""
+    if len(data) != _WAITED.size:
+        raise Malformed("a Waited of another length")
+    store, peer, fill, metadata, queue, other = (part if part > 0 else 0.0 for part in _WAITED.unpack(data))
+    return store, peer, fill, metadata, queue, other
 
 
 def parse_reply(data: bytes | bytearray | memoryview, position: int = 0) -> Reply:
     """The REPLY_BYTES at `position`."""
     kind, flags, sums, request_id, offset, length = _REPLY.unpack_from(data, position)
-    if kind not in {Kind.DATA, Kind.ERROR, Kind.WAITED} or flags > 1:
+    if kind not in {Kind.DATA, Kind.ERROR, Kind.FILLED, Kind.WAITED} or flags > 1:
         raise Malformed(f"no reply has the number {kind}")
+    if kind in {Kind.FILLED, Kind.WAITED} and (length > _MAX_FILLED_BYTES or sums):
+        raise Malformed(f"a text of {length} bytes")
     if length > MAX_FRAME_BYTES or (kind == Kind.ERROR and (length > 16 * _MAX_TEXT or sums or not flags)):
         raise Malformed(f"a reply of {length} bytes")
     if kind == Kind.WAITED and (length != _WAITED.size or sums or flags):

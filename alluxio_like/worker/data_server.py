@@ -13,7 +13,6 @@ Rule of concurrency: one event loop; frames with bytes of files are sent by thre
 import asyncio
 import contextlib
 import errno
-import hmac
 import logging
 import os
 import socket
@@ -27,10 +26,11 @@ from alluxio_like.cache.reader import get_nowait_flag
 from alluxio_like.cache.store import CacheStore
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc import data_wire as wire
-from alluxio_like.rpc.messages import Priority
+from alluxio_like.rpc.messages import Filled, Priority
 from alluxio_like.types import PAGE_BYTES, FileId, FileRef, PageRange, get_pages
-from alluxio_like.waits import NONE, Waits, subtract
-from alluxio_like.worker.data_outbox import FileLost, Frame, Outbox, Sent
+from alluxio_like.waits import Waits
+from alluxio_like.worker.data_caller import Caller
+from alluxio_like.worker.data_outbox import Frame
 from alluxio_like.worker.disk import DiskQueue
 
 _LOG = logging.getLogger(__name__)
@@ -39,13 +39,7 @@ MEMORY_BYTES = 256 << 10
 """A read up to this size is copied out of the page cache on the loop (about 20 us); a thread and sendfile would take longer."""
 _FRAME_BYTES = 1 << 20
 """Bytes of a file behind one head: what the receiver can verify and pass on."""
-_QUEUED_BYTES = 8 << 20
-"""In memory for one connection, before reads that go to the store wait for it."""
-_QUEUED_FRAMES = 512
-"""Beyond this no further calls of a connection are read."""
 _MAX_CONNECTIONS = 4096
-_HELLO_S = 10.0
-_CALLS_BYTES = 64 << 10
 _TRUST_S = 60.0
 """How long a page of which parts are sent is taken for good after it was verified. A guess."""
 _TRUSTED_FILES = 4096
@@ -60,6 +54,8 @@ class ReadHandler(Protocol):
     def read(
         self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool, waits: Waits | None = None
     ) -> AsyncIterator[bytes | bytearray | memoryview]: ...
+
+    def fill(self, ref: FileRef, offset: int, length: int, *, priority: Priority) -> AsyncIterator[Filled]: ...
 
     def read_ahead(self, ref: FileRef, offset: int, length: int, *, priority: Priority) -> None:
         """The caller is about to ask for these bytes, in several reads: fetch them at once, if they are kept here."""
@@ -125,7 +121,7 @@ class DataServer:
         self._sock = sock
         self._store = store
         self._reads = reads
-        self._connections: set[_Connection] = set()
+        self._connections: set[Caller] = set()
         self._loop = asyncio.get_running_loop()
         self._trust = _Trust(self._loop.time)
         self._nowait = [get_nowait_flag(fd) for fd in store.directory_fds]
@@ -151,7 +147,7 @@ class DataServer:
             task.cancel()
         await asyncio.gather(*self._tasks, *(one.wait_closed() for one in connections), return_exceptions=True)
 
-    def forget(self, connection: "_Connection") -> None:
+    def forget(self, connection: Caller) -> None:
         """A connection is no more."""
         self._connections.discard(connection)
         self.metrics.data_connections.set(len(self._connections))
@@ -177,7 +173,7 @@ class DataServer:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 # No SO_SNDBUF: a size that is set is bounded by wmem_max (208 KiB) and ends the kernel's own growing of it to 4 MiB.
-            self._connections.add(_Connection(self, sock))
+            self._connections.add(Caller(self, sock))
             self.metrics.data_connections.set(len(self._connections))
 
     def _accept_again(self) -> None:
@@ -234,18 +230,35 @@ class DataServer:
         if not all(whole or self._trust.has(file, start // PAGE_BYTES) for start, _, whole in parts):
             return None
         if call.length <= MEMORY_BYTES and len(parts) == 1:
-            nowait = self._nowait[file.directory] if file.directory < len(self._nowait) else None
-            data = bytearray(call.length)
-            if nowait is not None and os.preadv(fd, (data,), call.offset, nowait) == call.length:
+            data = self._try_copy(file, fd, call.offset, call.length)
+            if data is not None:
                 head = wire.pack_data(call.request_id, call.offset, call.length, sums if parts[0][2] else (), last=True)
                 return [Frame(call.request_id, head, data, last=True)]
-        frames = []
-        for start, stop, whole in parts:
-            first = start // PAGE_BYTES - pages.first
-            of_part = sums[first : first + -(-(stop - start) // PAGE_BYTES)] if whole else ()
-            file.hold()
-            frames.append(Frame.of_file(call.request_id, file, fd, start, stop - start, of_part, last=stop == end))
+        frames: list[Frame] = []
+        try:
+            for start, stop, whole in parts:
+                first = start // PAGE_BYTES - pages.first
+                of_part = sums[first : first + -(-(stop - start) // PAGE_BYTES)] if whole else ()
+                file.hold()
+                frames.append(Frame.of_file(call.request_id, file, fd, start, stop - start, of_part, last=stop == end))
+        except errors.AlluxioLikeError:
+            # Removed just now: what was held is let go of.
+            for frame in frames:
+                frame.drop()
+            raise
         return frames
+
+    def _try_copy(self, file: CachedFile, fd: int, offset: int, length: int) -> bytearray | None:
+        """Bytes of a file that are in the page cache; None: it would take waiting for the disk."""
+        nowait = self._nowait[file.directory] if file.directory < len(self._nowait) else None
+        if nowait is None:
+            return None
+        data = bytearray(length)
+        try:
+            return data if os.preadv(fd, (data,), offset, nowait) == length else None
+        except OSError:
+            # EAGAIN for the most part; whatever else it is, sendfile will say.
+            return None
 
     async def verify_parts(self, call: wire.Call, ref: FileRef) -> bool:
         """Verify pages of which only a part was asked for; True: the read can be tried again without the long way."""
@@ -303,290 +316,6 @@ def _split(start: int, end: int, size: int) -> list[tuple[int, int, bool]]:
         parts.append((start, stop, whole))
         start = stop
     return parts
-
-
-class _Connection:
-    """One caller."""
-
-    def __init__(self, server: DataServer, sock: socket.socket) -> None:
-        self._server = server
-        self._sock = sock
-        self._loop = asyncio.get_running_loop()
-        self._outbox = Outbox(sock)
-        self._calls = bytearray()
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._greeted = False
-        self._closing = False
-        self._reading = True
-        self._sending = False
-        """A thread has the outbox."""
-        self._waiting = False
-        """The socket takes no more: the loop tells when it does."""
-        self._counted = 0
-        self._room: list[asyncio.Future[None]] = []
-        self._closed: asyncio.Future[None] = self._loop.create_future()
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(_HELLO_S, self.close)
-        self._loop.add_reader(sock.fileno(), self._on_readable)
-
-    def close(self) -> None:
-        """End it; the socket itself is closed once no thread uses it. May be called twice."""
-        if self._closing:
-            return
-        self._closing = True
-        if self._reading:
-            self._loop.remove_reader(self._sock.fileno())
-        if self._waiting:
-            self._loop.remove_writer(self._sock.fileno())
-        self._stop_timer()
-        for task in self._tasks.values():
-            task.cancel()
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._wake()
-        if not self._sending:
-            self._finish()
-
-    async def wait_closed(self) -> None:
-        """Return when no thread uses the socket and no task is left."""
-        if self._tasks:
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        await asyncio.shield(self._closed)
-
-    def _finish(self) -> None:
-        self._outbox.clear()
-        self._sock.close()
-        if not self._closed.done():
-            self._closed.set_result(None)
-        self._server.forget(self)
-
-    def _stop_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-
-    # What comes.
-
-    def _on_readable(self) -> None:
-        try:
-            data = self._sock.recv(_CALLS_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-            return
-        self._calls += data
-        try:
-            if self._greeted or self._greet():
-                self._parse()
-        except wire.Malformed as error:
-            _LOG.warning("a data connection was closed: %s", error)
-            self.close()
-
-    def _greet(self) -> bool:
-        """The beginning of a connection. True: it is through."""
-        if len(self._calls) < wire.HELLO_BYTES:
-            return False
-        protocol, lengths = wire.parse_hello_head(self._calls[: wire.HELLO_BYTES])
-        if protocol != wire.PROTOCOL:
-            self._refuse(f"this worker speaks version {wire.PROTOCOL} of the data socket")
-            return False
-        end = wire.HELLO_BYTES + sum(lengths)
-        if len(self._calls) < end:
-            return False
-        hello = wire.parse_hello_texts(bytes(self._calls[wire.HELLO_BYTES : end]), lengths)
-        del self._calls[:end]
-        server = self._server
-        if hello.worker_id != server.worker_id or server.get_cluster_id() not in {None, hello.cluster_id}:
-            self._refuse("another worker is at this address")
-            return False
-        if not hmac.compare_digest(hello.nonce.encode(), server.nonce.encode()):
-            self._refuse("the worker was started anew")
-            return False
-        self._greeted = True
-        self._stop_timer()
-        self._put(Frame(0, wire.pack_welcome(), last=False))
-        return True
-
-    def _refuse(self, reason: str) -> None:
-        self._put(Frame(0, wire.pack_welcome(reason), last=False))
-        self.close()
-
-    def _parse(self) -> None:
-        """Take the calls that are complete."""
-        position = 0
-        while not self._closing and len(self._calls) - position >= wire.CALL_BYTES:
-            call = wire.parse_call(self._calls, position)
-            end = position + wire.CALL_BYTES + call.ref_bytes
-            if len(self._calls) < end:
-                break
-            encoded = bytes(self._calls[position + wire.CALL_BYTES : end])
-            position = end
-            self._take(call, encoded)
-        del self._calls[:position]
-        if self._reading and len(self._outbox) + len(self._tasks) > _QUEUED_FRAMES and not self._closing:
-            # Whoever asks for so much and takes nothing has to wait.
-            self._reading = False
-            self._loop.remove_reader(self._sock.fileno())
-
-    def _take(self, call: wire.Call, encoded: bytes) -> None:
-        if call.kind == wire.Kind.CANCEL:
-            if self._outbox.cancel(call.request_id) and (running := self._tasks.get(call.request_id)) is not None:
-                running.cancel()
-            return
-        ref = self._server.get_ref(encoded)
-        if call.kind == wire.Kind.BAD_PAGE:
-            self._server.look_at(ref, call.offset)
-            return
-        try:
-            Priority(call.priority)
-        except ValueError:
-            raise wire.Malformed(f"no priority is {call.priority}") from None
-        self._outbox.expect(call.request_id)
-        frames = self._server.make_frames(call, ref)
-        if frames is None:
-            task = self._loop.create_task(self._answer(call, ref), name="data read")
-            self._tasks[call.request_id] = task
-            task.add_done_callback(lambda _: self._tasks.pop(call.request_id, None))
-            return
-        self._send(call, ref, frames)
-
-    def _send(self, call: wire.Call, ref: FileRef, frames: list[Frame]) -> None:
-        if not call.cached_only:
-            self._server.handler.note_read(ref, call.length)
-        for frame in frames:
-            self._put(frame)
-
-    # What takes waiting.
-
-    async def _answer(self, call: wire.Call, ref: FileRef) -> None:
-        """Answer a read by verifying, or by the handler, which fetches what is missing."""
-        failure: errors.AlluxioLikeError
-        try:
-            if await self._server.verify_parts(call, ref):
-                frames = self._server.make_frames(call, ref)
-                if frames is not None:
-                    self._send(call, ref, frames)
-                    return
-            await self._relay(call, ref)
-            return
-        except errors.AlluxioLikeError as error:
-            failure = error
-        except asyncio.CancelledError:
-            if self._closing:
-                return
-            failure = errors.Cancelled("cancelled")
-        except Exception as error:  # noqa: BLE001 (a caller must never be left waiting; it is logged)
-            _LOG.exception("a data read failed in a way nobody foresaw")
-            failure = errors.Internal(f"{type(error).__name__} while reading: see the worker's log", subject=ref.key)
-        self._put(Frame(call.request_id, wire.pack_error(call.request_id, failure), last=True))
-
-    async def _relay(self, call: wire.Call, ref: FileRef) -> None:
-        position, end = call.offset, call.offset + call.length
-        waits, told = Waits(), NONE
-        if call.ahead > call.length and not call.cached_only:
-            self._server.handler.read_ahead(ref, call.offset, call.ahead, priority=Priority(call.priority))
-        pieces = self._server.handler.read(
-            ref, call.offset, call.length, priority=Priority(call.priority), cached_only=call.cached_only, waits=waits
-        )
-        try:
-            async for piece in pieces:
-                if waits.total_s - sum(told) >= _TOLD_S:
-                    waited = subtract(waits.get(), told)
-                    self._put(Frame(call.request_id, wire.pack_waited(call.request_id, waited), last=False))
-                    told = waits.get()
-                last = position + len(piece) >= end
-                head = wire.pack_data(call.request_id, position, len(piece), (), last=last)
-                position += len(piece)
-                self._put(Frame(call.request_id, head, piece, last=last))
-                if not last:
-                    await self._wait_room()
-        finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
-        if position < end:
-            raise errors.Internal("fewer bytes than the range has", subject=ref.key)
-
-    async def _wait_room(self) -> None:
-        """Until not too much is queued in memory."""
-        while self._outbox.queued_bytes > _QUEUED_BYTES and not self._closing:
-            future: asyncio.Future[None] = self._loop.create_future()
-            self._room.append(future)
-            await future
-
-    def _wake(self) -> None:
-        waiting, self._room = self._room, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
-
-    # What goes.
-
-    def _put(self, frame: Frame) -> None:
-        if self._closing:
-            frame.drop()
-            return
-        self._outbox.put(frame)
-        if not self._sending and not self._waiting:
-            self._send_more()
-
-    def _send_more(self) -> None:
-        """On the loop, with no thread at it: send from memory, give files to a thread."""
-        try:
-            sent = self._outbox.send_now()
-        except OSError:
-            self._loop.call_soon(self.close)
-            return
-        self._note(sent)
-
-    def _note(self, sent: Sent) -> None:
-        """Go on after some was sent."""
-        self._count()
-        if sent is Sent.MORE:
-            self._sending = True
-            self._server.sends.submit(self._outbox.drain, alone=True).add_done_callback(self._on_drained)
-        elif sent is Sent.BLOCKED and not self._waiting:
-            self._waiting = True
-            self._loop.add_writer(self._sock.fileno(), self._on_writable)
-            self._stop_timer()
-            self._timer = self._loop.call_later(self._server.patience_s, self._give_up)
-        if self._outbox.queued_bytes <= _QUEUED_BYTES // 2:
-            self._wake()
-        if not self._reading and not self._closing and len(self._outbox) + len(self._tasks) <= _QUEUED_FRAMES // 2:
-            self._reading = True
-            self._loop.add_reader(self._sock.fileno(), self._on_readable)
-
-    def _on_writable(self) -> None:
-        self._loop.remove_writer(self._sock.fileno())
-        self._waiting = False
-        self._stop_timer()
-        self._send_more()
-
-    def _give_up(self) -> None:
-        _LOG.info("a data connection was closed: nothing was taken for %g s", self._server.patience_s)
-        self.close()
-
-    def _on_drained(self, done: "asyncio.Future[Sent]") -> None:
-        self._sending = False
-        error = None if done.cancelled() else done.exception()
-        if isinstance(error, FileLost):
-            _LOG.warning("a read ended early: %s", error)
-            self._server.verify_later(error.file, error.offset // PAGE_BYTES)
-        elif error is not None and not isinstance(error, OSError):
-            _LOG.error("sending failed in a way nobody foresaw", exc_info=error)
-        if self._closing:
-            self._finish()
-        elif error is not None:
-            # A head that was sent promises bytes: without them the connection cannot go on.
-            self.close()
-        else:
-            self._note(done.result()) if done.result() is not Sent.ALL or len(self._outbox) == 0 else self._send_more()
-
-    def _count(self) -> None:
-        sent = self._outbox.sent_bytes
-        if sent > self._counted:
-            self._server.metrics.data_sent_bytes.inc(sent - self._counted)
-            self._counted = sent
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -147,6 +147,10 @@ class DataService:
     async def touch(self, files: Sequence[Touched]) -> None:
         """See DataHandler."""
         for touched in files:
+            if touched.read_bytes and self._store.lookup(touched.file_id) is None:
+                # Read from its home, past this worker: what admission goes by.
+                self._watch(touched.file_id)[0] += touched.read_bytes
+                continue
             self._evictor.record_read(touched.file_id, touched.read_bytes)
             self._metrics.read_bytes.labels("local").inc(touched.read_bytes)
 
@@ -167,10 +171,7 @@ class DataService:
 
     def _admits(self, ref: FileRef, offset: int, length: int) -> bool:
         """Whether a copy of a file whose home is elsewhere is worth its space."""
-        watched = self._guests.setdefault(ref.file_id, [0, 0])
-        self._guests.move_to_end(ref.file_id)
-        if len(self._guests) > _GUESTS_WATCHED:
-            self._guests.popitem(last=False)
+        watched = self._watch(ref.file_id)
         watched[0] += length
         watched[1] += offset == 0
         usage = self._store.get_usage()
@@ -180,6 +181,15 @@ class DataService:
             home_bytes=sum(directory.home_bytes for directory in usage),
             guest_bytes=sum(directory.guest_bytes for directory in usage),
         )
+
+
+    def _watch(self, file_id: FileId) -> list[int]:
+        """Bytes read and times opened of a file that is not kept here, to be added to."""
+        watched = self._guests.setdefault(file_id, [0, 0])
+        self._guests.move_to_end(file_id)
+        if len(self._guests) > _GUESTS_WATCHED:
+            self._guests.popitem(last=False)
+        return watched
 
 
 class AdminService:

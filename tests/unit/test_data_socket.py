@@ -23,9 +23,9 @@ from alluxio_like.clock import SystemClock
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc import data_wire as wire
 from alluxio_like.rpc.data_pool import DataPool
-from alluxio_like.rpc.messages import Priority
-from alluxio_like.types import PAGE_BYTES, Cluster, FileRef, Fingerprint, Worker, WorkerId
-from alluxio_like.waits import Waits
+from alluxio_like.rpc.messages import Filled, FilledPages, Priority
+from alluxio_like.types import PAGE_BYTES, Cluster, FileRef, Fingerprint, PageRange, Worker, WorkerId
+from alluxio_like.waits import Cause, Waits
 from alluxio_like.worker.data_server import DataServer, listen
 from alluxio_like.worker.disk import DiskQueue
 from tests.unit.worker_parts import make_data, make_ref, wait_until
@@ -44,11 +44,14 @@ class Handler:
     reads: int = 0
     under_way: int = 0
     noted: int = 0
+    fills: list[Filled] = field(default_factory=list)
 
     async def read(
         self, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool, waits: Waits | None = None
     ) -> AsyncIterator[bytes | bytearray | memoryview]:
         self.reads += 1
+        if waits is not None:
+            waits.add(Cause.STORE, 1.5)
         self.under_way += 1
         try:
             if self.gate is not None:
@@ -62,6 +65,18 @@ class Handler:
                 step = min(length, MIB - offset % MIB)
                 yield data[offset : offset + step]
                 offset, length = offset + step, length - step
+        finally:
+            self.under_way -= 1
+
+    async def fill(self, ref: FileRef, offset: int, length: int, *, priority: Priority) -> AsyncIterator[Filled]:
+        self.under_way += 1
+        try:
+            for filled in self.fills:
+                yield filled
+            if self.gate is not None:
+                await self.gate.wait()
+            if self.error is not None:
+                raise self.error
         finally:
             self.under_way -= 1
 
@@ -183,6 +198,48 @@ async def test_what_is_not_cached_comes_from_the_handler(tmp_path: Path) -> None
         assert place.handler.reads == 1
         with pytest.raises(errors.NotFound):
             await place.read(ref, 0, 10, cached_only=True)
+
+
+async def test_fills_are_told_page_by_page(tmp_path: Path) -> None:
+    async with running(tmp_path) as place:
+        ref = make_ref(1, "x", Fingerprint("x", 5 * MIB))
+        runs = (FilledPages(PageRange(0, 2), (1, 2**64 - 1)), FilledPages(PageRange(3, 4), (7,)))
+        place.handler.fills = [
+            Filled(runs, 2, 2**63, waited=(0.0, 1.5, 0.0, 0.0, 0.25, 0.0)),
+            Filled((FilledPages(PageRange(2, 3), (9,)),), 2, 2**63),
+        ]
+        told: list[Filled] = []
+
+        async def fill(enough: int = 99) -> None:
+            def on_filled(filled: Filled) -> bool:
+                told.append(filled)
+                return len(told) < enough
+
+            await place.pool.fill(place.cluster, place.worker, ref, 0, 5 * MIB, priority=Priority.AHEAD, on_filled=on_filled)
+
+        await fill()
+        assert told == place.handler.fills
+        place.handler.error = errors.Stale("gone", subject="x")
+        with pytest.raises(errors.Stale):
+            await fill()
+        place.handler.error, place.handler.gate = None, asyncio.Event()
+        told.clear()
+        await fill(enough=1)
+        assert len(told) == 1
+        await wait_until(lambda: place.handler.under_way == 0, "the rest is cancelled")
+        waiting = asyncio.create_task(fill())
+        await wait_until(lambda: place.handler.under_way == 1, "it is under way")
+        waiting.cancel()
+        await wait_until(lambda: place.handler.under_way == 0, "it is cancelled")
+
+
+async def test_it_is_told_what_was_waited_for(tmp_path: Path) -> None:
+    async with running(tmp_path) as place:
+        ref = make_ref(1, "x", Fingerprint("x", 1000))
+        place.handler.contents[1] = make_data(1000)
+        waits = Waits()
+        assert await place.read(ref, 0, 1000, waits=waits) == make_data(1000)
+        assert waits.get()[Cause.STORE] == 1.5
 
 
 async def test_another_content_under_the_same_id_is_not_sent(tmp_path: Path) -> None:
@@ -540,6 +597,10 @@ def test_random_bytes_are_refused_or_parsed(data: bytes) -> None:
             parse(data[:size].ljust(size, b"\0"))  # type: ignore[operator]
     with contextlib.suppress(wire.Malformed):
         wire.decode_ref(data)
+    with contextlib.suppress(wire.Malformed):
+        wire.decode_filled(data)
+    with contextlib.suppress(wire.Malformed):
+        wire.parse_waited(data)
     assert isinstance(wire.parse_error(data), errors.AlluxioLikeError)
 
 

@@ -1,0 +1,189 @@
+"""Files that another worker holds, read through a mount: by the data socket, on good days and bad ones."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import IO_TIMEOUT_S, StackMaker
+from tests.cluster.data import MIB, make_data, put_samples
+from tests.cluster.far import get_metric, list_far, take_away
+from tests.servers.fixtures import S3Server
+from tests.servers.net import wait_until
+from tests.servers.stack import Stack
+
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
+MARGIN_S = 3.0
+LARGE = 48 * MIB
+
+
+def put_large(server: S3Server, bucket: str, count: int) -> dict[str, bytes]:
+    objects = {f"large/{number}.bin": make_data(number, LARGE) for number in range(count)}
+    for key, data in objects.items():
+        server.put(bucket, key, data)
+    return objects
+
+
+def start_far(make_stack: StackMaker, workplace: Path) -> Stack:
+    stack = make_stack(workers=2)
+    take_away(workplace / "home")
+    return stack
+
+
+def get_http(stack: Stack, number: int) -> str:
+    return str(stack.ready["workers"][number - 1]["http_address"])
+
+
+def read_checked(path: Path, data: bytes, after: threading.Event | None = None) -> tuple[list[str], float]:
+    """Read a file 1 MiB at a time: what was wrong with it, and the longest that a read took. `after`: set after a quarter."""
+    wrong, longest = [], 0.0
+    with open(path, "rb", buffering=0) as file:
+        for offset in range(0, len(data), MIB):
+            began = time.monotonic()
+            try:
+                got = file.read(MIB)
+            except OSError as error:
+                wrong.append(f"{path.name} at {offset}: {error}")
+                break
+            longest = max(longest, time.monotonic() - began)
+            if got != data[offset : offset + MIB]:
+                wrong.append(f"{path.name} at {offset}: wrong bytes")
+            if after is not None and offset >= len(data) // 4:
+                after.set()
+    return wrong, longest
+
+
+def test_small_and_large_files_come_by_the_data_socket(
+    make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str
+) -> None:
+    objects = put_samples(s3_server, s3_bucket, 1000, size=20_000) | put_large(s3_server, s3_bucket, 3)
+    stack = start_far(make_stack, workplace)
+    stack.load("/")
+    names = list(objects)
+    random.Random(1).shuffle(names)
+    with ThreadPoolExecutor(8) as pool:
+        wrong = [
+            name
+            for name, data in zip(names, pool.map(lambda n: (stack.mountpoint / n).read_bytes(), names), strict=True)
+            if data != objects[name]
+        ]
+    assert not wrong
+    far = list_far(stack, names)
+    assert 300 < len(far) < 700
+    sent = get_metric(get_http(stack, 2), "alluxio_like_data_sent_bytes_total")
+    assert sent >= sum(len(objects[name]) for name in far)
+    assert get_metric(get_http(stack, 2), "alluxio_like_data_connections") > 0
+
+
+def test_random_small_reads_of_a_far_file(make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str) -> None:
+    objects = put_large(s3_server, s3_bucket, 5)
+    stack = start_far(make_stack, workplace)
+    stack.load("/")
+    name = list_far(stack, objects)[0]
+    chance = random.Random(3)
+    fd = os.open(stack.mountpoint / name, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        for _ in range(600):
+            offset = chance.randrange(LARGE - 5000)
+            assert os.pread(fd, 4096, offset) == objects[name][offset : offset + 4096]
+    finally:
+        os.close(fd)
+    sent = get_metric(get_http(stack, 2), "alluxio_like_data_sent_bytes_total")
+    assert 0 < sent < LARGE // 2, "only what was asked for came, and what was near"
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_far_worker_that_is_killed_or_stopped_while_it_sends(
+    make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str, how: str
+) -> None:
+    objects = put_large(s3_server, s3_bucket, 6) | put_samples(s3_server, s3_bucket, 60)
+    stack = start_far(make_stack, workplace)
+    stack.load("/")
+    far = list_far(stack, objects)
+    large = [name for name in far if name.startswith("large")]
+    small = [name for name in far if not name.startswith("large")]
+    assert large
+    begun = threading.Event()
+    [pid] = [one["pid"] for one in stack.ready["workers"] if one["http_address"] == get_http(stack, 2)]
+    with ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(read_checked, stack.mountpoint / name, objects[name], begun) for name in large[:2]]
+        assert begun.wait(60)
+        os.kill(pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        try:
+            pending += [pool.submit(read_checked, stack.mountpoint / name, objects[name]) for name in small[:10]]
+            results = [one.result(120) for one in pending]
+        finally:
+            if how == "stopped":
+                os.kill(pid, signal.SIGCONT)
+    assert [wrong for wrong, _ in results if wrong] == []
+    assert max(longest for _, longest in results) < IO_TIMEOUT_S + MARGIN_S
+    # And with it back, its files are read again.
+    wait_until("all is well", lambda: (stack.mountpoint / small[-1]).read_bytes() == objects[small[-1]], timeout_s=30)
+
+
+@contextmanager
+def freeing(stack: Stack) -> Iterator[None]:
+    """Frees and loads everything again and again meanwhile."""
+    ending = threading.Event()
+
+    def run() -> None:
+        while not ending.is_set():
+            stack.free("/")
+            stack.try_command("cache", "load", "/large")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join(60)
+
+
+def test_files_are_freed_while_they_are_sent(
+    make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str
+) -> None:
+    objects = put_large(s3_server, s3_bucket, 4)
+    stack = start_far(make_stack, workplace)
+    stack.load("/")
+    with freeing(stack), ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            results = list(pool.map(lambda name: read_checked(stack.mountpoint / name, objects[name]), objects))
+            assert [wrong for wrong, _ in results if wrong] == []
+            for name in objects:
+                fd = os.open(stack.mountpoint / name, os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
+
+
+def test_a_content_that_is_replaced_is_never_mixed_with_the_old_one(
+    make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str
+) -> None:
+    objects = put_large(s3_server, s3_bucket, 3)
+    stack = start_far(make_stack, workplace)
+    stack.load("/")
+    [name, *_] = list_far(stack, objects) or list(objects)
+    new = make_data(99, LARGE)
+    path = stack.mountpoint / name
+    old_fd = os.open(path, os.O_RDONLY)
+    try:
+        assert os.pread(old_fd, MIB, 0) == objects[name][:MIB]
+        s3_server.put(s3_bucket, name, new)
+        stack.run_command("alluxio-like", "fs", "sync", "/")
+        stack.load("/")
+        assert path.read_bytes() == new
+        for page in range(1, LARGE // MIB):
+            try:
+                assert os.pread(old_fd, MIB, page * MIB) == objects[name][page * MIB : (page + 1) * MIB]
+            except OSError:
+                break
+    finally:
+        os.close(old_fd)
