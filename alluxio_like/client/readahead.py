@@ -13,9 +13,10 @@ PIECE_BYTES = 8 << 20
 FIRST_WINDOW_BYTES = 2 << 20
 SLACK_BYTES = 4 << 20
 """The kernel sends several reads of one read-ahead window at once, and they arrive in any order."""
-SLACK_READS = 64
-"""How many of its own lengths a read may lie away from the last to be taken for the next one. A guess: 256 KiB for 4 KiB, by
-which one random read in a thousand of a 512 MiB file is taken for the beginning of a sequence."""
+FEW_BYTES = 64 << 10
+"""The kernel asks for more than this at a time once it sees a file being read in order. Smaller reads follow one another only
+where they lie side by side, give or take `SLACK_FEW` of their own lengths: one of a thousand random reads does. Guesses."""
+SLACK_FEW = 4
 
 NEVER = 1 << 63
 
@@ -40,9 +41,7 @@ class Pattern:
 
     def miss(self, offset: int, stop: int) -> None:
         """A read of [offset, stop) that was not at hand. A second one that follows on the first begins to read ahead."""
-        # A reader who goes through a file in order soon asks for more than a few bytes at a time: the kernel does so for it. Few
-        # bytes near the last ones are rather chance.
-        slack = min(SLACK_BYTES, (stop - offset) * SLACK_READS)
+        slack = SLACK_BYTES if stop - offset > FEW_BYTES else (stop - offset) * SLACK_FEW
         follows = self._next > 0 and -slack <= offset - self._next <= slack
         if follows:
             self._next = max(self._next, stop)

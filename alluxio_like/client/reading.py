@@ -14,7 +14,7 @@ from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.flight import Flight
 from alluxio_like.client.local import LocalCaches
-from alluxio_like.client.readahead import NEVER, PIECE_BYTES, SMALL_FILE_BYTES, Budget, Pattern
+from alluxio_like.client.readahead import FEW_BYTES, NEVER, PIECE_BYTES, SMALL_FILE_BYTES, Budget, Pattern
 from alluxio_like.errors import (
     AlluxioLikeError,
     Corrupt,
@@ -35,8 +35,6 @@ _log = logging.getLogger(__name__)
 
 REPORT_READS = 1 << 14
 """Reads of an open file after which its worker is told of them; a guess."""
-FEW_BYTES = 64 << 10
-"""Reads up to this size that follow no order are done by one message to the home of the bytes. A guess."""
 FEW_IN_ALL_BYTES = 1 << 20
 """After so much was read in that way a worker here is asked again whether it wants to keep the file. A guess."""
 FILL_BYTES = 64 << 20
