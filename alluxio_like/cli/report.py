@@ -3,12 +3,15 @@
 Owns their output. One command a process.
 """
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 from alluxio_like.cli.cache import print_jobs
-from alluxio_like.cli.common import JsonOption, MasterOption, open_client, print_json, run_async
-from alluxio_like.cli.render import print_table, show_percent, show_seconds, show_size
+from alluxio_like.cli.common import JsonOption, MasterOption, load_client_config, open_client, print_json, run_async, to_plain
+from alluxio_like.cli.mounted import ask_books, list_local_mounts
+from alluxio_like.cli.render import print_table, show_name, show_percent, show_seconds, show_size
 from alluxio_like.cli.tree import print_mounts
+from alluxio_like.errors import AlluxioLikeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +34,9 @@ def report(master: MasterOption = "", as_json: JsonOption = False) -> None:
     async def run() -> None:
         async with open_client(master) as client:
             found = await client.report()
+        here = await asyncio.to_thread(describe_local_mounts)
         if as_json:
-            print_json(found)
+            print_json({**to_plain(found), "local_mounts": here})
             return
         live = sum(worker.live for worker in found.cluster.workers)
         totals = found.totals
@@ -52,11 +56,50 @@ def report(master: MasterOption = "", as_json: JsonOption = False) -> None:
         if found.mounts:
             print()
             print_mounts(found.mounts)
+        print_local_mounts(here)
         if found.jobs:
             print()
             print_jobs(found.jobs)
 
     run_async(run())
+
+
+def describe_local_mounts() -> list[dict[str, Any]]:
+    """The mounts of this machine, whatever cluster they are of: how they are served, what is open, why not all passes through."""
+    ca = load_client_config().tls.ca
+    found = []
+    for mount in list_local_mounts():
+        facts: dict[str, Any] = {"mountpoint": mount.mountpoint, "session": mount.session, "problem": mount.problem}
+        try:
+            books = ask_books(mount, ca=ca)
+        except AlluxioLikeError as error:
+            facts["problem"] = error.message
+        else:
+            facts |= {name: books[name] for name in ("open", "why_not", "total") if name in books}
+        found.append(facts)
+    return found
+
+
+def print_local_mounts(mounts: "Sequence[dict[str, Any]]") -> None:
+    """The mounts of this machine as a table."""
+    rows = []
+    for one in mounts:
+        if "open" not in one:
+            rows.append([show_name(one["mountpoint"]), one["problem"], "", "", ""])
+            continue
+        passing, total, why_not = one["open"]["passthrough"], one["total"], one.get("why_not")
+        rows.append(
+            [
+                show_name(one["mountpoint"]),
+                one["session"] + (f" ({'; '.join(why_not)})" if why_not else ""),
+                f"{sum(one['open'].values()):,}",
+                f"{passing:,}",
+                f"~{show_size(total['read_bytes'] + total['passthrough_bytes'])}",
+            ]
+        )
+    if rows:
+        print()
+        print_table(["MOUNT ON THIS MACHINE", "SESSION", "OPEN", "BY KERNEL", "READ"], rows, left=(0, 1))
 
 
 def workers(master: MasterOption = "", as_json: JsonOption = False) -> None:

@@ -120,6 +120,8 @@ class Accounting:
         """Handles that are read by READs."""
         self._refs: dict[int, FileRef] = {}
         """By inode, of the large files that are passed through. (Of small ones their worker is told by each open.)"""
+        self.open_now = [0, 0, 0]
+        """Handles by mode."""
         self.details: dict[tuple[int, int], processes.Details] = {}
         """What tells a person which process a job is, as far as it lived long enough to be asked; by pid and start."""
         self._urgent: set[JobAccount] = set()
@@ -139,6 +141,7 @@ class Accounting:
         info = FileInfo(ref.inode, entry.attr.size, ref.key or entry.name, ref.mount_id)
         opened = self.ledger.open(self._find_job(thread, now_s), info, mode, now_s, waited=waited, brought=waited is not NONE)
         file.account = opened
+        self.open_now[mode] += 1
         if waited is not NONE:
             self._count_waits(waited)
         if mode is Mode.PASSTHROUGH:
@@ -156,6 +159,7 @@ class Accounting:
             return
         self._update(file)
         file.account = None
+        self.open_now[opened.mode] -= 1
         self._read.pop(file, None)
         self.ledger.close(opened, self._clock.monotonic())
         if opened.mode is Mode.PASSTHROUGH and opened.size > SMALL_BYTES:

@@ -67,6 +67,7 @@ def show_books(accounting: Accounting, query: dict[str, str]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "clock_s": time.monotonic(),
+        "open": {mode.name.lower(): accounting.open_now[mode] for mode in Mode},
         "total": show_tally(ledger.get_total()),
         "jobs": [_show_job(accounting, job) for job in ledger.jobs],
         "other_jobs": show_tally(ledger.other_jobs.tally),

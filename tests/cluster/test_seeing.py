@@ -86,6 +86,11 @@ def test_a_large_file_that_is_streamed_waits_for_the_store(
     job = wait_booked(stack, pid)["job"]
     waits = job["waits_s"]
     assert sum(waits.values()) > 1.5
+    (mount,) = [
+        one for one in stack.run_command("alluxio-like", "report")["local_mounts"] if one["mountpoint"] == str(stack.mountpoint)
+    ]
+    assert (mount["session"], sum(mount["open"].values())) == (stack.ready["fuse"]["session"], 0)
+    assert str(stack.mountpoint) in stack.try_command("alluxio-like", "report").stdout
     file = job["worst"][0]["waits_s"]
     assert file["store"] > 0.5 * sum(file.values()), file
     assert file["peer"] < 0.3 * sum(file.values()), file
