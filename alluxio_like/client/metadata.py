@@ -407,7 +407,7 @@ class MetadataCache:
             # Shown in place of one that cannot be: where it stands in the order of names is not known.
             return None
         page = directory.pages[0]
-        for sort_name in (name + b"/", name):
+        for sort_name in (name, name + b"/"):
             place = bisect_right(directory.firsts, sort_name) - 1
             page = directory.pages[max(place, 0)]
             if page.first is None:
