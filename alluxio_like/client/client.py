@@ -71,7 +71,7 @@ class Client:
         self._token = token
         self._channel = self._open_channel(config.master)
         self._master = MasterStub(self._channel, timeout_s=config.io_timeout_s)
-        self._keeper = LeaseKeeper(self._channel, self._forget, self._note_epoch, metrics)
+        self._keeper = LeaseKeeper(self._channel, self._forget, self._note_epoch, metrics, strict=config.strict)
         self._names = MetadataCache(time.monotonic, self._keeper.is_live)
         self._prefetch = NamePrefetch(self.list_dir)
         # A worker that is stopped, or cut off, leaves time to ask others. Where the cluster has TLS nothing goes in the clear.

@@ -46,7 +46,10 @@ def _read_clock() -> float:
 
 
 class LeaseKeeper:
-    """One client's lease. `forget` is called with what is taken back, and does not wait."""
+    """One client's lease. `forget` is called with what is taken back, and does not wait.
+
+    `strict`: when the lease runs out everything is forgotten, by the listener too.
+    """
 
     def __init__(
         self,
@@ -55,12 +58,14 @@ class LeaseKeeper:
         note_epoch: Callable[[int], None],
         metrics: Metrics | None,
         *,
+        strict: bool = False,
         now: Callable[[], float] = _read_clock,
     ) -> None:
         self._channel = channel
         self._forget = forget
         self._note_epoch = note_epoch
         self._metrics = metrics
+        self._strict = strict
         self._now = now
         self._stub = CoherenceStub(channel)
         self._session_id = uuid.uuid4().hex
@@ -199,7 +204,9 @@ class LeaseKeeper:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(self._lease_s / RENEWALS)
+            pause_s = self._lease_s / RENEWALS
+            left_s = self._expires_s - self._now()
+            await asyncio.sleep(left_s + 0.01 if 0 < left_s < pause_s else pause_s)
             self._note_state()
             if self._outgoing is not None:
                 self._send()
@@ -226,3 +233,5 @@ class LeaseKeeper:
                 self._metrics.lease_losses.inc()
         if not live:
             _log.warning("the master's lease has run out: what is remembered may be old")
+            if self._strict:
+                self._apply((Recall(EVERYWHERE, all_names=True),), 0)

@@ -17,7 +17,7 @@ from alluxio_like.errors import AlluxioLikeError
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.handles import BoundedDict
 from alluxio_like.fuse.notify import Teller
-from alluxio_like.types import EVERYWHERE, InodeId, Recall, to_bytes
+from alluxio_like.types import EVERYWHERE, InodeId, Kind, Recall, to_bytes, to_str
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,9 @@ class KernelMemory:
         names: Sequence[bytes] | None = recall.names
         if recall.all_names:
             names = self._backend.list_known_names(recall.directory, _NAMES_TOLD)
+            if names is not None and self._teller.can_tell_all and self._has_directory(recall.directory, names):
+                # A directory that is told by its name is nameless to who works in it until somebody looks it up again.
+                names = None
         if names is None:
             if self._teller.can_tell_all:
                 self._recall_everything()
@@ -122,6 +125,10 @@ class KernelMemory:
         for name in names or ():
             self._teller.tell(node, name)
         self._teller.tell_inode(node)
+
+    def _has_directory(self, directory: InodeId, names: Iterable[bytes]) -> bool:
+        known = (self._backend.lookup_old(directory, to_str(name)) for name in names)
+        return any(entry is not None and entry.attr.kind is Kind.DIRECTORY for entry in known)
 
     def _get_node(self, directory: InodeId) -> int | None:
         """The node id of a directory; None for one that cannot be below the mount's root."""

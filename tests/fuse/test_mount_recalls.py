@@ -1,6 +1,8 @@
 """What is recalled, the kernel asks for again, however long it was to keep it; also while requests wait."""
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,10 @@ pytestmark = pytest.mark.mount
 MakeMount = Callable[..., Mount]
 LONG = {"valid_s": 600.0, "entry_timeout_s": 600.0}
 SOON_S = 1.0
+
+
+def has_epoch() -> bool:
+    return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (6, 16)
 
 
 def recall(mount: Mount, path: str | None, **details: Any) -> None:
@@ -124,3 +130,21 @@ def test_readers_go_on_while_names_are_recalled_again_and_again(mount: MakeMount
         for thread in threads:
             thread.join(20)
     assert not failures
+
+
+def test_who_works_in_a_directory_keeps_working_in_it(mount: MakeMount, session: str) -> None:
+    """Where the kernel can be told of all names at once (Linux 6.16); else the directory is nameless until it is looked up."""
+    made = mount(many={"/outer/inner": 3}, **LONG)
+    inner = made.path / "outer/inner"
+    code = "import os, sys; print(os.listdir('.')[0], flush=True); input(); print(os.getcwd()); print(len(os.listdir('.')))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=inner, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline()
+        assert os.listdir(made.path / "outer") == ["inner"]
+        recall(made, "/outer", all_names=True)
+        if session == "pyfuse3" or not has_epoch():
+            inner.stat()
+        out, _ = worker.communicate("\n", 10)
+    assert out.split() == [str(inner), "3"]

@@ -318,6 +318,7 @@ async def test_strict_clients_fail_rather_than_answer_from_memory(cluster: Clust
         await cluster.master.close()
         assert (await client.lookup_path("/data/f")).entry == entry, "the lease still covers it"
         client._keeper._expires_s = 0.0
+        client._keeper._note_state()
         with pytest.raises(errors.TimedOut):
             await client.lookup_path("/data/f")
     await cluster.start()

@@ -15,10 +15,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from alluxio_like import errors
 from alluxio_like.master.core.model import Changes
 from alluxio_like.types import EVERYWHERE, InodeId, Recall
 
 LEASE_S = 10.0
+MAX_SESSIONS = 20_000
+"""A guess: at 10,000 a third of a core goes into renewals."""
 MAX_DIRECTORIES = 500_000
 """Directories that are held by anybody; about 150 bytes each. A guess."""
 MAX_PENDING = 2_000
@@ -96,12 +99,17 @@ class LeaseTable:
         return len(self._holders)
 
     def begin(self, session_id: str, now_s: float, *, resume: bool) -> tuple[Session, bool]:
-        """The session of that id, and whether it begins now: then nothing that its client remembers is covered."""
+        """The session of that id, and whether it begins now: then nothing that its client remembers is covered.
+
+        Raises Unavailable for one too many.
+        """
         known = self._sessions.get(session_id)
         if known is not None:
             if resume and now_s < known.expires_s:
                 return known, False
             self.end(known)
+        if len(self._sessions) >= MAX_SESSIONS:
+            raise errors.Unavailable(f"{MAX_SESSIONS} clients hold a lease: this one asks without")
         if self._free_slots:
             slot = self._free_slots.pop()
         else:
