@@ -150,6 +150,15 @@ class FuseConfig(ServiceConfig):
     entry_timeout_s: float = Field(
         86_400.0, description="longest time the kernel keeps a name or attributes without asking; the master's answers bound it"
     )
+    give_up_s: float = Field(
+        10.0, gt=0, description="how long requests wait while no daemon serves the mount; then they fail with EIO until one does"
+    )
+    standby: bool = Field(
+        True, description="keep a second process of the daemon ready, so that a restart takes a moment on a busy machine too"
+    )
+    resend: bool = Field(
+        True, description="have what a daemon that died left unanswered sent again to the next (Linux 6.9); off: it fails"
+    )
 
 
 SERVICES: dict[str, type[BaseModel]] = {
@@ -292,6 +301,11 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, nested as their model is, with those flags on top that are not None."""
+    return _merge(dict(values), _without_none(flags))
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

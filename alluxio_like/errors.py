@@ -35,8 +35,7 @@ succeed when it is repeated. Errors cross the wire by `code`; no code anywhere p
 """
 
 import errno
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 
 class AlluxioLikeError(Exception):
@@ -167,8 +166,7 @@ class Internal(AlluxioLikeError):
     code = "internal"
 
 
-@dataclass(frozen=True, slots=True)
-class Disposition:
+class Disposition(NamedTuple):
     """What an error means at the borders: errno for POSIX callers, the gRPC status' name, whether a repeat may succeed."""
 
     errno: int

@@ -140,6 +140,10 @@ class Metrics:
         self.fuse_session = self._gauge(
             "fuse_session", "1 for the session in use: kernel with passthrough, kernel or pyfuse3.", ("session",)
         )
+        self.fuse_generation = self._gauge(
+            "fuse_generation", "Which daemon of its mount this is, counted from 1; kernel session."
+        )
+        self.fuse_restarts = self._gauge("fuse_restarts", "Daemons of this mount that took over from one that died.")
         self.fuse_opens = self._counter(
             "fuse_opens_total",
             "Opens by how they were served: passthrough (the kernel reads by itself), cached, direct, rerouted; kernel session.",

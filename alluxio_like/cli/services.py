@@ -20,7 +20,16 @@ from typing import Annotated, Any
 import typer
 
 from alluxio_like.cli.common import run_async
-from alluxio_like.config import FuseConfig, MasterConfig, ServiceConfig, WorkerConfig, load_config, parse_duration, parse_size
+from alluxio_like.config import (
+    FuseConfig,
+    MasterConfig,
+    ServiceConfig,
+    WorkerConfig,
+    load_config,
+    override,
+    parse_duration,
+    parse_size,
+)
 from alluxio_like.errors import AlluxioLikeError, InvalidArgument
 from alluxio_like.logs import setup_logging
 
@@ -195,16 +204,24 @@ def run_fuse(
     log_format: FormatOption = None,
     io_timeout: TimeoutOption = None,
     settings: SetOption = [],  # noqa: B006
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Have this release and these options take over a mount that is there, and end.")
+    ] = False,
     supervisor: SupervisorOption = 0,
     lifeline: LifelineOption = -1,
 ) -> None:
     """Mount the namespace, in the foreground until it is unmounted or told to stop.
+
+    Where we may mount by ourselves, this process becomes a small one that keeps the mount and starts the daemon that serves it,
+    again if it dies. With --replace a new daemon takes the place of the one that serves MOUNTPOINT; jobs go on, and
+    it keeps the settings that no option changes.
 
     \b
     Examples:
       alluxio-like fuse /mnt/data --master master-host:19998
       alluxio-like fuse /mnt/imagenet --path /data/imagenet
       alluxio-like fuse /mnt/data --open-wait 4GiB     files up to 4 GiB are read at the disk's speed from their first open on
+      alluxio-like fuse /mnt/data --replace            after an upgrade
     """
     flags = _common_flags(locals())
     flags.pop("home", None)
@@ -215,18 +232,46 @@ def run_fuse(
     flags["passthrough"] = passthrough
     flags["verify_open"] = verify_open
     flags["open_wait_bytes"] = parse_size(open_wait) if open_wait else None
+    if replace:
+        _replace(mountpoint, config, flags)
+        return
     loaded = load_config(FuseConfig, file=config, flags=flags)
     loaded = loaded.model_copy(update={"mountpoint": Path(os.path.abspath(loaded.mountpoint))})  # noqa: PTH100
+
+    from alluxio_like.cli import mounting
+    from alluxio_like.cli.finding import recorded, to_local
+    from alluxio_like.fuse.choosing import choose_session
+
+    setup_logging("fuse", level=loaded.log_level, log_format=loaded.log_format)
+    if choose_session(loaded.session) == "kernel":
+        if lifeline >= 0:
+            _end_with(supervisor)
+        mounting.hold(loaded, lifeline)
 
     def start() -> Coroutine[Any, Any, int]:
         from alluxio_like.fuse.app import run
 
         return run(loaded)
 
-    from alluxio_like.cli.finding import recorded, to_local
-
     with recorded("fuse", master=loaded.client.master, mountpoint=to_local(str(loaded.mountpoint)), path=loaded.path):
         _serve("fuse", loaded, start, supervisor, lifeline)
+
+
+def _replace(mountpoint: Path | None, file: Path | None, flags: dict[str, Any]) -> None:
+    """Let a mount have another daemon; what no option and no file says stays as it is there."""
+    from alluxio_like.cli import mounting
+
+    if mountpoint is None:
+        raise InvalidArgument("which mount? alluxio-like fuse MOUNTPOINT --replace")
+    place = mounting.resolve_place(mountpoint)
+    if file is None:
+        there = mounting.ask_status(place)
+        known = (there or {}).get("config", {})
+        # Another release may have started it: what it had and this one has not is left out.
+        flags = override({key: value for key, value in known.items() if key in FuseConfig.model_fields}, flags)
+    loaded = load_config(FuseConfig, file=file, flags={**flags, "mountpoint": Path(place)})
+    serving = mounting.replace(loaded, place)
+    print(f"{place}: served by process {serving['daemon_pid']} now")
 
 
 def parse_cache_dir(text: str) -> dict[str, Any]:
@@ -303,10 +348,7 @@ def tie_to_supervisor(supervisor: int, lifeline: int) -> None:
 
     `lifeline` is the reading end of a pipe whose other end only the supervisor holds.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != supervisor:
-        sys.exit(1)
+    _end_with(supervisor)
 
     def watch() -> None:
         while True:
@@ -318,3 +360,11 @@ def tie_to_supervisor(supervisor: int, lifeline: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def _end_with(supervisor: int) -> None:
+    """SIGTERM at the supervisor's death; this outlasts an exec."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != supervisor:
+        sys.exit(1)

@@ -32,6 +32,8 @@ LONGEST_PAUSE_S = 10.0
 STEADY_S = 30.0
 """After having run for so long a crash counts as the first one again."""
 LOG_LIMIT_BYTES = 16 << 20
+_LOOK_S = 1.0
+"""How often it is looked at whether a service says something else of itself."""
 
 
 @dataclass(slots=True)
@@ -47,6 +49,7 @@ class Service:
     stop_last: bool = False
     process: asyncio.subprocess.Process | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    ready_stamp: int = 0
     started_s: float = 0.0
     log_start: int = 0
     crashes: int = 0
@@ -151,7 +154,7 @@ class Supervisor:
 
     async def _keep(self, service: Service) -> None:
         while service.process is not None:
-            status = await service.process.wait()
+            status = await self._wait_end(service, service.process)
             self._changed()
             if service.stop_first and status == 0:
                 self.left_by_itself.set()
@@ -169,6 +172,17 @@ class Supervisor:
             if service.process.returncode is None:
                 log.warning("%s is back, pid %d", service.name, service.pid)
             self._changed()
+
+    async def _wait_end(self, service: Service, process: asyncio.subprocess.Process) -> int:
+        """Wait for a process's end; meanwhile what its ready file says may change (a mount's holder starts daemons anew)."""
+        ending = asyncio.ensure_future(process.wait())
+        try:
+            while not (await asyncio.wait([ending], timeout=_LOOK_S))[0]:
+                if _get_stamp(service.ready_file) != service.ready_stamp and self._read_ready(service, anew=True):
+                    self._changed()
+            return ending.result()
+        finally:
+            ending.cancel()
 
     async def _end(self, service: Service, force: asyncio.Event | None) -> None:
         process = service.process
@@ -191,9 +205,10 @@ class Supervisor:
                 async with asyncio.timeout(self._stop_timeout_s / 2):
                     await process.wait()
 
-    def _read_ready(self, service: Service) -> bool:
-        if service.facts:
+    def _read_ready(self, service: Service, *, anew: bool = False) -> bool:
+        if service.facts and not anew:
             return True
+        stamp = _get_stamp(service.ready_file)
         try:
             facts = json.loads(service.ready_file.read_text())
         except (OSError, ValueError):
@@ -201,6 +216,7 @@ class Supervisor:
         if facts.get("pid") != service.pid:
             return False
         service.facts = facts
+        service.ready_stamp = stamp
         return True
 
     def _changed(self) -> None:
@@ -211,6 +227,15 @@ class Supervisor:
             temporary.replace(self._pids_file)
         if not self._stopping:
             self._on_change()
+
+
+def _get_stamp(file: Path) -> int:
+    """Tells one content of a file that is replaced as a whole from another; 0 where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return 0
+    return hash((found.st_ino, found.st_mtime_ns))
 
 
 def _get_last_line(service: Service) -> str:

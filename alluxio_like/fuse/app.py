@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from alluxio_like.fuse import mountpoint, wire
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.books_page import make_page
+from alluxio_like.fuse.choosing import choose_session
 from alluxio_like.fuse.client_backend import ClientBackend
 from alluxio_like.fuse.device import Device, DeviceWriter, Handshake
 from alluxio_like.fuse.meter import Meter
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CAP_SYS_ADMIN = 21
 _UNTOLD_TIMEOUT_S = 5.0
+_EPOCHS_MINOR = 44
+"""The protocol that has FUSE_NOTIFY_INC_EPOCH."""
 _GRACE_S = 2.0
 """What requests under way get to end when the daemon is told to stop. A guess."""
 
@@ -53,14 +54,18 @@ async def run(config: FuseConfig) -> int:
     behind then.
     """
     metrics = Metrics(process=True)
-    # One setting for the whole daemon; the stricter of the two names it has.
-    io_timeout_s = min(config.io_timeout_s, config.client.io_timeout_s)
-    config = config.model_copy(update={"client": config.client.model_copy(update={"io_timeout_s": io_timeout_s})})
+    config = unite_timeouts(config)
     client = Client.open(config.client, metrics=metrics)
     try:
         return await serve(config, ClientBackend(client), metrics)
     finally:
         await client.close()
+
+
+def unite_timeouts(config: FuseConfig) -> FuseConfig:
+    """One setting for the whole daemon; the stricter of the two names it has."""
+    io_timeout_s = min(config.io_timeout_s, config.client.io_timeout_s)
+    return config.model_copy(update={"client": config.client.model_copy(update={"io_timeout_s": io_timeout_s})})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +86,20 @@ async def serve(config: FuseConfig, backend: Backend, metrics: Metrics, connecti
     """
     given = connection is not None
     place, was_made = config.mountpoint, False
-    parts: _Parts | None = None
+    parts: Parts | None = None
     try:
         kind = "kernel" if given else choose_session(config.session)
-        root = await _get_root(config, backend)
+        root = await get_root(config, backend)
         if not given:
             place, was_made = await asyncio.to_thread(mountpoint.check_place, config.mountpoint)
         if kind == "kernel":
             if connection is None:
                 connection = await asyncio.to_thread(connect, config, place)
-            parts = _make_kernel_parts(config, backend, root, metrics, connection)
+            parts = make_kernel_parts(config, backend, root, metrics, connection)
         else:
             parts = _make_pyfuse3_parts(config, backend, root, metrics)
-        health = _MountHealth(place, parts.session)
-        async with _serve_http(config, metrics, health, parts) as http:
+        health = MountHealth(place, parts.session)
+        async with serve_http(config, metrics, health, parts) as http:
             parts.address.url = http.url if http is not None else ""
             await _serve_mount(config, parts, place, http, health)
     finally:
@@ -107,32 +112,6 @@ async def serve(config: FuseConfig, backend: Backend, metrics: Metrics, connecti
         if was_made:
             await asyncio.to_thread(mountpoint.remove_place, place)
     return 0
-
-
-def choose_session(wanted: str) -> str:
-    """The session to use, for `session` of the configuration: kernel or pyfuse3. Raises ConfigError where kernel is not
-    possible."""
-    if wanted == "pyfuse3":
-        return wanted
-    why_not = find_why_not_kernel()
-    if not why_not:
-        return "kernel"
-    if wanted == "kernel":
-        raise ConfigError(f"the kernel session cannot be used: {why_not}", subject="session")
-    log.info("using pyfuse3: %s", why_not)
-    return "pyfuse3"
-
-
-def find_why_not_kernel() -> str:
-    """Why this process cannot serve a mount by itself; empty: it can."""
-    numbers = [int(number) for number in re.findall(r"\d+", os.uname().release)[:2]]
-    if numbers < [5, 10]:
-        return f"it needs Linux 5.10, this is {os.uname().release}"
-    effective = 0
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            effective = int(line.split()[1], 16)
-    return "" if effective >> _CAP_SYS_ADMIN & 1 else "it needs root (CAP_SYS_ADMIN)"
 
 
 def connect(config: FuseConfig, place: Path) -> Connection:
@@ -189,7 +168,7 @@ class _Address:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class Parts:
     """What one mount is made of. `watch`: Backend.watch; `to_mount`: the session that has to mount first."""
 
     operations: Operations
@@ -210,7 +189,7 @@ class _Parts:
         await self.operations.close()
 
 
-class _MountHealth:
+class MountHealth:
     """Whether the mount is served and is what programs find at its place; asked from the HTTP server's threads."""
 
     def __init__(self, place: Path, session: _Session) -> None:
@@ -226,9 +205,9 @@ class _MountHealth:
         return Health(mounted and serving, {"mountpoint": str(self._place), "mounted": mounted, "serving": serving})
 
 
-def _make_kernel_parts(
+def make_kernel_parts(
     config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics, connection: Connection
-) -> _Parts:
+) -> Parts:
     io_timeout_s = config.client.io_timeout_s
     if config.passthrough == "off":
         why_not = "passthrough is switched off"
@@ -247,11 +226,11 @@ def _make_kernel_parts(
     address = _Address()
     nodes, clock, device = Nodes(connection.generation), SystemClock(), connection.device
     opener = Opener(backend, device, nodes, settings, clock, metrics)
-    notifier = Notifier(DeviceWriter(device), enabled=_may_tell())
+    notifier = Notifier(DeviceWriter(device), enabled=may_tell())
     operations = Operations(
         backend,
         root,
-        Settings(_get_timeout_s(config), io_timeout_s),
+        Settings(_get_timeout_s(config, connection), io_timeout_s),
         clock,
         notifier,
         serving=opener,
@@ -262,10 +241,10 @@ def _make_kernel_parts(
     metrics.fuse_session.labels(opener.describe_session()).set(1)
     accounting = Accounting(clock, metrics, backend.note_read)
     session = Session(operations, opener, nodes, device, io_timeout_s, Meter(metrics), accounting)
-    return _Parts(operations, session, notifier, opener.describe_session(), accounting, address, backend.watch, opener)
+    return Parts(operations, session, notifier, opener.describe_session(), accounting, address, backend.watch, opener)
 
 
-def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> _Parts:
+def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> Parts:
     if config.passthrough == "on":
         raise ConfigError("passthrough needs the kernel session", subject="passthrough")
     try:
@@ -276,7 +255,7 @@ def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metri
         raise ConfigError(f"pyfuse3 cannot be used ({error}): install alluxio-like[fuse]; {needs}") from None
 
     io_timeout_s = config.client.io_timeout_s
-    notifier = Notifier(Pyfuse3Writer(), enabled=_may_tell())
+    notifier = Notifier(Pyfuse3Writer(), enabled=may_tell())
     address = _Address()
     operations = Operations(
         backend,
@@ -290,21 +269,23 @@ def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metri
     metrics.fuse_session.labels("pyfuse3").set(1)
     accounting = Accounting(SystemClock(), metrics)
     session = Pyfuse3Session(operations, io_timeout_s, metrics, accounting)
-    return _Parts(operations, session, notifier, "pyfuse3", accounting, address, backend.watch, to_mount=session)
+    return Parts(operations, session, notifier, "pyfuse3", accounting, address, backend.watch, to_mount=session)
 
 
-def _may_tell() -> bool:
+def may_tell() -> bool:
     """Whether the kernel is notified: only where we could abort the connection of a notification that hangs
     (mountpoint.end_ours)."""
     return os.geteuid() == 0
 
 
-def _get_timeout_s(config: FuseConfig) -> float:
-    """The kernel keeps nothing for long that it is not told to forget."""
-    return config.entry_timeout_s if _may_tell() else min(config.entry_timeout_s, _UNTOLD_TIMEOUT_S)
+def _get_timeout_s(config: FuseConfig, connection: Connection | None = None) -> float:
+    """The kernel keeps nothing for long that it is not told to forget: by this daemon, or by the one that comes after it and does not
+    know what there is (it can tell of everything at once, from Linux 6.16 on)."""
+    succeeds = connection is not None and connection.generation > 0 and connection.handshake.minor < _EPOCHS_MINOR
+    return min(config.entry_timeout_s, _UNTOLD_TIMEOUT_S) if succeeds or not may_tell() else config.entry_timeout_s
 
 
-async def _get_root(config: FuseConfig, backend: Backend) -> Entry:
+async def get_root(config: FuseConfig, backend: Backend) -> Entry:
     try:
         answer = await backend.resolve(config.path)
     except NotFound:
@@ -317,8 +298,8 @@ async def _get_root(config: FuseConfig, backend: Backend) -> Entry:
 
 
 @contextlib.asynccontextmanager
-async def _serve_http(
-    config: FuseConfig, metrics: Metrics, health: "_MountHealth", parts: _Parts
+async def serve_http(
+    config: FuseConfig, metrics: Metrics, health: MountHealth, parts: Parts
 ) -> AsyncIterator[HttpServer | None]:
     tls = config.tls
     facts = {"mountpoint": str(config.mountpoint), "path": config.path, "session": parts.description, "pid": os.getpid()}
@@ -347,7 +328,7 @@ def _make_options(config: FuseConfig) -> set[str]:
     return options
 
 
-async def _serve_mount(config: FuseConfig, made: _Parts, place: Path, http: HttpServer | None, health: "_MountHealth") -> None:
+async def _serve_mount(config: FuseConfig, made: Parts, place: Path, http: HttpServer | None, health: MountHealth) -> None:
     session, operations = made.session, made.operations
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
@@ -359,12 +340,12 @@ async def _serve_mount(config: FuseConfig, made: _Parts, place: Path, http: Http
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     try:
-        await _wait_first(task, session.wait_ready(), config.client.io_timeout_s)
+        await wait_first(task, session.wait_ready(), config.client.io_timeout_s)
         top = await asyncio.to_thread(mountpoint.find_top, place)
         if top is not None and top.fstype == mountpoint.FSTYPE:
             device = health.device = top.device
             await asyncio.to_thread(mountpoint.tune, device, config.read_ahead_kb)
-        if _may_tell():
+        if may_tell():
             made.notifier.start()
         made.watch(operations.begin_recall)
         write_ready_file(config, mountpoint=str(place), path=config.path, session=made.description, http_address=http.address if http else "")
@@ -382,7 +363,7 @@ async def _serve_mount(config: FuseConfig, made: _Parts, place: Path, http: Http
         raise Internal(f"the FUSE session broke: {task.exception()}")
 
 
-async def _wait_first(task: "asyncio.Task[None]", ready: Coroutine[None, None, None], timeout_s: float) -> None:
+async def wait_first(task: "asyncio.Task[None]", ready: Coroutine[None, None, None], timeout_s: float) -> None:
     """Wait for the kernel's first request. Raises what ended the session instead, or TimedOut."""
     waiting = asyncio.create_task(ready)
     try:
@@ -396,18 +377,14 @@ async def _wait_first(task: "asyncio.Task[None]", ready: Coroutine[None, None, N
         waiting.cancel()
 
 
-async def _end(task: "asyncio.Task[None]", made: _Parts, place: Path, device: str) -> str:
+async def _end(task: "asyncio.Task[None]", made: Parts, place: Path, device: str) -> str:
     """End the session and take the mount away if it is still there; bounded. Why the mount could not be taken away, or
     nothing."""
     session = made.session
     left = ""
     made.notifier.end()
     if not task.done():
-        session.stop()
-        await asyncio.wait([task], timeout=_GRACE_S)
-        if not task.done():
-            session.cancel_requests()
-            await asyncio.wait([task], timeout=_GRACE_S)
+        await end_requests(task, session)
         if device:
             try:
                 await asyncio.to_thread(mountpoint.end_ours, place, device)
@@ -421,3 +398,13 @@ async def _end(task: "asyncio.Task[None]", made: _Parts, place: Path, device: st
         task.cancel()
         await asyncio.wait([task], timeout=_GRACE_S)
     return left
+
+
+async def end_requests(task: "asyncio.Task[None]", session: _Session) -> None:
+    """Take no further request; those under way get a moment, then EINTR."""
+    if not task.done():
+        session.stop()
+        await asyncio.wait([task], timeout=_GRACE_S)
+        if not task.done():
+            session.cancel_requests()
+            await asyncio.wait([task], timeout=_GRACE_S)

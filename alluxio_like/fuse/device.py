@@ -13,11 +13,14 @@ import os
 import select
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alluxio_like.errors import AccessDenied, AlluxioLikeError, ConfigError, Conflict, TimedOut, Unsupported
 from alluxio_like.fuse import libc, wire
+from alluxio_like.fuse.ledger import Ledger
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PATH = "/dev/fuse"
 MAX_REQUEST_BYTES = 1 << 20
@@ -92,17 +95,21 @@ def negotiate(asked: wire.Init, *, passthrough: bool = True, resend: bool = True
 
 
 class Device:
-    """One descriptor of a mount's connection. `fd` is for sessions, which read and write it directly; `close` gives it back."""
+    """One descriptor of a mount's connection. `fd` is for sessions, which read and write it directly; `close` gives it back.
 
-    __slots__ = ("fd",)
+    With a ledger it writes down which backing files are registered; they are then registered and given back by one thread only.
+    """
 
-    def __init__(self, fd: int) -> None:
+    __slots__ = ("_ledger", "fd")
+
+    def __init__(self, fd: int, ledger: Ledger | None = None) -> None:
         self.fd = fd
+        self._ledger = ledger
 
     @classmethod
     def mount(
         cls,
-        place: Path,
+        place: "Path | str",
         *,
         allow_other: bool,
         read_only: bool = True,
@@ -174,13 +181,23 @@ class Device:
         Raises Unsupported, caused by the OSError: ELOOP on a stacked file system (overlayfs), EOPNOTSUPP where the file cannot be
         read by the kernel, EPERM before INIT is answered or without CAP_SYS_ADMIN, ENOTTY before Linux 6.9.
         """
+        ledger = self._ledger
+        if ledger is not None:
+            ledger.begin()
         try:
-            return int(fcntl.ioctl(self.fd, wire.DEV_IOC_BACKING_OPEN, bytearray(wire.BACKING_MAP.pack(fd, 0))))
+            backing_id = int(fcntl.ioctl(self.fd, wire.DEV_IOC_BACKING_OPEN, bytearray(wire.BACKING_MAP.pack(fd, 0))))
         except OSError as error:
+            if ledger is not None:
+                ledger.abandon()
             raise Unsupported(f"the kernel cannot read the file by itself ({error.strerror})") from error
+        if ledger is not None:
+            ledger.add(backing_id)
+        return backing_id
 
     def close_backing(self, backing_id: int) -> bool:
         """Give a backing id back; open handles keep what they have. False if there is no such id."""
+        if self._ledger is not None:
+            self._ledger.remove(backing_id)
         try:
             fcntl.ioctl(self.fd, wire.DEV_IOC_BACKING_CLOSE, backing_id.to_bytes(4, "little"))
         except OSError as error:
@@ -203,6 +220,8 @@ class Device:
             fd, self.fd = self.fd, -1
             with contextlib.suppress(OSError):
                 os.close(fd)
+        if self._ledger is not None:
+            self._ledger.close()
 
 
 class DeviceWriter:

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import shutil
 import stat
 import subprocess
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alluxio_like.errors import ConfigError, Conflict
-from alluxio_like.fuse import libc
+from alluxio_like.fuse import libc, mountinfo
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,6 @@ store stop the read-ahead of every warm file."""
 _DETACH_TIMEOUT_S = 10
 _STAT_TIMEOUT_S = 5.0
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +48,13 @@ class Mounted:
 
 def list_mounted() -> list[Mounted]:
     """Everything mounted in this process's mount namespace, in the order of mounting. Asks no file system."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        left, _, right = line.partition(b" - ")
-        fields, (fstype, source) = left.split(b" "), right.split(b" ")[:2]
-        place = _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
-        found.append(Mounted(fields[2].decode(), Path(os.fsdecode(place)), fstype.decode(), os.fsdecode(source)))
-    return found
+    return [Mounted(line.device, Path(line.place), line.fstype, line.source) for line in mountinfo.list_lines()]
 
 
 def find_top(place: Path) -> Mounted | None:
     """What is mounted exactly at a resolved path, the topmost."""
-    at_place = [mounted for mounted in list_mounted() if mounted.place == place]
-    return at_place[-1] if at_place else None
+    line = mountinfo.find_top_line(str(place))
+    return Mounted(line.device, Path(line.place), line.fstype, line.source) if line else None
 
 
 def check_place(place: Path) -> tuple[Path, bool]:
