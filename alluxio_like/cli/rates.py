@@ -129,6 +129,8 @@ class Rates:
     total: Row
     jobs: list[Row]
     files: list[Row]
+    waiting: list[dict[str, Any]] = field(default_factory=list)
+    """Requests that wait now, which the rows do not know of yet."""
 
 
 def compute(before: dict[str, Any], after: dict[str, Any], by: str = "pid") -> Rates:
@@ -167,6 +169,7 @@ def compute(before: dict[str, Any], after: dict[str, Any], by: str = "pid") -> R
         total,
         sorted(jobs, key=_busy, reverse=True),
         sorted((row for row in files if not row.is_idle), key=_busy, reverse=True),
+        after.get("waiting", []),
     )
 
 

@@ -127,6 +127,7 @@ def _to_plain(rates: Rates | None) -> dict[str, Any]:
         "total": rates.total.to_plain(),
         "jobs": [row.to_plain() for row in rates.jobs],
         "files": [row.to_plain() for row in rates.files],
+        "waiting": rates.waiting,
     }
 
 
@@ -169,6 +170,12 @@ def format_lines(mounts: list[LocalMount], found: dict[str, Rates], problems: di
             f"{_show_rate(total)} MB/s, {total.files_per_s:,.0f} files/s, {_show_hit(total)} at hand,"
             f" {total.wait_s / total.seconds:.2f} s waited in each second"
         )
+        if rates.waiting:
+            longest = rates.waiting[0]
+            lines.append(
+                f"{len(rates.waiting)} request(s) waiting now, the longest for {longest['seconds']:.1f} s:"
+                f" {longest['what']}, pid {longest['pid']}"
+            )
         lines += ["", _HEAD, *[_format_row(row) for row in rates.jobs[:_JOBS]]]
         if rates.files:
             lines += ["", f"{'FILE':<39} {'MB/s':>7} {'HIT':>5} {'HOW':<5} {'WAIT':>5} WAITS FOR"]

@@ -37,12 +37,19 @@ def why(
     worst = entry.get("worst", [])
     facts = run_async(_gather_facts(mount, books, [*worst, *([] if is_pid else [entry])], master))
     found = advise(entry, facts)
+    pids = {int(target), *entry.get("child_pids", [])} if is_pid else set()
+    waiting = [one for one in books.get("waiting", []) if one["pid"] in pids]
     if as_json:
         kind = "job" if is_pid else "file"
-        print_json({"mountpoint": mount.mountpoint, "session": mount.session, kind: entry, "advice": found})
+        print_json({"mountpoint": mount.mountpoint, "session": mount.session, kind: entry, "waiting": waiting, "advice": found})
         return
     print(_head_job(entry, mount) if is_pid else _head_file(entry, mount))
     _print_waits(entry)
+    if waiting:
+        print(
+            f"\nWaiting now, and not counted yet: {len(waiting)} request(s), the longest ({waiting[0]['what']}) for"
+            f" {waiting[0]['seconds']:.1f} s"
+        )
     if worst:
         print("\nThe files that it waited for most, or read most of:")
         _print_worst(worst)
@@ -71,6 +78,9 @@ def _find_job(pid: int) -> tuple[LocalMount, dict[str, Any], dict[str, Any]]:
         if children:
             entries = [ask_books(mount, {"pid": str(child)}, ca=ca)["job"] for child in children]
             found.append((mount, books, merge(pid, entries)))
+            continue
+        if any(one["pid"] == pid for one in books.get("waiting", ())):
+            found.append((mount, books, make_empty(pid)))
     if not found:
         more = f" ({'; '.join(problems)})" if problems else ""
         raise NotFound(f"no mount of this machine remembers requests of process {pid} or its children{more}", subject=str(pid))
@@ -79,7 +89,7 @@ def _find_job(pid: int) -> tuple[LocalMount, dict[str, Any], dict[str, Any]]:
 
 def merge(pid: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
     """The children of one process, which itself read nothing, as one job."""
-    total = {**entries[0], "pid": pid, "children": len(entries), "worst": []}
+    total = {**entries[0], "pid": pid, "children": len(entries), "child_pids": [one["pid"] for one in entries], "worst": []}
     for entry in entries[1:]:
         for name in ("read_bytes", "waited_bytes", "passthrough_bytes", "brought_bytes", "metadata_waits", "unseen_disk_bytes"):
             total[name] += entry[name]
@@ -95,6 +105,26 @@ def merge(pid: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
     worst = [file for entry in entries for file in entry["worst"]]
     total["worst"] = sorted(worst, key=lambda file: sum(file["waits_s"].values()), reverse=True)[:10]
     return total
+
+
+def make_empty(pid: int) -> dict[str, Any]:
+    """A job whose very first request has not ended."""
+    numbers = ("read_bytes", "waited_bytes", "passthrough_bytes", "brought_bytes", "metadata_waits", "unseen_disk_bytes")
+    return {
+        **dict.fromkeys(numbers, 0),
+        "pid": pid,
+        "name": "a process",
+        "command": "",
+        "group": "",
+        "ended": False,
+        "hit_ratio": None,
+        "worst": [],
+        "opens": {"passthrough": 0, "cached": 0, "direct": 0},
+        "waits_s": dict.fromkeys(CAUSES, 0.0),
+        "open_wait_s": 0.0,
+        "first_s": 0.0,
+        "last_s": 0.0,
+    }
 
 
 def _find_file(path: str) -> tuple[LocalMount, dict[str, Any], dict[str, Any]]:

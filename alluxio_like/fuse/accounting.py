@@ -174,6 +174,10 @@ class Accounting:
         self.ledger.note_metadata(self._find_job(thread, now_s), waited_s, now_s)
         self._waits[Cause.METADATA].inc(waited_s)
 
+    def get_pid(self, thread: int) -> int:
+        """The process of a thread; 0: not visible."""
+        return self._find_job(thread, self._clock.monotonic()).pid
+
     def _update(self, file: FileHandle) -> None:
         opened = file.account
         if opened is not None:

@@ -13,7 +13,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from alluxio_like.client.client import Client
 from alluxio_like.clock import SystemClock
@@ -22,7 +22,7 @@ from alluxio_like.errors import AlluxioLikeError, ConfigError, Conflict, Interna
 from alluxio_like.fuse import mountpoint, wire
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.backend import Backend
-from alluxio_like.fuse.books_page import make_page
+from alluxio_like.fuse.books_page import make_page, show_waiting
 from alluxio_like.fuse.choosing import choose_session
 from alluxio_like.fuse.client_backend import ClientBackend
 from alluxio_like.fuse.device import Device, DeviceWriter, Handshake
@@ -156,6 +156,8 @@ class _Session(Protocol):
     def stop(self) -> None: ...
 
     def cancel_requests(self) -> None: ...
+
+    def list_waiting(self) -> list[tuple[int, str, float]]: ...
 
     def close(self, *, unmount: bool) -> None: ...
 
@@ -303,7 +305,12 @@ async def serve_http(
 ) -> AsyncIterator[HttpServer | None]:
     tls = config.tls
     facts = {"mountpoint": str(config.mountpoint), "path": config.path, "session": parts.description, "pid": os.getpid()}
-    show = make_page(parts.accounting, lambda: {**facts, "why_not": parts.opener.list_refusals() if parts.opener else []})
+
+    def get_facts() -> dict[str, Any]:
+        why_not = parts.opener.list_refusals() if parts.opener is not None else []
+        return {**facts, "why_not": why_not, "waiting": show_waiting(parts.accounting, parts.session.list_waiting())}
+
+    show = make_page(parts.accounting, get_facts)
     http = start_http(
         config.http_bind,
         metrics,

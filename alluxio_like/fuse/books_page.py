@@ -23,6 +23,9 @@ FORMAT = 1
 MOST_FILES = 100
 """Of those that were waited for most, and again of those most was read of."""
 _WORST = 10
+_MOST_WAITING = 100
+_WAITING_S = 0.1
+"""A request that has not waited for so long is not worth showing. A guess."""
 _ANSWER_S = 5.0
 
 
@@ -46,6 +49,16 @@ def make_page(accounting: Accounting, get_facts: Callable[[], dict[str, Any]]) -
             raise TimedOut(f"the daemon did not answer within {_ANSWER_S:g} s") from None
 
     return page
+
+
+def show_waiting(accounting: Accounting, waiting: list[tuple[int, str, float]]) -> list[dict[str, Any]]:
+    """Requests that wait now, the longest wait first: whose waits are in the books only once they have ended."""
+    longest = sorted(waiting, key=lambda one: one[2], reverse=True)[:_MOST_WAITING]
+    return [
+        {"pid": accounting.get_pid(thread), "thread": thread, "what": what, "seconds": round(seconds, 3)}
+        for thread, what, seconds in longest
+        if seconds >= _WAITING_S
+    ]
 
 
 def show_books(accounting: Accounting, query: dict[str, str]) -> dict[str, Any]:

@@ -120,6 +120,11 @@ class Session:
         """Take no further request; `run` returns once those under way are answered."""
         self._end(None)
 
+    def list_waiting(self) -> list[tuple[int, str, float]]:
+        """The requests that are under way in tasks: thread, what, for how many seconds."""
+        now_s = time.perf_counter()
+        return [(one.thread, one.what, now_s - one.started_s) for one in self._under_way.values() if one.what]
+
     def cancel_requests(self) -> None:
         """Answer what is still under way with EINTR."""
         for request in list(self._under_way.values()):

@@ -447,6 +447,10 @@ class Session:
         if not self._port.closing:
             pyfuse3.terminate()
 
+    def list_waiting(self) -> list[tuple[int, str, float]]:
+        """Not known here: pyfuse3 says who asks for some requests only."""
+        return []
+
     def cancel_requests(self) -> None:
         """Answer what is still under way with EINTR."""
         for task in list(self._port.tasks):

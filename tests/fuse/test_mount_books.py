@@ -211,3 +211,22 @@ def test_why_tells_of_a_process_that_has_ended(mount: Make, session: str) -> Non
     assert "large" in run_command("why", str(made.path / "large"))
     assert "no mount of this machine remembers" in run_command("why", "1", code=1)
     assert "not on a mount" in run_command("why", "/etc/passwd", code=1)
+
+
+def test_requests_that_wait_now_are_shown(mount: Make, session: str) -> None:
+    if session == "pyfuse3":
+        pytest.skip("pyfuse3 does not say who asks")
+    made = make_mount(mount)
+    (made.path / "small").read_bytes()
+    made.do("stall", what="stall_names")
+    with subprocess.Popen(["stat", str(made.path / "nothing-of-this-name")], stderr=subprocess.DEVNULL) as asker:
+        wait_until(lambda: [one for one in ask(made)["waiting"] if one["pid"] == asker.pid], "the request")
+        (waiting,) = [one for one in ask(made)["waiting"] if one["pid"] == asker.pid]
+        assert waiting["what"] == "lookup"
+        assert "Waiting now, and not counted yet: 1 request(s), the longest (lookup)" in run_command("why", str(asker.pid))
+        made.do("lift")
+        assert asker.wait(20) == 1
+    wait_until(lambda: not ask(made)["waiting"], "its end")
+    waited = find_job(made, asker.pid)
+    assert waited["metadata_waits"] == 1
+    assert waited["waits_s"]["metadata"] > 0.1
