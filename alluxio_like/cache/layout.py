@@ -150,6 +150,12 @@ class CacheDirectory:
                 self._room_until = now + DISK_CHECK_INTERVAL_S
         return max(0, min(self._room, self.quota_bytes - self._used - self._held))
 
+    def get_overdraft(self) -> int:
+        """Bytes that lack of what must stay free on the disk: others use it too."""
+        self.get_room()
+        with self._lock:
+            return max(0, -self._room) if self.ok else 0
+
     def charge(self, size: int) -> None:
         """Take space before writing. Raises NoSpace, DiskError."""
         if not self.ok:

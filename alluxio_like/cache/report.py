@@ -20,7 +20,7 @@ class DirectoryUsage:
     """One directory. `state` is "ok" or "failed" (then `reason` says why); `held_bytes` are evicted but still open somewhere, in
     `held_files` files; `file_system` says what it is on.
 
-    `room_bytes` may still be written: by the quota, and by what must stay free on the disk.
+    `room_bytes` may still be written: by the quota, and by what must stay free on the disk; of that, `overdrawn_bytes` lack.
     """
 
     path: Path
@@ -37,6 +37,7 @@ class DirectoryUsage:
     state: str
     reason: str
     held_files: int = 0
+    overdrawn_bytes: int = 0
     file_system: FileSystem = UNKNOWN
 
     @property

@@ -358,6 +358,7 @@ class CacheStore:
                     file_count=sums.file_count,
                     room_bytes=directory.get_room(),
                     free_disk_bytes=free,
+                    overdrawn_bytes=directory.get_overdraft(),
                     state=directory.state,
                     reason=directory.reason,
                     held_files=directory.held_files,

@@ -222,7 +222,7 @@ async def _wire(
     stack.push_async_callback(fetcher.close)
     loader = Loader(
         fetcher=fetcher, store=store, evictor=evictor, disk=slow, slots=config.load_concurrency,
-        max_request_bytes=config.max_request_bytes, monotonic=clock.monotonic,
+        max_request_bytes=config.max_request_bytes, monotonic=clock.monotonic, metrics=metrics,
     )  # fmt: skip
     host_id = _get_host_id()
     address = get_advertised(config.advertise, server)

@@ -35,6 +35,8 @@ REAP_AGAIN_S = 5.0
 """While files are held: looking whether somebody still has a file open costs an open and a lease."""
 MAX_ROUNDS = 12
 """Each round asks for twice as many victims, should those of the last have been in use."""
+_FOR_OTHERS = JobId("")
+"""The job, which has loaded nothing, for which files go that the disk has no space for any more."""
 REMOVE_BATCH = 256
 """Files removed in one commit of the index."""
 
@@ -252,6 +254,11 @@ class Evictor:
             self._evict(number, usage)
 
     def _evict(self, number: int, usage: DirectoryUsage) -> None:
+        if usage.overdrawn_bytes:
+            # Others have filled the disk. What must stay free goes before what is cached, homes included, as for a load.
+            with self._removing:
+                self._remove(number, usage.overdrawn_bytes, _FOR_OTHERS)
+            return
         quota = usage.usable_bytes
         if usage.state != "ok" or usage.used_bytes + usage.held_bytes <= quota * self._high:
             return

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from alluxio_like import errors
 from alluxio_like.cache.file import CachedFile
 from alluxio_like.cache.store import CacheStore
+from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import CheckResult, FileResult, LoadFile, LoadProgress
 from alluxio_like.types import PAGE_BYTES, PAGES_PER_BLOCK, FileRef, JobId, PageRange, get_page_count
 from alluxio_like.worker.disk import DiskQueue
@@ -93,7 +94,9 @@ class Loader:
         slots: int,
         max_request_bytes: int,
         monotonic: Callable[[], float],
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._fetcher = fetcher
         self._store = store
         self._evictor = evictor
@@ -247,7 +250,9 @@ class Loader:
                 if cached.has_suspects(pages):
                     cached.verify_suspects(pages)
                 if verify or not _is_on_disk(cached, pages):
-                    bad += len(cached.verify(pages))
+                    dropped = len(cached.verify(pages))
+                    self._metrics.corrupt_pages.inc(dropped)
+                    bad += dropped
                 missing += sum(len(run) for run in cached.missing_pages(pages))
             except (errors.NotFound, errors.DiskError):
                 missing += len(pages)

@@ -1,5 +1,6 @@
 """The evictor on a real store: room is kept in the background, loads make their own, open files are spared."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,6 +75,41 @@ def test_homes_stay_and_further_ones_are_refused(store: CacheStore, evictor: Evi
         with pytest.raises(errors.NoSpace):
             evictor.create(make_ref(inode + 1), Role.HOME)
     assert all(has(store, inode + 1) for inode in range(COUNT))
+
+
+def test_what_must_stay_free_on_a_disk_that_others_fill_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = 0
+    real = os.fstatvfs
+
+    def count(fd: int) -> os.statvfs_result:
+        """A disk of 200 files, of which 20 must stay free."""
+        found = list(real(fd))
+        ours = sum(1 for _ in tmp_path.glob("d/files/*/*"))
+        found[1], found[2], found[4] = FILE, 200, 200 - others - ours
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "fstatvfs", count)
+    spec = CacheDirSpec(tmp_path / "d", COUNT * FILE, allow_root_disk=True, keep_free_fraction=0.1)
+    store = CacheStore.open([spec], cluster_id="c", clock=SystemClock(), boot_id="boot")
+    evictor = Evictor(store, SystemClock())
+    try:
+        for inode in range(30):
+            fill(evictor, inode + 1, job="j")
+        store.set_pinned([make_ref(1).file_id], pinned=True)
+        evictor.start()
+        others = 160
+        wait_until(lambda: store.get_usage()[0].file_count == 20)
+        assert [has(store, inode) for inode in (1, 2, 30)] == [True, False, True], "the oldest go, not the pinned ones"
+        others = 200
+        wait_until(lambda: store.get_usage()[0].file_count == 1)
+        with pytest.raises(errors.NoSpace):
+            fill(evictor, 50)
+        others = 0
+        wait_until(lambda: store.get_usage()[0].room_bytes > FILE)
+        fill(evictor, 50)
+    finally:
+        evictor.stop()
+        store.close()
 
 
 def test_guests_make_room_in_the_background_down_to_the_low_watermark(

@@ -1,6 +1,7 @@
 """The fetcher: one fetch for all who want a page, in the right order, with the right bytes or a clear error in time."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -344,6 +345,15 @@ async def test_a_load_tells_of_every_file_once_and_makes_one_request_each(tmp_pa
         assert len(messages) < 150
         checks = [c async for c in parts.loader.check([LoadFile(ref) for ref in refs], verify=True)]
         assert [(c.missing_pages, c.bad_pages) for c in checks] == [(0, 0)] * len(refs)
+        damaged = parts.store.lookup(refs[-1].file_id)
+        assert damaged is not None
+        page = damaged.read(MIB, MIB)
+        with damaged.open_fd() as fd:
+            os.pwrite(fd, b"!" if page[:1] != b"!" else b"?", MIB)
+        checks = [c async for c in parts.loader.check([LoadFile(refs[-1])], verify=True)]
+        assert [(c.missing_pages, c.bad_pages) for c in checks] == [(1, 1)]
+        assert parts.metrics.registry.get_sample_value("alluxio_like_corrupt_pages_total") == 1
+        damaged.write_pages(1, memoryview(page))
         again = await _load(parts, refs)
         assert all(result.skipped for message in again for result in message.results)
         assert sum(m.skipped_bytes for m in again) == sum(sizes)

@@ -128,6 +128,7 @@ async def running_parts(
         slots=load_slots,
         max_request_bytes=max_request_bytes,
         monotonic=time.monotonic,
+        metrics=metrics,
     )
     try:
         yield Parts(ufs, store, evictor, turns, fetcher, loader, metrics, view)
