@@ -20,6 +20,8 @@ from alluxio_like.client.client import Client
 from alluxio_like.config import ClientConfig
 from alluxio_like.placement import rank_workers
 from alluxio_like.rpc.channel import open_channel
+from alluxio_like.rpc.data_pool import DataPool
+from alluxio_like.rpc.messages import Filled, Priority
 from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import BLOCK_BYTES, Cluster, Entry, Worker
 from bench.measure import MB, Result, back_memory, get_cpu_seconds
@@ -180,30 +182,41 @@ def _read_names(names: str) -> dict[str, float]:
 
 
 async def _fill(held: Held, entries: list[Entry], at_once: int) -> tuple[int, float]:
-    """Have the near worker bring files; bytes and seconds."""
+    """Have the near worker bring files, as a mount does; bytes and seconds."""
     channel = open_channel(held.near.address)
     stub = WorkerStub(channel, timeout_s=120)
+    pool = DataPool(silence_s=30)
     gate = asyncio.Semaphore(at_once)
 
-    async def fill(entry: Entry) -> None:
-        assert entry.ref is not None
+    async def fill(entry: Entry, *, only: int = 1 << 62) -> None:
+        ref, kept = entry.ref, True
+        assert ref is not None
+
+        def on_filled(filled: Filled) -> bool:
+            nonlocal kept
+            kept = kept and not filled.read_through
+            return kept
+
         async with gate:
-            for start in range(0, entry.ref.size, BLOCK_BYTES):
-                async for filled in stub.fill(entry.ref, start, min(BLOCK_BYTES, entry.ref.size - start)):
-                    if filled.read_through:
-                        raise RuntimeError(f"{entry.name} is not kept")
+            for start in range(0, min(ref.size, only), BLOCK_BYTES):
+                length = min(BLOCK_BYTES, ref.size - start, only)
+                if pool.can_read(held.near):
+                    await pool.fill(held.cluster, held.near, ref, start, length, priority=Priority.DEMAND, on_filled=on_filled)
+                else:
+                    async for filled in stub.fill(ref, start, length):
+                        on_filled(filled)
+        if not kept and only > ref.size:
+            raise RuntimeError(f"{entry.name} is not kept")
 
     try:
         # Opened twice, so that admission keeps them.
-        for entry in entries if at_once == 1 else ():
-            assert entry.ref is not None
-            for _ in range(2):
-                async for _ in stub.fill(entry.ref, 0, 1):
-                    pass
+        for entry in entries * 2 if at_once == 1 else ():
+            await fill(entry, only=1)
         began = time.perf_counter()
         await asyncio.gather(*(fill(entry) for entry in entries))
         seconds = time.perf_counter() - began
     finally:
+        await pool.close()
         await channel.close()
     return sum(entry.ref.size for entry in entries if entry.ref is not None), seconds
 

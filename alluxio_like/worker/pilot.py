@@ -41,7 +41,7 @@ _PAGES_AHEAD = 4
 """Pages of one flight asked of another worker at a time: enough that its connection is never idle."""
 _PEER_BUFFERS = 32
 """Pages of all flights received and not yet written: bounds the memory while the disk is slower than the network."""
-_SMALL_PAGE_BYTES = 256 << 10
+_SMALL_PAGE_BYTES = 16 << 10
 """A smaller page gets memory of its own size."""
 _MAX_ATTEMPTS = 8
 _FIRST_PAUSE_S = 0.1
