@@ -192,6 +192,12 @@ def run_fuse(
         str | None,
         typer.Option("--open-wait", metavar="SIZE", help="An open waits until a file up to this size is on this machine."),
     ] = None,
+    strict: Annotated[
+        bool | None,
+        typer.Option(
+            "--strict", help="While the master cannot be asked, fail rather than answer from memory.", show_default=False
+        ),
+    ] = None,
     allow_other: Annotated[
         bool | None, typer.Option("--allow-other/--no-allow-other", help="Let other users in; default: where we may.")
     ] = None,
@@ -226,6 +232,7 @@ def run_fuse(
     flags = _common_flags(locals())
     flags.pop("home", None)
     client = {"master": master, "tls": {"ca": tls_ca}, "token_file": token_file, "io_timeout_s": flags["io_timeout_s"]}
+    client["strict"] = strict
     flags = _merge_set(
         {**flags, "mountpoint": mountpoint, "path": path, "session": session, "allow_other": allow_other}, "client", client
     )

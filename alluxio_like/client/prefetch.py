@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from alluxio_like.errors import AlluxioLikeError
 from alluxio_like.rpc.messages import DirPage
@@ -20,9 +21,19 @@ _log = logging.getLogger(__name__)
 MISSES = 16
 """Names of one directory asked for one by one before it is listed. A guess."""
 MAX_ENTRIES = 20_000
-"""Of a directory with more, names are asked for one by one: listing it for the few seconds that answers are valid costs more than
-it saves. A guess."""
+ENTRIES_A_MISS = 50
+"""Of a directory so many names are listed, and so many more for each further name that is asked for: listing a page costs what
+twenty lookups cost, and whoever opens ten files of a million shall not pay for all."""
 _REMEMBERED_DIRECTORIES = 10_000
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A listing that stopped for the time being."""
+
+    cursor: bytes
+    count: int
+    misses: int = 0
 
 
 class NamePrefetch:
@@ -31,12 +42,18 @@ class NamePrefetch:
     def __init__(self, list_page: Callable[[InodeId, bytes], Awaitable[DirPage]]) -> None:
         self._list_page = list_page
         self._misses: dict[InodeId, int] = {}
-        self._large: set[InodeId] = set()
+        self._begun: dict[InodeId, _Begun] = {}
         self._task: asyncio.Task[None] | None = None
 
     def note_miss(self, directory: InodeId) -> None:
         """The master had to be asked for one name of a directory."""
-        if directory in self._large or self._task is not None:
+        begun = self._begun.get(directory)
+        if begun is not None:
+            begun.misses += 1
+            if self._task is None and begun.count < MAX_ENTRIES + ENTRIES_A_MISS * begun.misses:
+                self._start(directory, begun)
+            return
+        if self._task is not None:
             return
         misses = self._misses.get(directory, 0) + 1
         if misses < MISSES:
@@ -45,25 +62,29 @@ class NamePrefetch:
             self._misses[directory] = misses
             return
         self._misses.pop(directory, None)
-        self._task = asyncio.create_task(self._run(directory), name=f"names of {directory}")
+        self._start(directory, _Begun(b"", 0))
 
-    async def _run(self, directory: InodeId) -> None:
-        count, cursor = 0, b""
+    def _start(self, directory: InodeId, begun: _Begun) -> None:
+        self._task = asyncio.create_task(self._run(directory, begun), name=f"names of {directory}")
+
+    async def _run(self, directory: InodeId, begun: _Begun) -> None:
         try:
             while True:
-                page = await self._list_page(directory, cursor)
-                count += len(page.entries)
-                cursor = page.next_cursor
-                if not cursor:
+                page = await self._list_page(directory, begun.cursor)
+                begun.count += len(page.entries)
+                begun.cursor = page.next_cursor
+                if not begun.cursor:
+                    self._begun.pop(directory, None)
                     return
-                if count >= MAX_ENTRIES:
-                    if len(self._large) >= _REMEMBERED_DIRECTORIES:
-                        self._large.clear()
-                    self._large.add(directory)
+                if begun.count >= MAX_ENTRIES + ENTRIES_A_MISS * begun.misses:
+                    if len(self._begun) >= _REMEMBERED_DIRECTORIES:
+                        self._begun.clear()
+                    self._begun[directory] = begun
                     return
         except AlluxioLikeError as error:
             # Whoever needs a name of it asks for that name and hears of it.
             _log.debug("names of a directory were not listed ahead: %s", error)
+            self._begun.pop(directory, None)
         finally:
             self._task = None
 

@@ -31,14 +31,14 @@ DIRECTORY = InodeId(7)
 class Keeper:
     """A client's end, and what it was told."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, strict: bool = False) -> None:
         self.channel = open_channel(address)
         self.forgotten: list[Recall] = []
         self.epochs: list[int] = []
         self.confirm = asyncio.Event()
         self.confirm.set()
         self.metrics = Metrics()
-        self.keeper = LeaseKeeper(self.channel, self.forgotten.extend, self.epochs.append, self.metrics)
+        self.keeper = LeaseKeeper(self.channel, self.forgotten.extend, self.epochs.append, self.metrics, strict=strict)
 
     async def start(self) -> None:
         async def listen(_: Sequence[Recall]) -> None:
@@ -146,6 +146,19 @@ async def test_a_client_that_is_cut_off_keeps_what_it_has_until_it_is_back() -> 
         value = keeper.metrics.registry.get_sample_value("alluxio_like_lease_losses_total")
         assert value is not None
         assert value >= 1
+
+
+async def test_a_strict_client_forgets_all_when_its_lease_runs_out() -> None:
+    async with AsyncExitStack() as stack:
+        first = AsyncExitStack()
+        _, _, address = await first.enter_async_context(serve())
+        keeper = Keeper(address, strict=True)
+        stack.push_async_callback(keeper.close)
+        await keeper.start()
+        keeper.forgotten.clear()
+        await first.aclose()
+        await wait_until(lambda: not keeper.keeper.is_live(), "the lease runs out", 5 * LEASE_S)
+        await wait_until(lambda: keeper.forgotten == [Recall(EVERYWHERE, all_names=True)], "all is forgotten", 0.5)
 
 
 async def test_a_broken_stream_is_gone_on_with() -> None:
