@@ -113,7 +113,7 @@ class ClientConfig(_Frozen):
         False, description="names: fail with ETIMEDOUT rather than answer from memory while the master cannot be asked"
     )
     open_files: int = Field(
-        16384, ge=0, description="small files that read_many keeps open; never more than half of what `ulimit -n` allows"
+        16384, ge=0, description="small files that read_many keeps open; it leaves 2,048 of what `ulimit -n` allows, or half"
     )
 
 

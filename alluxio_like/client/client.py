@@ -350,7 +350,8 @@ class Client:
         return self._small
 
     async def bring_many(self, paths: Sequence[str], max_bytes: int, through: bool) -> dict[str, Brought]:
-        """See Many.bring."""
+        """See Many.bring. From the first one on this client holds a lease, so that names are not asked for again and again."""
+        self.watch()
         return await self._many.bring(paths, max_bytes=max_bytes, through=through)
 
     async def _note_stale(self, entry: Entry) -> None:

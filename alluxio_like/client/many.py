@@ -37,6 +37,8 @@ WINDOW = 256
 """Files looked at, and where they are not at hand brought, together."""
 MOST_FETCHES = 32
 """Files brought at once. A guess."""
+LEFT_DESCRIPTORS = 2048
+"""Of what `ulimit -n` allows, or half of it where that is less. A guess."""
 MOST_SLOTS = 200_000
 """Files remembered, at about 500 bytes each (measured, path included)."""
 SWEEP_S = 10.0
@@ -110,7 +112,7 @@ class Slot:
 
 
 class SmallFiles:
-    """The slots. `most_open` descriptors are kept at most, or half of what `ulimit -n` allows.
+    """The slots. `most_open` descriptors are kept at most, and some of what `ulimit -n` allows are left to the program.
 
     Knows nothing of the client: whoever is in the midst of reading holds it, over a fork too, and must hold nothing of gRPC.
     """
@@ -122,7 +124,8 @@ class SmallFiles:
         self.is_live = is_live
         self._was_live = False
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_open = most_open if soft == resource.RLIM_INFINITY else min(most_open, soft // 2)
+        spare = most_open if soft == resource.RLIM_INFINITY else max(soft - LEFT_DESCRIPTORS, soft // 2)
+        self._most_open = min(most_open, spare)
         # A count that threads change without a lock; each sweep sets it right.
         self._open = 0
 
