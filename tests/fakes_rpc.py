@@ -44,7 +44,7 @@ from alluxio_like.types import (
     WorkerId,
     get_pages,
 )
-from alluxio_like.waits import Waits
+from alluxio_like.waits import Cause, Waits
 
 TOKEN = "the-token"
 
@@ -214,6 +214,8 @@ class FakeWorker:
         self.stall = False
         self.cut_after: int | None = None
         self.delay_s = 0.0
+        self.delayed_by: Cause | None = None
+        """What `delay_s` is said to be for."""
         self.open_reads = 0
         self.max_open_reads = 0
         self.cancelled = 0
@@ -238,6 +240,8 @@ class FakeWorker:
             while sent < length:
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
+                    if waits is not None and self.delayed_by is not None:
+                        waits.add(self.delayed_by, self.delay_s)
                 size = min(PAGE_BYTES, length - sent)
                 if self.cut_after is not None and sent + size > self.cut_after:
                     self.cut_after = None

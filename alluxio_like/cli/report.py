@@ -73,7 +73,7 @@ def describe_local_mounts() -> list[dict[str, Any]]:
         try:
             books = ask_books(mount, ca=ca)
         except AlluxioLikeError as error:
-            facts["problem"] = error.message
+            facts["problem"] = mount.problem or error.message
         else:
             facts |= {name: books[name] for name in ("open", "why_not", "total") if name in books}
         found.append(facts)

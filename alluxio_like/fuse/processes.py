@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from alluxio_like.fuse.books import JobInfo
 
 _POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})")
+_CONTAINER = re.compile(r"[0-9a-f]{32,64}")
 _CMDLINE_BYTES = 512
 
 
@@ -94,7 +95,7 @@ def find_group(cgroups: str) -> str:
         return f"pod {found[1].replace('_', '-')}"
     paths = [line.split(":", 2)[2] for line in cgroups.splitlines() if line.count(":") >= 2]
     last = max(paths, key=len, default="").rstrip("/").rpartition("/")[2]
-    return last
+    return last[:12] if _CONTAINER.fullmatch(last) else last
 
 
 def _read(path: str) -> bytes:

@@ -17,6 +17,7 @@ from alluxio_like.config import ClientConfig
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.server import RpcServer
 from alluxio_like.types import PAGE_BYTES, Cluster, Entry
+from alluxio_like.waits import Cause
 from tests.fakes_rpc import FakeMaster, FakeWorker, make_entry, make_worker, serve, wait_until
 
 
@@ -369,3 +370,43 @@ async def test_no_descriptors_are_left() -> None:
             entry, _ = here.add_file("f", PAGE_BYTES)
             await here.client.open_file(entry).read(0, 10)
     assert len(os.listdir("/proc/self/fd")) <= before + 3  # noqa: PTH208
+
+
+# What reads wait for
+
+
+@pytest.mark.parametrize(
+    ("told", "cause"), [(Cause.STORE, Cause.STORE), (Cause.QUEUE, Cause.QUEUE), (Cause.FILL, Cause.FILL), (None, Cause.PEER)]
+)
+async def test_a_wait_is_for_what_the_worker_says_else_for_the_worker(told: Cause | None, cause: Cause) -> None:
+    async with stage() as here:
+        entry, _ = here.add_file("f", 3 * PAGE_BYTES)
+        here.workers[0].delay_s, here.workers[0].delayed_by = 0.1, told
+        reader = here.client.open_file(entry)
+        started_s = time.monotonic()
+        await asyncio.gather(*(reader.read(offset, 1000) for offset in (0, PAGE_BYTES, 2 * PAGE_BYTES)))
+        elapsed_s = time.monotonic() - started_s
+        waits = reader.get_waits()
+        assert 0.3 <= sum(waits) <= elapsed_s + 0.001, "three that wait at once wait once"
+        assert waits[cause] > 0.6 * sum(waits)
+        await reader.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (errors.StoreUnavailable("away"), Cause.STORE),
+        (errors.StoreThrottled("less"), Cause.QUEUE),
+        (errors.Stale("gone"), Cause.STORE),
+    ],
+)
+async def test_a_read_that_failed_has_waited_for_what_failed(error: errors.AlluxioLikeError, cause: Cause) -> None:
+    async with stage(io_timeout_s=1.0) as here:
+        entry, _ = here.add_file("f", 1000)
+        here.workers[0].always = error
+        reader = here.client.open_file(entry)
+        with pytest.raises(type(error)):
+            await reader.read(0, 1000)
+        waits = reader.get_waits()
+        assert waits[cause] == sum(waits) > 0
+        await reader.close()

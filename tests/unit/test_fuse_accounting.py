@@ -218,6 +218,7 @@ def test_reads_show_in_the_counts() -> None:
             "pod 8d3b1c2a-1111-2222-3333-444455556666",
         ),
         ("0::/system.slice/slurmstepd.scope/job_77\n", "job_77"),
+        ("0::/docker/0123456789abcdef0123456789abcdef\n", "0123456789ab"),
         ("0::/\n", ""),
         ("", ""),
     ],
