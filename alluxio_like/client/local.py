@@ -15,6 +15,7 @@ from pathlib import Path
 from alluxio_like.cache.door import DoorGreeting, HandedFile, enter_door, open_at_door
 from alluxio_like.cache.reader import CacheReader, LocalFile, SmallPlace
 from alluxio_like.client.cluster import ClusterTracker
+from alluxio_like.client.readahead import SMALL_FILE_BYTES
 from alluxio_like.errors import AlluxioLikeError
 from alluxio_like.rpc.messages import Touched
 from alluxio_like.types import Cluster, FileId, FileRef, Worker, WorkerId
@@ -159,7 +160,8 @@ class LocalCaches:
                 _log.warning("a cache file cannot be opened: %s", error, extra={"worker": worker_id})
                 continue
             if file is not None:
-                self.touch(worker_id, ref.file_id, 0, 1)
+                # A small file is taken to be read once; of what is read of a large one `note_read` tells.
+                self.touch(worker_id, ref.file_id, ref.size if ref.size <= SMALL_FILE_BYTES else 0, 1)
                 if len(self._readers) > 1:
                     self._found_at[ref.file_id] = worker_id
                     if len(self._found_at) > FOUND_FILES:

@@ -124,6 +124,8 @@ class Accounting:
         """Handles by mode."""
         self.details: dict[tuple[int, int], processes.Details] = {}
         """What tells a person which process a job is, as far as it lived long enough to be asked; by pid and start."""
+        self._learnt: dict[tuple[int, int], str] = {}
+        """The names they had when that was asked: a process may become another program."""
         self._urgent: set[JobAccount] = set()
         self._kicked = asyncio.Event()
         self._asker = _Asker()
@@ -175,7 +177,7 @@ class Accounting:
         self._waits[Cause.METADATA].inc(waited_s)
 
     def get_pid(self, thread: int) -> int:
-        """The process of a thread; 0: not visible."""
+        """The process of a thread; 0: not visible. Whoever is asked for while it waits is known when its wait has ended, too."""
         return self._find_job(thread, self._clock.monotonic()).pid
 
     def _update(self, file: FileHandle) -> None:
@@ -270,12 +272,15 @@ class Accounting:
     async def _learn(self) -> None:
         """Ask which processes the new jobs are."""
         infos = [job.info for job in self.ledger.jobs if not job.gone and job.info.pid > 0]
-        infos = [info for info in infos if (info.pid, info.start_ticks) not in self.details][:_MOST_SAMPLES]
+        infos = [info for info in infos if self._learnt.get((info.pid, info.start_ticks)) != info.name][:_MOST_SAMPLES]
         if not infos:
             return
         found = await self._asker.run(lambda: [self._ask.read_details(info) for info in infos])
         for info, details in zip(infos, found, strict=True):
-            self.details[info.pid, info.start_ticks] = details or processes.Details("", "")
+            key = info.pid, info.start_ticks
+            self._learnt[key] = info.name
+            if details is not None:
+                self.details[key] = details
 
     async def _check(self) -> None:
         jobs = [job for job in self.ledger.jobs if not job.gone and job.info.pid > 0]
@@ -289,6 +294,7 @@ class Accounting:
         self.ledger.forget_old(self._clock.monotonic())
         kept = {(job.info.pid, job.info.start_ticks) for job in self.ledger.jobs}
         self.details = {key: details for key, details in self.details.items() if key in kept}
+        self._learnt = {key: name for key, name in self._learnt.items() if key in kept}
         open_now = {file.info.inode for file in self.ledger.files if file.info is not None}
         self._refs = {inode: ref for inode, ref in self._refs.items() if inode in open_now}
 

@@ -430,6 +430,8 @@ class Ledger:
         if job is None:
             job = JobAccount(info, now_s)
             self._jobs.add(key, job)
+        # The same process may have become another program.
+        job.info = info
         job.last_s = now_s
         return job
 

@@ -231,6 +231,8 @@ class Session:
         key = unique & _RESENT_MASK
         request = _Request(what, thread, started_s)
         self._under_way[key] = request
+        # Now: it may be killed before the answer is there.
+        self._accounting.get_pid(thread)
         request.task = asyncio.get_running_loop().create_task(self._run(request, unique, call))
         request.task.add_done_callback(lambda task: self._forget(key, request, call, task))
 
