@@ -355,8 +355,11 @@ class Pilot:
         cached = flight.cached
         for _ in range(3):
             if cached is None or cached.removed:
-                assert flight.role is not None
-                cached = flight.cached = self._evictor.create(flight.ref, flight.role, job=flight.job)
+                role = flight.role
+                if role is None:
+                    # Refused since this write was handed to the disk: the event loop has been told, so the other pages are held too.
+                    raise errors.NoSpace("an earlier page of the same fetch found no room", subject=flight.ref.key)
+                cached = flight.cached = self._evictor.create(flight.ref, role, job=flight.job)
             try:
                 cached.write_pages(first, data, expected=sums)
                 return cached

@@ -16,6 +16,7 @@ from alluxio_like.rpc.messages import LoadFile, Priority
 from alluxio_like.types import FileRef, Fingerprint, JobId, PageRange
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from alluxio_like.worker import fetcher
+from alluxio_like.worker.flight import Flight
 from tests.unit.worker_parts import MIB, Parts, gather_bytes, make_data, running_parts, total_length, wait_until
 
 
@@ -233,6 +234,15 @@ async def test_a_full_cache_reads_through_and_still_shares(tmp_path: Path) -> No
         results = await asyncio.gather(*(read(parts, ref, 0, len(data)) for _ in range(20)))
         assert all(result == data for result in results)
         assert total_length(parts.ufs.requests) <= 2 * len(data)
+
+
+async def test_a_page_handed_to_the_disk_before_an_earlier_one_was_refused_finds_no_room(tmp_path: Path) -> None:
+    async with running_parts(tmp_path) as parts:
+        ref = parts.put(1, make_data(MIB, 10))
+        refused = Flight(ref, PageRange(0, 1), Priority.DEMAND, None, (), None)
+        with pytest.raises(errors.NoSpace):
+            parts.fetcher._pilot._write(refused, 0, memoryview(make_data(MIB, 10)))  # what the disk's thread runs
+        assert parts.store.lookup(ref.file_id) is None
 
 
 async def test_reading_through_keeps_nothing(tmp_path: Path) -> None:
