@@ -241,7 +241,7 @@ async def test_a_page_handed_to_the_disk_before_an_earlier_one_was_refused_finds
         ref = parts.put(1, make_data(MIB, 10))
         refused = Flight(ref, PageRange(0, 1), Priority.DEMAND, None, (), None)
         with pytest.raises(errors.NoSpace):
-            parts.fetcher._pilot._write(refused, 0, memoryview(make_data(MIB, 10)))  # what the disk's thread runs
+            parts.fetcher._pilot._write(refused, 0, memoryview(make_data(MIB, 10)), None)  # what the disk's thread runs
         assert parts.store.lookup(ref.file_id) is None
 
 
