@@ -350,7 +350,7 @@ class Ledger:
         self, info: JobInfo, file: FileInfo, mode: Mode, now_s: float, *, waited: Seconds = NONE, brought: bool = False
     ) -> Open:
         """A file was opened. `waited`: for what the open waited; `brought`: the file came to this machine meanwhile."""
-        job = self._use_job(info, now_s)
+        job = self.use_job(info, now_s)
         account = self._files.use(file.inode)
         if account is None:
             account = FileAccount(file, now_s)
@@ -419,12 +419,13 @@ class Ledger:
 
     def note_metadata(self, info: JobInfo, waited_s: float, now_s: float) -> None:
         """A request for a name, attributes or a listing had to wait."""
-        job = self._use_job(info, now_s)
+        job = self.use_job(info, now_s)
         for tally in (job.tally, self.names.tally):
             tally.metadata_waits += 1
             tally.waits[Cause.METADATA] += waited_s
 
-    def _use_job(self, info: JobInfo, now_s: float) -> JobAccount:
+    def use_job(self, info: JobInfo, now_s: float) -> JobAccount:
+        """The account of a process, which has just asked for something."""
         key = info.pid, info.start_ticks
         job = self._jobs.use(key)
         if job is None:

@@ -116,6 +116,11 @@ class Opener:
             metrics.fuse_handles_by_way.labels(way.name.lower()).set_function(_make_counter(self._modes, way))
         metrics.fuse_nodes.set_function(lambda: len(self._modes))
 
+    @property
+    def passes(self) -> bool:
+        """Whether the kernel may read files by itself at all."""
+        return self._passes
+
     # Opens
 
     def try_open(self, node: int, entry: Entry, thread: int) -> Choice | None:

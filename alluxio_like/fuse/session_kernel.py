@@ -325,7 +325,8 @@ class Session:
         started_s = time.perf_counter()
         flags, _ = wire.OPEN_IN.unpack_from(self._buffer, _HEADER_BYTES)
         entry = self._operations.find_entry(self._nodes.get_inode(node), flags)
-        choice = None if entry is None else self._opener.try_open(node, entry, thread)
+        is_prepared = not self._opener.passes or self._accounting.is_prepared(thread)
+        choice = None if entry is None or not is_prepared else self._opener.try_open(node, entry, thread)
         if entry is None or choice is None:
             self._spawn("open", unique, thread, started_s, self._open_slowly(unique, node, flags, thread))
             return
@@ -339,6 +340,8 @@ class Session:
         if entry is None:
             entry = await self._operations.get_entry_to_open(inode, flags)
             self._accounting.note_wait(thread, time.perf_counter() - started_s)
+        if self._opener.passes and not self._accounting.is_prepared(thread):
+            await self._accounting.prepare(thread)
         choice = await self._opener.open(node, entry, thread)
         self._reply_open(unique, node, thread, entry, choice)
 

@@ -114,6 +114,27 @@ async def test_a_large_file_is_sampled_at_its_open_and_close(setup: Setup) -> No
     assert setup.metrics.read_bytes.labels("passthrough")._value.get() == 70_000_000
 
 
+async def test_what_a_process_had_read_before_its_first_open_is_not_ours(setup: Setup) -> None:
+    setup.ask.threads, setup.ask.chars = {7: JobInfo(7, 1, "reader")}, {7: 123_456_789}
+    assert not setup.accounting.is_prepared(7)
+    await setup.accounting.prepare(7)
+    assert setup.accounting.is_prepared(7)
+    handle = make_handle(1, LARGE)
+    setup.accounting.opened(7, handle)
+    setup.ask.chars[7] += LARGE
+    setup.accounting.closed(handle)
+    await setup.wait_for(LARGE)
+
+
+async def test_a_first_open_waits_for_a_bounded_time_only(setup: Setup) -> None:
+    setup.ask.threads, setup.ask.chars = {7: JobInfo(7, 1, "reader")}, {7: 0}
+    setup.ask.gate.clear()
+    async with asyncio.timeout(5):
+        await setup.accounting.prepare(7)
+    assert setup.accounting.is_prepared(7), "it is not asked again and again"
+    assert setup.accounting.is_prepared(0), "nor is who cannot be seen"
+
+
 async def test_the_loop_goes_on_while_proc_cannot_be_read(setup: Setup) -> None:
     setup.ask.threads, setup.ask.chars = {7: JobInfo(7, 1, "reader")}, {7: 0}
     setup.ask.gate.clear()
