@@ -12,9 +12,11 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 from alluxio_like.clock import Clock
 from alluxio_like.fuse import processes
@@ -57,7 +59,23 @@ class Processes(Protocol):
 
     def read_counts(self, job: JobInfo) -> processes.IoCounts | None: ...
 
+    def list_heirs(self, job: JobInfo, files: Mapping[str, Collection[int]]) -> list[JobInfo]: ...
+
     def read_details(self, job: JobInfo) -> processes.Details | None: ...
+
+
+@dataclass(slots=True)
+class _Heirs:
+    """Processes that inherited open files of a job: what each had read when it was looked at last; what was new then, in all."""
+
+    seen: dict[tuple[int, int], int] = field(default_factory=dict)
+    read_chars: int = 0
+
+    def note(self, counts: list[tuple[JobInfo, int]]) -> None:
+        """They were looked at. A fork begins with nothing read."""
+        now = {(info.pid, info.start_ticks): count for info, count in counts}
+        self.read_chars += sum(max(0, count - self.seen.get(key, 0)) for key, count in now.items())
+        self.seen = now
 
 
 class _Asker:
@@ -120,6 +138,7 @@ class Accounting:
         self._passed = metrics.read_bytes.labels("passthrough")
         self._waits = {cause: metrics.wait_seconds.labels(cause.name.lower()) for cause in Cause}
         self._threads: dict[int, tuple[JobInfo, float]] = {}
+        self._heirs: WeakKeyDictionary[JobAccount, _Heirs] = WeakKeyDictionary()
         self._prepared: set[tuple[int, int]] = set()
         """Processes, by pid and start, of which it was seen once what they have read."""
         self._read: dict[FileHandle, None] = {}
@@ -256,7 +275,9 @@ class Accounting:
                 if now_s - ticked_s >= TICK_S:
                     ticked_s = now_s
                     self.refresh()
-                    await self._sample([job for job in self.ledger.jobs if job.wants_sample][:_MOST_SAMPLES])
+                    jobs = [job for job in self.ledger.jobs if job.wants_sample][:_MOST_SAMPLES]
+                    await self._look_for_heirs(jobs)
+                    await self._sample(jobs)
                     await self._learn()
                 if now_s - checked_s >= _CHECK_S:
                     checked_s = now_s
@@ -286,7 +307,30 @@ class Accounting:
                     job.gone = not self._ask.is_alive(job.info)
                     self._book(self.ledger.sample(job, None, 0, now_s))
                 else:
-                    self._book(self.ledger.sample(job, found.read_chars, found.disk_bytes, now_s))
+                    heirs = self._heirs.get(job)
+                    read_chars = found.read_chars + (heirs.read_chars if heirs is not None else 0)
+                    self._book(self.ledger.sample(job, read_chars, found.disk_bytes, now_s))
+
+    async def _look_for_heirs(self, jobs: Iterable[JobAccount]) -> None:
+        """See what children have read that have files open which their parent opened, and asked for nothing themselves."""
+        own = {job.info.pid for job in self.ledger.jobs}
+        for job in jobs:
+            if not job.passing:
+                continue
+            files: dict[str, set[int]] = {}
+            for opened in job.passing:
+                if opened.file.info is not None:
+                    files.setdefault(opened.file.info.key.rpartition("/")[2], set()).add(opened.file.info.inode)
+            info = job.info
+
+            def look(info: JobInfo = info, files: dict[str, set[int]] = files) -> list[tuple[JobInfo, int]]:
+                heirs = [heir for heir in self._ask.list_heirs(info, files) if heir.pid not in own]
+                counts = [(heir, self._ask.read_counts(heir)) for heir in heirs]
+                return [(heir, count.read_chars) for heir, count in counts if count is not None]
+
+            found = await self._asker.run(look)
+            if found or job in self._heirs:
+                self._heirs.setdefault(job, _Heirs()).note(found)
 
     def _book(self, booked: Booked) -> None:
         if not booked.total:

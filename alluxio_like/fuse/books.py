@@ -117,7 +117,7 @@ class Tally:
 class Account:
     """One job's or one file's. Once it is forgotten, `tally` is that of the others, and what still comes in for it goes there."""
 
-    __slots__ = ("open_count", "tally")
+    __slots__ = ("__weakref__", "open_count", "tally")
 
     def __init__(self) -> None:
         self.tally = Tally()

@@ -11,6 +11,7 @@ cache or not, through FUSE passthrough or not. Not in it: page faults of mapped 
 
 import os
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from alluxio_like.fuse.books import JobInfo
@@ -18,6 +19,9 @@ from alluxio_like.fuse.books import JobInfo
 _POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})")
 _CONTAINER = re.compile(r"[0-9a-f]{32,64}")
 _CMDLINE_BYTES = 512
+_INO = re.compile(rb"^ino:\t(\d+)$", re.MULTILINE)
+_MOST_HEIRS = 64
+_MOST_FDS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +75,39 @@ def read_counts(job: JobInfo) -> IoCounts | None:
         return None
 
 
-def may_read_counts() -> bool:
-    """Whether the kernel lets us see what processes of others read. In a thread."""
+def list_heirs(job: JobInfo, files: Mapping[str, Collection[int]]) -> list[JobInfo]:
+    """Processes below one that have a file open which it opened: by name (without directory) and inode numbers. In a thread.
+
+    Such files were inherited by a fork; the first _MOST_HEIRS processes are looked at.
+    """
+    found = []
+    seen = _list_children(job.pid)
+    for pid in seen:
+        if len(seen) < _MOST_HEIRS:
+            seen += _list_children(pid)
+        if _holds(pid, files) and (heir := find_process(pid)) is not None:
+            found.append(heir)
+    return found
+
+
+def _list_children(pid: int) -> list[int]:
     try:
-        return bool(_read("/proc/1/io"))
+        lists = [_read(f"/proc/{pid}/task/{task}/children") for task in os.listdir(f"/proc/{pid}/task")]
     except OSError:
-        return False
+        return []
+    return [int(child) for one in lists for child in one.split()][:_MOST_HEIRS]
+
+
+def _holds(pid: int, files: Mapping[str, Collection[int]]) -> bool:
+    try:
+        for fd in os.listdir(f"/proc/{pid}/fd")[:_MOST_FDS]:
+            # The name first, which is quick; then the number, as other file systems have files of that name.
+            wanted = files.get(os.readlink(f"/proc/{pid}/fd/{fd}").rpartition("/")[2])
+            if wanted and (number := _INO.search(_read(f"/proc/{pid}/fdinfo/{fd}"))) and int(number[1]) in wanted:
+                return True
+    except OSError:
+        pass
+    return False
 
 
 def read_details(job: JobInfo) -> Details | None:

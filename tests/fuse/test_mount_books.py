@@ -127,6 +127,23 @@ def test_a_file_that_stays_open_is_booked_while_it_is_read(passing: Mount) -> No
     wait_until(lambda: find_job(passing, reader.pid)["open"] == 0, "its end")
 
 
+def test_children_that_inherited_a_file_read_for_their_parent(passing: Mount) -> None:
+    code = (
+        "import os, sys, time\n"
+        "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "if os.fork() == 0:\n"
+        "    for n in range(32): os.pread(fd, 1 << 20, (n % 16) << 20)\n"
+        "sys.stdin.readline()\n"
+    )
+    reader = subprocess.Popen([sys.executable, "-c", code, passing.path / "large"], stdin=subprocess.PIPE, text=True)
+    with reader:
+        expected = 32 << 20
+        wait_until(
+            lambda: (job := find_job(passing, reader.pid)) and abs(job["passthrough_bytes"] - expected) < 0.05 * expected,
+            "its child's bytes",
+        )
+
+
 def test_what_is_read_past_us_is_in_the_metrics(passing: Mount) -> None:
     run_reader("import sys; open(sys.argv[1], 'rb').read()", passing.path / "large")
     url = os.getxattr(passing.path, "user.alluxio_like.http").decode()

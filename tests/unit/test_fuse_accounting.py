@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -27,6 +27,7 @@ class FakeProcesses:
 
     threads: dict[int, JobInfo] = field(default_factory=dict)
     chars: dict[int, int] = field(default_factory=dict)
+    heirs: list[JobInfo] = field(default_factory=list)
     lookups: int = 0
     gate: threading.Event = field(default_factory=threading.Event)
     asked: threading.Event = field(default_factory=threading.Event)
@@ -45,6 +46,9 @@ class FakeProcesses:
         self.asked.set()
         assert self.gate.wait(10)
         return processes.IoCounts(self.chars[job.pid], 0) if job.pid in self.chars else None
+
+    def list_heirs(self, job: JobInfo, files: Mapping[str, Collection[int]]) -> list[JobInfo]:
+        return self.heirs
 
     def read_details(self, job: JobInfo) -> processes.Details | None:
         return processes.Details(f"python train.py {job.pid}", "pod x")
@@ -150,6 +154,21 @@ async def test_the_loop_goes_on_while_proc_cannot_be_read(setup: Setup) -> None:
     setup.ask.chars[7] = 1_000_000
     setup.accounting.closed(first)
     await setup.wait_for(1_000_000)
+
+
+async def test_children_that_read_what_they_inherited_count_for_their_parent(setup: Setup) -> None:
+    setup.ask.threads, setup.ask.chars = {7: JobInfo(7, 1, "reader")}, {7: 1000, 8: 0}
+    await setup.accounting.prepare(7)
+    setup.accounting.opened(7, make_handle(1, LARGE))
+    setup.ask.heirs = [JobInfo(8, 2)]
+    setup.ask.chars[8] = 5_000_000
+    await setup.wait_for(5_000_000)
+    setup.ask.chars[8] = 9_000_000
+    await setup.wait_for(9_000_000)
+    # It ends, and nothing is taken back.
+    setup.ask.heirs = []
+    setup.ask.chars[7] += 500
+    await setup.wait_for(9_000_500)
 
 
 async def test_waits_of_a_reader_are_booked_as_they_grow(setup: Setup) -> None:
