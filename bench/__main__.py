@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.holding import measure_holding
 from bench.loading import measure_loading
 from bench.measure import Result, render_table, write_results
 from bench.metadata import measure_metadata, measure_worker_restart
@@ -16,7 +17,7 @@ from bench.reading import measure_epochs, measure_warm_reads
 from bench.sdk import measure_sdk
 from tests.servers.fixtures import start_s3_server
 
-PARTS = ("loading", "reading", "mounted", "peers", "epochs", "metadata", "sdk")
+PARTS = ("loading", "reading", "mounted", "holding", "peers", "epochs", "metadata", "sdk")
 
 
 def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
@@ -27,7 +28,13 @@ def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
         return [*measure_metadata(directory, quick=quick), *measure_worker_restart(directory, quick=quick)]
     if part == "peers":
         return measure_peers(directory, quick=quick)
-    parts = {"loading": measure_loading, "reading": measure_warm_reads, "mounted": measure_mounted, "epochs": measure_epochs}
+    parts = {
+        "loading": measure_loading,
+        "reading": measure_warm_reads,
+        "mounted": measure_mounted,
+        "holding": measure_holding,
+        "epochs": measure_epochs,
+    }
     with start_s3_server(size_bytes=8 << 30) as server:
         return parts[part](server, directory, quick=quick)
 

@@ -190,7 +190,7 @@ def count_requests(stack: Stack) -> dict[str, float]:
 def _read_sequentially(system: System, large: str, *, forget: bool = False) -> float:
     """MB/s of read(1 MiB) to the end."""
     arguments = ["sequential", str(system.root / large)] + (["--forget"] if forget else [])
-    with _baseline(*arguments) as process:
+    with start_baseline(*arguments) as process:
         done = json.loads(process.communicate()[0])
     return float(done["bytes"] / MB / done["seconds"])
 
@@ -199,7 +199,7 @@ def _read_files(system: System, kind: str, readers: int) -> float:
     """Files a second, of all readers together; each reads every file, in an order of its own."""
     with contextlib.ExitStack() as stack:
         processes = [
-            stack.enter_context(_baseline("random-files", str(system.root / kind), "--seed", str(seed), "--wait"))
+            stack.enter_context(start_baseline("random-files", str(system.root / kind), "--seed", str(seed), "--wait"))
             for seed in range(readers)
         ]
         for process in processes:
@@ -214,7 +214,8 @@ def _read_files(system: System, kind: str, readers: int) -> float:
 
 
 @contextlib.contextmanager
-def _baseline(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+def start_baseline(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """A reader of bench.baselines as a process; it must end well."""
     command = [sys.executable, "-m", "bench.baselines", *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
