@@ -163,7 +163,7 @@ def test_the_first_minute_and_every_command(up: Up, tmp_path: Path) -> None:
     for path in ("/data", str(up.mountpoint / "data"), f"file://{up.source}"):
         status = up.run_json("cache", "status", path)
         assert (status["files"], status["known_bytes"], status["cached_bytes"]) == (len(up.data), total, total)
-    assert up.run("cache", "status", "deep/large", cwd=up.mountpoint / "data").startswith("/data/deep/large: 1 files")
+    assert up.run("cache", "status", "deep/large", cwd=up.mountpoint / "data").startswith("/data/deep/large: 1 file,")
     assert "already" not in up.run("cache", "load", "/data")
     assert up.run_json("cache", "load", "/data")["skipped_files"] >= len(up.data) - 1
     assert "fits" in up.run("cache", "load", "/data", "--dry-run")
