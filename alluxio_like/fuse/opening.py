@@ -103,7 +103,8 @@ class Opener:
         self._modes = Modes(nodes.is_ours)
         self._passes = not settings.why_not
         self._why_not = settings.why_not
-        self._sent_away: BoundedDict[tuple[int, InodeId], float] = BoundedDict(_SENT_AWAY)
+        self._sent_away: BoundedDict[tuple[int, InodeId], tuple[float, int]] = BoundedDict(_SENT_AWAY)
+        """By thread and inode: until when it is expected back, and the request by which it came."""
         self._refused: WeakKeyDictionary[Hashable, str] = WeakKeyDictionary()
         """Cache directories whose files the kernel does not read by itself, and why."""
         self._has_refused = False
@@ -123,11 +124,13 @@ class Opener:
 
     # Opens
 
-    def try_open(self, node: int, entry: Entry, thread: int) -> Choice | None:
-        """How an open is answered, when that can be said without waiting; else None: `open`. `thread`: who opens.
+    def try_open(self, node: int, entry: Entry, thread: int, unique: int) -> Choice | None:
+        """How an open is answered, when that can be said without waiting; else None: `open`. `thread`: who opens; `unique`: of
+        the request, the same when it is sent again.
 
         Raises Stale to send the kernel back to the name.
         """
+        self._send_on(node, entry, thread, unique)
         if self._must_wait(entry):
             return None
         whole = self._backend.find_whole(entry)
@@ -137,33 +140,34 @@ class Opener:
         if whole is None:
             if self._is_worth_waiting_for(entry):
                 return None
-            return self.decide(node, entry, thread, None)
+            return self.decide(node, entry, thread, unique, None)
         try:
-            return self.decide(node, entry, thread, whole)
+            return self.decide(node, entry, thread, unique, whole)
         finally:
             whole.close()
 
-    async def open(self, node: int, entry: Entry, thread: int) -> Choice:
+    async def open(self, node: int, entry: Entry, thread: int, unique: int) -> Choice:
         """As `try_open`; brings the file first where that is wanted, for at most io_timeout_s. Raises Stale."""
+        self._send_on(node, entry, thread, unique)
         if not self._backend.is_prepared:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PREPARE_S):
                     await self._backend.prepare()
         whole = self._backend.find_whole(entry)
         if whole is not None and self._settings.verify_open and self._passes and not await self._is_right(entry, whole):
-            return self.decide(node, entry, thread, None)
+            return self.decide(node, entry, thread, unique, None)
         if whole is not None:
             try:
-                return self.decide(node, entry, thread, whole)
+                return self.decide(node, entry, thread, unique, whole)
             finally:
                 whole.close()
         if not self._is_worth_waiting_for(entry):
-            return self.decide(node, entry, thread, None)
+            return self.decide(node, entry, thread, unique, None)
         reader = self._backend.open_file(entry)
         choice = None
         try:
             whole = await self._bring(entry, reader)
-            choice = self.decide(node, entry, thread, whole)
+            choice = self.decide(node, entry, thread, unique, whole)
             # No await from here on: who is cancelled now would leave an open behind of which the kernel knows nothing.
             if choice.way is Way.PASSTHROUGH:
                 return choice._replace(waited=reader.get_waits())
@@ -216,17 +220,20 @@ class Opener:
         until_s = self._unfilled.lookup(entry.attr.inode)
         return until_s is None or self._clock.monotonic() >= until_s
 
-    def decide(self, node: int, entry: Entry, thread: int, whole: WholeFile | None) -> Choice:
+    def decide(self, node: int, entry: Entry, thread: int, unique: int, whole: WholeFile | None) -> Choice:
         """How an open is answered, with the file that holds all of the content if there is one. Raises Stale."""
         inode = entry.attr.inode
         wish = Wish.PASSTHROUGH if whole is not None and self._may_pass(whole) else Wish.CACHED
-        can_move = self._can_move(thread, inode)
+        is_back = self._is_back(thread, inode, unique)
+        if is_back and thread:
+            # (All threads of other process namespaces are 0: which of them comes back cannot be told.)
+            self._sent_away.discard((thread, inode))
+        can_move = not is_back
         while True:
             way = self._modes.decide(node, wish, can_move=can_move)
             if way is Way.ELSEWHERE:
                 if self._send_away(node, inode, wish):
-                    self._sent_away.set((thread, inode), self._clock.monotonic() + _SENT_AWAY_S)
-                    self._metrics.fuse_moves.inc()
+                    self._note_sent_away(thread, inode, unique)
                     raise Stale("opened by another node id", subject=entry.name)
                 can_move = False
                 continue
@@ -257,18 +264,23 @@ class Opener:
         if backing_id:
             self._backings.close_backing(backing_id)
 
-    def _can_move(self, thread: int, inode: InodeId) -> bool:
+    def _send_on(self, node: int, entry: Entry, thread: int, unique: int) -> None:
+        """Raise Stale for a node id of an earlier daemon, whatever it has open there: the name leads to one of ours now."""
+        if not self._nodes.is_ours(node) and not self._is_back(thread, entry.attr.inode, unique):
+            self._note_sent_away(thread, entry.attr.inode, unique)
+            raise Stale("opened by another node id", subject=entry.name)
+
+    def _is_back(self, thread: int, inode: InodeId, unique: int) -> bool:
+        """Whether a thread was sent to look the name up again and comes with another request now: it is not sent away twice."""
         if not len(self._sent_away):
-            return True
-        key = (thread, inode)
-        until_s = self._sent_away.lookup(key)
-        if until_s is None:
-            return True
-        # It comes back, by another node id or, having no name to look up, by the same: it is not sent away twice.
-        if thread:
-            self._sent_away.discard(key)
-        # (All threads of other process namespaces are 0: which of them comes back cannot be told.)
-        return self._clock.monotonic() >= until_s
+            return False
+        known = self._sent_away.lookup((thread, inode))
+        # With the same request it comes where the kernel sends that again: the answer to it did not arrive.
+        return known is not None and known[1] != unique and self._clock.monotonic() < known[0]
+
+    def _note_sent_away(self, thread: int, inode: InodeId, unique: int) -> None:
+        self._sent_away.set((thread, inode), (self._clock.monotonic() + _SENT_AWAY_S, unique))
+        self._metrics.fuse_moves.inc()
 
     def _send_away(self, node: int, inode: InodeId, wish: Wish) -> bool:
         if self._modes.get_mode(node) is Mode.UNKNOWN and self._modes.fits(self._nodes.get_file_node(inode), wish):

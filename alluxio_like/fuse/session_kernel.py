@@ -326,7 +326,7 @@ class Session:
         flags, _ = wire.OPEN_IN.unpack_from(self._buffer, _HEADER_BYTES)
         entry = self._operations.find_entry(self._nodes.get_inode(node), flags)
         is_prepared = not self._opener.passes or self._accounting.is_prepared(thread)
-        choice = None if entry is None or not is_prepared else self._opener.try_open(node, entry, thread)
+        choice = None if entry is None or not is_prepared else self._opener.try_open(node, entry, thread, unique & _RESENT_MASK)
         if entry is None or choice is None:
             self._spawn("open", unique, thread, started_s, self._open_slowly(unique, node, flags, thread))
             return
@@ -342,7 +342,7 @@ class Session:
             self._accounting.note_wait(thread, time.perf_counter() - started_s)
         if self._opener.passes and not self._accounting.is_prepared(thread):
             await self._accounting.prepare(thread)
-        choice = await self._opener.open(node, entry, thread)
+        choice = await self._opener.open(node, entry, thread, unique & _RESENT_MASK)
         self._reply_open(unique, node, thread, entry, choice)
 
     def _reply_open(self, unique: int, node: int, thread: int, entry: Entry, choice: Choice) -> None:

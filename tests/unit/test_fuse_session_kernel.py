@@ -205,6 +205,20 @@ async def test_what_an_earlier_daemon_gave_out_is_adopted(tmp_path: Any) -> None
         assert body
 
 
+async def test_an_open_that_is_sent_again_is_sent_away_again(tmp_path: Any) -> None:
+    """The kernel sends again what the daemon before had read, and with it what this one has just read."""
+    async with serving(tmp_path, generation=3) as kernel:
+        old_node = await kernel.look_up(b"file") & (1 << 48) - 1 | 2 << 54
+        body = wire.OPEN_IN.pack(os.O_RDONLY, 0)
+        for mark in (0, wire.UNIQUE_RESEND, wire.UNIQUE_RESEND):
+            kernel._end.send(wire.IN_HEADER.pack(48, wire.OPEN, 7777 | mark, old_node, 0, 0, 7, 0) + body)
+            kernel.session._take()
+            kernel.collect()
+            assert kernel.answers.pop(7777 | mark)[0] == errno.ESTALE
+        kernel.counts.clear()
+        assert (await kernel.open(old_node, thread=7))[0] == 0, "another request of that thread has no name to look up"
+
+
 async def test_requests_cancelled_before_their_first_step_are_answered() -> None:
     async with serving() as kernel:
         uniques = [kernel.send(wire.STATFS, 1) for _ in range(5)]
