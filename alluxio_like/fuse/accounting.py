@@ -21,7 +21,8 @@ from weakref import WeakKeyDictionary
 from alluxio_like.clock import Clock
 from alluxio_like.fuse import processes
 from alluxio_like.fuse.handles import FileHandle
-from alluxio_like.fuse.books import SMALL_BYTES, Booked, FileInfo, JobAccount, JobInfo, Ledger, Mode
+from alluxio_like.fuse.accounts import FileInfo, JobAccount, JobInfo, Mode
+from alluxio_like.fuse.books import SMALL_BYTES, Booked, Ledger
 from alluxio_like.fuse.modes import Way
 from alluxio_like.metrics import Metrics
 from alluxio_like.types import FileRef

@@ -15,7 +15,7 @@ from typing import Any
 
 from alluxio_like.errors import NotFound, TimedOut
 from alluxio_like.fuse.accounting import Accounting
-from alluxio_like.fuse.books import FileAccount, JobAccount, Mode, Tally
+from alluxio_like.fuse.accounts import FileAccount, JobAccount, Mode, Tally
 from alluxio_like.metrics import Page
 from alluxio_like.waits import Cause
 

@@ -10,7 +10,7 @@ import pytest
 from alluxio_like.clock import SystemClock
 from alluxio_like.fuse import processes
 from alluxio_like.fuse.accounting import Accounting
-from alluxio_like.fuse.books import JobInfo
+from alluxio_like.fuse.accounts import JobInfo
 from alluxio_like.fuse.books_page import show_books
 from alluxio_like.fuse.handles import FileHandle
 from alluxio_like.fuse.modes import Way

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alluxio_like.fuse.books import FileInfo, JobAccount, JobInfo, Ledger, Limits, Mode, Open, Tally
+from alluxio_like.fuse.accounts import FileInfo, JobAccount, JobInfo, Mode, Open, Tally
+from alluxio_like.fuse.books import Ledger, Limits
 from alluxio_like.waits import NONE, Cause, Seconds, Waits
 
 LIMITS = Limits(recent_jobs=3, worst_jobs=2, recent_files=3, worst_files=2, files_of_a_job=2)
