@@ -81,7 +81,8 @@ class LeaseKeeper:
         self._outgoing: asyncio.Queue[WatchMessage | None] | None = None
         self._number = 0
         self._sent_s: dict[int, float] = {}
-        self._telling: asyncio.Queue[tuple[int, Awaitable[None] | None]] = asyncio.Queue()
+        self._telling: asyncio.Queue[tuple[int, asyncio.Future[None] | None]] = asyncio.Queue()
+        self._told: set[asyncio.Future[None]] = set()
 
     def is_live(self) -> bool:
         """Whether the lease covers what is remembered."""
@@ -107,9 +108,10 @@ class LeaseKeeper:
             await asyncio.wait(tasks[:1], timeout=_BYE_S)
         self._expires_s = float("-inf")
         self._channel.lease = ""
-        for task in tasks:
+        told = list(self._told)
+        for task in (*tasks, *told):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *told, return_exceptions=True)
 
     # The stream
 
@@ -187,7 +189,12 @@ class LeaseKeeper:
         self._forget(recalls)
         if self._metrics is not None:
             self._metrics.names_recalled.inc(len(recalls))
-        told = None if self._listener is None else self._listener(recalls)
+        telling = None if self._listener is None else self._listener(recalls)
+        # It goes on by itself, also when nobody waits for it any more.
+        told = None if telling is None else asyncio.ensure_future(telling)
+        if told is not None:
+            self._told.add(told)
+            told.add_done_callback(self._told.discard)
         self._telling.put_nowait((sequence, told))
 
     async def _confirm(self) -> None:
@@ -196,7 +203,7 @@ class LeaseKeeper:
             sequence, told = await self._telling.get()
             session = self._sessions
             if told is not None:
-                await told
+                await asyncio.wait([told])
             if session == self._sessions and sequence > self._confirmed:
                 self._confirmed = sequence
                 if self._outgoing is not None and self._telling.empty():

@@ -158,14 +158,18 @@ class MetadataCache:
         return LookupResult(record.entry, left_s) if left_s > 0 else None
 
     def lookup_old(self, parent: InodeId, name: str) -> LookupResult | None:
-        """An answer whose time may have passed, for when the master cannot be asked; to be used for OLD_VALID_S."""
+        """An answer whose time may have passed, for when the master cannot be asked; to be used for OLD_VALID_S.
+
+        While the lease lives, and so the master does, nothing is that was recalled."""
         link = self._find_link(parent, self._directories.get(parent), to_bytes(name), old=True)
-        if link is None:
+        if link is None or self._is_recalled(parent, link.stamp):
             return None
         if link.inode == _NOTHING:
             return LookupResult(None, OLD_VALID_S)
         record = self._entries.lookup(link.inode)
-        return None if record is None else LookupResult(record.entry, OLD_VALID_S)
+        if record is None or self._is_recalled(parent, record.stamp):
+            return None
+        return LookupResult(record.entry, OLD_VALID_S)
 
     def get(self, inode: InodeId) -> LookupResult | None:
         """What is known of an inode, with what is left of its time; None: ask."""
@@ -205,7 +209,7 @@ class MetadataCache:
         for part in parts[:-1]:
             directory = self._directories.get(at)
             link = self._find_link(at, directory, to_bytes(part), old=old)
-            if link is None:
+            if link is None or (old and self._is_recalled(at, link.stamp)):
                 return None
             if not old:
                 left_s = min(left_s, self._get_left_s(directory, link.stamp, link.expires))
@@ -459,6 +463,12 @@ class MetadataCache:
         if not stamp & _UNCOVERED and not self._is_live():
             return 0.0
         return expires / _TICKS_A_S - (self._now() - self._base_s)
+
+    def _is_recalled(self, parent: InodeId, stamp: int) -> bool:
+        """Whether an answer was taken back by a master that we are in contact with."""
+        directory = self._directories.get(parent)
+        is_current = directory is not None and directory.session == self._session and stamp & ~_UNCOVERED == directory.stamp
+        return not is_current and self._is_live()
 
     def _get_tick(self) -> int:
         return int((self._now() - self._base_s) * _TICKS_A_S)

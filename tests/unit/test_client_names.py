@@ -163,6 +163,21 @@ def test_the_attributes_of_a_directory_that_no_lease_covers_are_short_lived() ->
     assert names.get(InodeId(3)) is None
 
 
+def test_what_was_recalled_is_used_again_only_when_the_lease_is_lost() -> None:
+    names, lease = make_leased(ManualClock())
+    names.keep(ROOT, "f", LookupResult(make_entry("f", 2, 3), 99.0, True, ROOT), names.begin())
+    names.keep_page(ROOT, b"", DirPage((make_entry("g", 3, 3),), b"", 99.0, leased=True), names.begin())
+    for recall in (Recall(ROOT, (b"f", b"g")), Recall(ROOT, all_names=True), Recall(EVERYWHERE, all_names=True)):
+        names.recall([recall])
+        lease.live = True
+        assert names.lookup_old(ROOT, "f") is None
+        assert names.lookup_path_old("/g") is None
+        lease.live = False
+        assert names.lookup_old(ROOT, "f") is not None
+        assert names.lookup_path_old("/g") is not None
+        assert names.lookup(ROOT, "f") is None
+
+
 # Packed entries
 
 texts = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=40)
