@@ -256,7 +256,7 @@ class Many:
         epoch = self._small.epoch
         paths = list(dict.fromkeys(paths))
         await self._find_local()
-        wanted: list[tuple[str, Entry, float]] = []
+        wanted: list[tuple[str, Entry]] = []
         for path, answer in zip(paths, await self._resolve(paths), strict=True):
             if isinstance(answer, AlluxioLikeError):
                 brought[path] = answer
@@ -274,20 +274,20 @@ class Many:
             elif not through and answer.entry.ref and self._remember(path, answer.entry.ref, answer.valid_s, epoch):
                 brought[path] = None
             else:
-                wanted.append((path, answer.entry, answer.valid_s))
+                wanted.append((path, answer.entry))
         gate = asyncio.Semaphore(MOST_FETCHES)
         left = max_bytes
         fetches = []
-        for path, entry, valid_s in wanted:
+        for path, entry in wanted:
             left -= entry.attr.size
             if left < 0:
                 # Asked for again when their turn has come.
                 break
-            fetches.append(self._fetch(gate, path, entry, valid_s))
+            fetches.append(self._fetch(gate, path, entry))
         brought.update(await asyncio.gather(*fetches))
         return brought
 
-    async def _fetch(self, gate: asyncio.Semaphore, path: str, entry: Entry, valid_s: float) -> tuple[str, Brought]:
+    async def _fetch(self, gate: asyncio.Semaphore, path: str, entry: Entry) -> tuple[str, Brought]:
         async with gate:
             try:
                 reader = self._open_file(entry)

@@ -12,13 +12,14 @@ from alluxio_like.rpc.messages import (
     BlockDelta,
     Heartbeat,
     HeartbeatResult,
+    LookupResult,
     MountInfo,
     MountSecrets,
     RateShare,
     RegisterResult,
 )
 from alluxio_like.rpc.server import create_server
-from alluxio_like.types import Cluster, FileId, MountId, Worker, WorkerId
+from alluxio_like.types import Attr, Cluster, Entry, FileId, FileRef, InodeId, Kind, MountId, Worker, WorkerId
 
 TOKEN = "a-token-for-tests"
 
@@ -40,6 +41,7 @@ class FakeMaster:
     mounts: dict[MountId, MountSecrets] = field(default_factory=dict)
     rates: tuple[RateShare, ...] = ()
     demand_elsewhere: int = 0
+    refs: dict[InodeId, FileRef] = field(default_factory=dict)
 
     def add_mount(self, mount_id: int, uri: str) -> None:
         info = MountInfo(MountId(mount_id), "/data", uri, {}, True, 0.0, 0, 0, 0)
@@ -91,6 +93,13 @@ class FakeMaster:
         if mount_id not in self.mounts:
             raise NotFound("no such mount", subject=str(mount_id))
         return self.mounts[mount_id]
+
+    async def get_entry(self, inode: InodeId) -> LookupResult:
+        if inode not in self.refs:
+            raise NotFound("no such inode", subject=str(inode))
+        ref = self.refs[inode]
+        attr = Attr(inode, Kind.FILE, 0o644, 0, 0, ref.size, 1, 1, 1, ref.version)
+        return LookupResult(Entry(ref.key, attr, ref), 1.0)
 
     def _apply(self, worker_id: WorkerId, deltas: Sequence[BlockDelta]) -> None:
         for delta in deltas:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from alluxio_like import errors
-from alluxio_like.cache.door import enter_door
+from alluxio_like.cache.door import enter_door, open_at_door
 from alluxio_like.cache.reader import CacheReader
 from alluxio_like.config import CacheDirConfig, WorkerConfig
 from alluxio_like.placement import rank_workers
@@ -100,6 +100,62 @@ async def test_reads_and_fills_over_the_wire_and_through_the_door(tmp_path: Path
             await gather_bytes(stub.read(ref, len(data) - 1, 2))
         with pytest.raises(errors.NotFound):
             await gather_bytes(stub.read(put(ufs, 2, b"x" * 100), 0, 100, cached_only=True))
+
+
+async def test_files_are_handed_out_one_by_one_and_counted(tmp_path: Path) -> None:
+    ufs = MemoryUfs()
+    more = {"door_users": ("65534",)}
+    async with serving_master(FakeMaster()) as master, one_worker(tmp_path, master, ufs, **more) as (worker, stub):
+        data = make_data(2 * MIB + 5, 1)
+        ref = put(ufs, 1, data)
+        with pytest.raises(errors.NotFound):
+            await asyncio.to_thread(open_at_door, worker.door_path, ref, WorkerId(worker.worker_id))
+        async for _ in stub.fill(ref, 0, len(data)):
+            pass
+        handed = await asyncio.to_thread(open_at_door, worker.door_path, ref, WorkerId(worker.worker_id))
+        assert os.pread(handed.fd, len(data), 0) == data
+        # Others reach the socket, and see nothing else there.
+        assert Path(worker.door_path).parent.stat().st_mode & 0o777 == 0o711
+        assert (await stub.free_files([ref.file_id])).files == 1
+        status = await stub.get_status()
+        (directory,) = status.directories
+        assert (status.leases, directory.held_files, directory.held_bytes >= len(data)) == (1, 1, True)
+        assert directory.file_system
+        assert directory.passthrough in {"yes", "no", "unknown"}
+        assert os.pread(handed.fd, len(data), 0) == data
+        handed.close()
+
+        async def is_given_back() -> bool:
+            return (await stub.get_status()).leases == 0
+
+        async with asyncio.timeout(10):
+            while not await is_given_back():
+                await asyncio.sleep(0.02)
+
+
+async def test_bad_pages_that_readers_report_or_the_scrubber_finds_are_fetched_again(tmp_path: Path) -> None:
+    ufs = MemoryUfs()
+    async with serving_master(FakeMaster()) as master, one_worker(tmp_path, master, ufs, scrub_period_s=1.0) as (worker, stub):
+        data = make_data(3 * MIB + 5, 1)
+        ref = put(ufs, 1, data)
+        async for _ in stub.fill(ref, 0, len(data)):
+            pass
+        worker.store.flush()
+        cached = worker.store.lookup(ref.file_id)
+        assert cached is not None
+        # The scrubber has to ask the master where the bytes come from.
+        master.refs[ref.inode] = ref
+        with cached.open_fd() as fd:
+            os.pwrite(fd, b"!", MIB + 5000)
+            await wait_until(lambda: os.pread(fd, len(data), 0) == data, "the scrubber finds it")
+        with cached.open_fd() as fd:
+            os.pwrite(fd, b"!", 2 * MIB + 5000)
+            await stub.report_bad(ref, [0, 2])
+            await wait_until(lambda: os.pread(fd, len(data), 0) == data, "it is fetched again")
+        assert await gather_bytes(stub.read(ref, 0, len(data))) == data
+        assert worker.metrics.corrupt_pages._value.get() == 2
+        with pytest.raises(errors.InvalidArgument):
+            await stub.report_bad(ref, [4])
 
 
 async def test_loads_checks_and_frees_for_the_master_alone(tmp_path: Path) -> None:
