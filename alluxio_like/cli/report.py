@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alluxio_like.cli.cache import print_jobs
 from alluxio_like.cli.common import JsonOption, MasterOption, load_client_config, open_client, print_json, run_async, to_plain
 from alluxio_like.cli.mounted import ask_books, list_local_mounts
+from alluxio_like.cli.mounting import ask_status
 from alluxio_like.cli.render import print_table, show_name, show_percent, show_seconds, show_size
 from alluxio_like.cli.tree import print_mounts
 from alluxio_like.errors import AlluxioLikeError
@@ -70,6 +71,8 @@ def describe_local_mounts() -> list[dict[str, Any]]:
     found = []
     for mount in list_local_mounts():
         facts: dict[str, Any] = {"mountpoint": mount.mountpoint, "session": mount.session, "problem": mount.problem}
+        if held := _ask_holder(mount.mountpoint):
+            facts |= {name: held.get(name) for name in ("state", "generation", "restarts", "daemon_pid")}
         try:
             books = ask_books(mount, ca=ca)
         except AlluxioLikeError as error:
@@ -78,6 +81,14 @@ def describe_local_mounts() -> list[dict[str, Any]]:
             facts |= {name: books[name] for name in ("open", "why_not", "total") if name in books}
         found.append(facts)
     return found
+
+
+def _ask_holder(place: str) -> dict[str, Any] | None:
+    """What the holder of a mount says of its daemons; None where there is none, or it is another user's."""
+    try:
+        return ask_status(place)
+    except AlluxioLikeError:
+        return None
 
 
 def print_local_mounts(mounts: "Sequence[dict[str, Any]]") -> None:

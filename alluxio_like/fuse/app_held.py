@@ -134,13 +134,14 @@ class _Daemon:
         leaving, gone = asyncio.Event(), False
         has_http = await self._try_http()
         self._parts.accounting.start()
+        if self._serving.resend:
+            # Before anything is taken: what is being answered would come a second time, too.
+            self._device.notify(wire.pack_resend())
         task = asyncio.create_task(session.run(), name="fuse-session")
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, leaving.set)
         try:
             await wait_first(task, session.wait_ready(), self._config.client.io_timeout_s)
-            if self._serving.resend:
-                self._device.notify(wire.pack_resend())
             # What the daemon before has told the kernel nobody vouches for any more; `start` has all names asked for again.
             notifier.start()
             notifier.tell_inode(wire.ROOT_ID)

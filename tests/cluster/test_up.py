@@ -248,6 +248,72 @@ def test_what_crashes_comes_back(up: Up) -> None:
     assert up.stop() == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the kernel session")
+def test_a_killed_or_replaced_daemon_of_the_mount_is_not_noticed(up: Up) -> None:
+    up.start()
+    up.run("cache", "load", "/data")
+    file = up.mountpoint / "data/f1"
+    assert up.ready["fuse"]["pid"] != up.ready["fuse"]["daemon_pid"]
+    assert up.ready["fuse"]["generation"] == 1
+    with open(file, "rb") as held:
+        os.kill(up.ready["fuse"]["daemon_pid"], signal.SIGKILL)
+        assert file.read_bytes() == up.data["f1"]
+        assert held.read() == up.data["f1"]
+    until(lambda: up.get_state()["fuse"]["generation"] == 2)
+    now = up.get_state()["fuse"]
+    assert (now["pid"], now["restarts"]) == (up.ready["fuse"]["pid"], 1)
+    assert now["daemon_pid"] != up.ready["fuse"]["daemon_pid"]
+
+    said = up.run("alluxio-like", "fuse", str(up.mountpoint), "--replace", "--log-level", "debug")
+    until(lambda: up.get_state()["fuse"]["generation"] == 3)
+    assert said == f"{up.mountpoint}: served by process {up.get_state()['fuse']['daemon_pid']} now"
+    up.check_reads(up.mountpoint / "data")
+    said = up.run(
+        "alluxio-like", "fuse", str(up.mountpoint), "--replace", "--master", "127.0.0.1:1", "--io-timeout", "2s", code=1
+    )
+    assert "was not replaced, the old one goes on" in said
+    up.check_reads(up.mountpoint / "data")
+    assert "with --replace" in up.run("alluxio-like", "fuse", str(up.mountpoint), code=1)
+    assert "no mount of ours" in up.run("alluxio-like", "fuse", str(up.source), "--replace", code=1)
+    here = up.run_json("alluxio-like", "report")["local_mounts"]
+    (mount,) = (one for one in here if one["mountpoint"] == str(up.mountpoint))
+    assert (mount["mountpoint"], mount["generation"], mount["restarts"], mount["state"]) == (
+        str(up.mountpoint),
+        3,
+        1,
+        "serving",
+    )
+    assert str(up.mountpoint) in up.run("alluxio-like", "report")
+    assert up.stop() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the kernel session")
+def test_what_the_kernel_reads_by_itself_needs_nobody(up: Up) -> None:
+    """A worker's and a daemon's death do not disturb who reads a file that passes through."""
+    up.start()
+    up.run("cache", "load", "/data")
+    file = up.mountpoint / "data/deep/large"
+    until(lambda: os.getxattr(file, "user.alluxio_like.passthrough").startswith(b"p") or not passes(up))
+    with open(file, "rb", buffering=0) as held:
+        for service in ("worker", "daemon"):
+            os.kill(
+                up.get_state()["workers"][0]["pid"] if service == "worker" else up.get_state()["fuse"]["daemon_pid"],
+                signal.SIGKILL,
+            )
+            started = time.monotonic()
+            for offset in range(0, 9 << 20, 1 << 20):
+                os.posix_fadvise(held.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                assert os.pread(held.fileno(), 1000, offset) == up.data["deep/large"][offset : offset + 1000]
+            if passes(up):
+                assert time.monotonic() - started < 1
+            until(lambda: (up.mountpoint / "data/f2").read_bytes() == up.data["f2"])
+    assert up.stop() == 0
+
+
+def passes(up: Up) -> bool:
+    return os.getxattr(up.mountpoint, "user.alluxio_like.session") == b"kernel with passthrough"
+
+
 def test_hung_services_do_not_keep_it_from_stopping(up: Up) -> None:
     up.start()
     for pid in (up.ready["workers"][0]["pid"], up.ready["fuse"]["pid"]):

@@ -176,9 +176,9 @@ async def main(control_fd: int) -> int:
     if serving is None:
         return 0
     server = Server(held, config, hello.generation, serving)
-    server.start()
     if serving.resend:
         server.device.notify(wire.pack_resend())
+    server.start()
     held.tell_serving(mountpoint=str(serving.place))
     waits = [asyncio.create_task(event.wait()) for event in (server.over, held.stopping, held.draining)]
     await asyncio.wait(waits[:2] if config.get("deaf") else waits, return_when=asyncio.FIRST_COMPLETED)
