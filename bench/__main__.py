@@ -14,14 +14,17 @@ from bench.metadata import measure_metadata, measure_worker_restart
 from bench.mounted import measure_mounted
 from bench.peers import measure_peers
 from bench.reading import measure_epochs, measure_warm_reads
+from bench.restarts import measure_restarts
 from bench.sdk import measure_sdk
 from tests.servers.fixtures import start_s3_server
 
-PARTS = ("loading", "reading", "mounted", "holding", "peers", "epochs", "metadata", "sdk")
+PARTS = ("loading", "reading", "mounted", "holding", "peers", "epochs", "metadata", "sdk", "restarts")
 
 
 def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
     """One part, on a server of its own, so that no part inherits another's data."""
+    if part == "restarts":
+        return measure_restarts(directory, quick=quick)
     if part == "sdk":
         return measure_sdk(directory, quick=quick)
     if part == "metadata":

@@ -14,6 +14,7 @@ from alluxio_like.config import FuseConfig
 from alluxio_like.errors import Conflict, NotFound, TimedOut
 from alluxio_like.fuse import control, holder_main, mountpoint
 from alluxio_like.fuse.holder_child import Launch, Plan
+from alluxio_like.fuse.mountinfo import find_top_line
 
 _ASK_TIMEOUT_S = 5.0
 _REPLACE_TIMEOUT_S = 90.0
@@ -48,6 +49,9 @@ def hold(config: FuseConfig, lifeline: int) -> NoReturn:
     """Turn into the holder of a mount. Raises the package's errors when it cannot be made; nothing has changed then."""
     place = resolve_place(config.mountpoint)
     there = ask_status(place)
+    top = find_top_line(place)
+    if there is not None and (top is None or top.device != there.get("device")):
+        there = None  # detached from there, and open files keep it
     if there is not None and there.get("state") != "orphan":
         raise Conflict("already mounted there: unmount it first, or take its daemon's place with --replace", subject=place)
     place_made = False

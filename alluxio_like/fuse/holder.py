@@ -48,6 +48,7 @@ class Holder:
         self._refuser: Refuser | None = None
         self._standby = Standby()
         self._listener: socket.socket | None = None
+        self._socket_inode = 0
         self._asker: socket.socket | None = None
         self._told_to_stop = False
         self._status: int | None = None
@@ -275,6 +276,7 @@ class Holder:
         try:
             os.makedirs(os.path.dirname(self._plan.socket), exist_ok=True)  # noqa: PTH103, PTH120
             self._listener = control.listen(self._plan.socket)
+            self._socket_inode = os.stat(self._plan.socket).st_ino  # noqa: PTH116
         except OSError as error:
             self._log("WARNING", f"commands will not find this mount ({error.strerror})", socket=self._plan.socket)
             return
@@ -480,7 +482,11 @@ class Holder:
 
     def _clean_up(self) -> None:
         self._standby.drop()
-        files = [self._plan.record_file, self._plan.ready_file, self._plan.socket if self._listener is not None else ""]
+        files = [self._plan.record_file, self._plan.ready_file]
+        with contextlib.suppress(OSError):
+            # Another holder may listen there by now, where this mount was detached while files of it were open.
+            if os.stat(self._plan.socket).st_ino == self._socket_inode:  # noqa: PTH116
+                files.append(self._plan.socket)
         for file in filter(None, files):
             with contextlib.suppress(OSError):
                 os.unlink(file)  # noqa: PTH108

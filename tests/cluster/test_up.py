@@ -366,3 +366,37 @@ def test_the_short_form_shows_the_store_itself(up: Up) -> None:
     assert Path(up.ready["home"]).parent == up.directory / ".alluxio-like"
     assert up.run_json("cache", "load", str(up.mountpoint / "deep"))["total_files"] == 1
     assert up.stop() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the kernel session")
+def test_a_place_can_be_mounted_on_again_while_open_files_keep_the_old_mount(up: Up) -> None:
+    up.start()
+    held = os.open(up.mountpoint / "data/f1", os.O_RDONLY)
+    try:
+        subprocess.run(["umount", "-l", str(up.mountpoint)], check=True)
+        command = [
+            str(PROGRAMS / "alluxio-like"),
+            "fuse",
+            str(up.mountpoint),
+            "--ready-file",
+            str(up.directory / "again"),
+            "--master",
+            up.ready["master"]["address"],
+        ]
+        again = subprocess.Popen(command, env=up.environment)
+        try:
+            until((up.directory / "again").exists)
+            assert (up.mountpoint / "data/f2").read_bytes() == up.data["f2"]
+            assert os.pread(held, 100, 7) == up.data["f1"][7:107]
+            os.close(held)
+            held = -1
+            assert up.process is not None
+            assert up.process.wait(STOP_S) == 0, "up ends with its mount"
+            assert find_top(up.mountpoint) is not None
+        finally:
+            again.terminate()
+            assert again.wait(STOP_S) == 0
+        up.forget()
+    finally:
+        if held >= 0:
+            os.close(held)

@@ -19,9 +19,11 @@ STOP_S = 30.0
 
 
 def get_pids(ready: Any) -> list[int]:
-    """Every pid in what `up --json` printed."""
+    """Every pid in what `up --json` printed; of a mount, its daemon's before its holder's."""
     if isinstance(ready, dict):
-        return ([ready["pid"]] if "pid" in ready else []) + [pid for value in ready.values() for pid in get_pids(value)]
+        return [ready[name] for name in ("daemon_pid", "pid") if name in ready] + [
+            pid for value in ready.values() for pid in get_pids(value)
+        ]
     return [pid for value in ready for pid in get_pids(value)] if isinstance(ready, list) else []
 
 
