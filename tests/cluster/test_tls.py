@@ -96,6 +96,17 @@ def test_a_worker_says_under_which_address_it_is_reached(site: Site) -> None:
     assert "--advertise" in refused.stderr
 
 
+def list_listening(pid: int) -> set[int]:
+    """TCP ports that a process listens on."""
+    inodes = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(fd).removeprefix("socket:[").removesuffix("]"))  # noqa: PTH115 (no path)
+    tables = "".join(Path(f"/proc/{pid}/net/{name}").read_text() for name in ("tcp", "tcp6"))
+    rows = [line.split() for line in tables.splitlines() if "address" not in line]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
 def test_master_worker_and_commands_over_tls(site: Site) -> None:
     source = site.place / "source"
     source.mkdir()
@@ -123,7 +134,8 @@ def test_master_worker_and_commands_over_tls(site: Site) -> None:
         f"127.0.0.1:{worker_port}",
         *site.tls,
     ]
-    site.start("worker", *worker, "--token-file", master["token_file"])
+    ready = site.start("worker", *worker, "--token-file", master["token_file"])
+    worker_pid = int(ready["pid"])
     config = site.place / "client.toml"
     config.write_text(f'[client]\nmaster = "{master["address"]}"\n[client.tls]\nca = "{site.place / "ca.pem"}"\n')
     trust = {"ALLUXIO_LIKE_CONFIG": str(config), "ALLUXIO_LIKE_MASTER": master["address"]}
@@ -136,6 +148,8 @@ def test_master_worker_and_commands_over_tls(site: Site) -> None:
     assert loaded.returncode == 0, loaded.stderr
     assert json.loads(loaded.stdout)["checked_files"] == 1
     assert site.run("alluxio-like", "fs", "cat", "/data/a", **trust).stdout == "content" * 1000
+    # The data socket knows no TLS, so there is none.
+    assert list_listening(worker_pid) == {worker_port, int(ready["http_address"].rpartition(":")[2])}
     # In the clear, or trusting somebody else: no answer, and no hang.
     plain = site.run("alluxio-like", "mounts", "--master", master["address"])
     assert (plain.returncode, "Traceback" in plain.stderr) == (1, False), plain.stderr

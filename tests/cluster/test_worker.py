@@ -287,9 +287,12 @@ async def test_a_long_report_does_not_silence_the_heartbeats(tmp_path: Path) -> 
 
 @asynccontextmanager
 async def two_workers(
-    directory: Path, master: FakeMaster, ufs: MemoryUfs
+    directory: Path, master: FakeMaster, ufs: MemoryUfs, **more: Any
 ) -> AsyncIterator[dict[str, tuple[RunningWorker, WorkerStub]]]:
-    async with one_worker(directory, master, ufs, "w1") as first, one_worker(directory, master, ufs, "w2") as second:
+    async with (
+        one_worker(directory, master, ufs, "w1", **more) as first,
+        one_worker(directory, master, ufs, "w2", **more) as second,
+    ):
         await wait_until(lambda: len(master.workers) == 2)
         beats = len(master.beats)
         await wait_until(
@@ -326,6 +329,57 @@ async def test_a_guest_is_filled_from_the_home_and_only_when_it_is_worth_it(tmp_
         master.epoch += 1
         cached = other[0].store.lookup(ref.file_id)
         await wait_until(lambda: cached is not None and cached.role.name == "HOME", "the guest has become home")
+
+
+@pytest.mark.parametrize("carrier", ["data socket", "gRPC"])
+async def test_pages_of_another_worker_come_by_its_data_socket(tmp_path: Path, carrier: str) -> None:
+    ufs = MemoryUfs()
+    more = {} if carrier == "data socket" else {"data_bind": "off"}
+    async with serving_master(FakeMaster()) as master, two_workers(tmp_path, master, ufs, **more) as workers:
+        data = make_data(20 * MIB + 5, 4)
+        ref = put(ufs, 1, data)
+        home, other = (workers[worker_id] for worker_id in rank(master, ref))
+        assert await gather_bytes(home[1].read(ref, 0, len(data))) == data
+        asked = ufs.count_requests()["GET"]
+        assert not any([m.read_through async for m in other[1].fill(ref, 0, len(data))])
+        assert await gather_bytes(other[1].read(ref, 0, len(data), cached_only=True)) == data
+        assert ufs.count_requests()["GET"] == asked
+        sent = home[0].metrics.data_sent_bytes._value.get()
+        assert (sent >= len(data)) == (carrier == "data socket")
+        assert home[0].store.lookup(ref.file_id)._users == 0  # type: ignore[union-attr]
+        # What the home has to fetch it fetches in one request, though it is asked page by page.
+        cold = put(ufs, 2, make_data(7 * MIB, 5))
+        home, other = (workers[worker_id] for worker_id in rank(master, cold))
+        assert not any([m.read_through async for m in other[1].fill(cold, 0, 7 * MIB)])
+        assert await gather_bytes(other[1].read(cold, 0, 7 * MIB, cached_only=True)) == make_data(7 * MIB, 5)
+        assert ufs.count_requests()["GET"] == asked + 1
+
+
+async def test_a_page_that_is_bad_at_its_home_is_not_copied(tmp_path: Path) -> None:
+    ufs = MemoryUfs()
+    async with serving_master(FakeMaster()) as master, two_workers(tmp_path, master, ufs) as workers:
+        data = make_data(3 * MIB + 5, 4)
+        ref = put(ufs, 1, data)
+        home, other = (workers[worker_id] for worker_id in rank(master, ref))
+        assert await gather_bytes(home[1].read(ref, 0, len(data))) == data
+        homes = [path for path in tmp_path.glob("w*/cache/files/**/*") if path.is_file() and path.stat().st_size == len(data)]
+        assert len(homes) == 1
+        fd = os.open(homes[0], os.O_RDWR)
+        os.pwrite(fd, bytes([data[MIB + 9] ^ 4]), MIB + 9)
+        os.close(fd)
+        assert not any([m.read_through async for m in other[1].fill(ref, 0, len(data))])
+        assert await gather_bytes(other[1].read(ref, 0, len(data), cached_only=True)) == data
+        await wait_until(lambda: home[0].metrics.corrupt_pages._value.get() >= 1, "the home has looked at its page")
+
+
+async def test_a_data_socket_in_the_clear_obeys_the_rule_of_addresses(tmp_path: Path) -> None:
+    ufs = MemoryUfs()
+    async with serving_master(FakeMaster()) as master:
+        with pytest.raises(errors.ConfigError, match="--insecure"):
+            async with one_worker(tmp_path, master, ufs, data_bind="0.0.0.0:0"):
+                pass
+        async with one_worker(tmp_path, master, ufs, data_bind="off") as (worker, _):
+            assert master.workers[WorkerId(worker.worker_id)].data_address == ""
 
 
 async def test_a_new_home_asks_the_old_one_before_the_store(tmp_path: Path) -> None:
