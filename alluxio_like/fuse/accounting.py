@@ -34,6 +34,10 @@ _T = TypeVar("_T")
 
 TICK_S = 1.0
 """How often processes that read past us are sampled. Between two samples a file's share is a guess, so not much longer."""
+QUICK_S = 0.25
+_MOVING_S = 3.0
+"""While a process reads a large file, and for _MOVING_S after, it is sampled each QUICK_S: if it has ended when it is to be sampled for the
+last time, what it read since is taken from its rate. Guesses."""
 _CHECK_S = 10.0
 """How often it is looked whether the processes of the books still run."""
 _TRUST_S = 1.0
@@ -263,7 +267,9 @@ class Accounting:
     async def _run(self) -> None:
         checked_s = ticked_s = self._clock.monotonic()
         while True:
-            left_s = ticked_s + TICK_S - self._clock.monotonic()
+            now_s = self._clock.monotonic()
+            moving = [job for job in self.ledger.jobs if job.large_open and now_s - job.moved_s < _MOVING_S]
+            left_s = min(ticked_s + TICK_S, now_s + QUICK_S if moving else now_s + TICK_S) - now_s
             if left_s > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(left_s):
@@ -271,7 +277,7 @@ class Accounting:
             self._kicked.clear()
             urgent, self._urgent = self._urgent, set()
             try:
-                await self._sample(urgent)
+                await self._sample(urgent or moving)
                 now_s = self._clock.monotonic()
                 if now_s - ticked_s >= TICK_S:
                     ticked_s = now_s

@@ -141,7 +141,9 @@ class JobAccount(Account):
         "first_s",
         "gone",
         "info",
+        "large_open",
         "last_s",
+        "moved_s",
         "passing",
         "rate",
         "reads",
@@ -173,6 +175,10 @@ class JobAccount(Account):
         self.disk_bytes: int | None = None
         self.unseen_bytes = 0
         """Read from disks, of whatever files, without read(2) and the like: mapped files, asynchronous reads."""
+        self.large_open = 0
+        """Of `passing`, those of large files."""
+        self.moved_s = 0.0
+        """When such a one was opened, or something was found to have been read past us."""
         self.rate = 0.0
         """Passed bytes per second by the last sample that had any."""
 

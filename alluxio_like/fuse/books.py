@@ -104,6 +104,9 @@ class Ledger:
         account.open_count += 1
         if mode is Mode.PASSTHROUGH:
             job.passing[made] = None
+            if file.size > SMALL_BYTES:
+                job.large_open += 1
+                job.moved_s = now_s
         if brought and mode is Mode.PASSTHROUGH:
             job.tally.brought_bytes += file.size
             account.tally.brought_bytes += file.size
@@ -144,10 +147,10 @@ class Ledger:
         if opened.mode is not Mode.PASSTHROUGH:
             return
         job.passing.pop(opened, None)
-        owed = opened.size - opened.booked_passed
-        if owed <= 0:
-            return
+        job.large_open -= opened.size > SMALL_BYTES
+        owed = max(0, opened.size - opened.booked_passed)
         if opened.size > SMALL_BYTES and len(job.closed_large) < _PENDING and job.info.pid > 0:
+            # Also with nothing owed: it may have been read more than once, up to its close.
             job.closed_large.append((file, owed, opened.opened_s, now_s))
             return
         # Taken to be read once; what turns out to be too much is taken back with the next sample.
@@ -201,6 +204,8 @@ class Ledger:
         if read_chars is not None:
             job.since, job.disk_bytes = (now_s, read_chars), disk_bytes
         job.sampled = job.reads
+        if booked.total:
+            job.moved_s = now_s
         booked.total += job.certain_bytes
         job.certain_bytes = 0
         return booked

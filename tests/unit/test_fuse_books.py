@@ -148,6 +148,17 @@ def test_small_files_count_once_and_large_ones_share_the_rest_by_time() -> None:
     assert by_inode[late.file.info.inode if late.file.info else 0] == 200_000
 
 
+def test_what_was_read_before_the_close_goes_to_a_file_read_more_than_once() -> None:
+    ledger = Ledger()
+    opened = ledger.open(make_job(), make_file(1, LARGE), Mode.PASSTHROUGH, 0.0)
+    job = get_job(ledger)
+    ledger.sample(job, 0, 0, 0.0)
+    ledger.sample(job, 2 * LARGE, 0, 1.0)
+    ledger.close(opened, 1.5)
+    assert ledger.sample(job, 3 * LARGE, 0, 1.6).total == LARGE
+    assert job.tally.passed_bytes == 3 * LARGE
+
+
 def test_small_files_get_no_more_than_was_read() -> None:
     ledger = Ledger()
     first = ledger.open(make_job(), make_file(1, 1000), Mode.PASSTHROUGH, 0.0)
