@@ -98,11 +98,15 @@ def print_local_mounts(mounts: "Sequence[dict[str, Any]]") -> None:
         if "open" not in one:
             rows.append([show_name(one["mountpoint"]), one["problem"], "", "", ""])
             continue
-        passing, total, why_not = one["open"]["passthrough"], one["total"], one.get("why_not")
+        passing, total, notes = one["open"]["passthrough"], one["total"], list(one.get("why_not") or [])
+        if one.get("restarts"):
+            notes.append(f"its daemon was restarted {one['restarts']} times")
+        if one.get("state") not in {None, "serving"}:
+            notes.append(str(one["state"]))
         rows.append(
             [
                 show_name(one["mountpoint"]),
-                one["session"] + (f" ({'; '.join(why_not)})" if why_not else ""),
+                one["session"] + (f" ({'; '.join(notes)})" if notes else ""),
                 f"{sum(one['open'].values()):,}",
                 f"{passing:,}",
                 f"~{show_size(total['read_bytes'] + total['passthrough_bytes'])}",

@@ -118,7 +118,7 @@ def test_an_object_changed_during_a_read_gives_estale_and_never_mixed_bytes(
         wait_until("the name is gone", lambda: not path.exists(), timeout_s=20)
 
 
-@pytest.mark.parametrize("victim", ["workers", "master"])
+@pytest.mark.parametrize("victim", ["workers", "master", "fuse"])
 def test_a_service_killed_during_reads(
     make_stack: StackMaker, s3_server: S3Server, s3_bucket: str, proxy: FaultProxy, victim: str
 ) -> None:

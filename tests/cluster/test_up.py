@@ -283,7 +283,7 @@ def test_a_killed_or_replaced_daemon_of_the_mount_is_not_noticed(up: Up) -> None
         1,
         "serving",
     )
-    assert str(up.mountpoint) in up.run("alluxio-like", "report")
+    assert "its daemon was restarted 1 times" in up.run("alluxio-like", "report")
     assert up.stop() == 0
 
 
