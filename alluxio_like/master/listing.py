@@ -148,6 +148,8 @@ class Lister:
         self._io_timeout_s = io_timeout_s
         self._flights: dict[InodeId, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._interrupted: set[InodeId] = set()
+        """Directories whose last listing has ended early: names may have been answered by what it found."""
         self._gates: dict[MountId, asyncio.Semaphore] = {}
 
     # -- names ---------------------------------------------------------------------------------------------------------
@@ -420,7 +422,8 @@ class Lister:
             plan = namespace.begin_listing(txn, directory, now_ns)
             state = namespace.get_dir_state(txn, directory)
         flight = self._flights[directory] = Flight(directory, plan.mount_id, now_ns)
-        flight.is_first = not (state.complete or state.files or state.directories)
+        known = state.complete or state.files or state.directories or directory in self._interrupted
+        flight.is_first = not known
         task = asyncio.create_task(self._run(flight, plan), name=f"list-{directory}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -443,6 +446,10 @@ class Lister:
             raise
         finally:
             flight.done = True
+            if flight.error is None:
+                self._interrupted.discard(flight.directory)
+            elif flight.pages:
+                self._interrupted.add(flight.directory)
             if self._flights.get(flight.directory) is flight:
                 del self._flights[flight.directory]
             flight.advance()
