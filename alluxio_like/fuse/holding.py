@@ -36,8 +36,9 @@ POISONED = 4
 """So many daemons in a row that crashed within SHORT_LIFE_S of serving: what is sent again to each of them may be what they die of, and
 is answered with an error instead. A guess."""
 KILLS_AT_ONCE = 20
-"""So many daemons in a row that were killed (SIGKILL) within SHORT_LIFE_S are each started again without a pause: somebody kills
-them, or memory is short. A guess."""
+PAUSE_AFTER_KILLS_S = 0.5
+"""So many daemons in a row that were killed (SIGKILL) within SHORT_LIFE_S are each started again without a pause, later ones after this
+one: somebody kills them, or memory is short. Guesses."""
 
 
 class Settings(NamedTuple):
@@ -305,9 +306,11 @@ class Holding:
         if self._serving is None and self._coming is None:
             # One that never served, or that crashes again and again, is not started at once; one that is asked for is.
             self._failures += not crashed
-            count = max(self._failures, self._crashes - 1, self._kills - KILLS_AT_ONCE)
-            pause_s = min(FIRST_PAUSE_S * 2 ** min(count - 1, 10), LONGEST_PAUSE_S) if count > 0 and not self._replacing else 0.0
-            self._start_s = now + pause_s
+            count = max(self._failures, self._crashes - 1)
+            pause_s = min(FIRST_PAUSE_S * 2 ** min(count - 1, 10), LONGEST_PAUSE_S) if count > 0 else 0.0
+            if self._kills > KILLS_AT_ONCE:
+                pause_s = max(pause_s, PAUSE_AFTER_KILLS_S)
+            self._start_s = now + (0.0 if self._replacing else pause_s)
             return actions + self.tick(now)
         if self._serving is None and self._coming and self._coming.phase == READY:
             return actions + self._serve(self._coming, now)
