@@ -4,9 +4,8 @@
     python -m bench.baselines sequential FILE...                                 read(1 MiB) to the end
     python -m bench.baselines random-files DIR --seed N                          open(p, 'rb').read() of every file, shuffled
     python -m bench.baselines held FILE                                          open, wait for a line, read(1 MiB) to the end
-    python -m bench.baselines steady DIR --duration S                            read, stat and list for so long; the longest call
 
-Each prints one JSON line: bytes, files, seconds, cpu_seconds; `steady` also longest_s and errors.
+Each prints one JSON line: bytes, files, seconds, cpu_seconds.
 """
 
 import argparse
@@ -97,27 +96,6 @@ def read_held(path: Path) -> tuple[int, float]:
         return total, time.perf_counter() - start
 
 
-def read_steadily(directory: Path, duration_s: float) -> dict[str, float]:
-    """Random files read whole, stat-ed, and their directory listed, without a pause; how often, the longest call, and errors."""
-    names = list_random_files(directory, 1)
-    choose = random.Random(2)
-    end = time.monotonic() + duration_s
-    calls = errors = 0
-    longest_s = 0.0
-    print("ready", flush=True)
-    while time.monotonic() < end:
-        path = Path(choose.choice(names))
-        for call, subject in ((Path.read_bytes, path), (Path.stat, path), (os.listdir, directory)):
-            start = time.monotonic()
-            try:
-                call(subject)
-            except OSError:
-                errors += 1
-            longest_s = max(longest_s, time.monotonic() - start)
-            calls += 1
-    return {"files": calls, "errors": errors, "longest_s": longest_s}
-
-
 def list_random_files(directory: Path, seed: int) -> list[str]:
     """Every file below a directory, in random order."""
     names = [os.path.join(root, name) for root, _, files in os.walk(directory) for name in files]  # noqa: PTH118
@@ -152,16 +130,10 @@ def main() -> None:
     command.add_argument("--wait", action="store_true", help="say when the names are known, and wait for a line")
     command = commands.add_parser("held")
     command.add_argument("file", type=Path)
-    command = commands.add_parser("steady")
-    command.add_argument("dir", type=Path)
-    command.add_argument("--duration", type=float, default=10)
     arguments = parser.parse_args()
     if arguments.command == "held":
         total, seconds = read_held(arguments.file)
         print(json.dumps({"bytes": total, "seconds": seconds}))
-        return
-    if arguments.command == "steady":
-        print(json.dumps(read_steadily(arguments.dir, arguments.duration)))
         return
     names: list[str] = []
     if arguments.command == "random-files":
