@@ -1,11 +1,14 @@
 """Keeps the books of a mount: turns what the session does, and what the kernel says of processes, into entries of the ledger.
 
-Owns the ledger, which thread belongs to which process, the sampling of processes that read past us, and telling the workers what was read of
-their files so. Does not decide how anything is booked (books.py) or look into /proc itself (processes.py).
+Owns the ledger, which thread belongs to which process, the sampling of processes that read past us, and telling the workers what
+was read of their files so. Does not decide how anything is booked (books.py) or look into /proc itself (processes.py).
 
-Rule of concurrency: one event loop. What a session calls (`opened`, `closed`, `note_wait`) neither awaits nor waits; an open and a release together cost
-about 6 us, and the first one of a thread in a second 50 us more. /proc/PID/io is read in one thread of its own: a process in the middle of
-execve(2) holds a lock that it needs, and may be waiting for this mount. While that thread is stuck nothing is sampled, and all else goes on.
+Rule of concurrency: one event loop. What a session calls (`opened`, `closed`, `note_wait`) neither awaits nor waits; an open and
+a release together cost
+about 6 us, and the first one of a thread in a second 50 us more. /proc/PID/io is read in one thread of its own: a process in the
+middle of
+execve(2) holds a lock that it needs, and may be waiting for this mount. While that thread is stuck nothing is sampled, and all
+else goes on.
 """
 
 import asyncio
@@ -20,9 +23,9 @@ from weakref import WeakKeyDictionary
 
 from alluxio_like.clock import Clock
 from alluxio_like.fuse import processes
-from alluxio_like.fuse.handles import FileHandle
 from alluxio_like.fuse.accounts import FileInfo, JobAccount, JobInfo, Mode
 from alluxio_like.fuse.books import SMALL_BYTES, Booked, Ledger
+from alluxio_like.fuse.handles import FileHandle
 from alluxio_like.fuse.modes import Way
 from alluxio_like.metrics import Metrics
 from alluxio_like.types import FileRef
@@ -36,8 +39,8 @@ TICK_S = 1.0
 """How often processes that read past us are sampled. Between two samples a file's share is a guess, so not much longer."""
 QUICK_S = 0.25
 _MOVING_S = 3.0
-"""While a process reads a large file, and for _MOVING_S after, it is sampled each QUICK_S: if it has ended when it is to be sampled for the
-last time, what it read since is taken from its rate. Guesses."""
+"""While a process reads a large file, and for _MOVING_S after, it is sampled each QUICK_S: if it has ended when it is to be
+sampled for the last time, what it read since is taken from its rate. Guesses."""
 _CHECK_S = 10.0
 """How often it is looked whether the processes of the books still run."""
 _TRUST_S = 1.0
@@ -172,7 +175,8 @@ class Accounting:
         return not info.pid or (info.pid, info.start_ticks) in self._prepared
 
     async def prepare(self, thread: int) -> None:
-        """See what a thread's process has read before its first open of a file that passes through is answered: to count from there.
+        """See what a thread's process has read before its first open of a file that passes through is answered: to count from
+        there.
 
         Without that, all that a short process reads may be over before it is looked at. Waits for _PREPARE_S at most.
         """

@@ -1,7 +1,7 @@
 """The accounts that the books of a mount consist of, and the tables that remember a bounded number of them.
 
-Owns what is kept of a job, a file and an open, and which accounts are forgotten when there are too many; what is booked, and where, is decided
-in books.py. Deterministic; touches nothing but itself. Rule of concurrency: one event loop.
+Owns what is kept of a job, a file and an open, and which accounts are forgotten when there are too many; what is booked, and
+where, is decided in books.py. Deterministic; touches nothing but itself. Rule of concurrency: one event loop.
 """
 
 import enum
@@ -213,7 +213,8 @@ _A = TypeVar("_A", bound=Account)
 
 
 class Table(Generic[_K, _A]):
-    """Accounts: the `recent` ones by last use, and of the older ones the `worst` by weight. What falls out of both goes to the others."""
+    """Accounts: the `recent` ones by last use, and of the older ones the `worst` by weight. What falls out of both goes to the
+    others."""
 
     def __init__(self, others: _A, recent: int, worst: int) -> None:
         self.others = others

@@ -19,7 +19,7 @@ from alluxio_like.client.client import Client
 from alluxio_like.clock import SystemClock
 from alluxio_like.config import FuseConfig, write_ready_file
 from alluxio_like.errors import AlluxioLikeError, ConfigError, Conflict, Internal, NotADirectory, NotFound, TimedOut
-from alluxio_like.fuse import mountpoint, wire
+from alluxio_like.fuse import mountpoint
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.books_page import make_page, show_waiting
@@ -207,9 +207,7 @@ class MountHealth:
         return Health(mounted and serving, {"mountpoint": str(self._place), "mounted": mounted, "serving": serving})
 
 
-def make_kernel_parts(
-    config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics, connection: Connection
-) -> Parts:
+def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics, connection: Connection) -> Parts:
     io_timeout_s = config.client.io_timeout_s
     if config.passthrough == "off":
         why_not = "passthrough is switched off"
@@ -281,8 +279,8 @@ def may_tell() -> bool:
 
 
 def _get_timeout_s(config: FuseConfig, connection: Connection | None = None) -> float:
-    """The kernel keeps nothing for long that it is not told to forget: by this daemon, or by the one that comes after it and does not
-    know what there is (it can tell of everything at once, from Linux 6.16 on)."""
+    """The kernel keeps nothing for long that it is not told to forget: by this daemon, or by the one that comes after it and
+    does not know what there is (it can tell of everything at once, from Linux 6.16 on)."""
     succeeds = connection is not None and connection.generation > 0 and connection.handshake.minor < _EPOCHS_MINOR
     return min(config.entry_timeout_s, _UNTOLD_TIMEOUT_S) if succeeds or not may_tell() else config.entry_timeout_s
 
@@ -300,9 +298,7 @@ async def get_root(config: FuseConfig, backend: Backend) -> Entry:
 
 
 @contextlib.asynccontextmanager
-async def serve_http(
-    config: FuseConfig, metrics: Metrics, health: MountHealth, parts: Parts
-) -> AsyncIterator[HttpServer | None]:
+async def serve_http(config: FuseConfig, metrics: Metrics, health: MountHealth, parts: Parts) -> AsyncIterator[HttpServer | None]:
     tls = config.tls
     facts = {"mountpoint": str(config.mountpoint), "path": config.path, "session": parts.description, "pid": os.getpid()}
 
@@ -355,7 +351,9 @@ async def _serve_mount(config: FuseConfig, made: Parts, place: Path, http: HttpS
         if may_tell():
             made.notifier.start()
         made.watch(operations.begin_recall)
-        write_ready_file(config, mountpoint=str(place), path=config.path, session=made.description, http_address=http.address if http else "")
+        write_ready_file(
+            config, mountpoint=str(place), path=config.path, session=made.description, http_address=http.address if http else ""
+        )
         log.info("mounted", extra={"mountpoint": str(place), "path": config.path, "session": made.description})
         stopping = asyncio.create_task(told.wait())
         await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)

@@ -1,11 +1,11 @@
 """The FUSE daemon under a holder: prepares, serves what the holder hands it, and leaves when the holder says so.
 
-Wires like app.py, whose parts it uses; apart from it because its life is another: the mount is there before it and after it. Runs on
-one event loop (uvloop).
+Wires like app.py, whose parts it uses; apart from it because its life is another: the mount is there before it and after it.
+Runs on one event loop (uvloop).
 
-Leaving for a successor: no request is taken any more (`paused`), those under way are answered (`drained`), the process ends. So no
-request is lost and none is answered twice. The address of /metrics changes hands in the same moment; where it is not free yet, the
-successor serves the mount first and tries again.
+Leaving for a successor: no request is taken any more (`paused`), those under way are answered (`drained`), the process ends. So
+no request is lost and none is answered twice. The address of /metrics changes hands in the same moment; where it is not free yet,
+the successor serves the mount first and tries again.
 """
 
 import asyncio
@@ -116,9 +116,7 @@ class _Http:
 class _Daemon:
     """One daemon's time on the mount."""
 
-    def __init__(
-        self, config: FuseConfig, parts: Parts, held: Held, serving: Serving, device: Device, metrics: Metrics
-    ) -> None:
+    def __init__(self, config: FuseConfig, parts: Parts, held: Held, serving: Serving, device: Device, metrics: Metrics) -> None:
         self._config = config
         self._parts = parts
         self._held = held

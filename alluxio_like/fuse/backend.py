@@ -175,7 +175,8 @@ class Backend(Protocol):
         ...
 
     async def verify_whole(self, entry: Entry, whole: WholeFile) -> bool:
-        """Whether all of what `find_whole` gave matches its checksums; bad pages are being fetched again then. Raises DiskError."""
+        """Whether all of what `find_whole` gave matches its checksums; bad pages are being fetched again then. Raises
+        DiskError."""
         ...
 
     @property
@@ -188,7 +189,8 @@ class Backend(Protocol):
         ...
 
     def note_read(self, ref: FileRef, read_bytes: int) -> None:
-        """So many bytes of a file that is wholly on this machine were read by others than its readers here: for recency. Quick."""
+        """So many bytes of a file that is wholly on this machine were read by others than its readers here: for recency.
+        Quick."""
         ...
 
     def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]]) -> None:

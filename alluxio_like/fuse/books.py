@@ -1,13 +1,15 @@
 """Who read how much, by which way, and what for they waited: the books of one mount.
 
-Owns what is added to the accounts of jobs and of files (accounts.py). Decides from what it is told, times included; touches no clock, no
-process and no file system. A job is a process (thread group); everything is booked twice, under its job and under its file, so both
-sides have the same sum. What has no room any more is booked under "others" of its side: nothing is lost.
+Owns what is added to the accounts of jobs and of files (accounts.py). Decides from what it is told, times included; touches no
+clock, no
+process and no file system. A job is a process (thread group); everything is booked twice, under its job and under its file, so
+both sides have the same sum. What has no room any more is booked under "others" of its side: nothing is lost.
 
-READs and waits are told exactly. Reads that the kernel answers by itself are not: they are estimated here from how much the process has
-read in all by the kernel's own accounting (`sample`), and kept apart from the rest (`passed_bytes`).
+READs and waits are told exactly. Reads that the kernel answers by itself are not: they are estimated here from how much the
+process has read in all by the kernel's own accounting (`sample`), and kept apart from the rest (`passed_bytes`).
 
-Rule of concurrency: one event loop; nothing here waits. Cost on the way of a request: `open` and `close` of a file 5 us together, READs nothing.
+Rule of concurrency: one event loop; nothing here waits. Cost on the way of a request: `open` and `close` of a file 5 us
+together, READs nothing.
 """
 
 from dataclasses import dataclass, field
@@ -16,10 +18,11 @@ from alluxio_like.fuse.accounts import FileAccount, FileInfo, JobAccount, JobInf
 from alluxio_like.waits import NONE, Cause, Seconds, subtract
 
 SMALL_BYTES = 8 << 20
-"""Files up to this size are taken to be read once by each open, where the kernel's accounting allows that much; a guess that fits samples
-of training. Larger ones share the rest."""
+"""Files up to this size are taken to be read once by each open, where the kernel's accounting allows that much; a guess that
+fits samples of training. Larger ones share the rest."""
 _PENDING = 1 << 16
 """Closed opens that may wait for a sample of their process; beyond it they are booked at once as read once."""
+
 
 @dataclass(slots=True)
 class Limits:
@@ -50,9 +53,7 @@ class Ledger:
         self._jobs: Table[tuple[int, int], JobAccount] = Table(
             JobAccount(JobInfo(-1, 0, "others"), 0.0), self._limits.recent_jobs, self._limits.worst_jobs
         )
-        self._files: Table[int, FileAccount] = Table(
-            FileAccount(None), self._limits.recent_files, self._limits.worst_files
-        )
+        self._files: Table[int, FileAccount] = Table(FileAccount(None), self._limits.recent_files, self._limits.worst_files)
         self.names = FileAccount(None)
         """Books waits for names, attributes and listings on the files' side."""
 
@@ -211,7 +212,8 @@ class Ledger:
         return booked
 
     def _share(self, job: JobAccount, new: int, since_s: float, now_s: float, booked: Booked) -> None:
-        """Share out among the files open meanwhile what a process has read: small ones as read once, large ones the rest by time."""
+        """Share out among the files open meanwhile what a process has read: small ones as read once, large ones the rest by
+        time."""
         self._settle_small(job, new, booked)
         rest = max(0, new - booked.total)
         takers: list[tuple[FileAccount, int, float, Open | None]] = []
@@ -223,7 +225,8 @@ class Ledger:
                 self._book_passed(job, one.file, owed, one.size, booked, one)
                 rest -= owed
         takers += [
-            (file, SMALL_BYTES + 1, max(stop_s - max(start_s, since_s), 1e-4), None) for file, _, start_s, stop_s in job.closed_large
+            (file, SMALL_BYTES + 1, max(stop_s - max(start_s, since_s), 1e-4), None)
+            for file, _, start_s, stop_s in job.closed_large
         ]
         job.closed_large.clear()
         if not takers:
@@ -262,7 +265,7 @@ class Ledger:
         job.closed_bytes = 0
         for file, owed, start_s, stop_s in job.closed_large:
             if job.since is not None and job.rate:
-                owed = int(job.rate * max(0.0, stop_s - max(start_s, job.since[0])))
+                owed = int(job.rate * max(0.0, stop_s - max(start_s, job.since[0])))  # noqa: PLW2901
             self._book_passed(job, file, owed, SMALL_BYTES + 1, booked)
         job.closed_large.clear()
 

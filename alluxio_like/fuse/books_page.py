@@ -1,7 +1,7 @@
 """The books of a mount as JSON: what /jobs.json shows, and `top` and `why` read.
 
-Owns the form of it. Bounded: jobs by what the ledger remembers, files by MOST_FILES; one job or file in detail where it is asked for by
-`pid` or `inode`. All counts grow from the mount's start on: whoever wants rates asks twice.
+Owns the form of it. Bounded: jobs by what the ledger remembers, files by MOST_FILES; one job or file in detail where it is asked
+for by `pid` or `inode`. All counts grow from the mount's start on: whoever wants rates asks twice.
 
 Rule of concurrency: `make_page` is called on the event loop; what it gives is called from threads of the HTTP server, and has the
 loop look into the books.

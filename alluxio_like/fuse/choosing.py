@@ -1,6 +1,7 @@
 """Which session a mount gets: our own where this process may mount, else pyfuse3.
 
-Looks at this process and the kernel only. Imports nothing heavy, since commands ask before they start anything. Safe from any thread.
+Looks at this process and the kernel only. Imports nothing heavy, since commands ask before they start anything. Safe from any
+thread.
 """
 
 import logging
@@ -16,7 +17,8 @@ _CAP_SYS_ADMIN = 21
 
 
 def choose_session(wanted: str) -> str:
-    """The session to use, for `session` of the configuration: kernel or pyfuse3. Raises ConfigError where kernel is not possible."""
+    """The session to use, for `session` of the configuration: kernel or pyfuse3. Raises ConfigError where kernel is not
+    possible."""
     if wanted == "pyfuse3":
         return wanted
     why_not = find_why_not_kernel()

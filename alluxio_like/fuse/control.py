@@ -1,6 +1,7 @@
 """What a holder and its daemons, and commands, say to each other: JSON messages over a unix socket that keeps their bounds.
 
-Owns the form of the messages and where a mount's socket is; what they mean is the holder's (holder.py) and the daemon's (held.py).
+Owns the form of the messages and where a mount's socket is; what they mean is the holder's (holder.py) and the daemon's
+(held.py).
 A holder outlives upgrades of the daemon, so this stays small: names are added, never changed, and what is not known is ignored.
 Standard library only. A socket is one thread's.
 
@@ -40,7 +41,8 @@ _PEER = struct.Struct("iII")
 
 
 def send(sock: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = ()) -> bool:
-    """Send one message. False when the other side is gone or does not take it; raises InvalidArgument for one that is too large."""
+    """Send one message. False when the other side is gone or does not take it; raises InvalidArgument for one that is too
+    large."""
     data = json.dumps(message, separators=(",", ":")).encode()
     if len(data) > MAX_MESSAGE_BYTES:
         raise InvalidArgument(f"a message of {len(data)} bytes to or from the holder is too large: is the environment?")

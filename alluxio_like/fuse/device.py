@@ -74,10 +74,14 @@ class Handshake(NamedTuple):
             raise ConfigError(f"the mount was made by another release ({error!r})") from None
 
 
-def negotiate(asked: wire.Init, *, passthrough: bool = True, resend: bool = True, extra_flags: int = 0) -> tuple[Handshake, bytes]:
+def negotiate(
+    asked: wire.Init, *, passthrough: bool = True, resend: bool = True, extra_flags: int = 0
+) -> tuple[Handshake, bytes]:
     """What is agreed on, and the body of the answer to INIT. Raises ConfigError for a kernel that is too old."""
     if asked.major != wire.KERNEL_VERSION or asked.minor < OLDEST_MINOR:
-        raise ConfigError(f"the kernel speaks FUSE {asked.major}.{asked.minor}; 7.{OLDEST_MINOR} is needed: use --session pyfuse3")
+        raise ConfigError(
+            f"the kernel speaks FUSE {asked.major}.{asked.minor}; 7.{OLDEST_MINOR} is needed: use --session pyfuse3"
+        )
     wanted = _WANTED | extra_flags | (wire.PASSTHROUGH if passthrough else 0) | (wire.HAS_RESEND if resend else 0)
     handshake = Handshake(min(asked.minor, wire.KERNEL_MINOR_VERSION), asked.flags & wanted, asked.flags, MAX_REQUEST_BYTES)
     body = wire.pack_init(

@@ -1,7 +1,7 @@
 """Bringing large files to this machine in the background, so that their next open can be read by the kernel itself.
 
-Owns which files are brought and how many at a time. Whether a file is kept is the worker's to say (admission). A file is brought when it
-is opened a second time, or once a quarter of it was read. Rule of concurrency: one event loop.
+Owns which files are brought and how many at a time. Whether a file is kept is the worker's to say (admission). A file is brought
+when it is opened a second time, or once a quarter of it was read. Rule of concurrency: one event loop.
 """
 
 import asyncio

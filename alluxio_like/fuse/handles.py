@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from alluxio_like.errors import Internal
-from alluxio_like.fuse.backend import Backend, Listing, Reader
 from alluxio_like.fuse.accounts import Open
+from alluxio_like.fuse.backend import Backend, Listing, Reader
 from alluxio_like.fuse.modes import Way
 from alluxio_like.types import Entry, InodeId
 

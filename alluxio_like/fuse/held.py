@@ -165,7 +165,7 @@ class Held:
 
     def _obey(self, message: dict[str, Any], fds: list[int]) -> None:
         kind = message.get("kind")
-        if kind == "serve" and len(fds) == 2 and self._serve is None:  # noqa: PLR2004
+        if kind == "serve" and len(fds) == 2 and self._serve is None:
             self._serve = message, fds
             self._told.set()
             return
@@ -186,7 +186,9 @@ class Held:
             self._told.set()
             return
         self.is_orphan = True
-        log.warning("the mount's holder has died: serving on, but nothing would start this daemon again; start the mount's command anew")
+        log.warning(
+            "the mount's holder has died: serving on, but nothing would start this daemon again; start the mount's command anew"
+        )
         try:
             self._listener = control.listen(self._hello.socket)
         except OSError as error:

@@ -1,7 +1,8 @@
 """The holder: a small process that keeps a mount's descriptor while the daemons that serve it come and go.
 
-Owns the mount (mount(2), INIT, unmounting), the processes of its daemons, and what they leave behind; it moves no data and knows no
-files. What is done when is decided in holding.py. Started by the command `fuse`, in whose place it runs, with a description in JSON
+Owns the mount (mount(2), INIT, unmounting), the processes of its daemons, and what they leave behind; it moves no data and knows
+no files. What is done when is decided in holding.py. Started by the command `fuse`, in whose place it runs, with a description in
+JSON
 (`Plan`). One thread, one loop over epoll; imports the standard library and little of it: it must stay small and must not crash,
 since the mount ends with it only where its daemon ends too.
 """
@@ -437,8 +438,10 @@ class Holder:
         if sock is not None and control.send(sock, {"kind": "adopt"}):
             with contextlib.suppress(TimeoutError):
                 adopted = control.receive(sock)
-        if sock is None or adopted is None or len(adopted[1]) != 2:  # noqa: PLR2004
-            sys.stderr.write(f"alluxio-like: the daemon that serves {self._plan.place} does not answer: unmount it with umount -l\n")
+        if sock is None or adopted is None or len(adopted[1]) != 2:
+            sys.stderr.write(
+                f"alluxio-like: the daemon that serves {self._plan.place} does not answer: unmount it with umount -l\n"
+            )
             self._status = 1
             return
         message, (device_fd, ledger_fd) = adopted
@@ -501,7 +504,14 @@ class Holder:
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
         if self._plan.log_format == "json":
-            line = {"time": stamp, "level": level.lower(), "service": "fuse", "pid": os.getpid(), "logger": "holder", "message": text}
+            line = {
+                "time": stamp,
+                "level": level.lower(),
+                "service": "fuse",
+                "pid": os.getpid(),
+                "logger": "holder",
+                "message": text,
+            }
             text = json.dumps({**line, **values})
         else:
             shown = "".join(f" {key}={json.dumps(str(value)) if ' ' in str(value) else value}" for key, value in values.items())

@@ -1,7 +1,7 @@
 """What a holder is told to hold, how it starts a daemon, and the daemon's process as the holder sees it.
 
-Owns the description that the command `fuse` hands to the holder (`Plan`), and a daemon's descriptors: its channel, its pidfd, what
-is kept of its device. What to do with them is the holder's. Standard library only. One thread.
+Owns the description that the command `fuse` hands to the holder (`Plan`), and a daemon's descriptors: its channel, its pidfd,
+what is kept of its device. What to do with them is the holder's. Standard library only. One thread.
 """
 
 import contextlib
@@ -74,7 +74,8 @@ class Plan(NamedTuple):
 
 
 class Child:
-    """A daemon's process; generation 0 before it has one. `kept`: a copy of its descriptor, which keeps the requests that it leaves unanswered."""
+    """A daemon's process; generation 0 before it has one. `kept`: a copy of its descriptor, which keeps the requests that it
+    leaves unanswered."""
 
     def __init__(self, generation: int, pid: int, pidfd: int, sock: socket.socket, ledger_fd: int, *, is_child: bool) -> None:
         self.generation = generation
@@ -196,5 +197,3 @@ def _fork(launch: Launch, sock: socket.socket) -> int:
         os.write(2, f"alluxio-like: cannot start {launch.argv[0]} ({error.strerror})\n".encode())
     finally:
         os._exit(127)
-
-

@@ -1,10 +1,11 @@
 """What a holder decides: which daemon serves, when another is started, when requests are refused, and how it ends.
 
-Owns the life of a mount's daemons as a table of phases and the rules between them; deterministic. It is told what happened and what
-time it is (seconds of any steady clock), and returns what is to be done, in order; the holder (holder.py) does it. Standard library
-only. One thread.
+Owns the life of a mount's daemons as a table of phases and the rules between them; deterministic. It is told what happened and
+what time it is (seconds of any steady clock), and returns what is to be done, in order; the holder (holder.py) does it. Standard
+library only. One thread.
 
-At most one daemon serves and at most one is coming. Others may be leaving: they take no request any more and finish what they have.
+At most one daemon serves and at most one is coming. Others may be leaving: they take no request any more and finish what they
+have.
 """
 
 from typing import NamedTuple
@@ -33,12 +34,12 @@ SHORT_LIFE_S = 2.0
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 10.0
 POISONED = 4
-"""So many daemons in a row that crashed within SHORT_LIFE_S of serving: what is sent again to each of them may be what they die of, and
-is answered with an error instead. A guess."""
+"""So many daemons in a row that crashed within SHORT_LIFE_S of serving: what is sent again to each of them may be what they die
+of, and is answered with an error instead. A guess."""
 KILLS_AT_ONCE = 20
 PAUSE_AFTER_KILLS_S = 0.5
-"""So many daemons in a row that were killed (SIGKILL) within SHORT_LIFE_S are each started again without a pause, later ones after this
-one: somebody kills them, or memory is short. Guesses."""
+"""So many daemons in a row that were killed (SIGKILL) within SHORT_LIFE_S are each started again without a pause, later ones
+after this one: somebody kills them, or memory is short. Guesses."""
 
 
 class Settings(NamedTuple):
@@ -116,9 +117,7 @@ class Finish(NamedTuple):
     status: int
 
 
-Action = (
-    Spawn | Mount | Serve | Drain | Stop | Kill | Ping | Refuse | DropRequests | Served | Replaced | Unmount | Finish
-)
+Action = Spawn | Mount | Serve | Drain | Stop | Kill | Ping | Refuse | DropRequests | Served | Replaced | Unmount | Finish
 
 
 class _Daemon:
@@ -351,7 +350,9 @@ class Holding:
 
     def kill_all(self) -> list[Action]:
         """Whoever wants the end does not want to wait for it."""
-        return self._unmount() + [action for daemon in self._daemons.values() for action in self._kill(daemon, "it was to end at once")]
+        return self._unmount() + [
+            action for daemon in self._daemons.values() for action in self._kill(daemon, "it was to end at once")
+        ]
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed."""

@@ -21,7 +21,7 @@ def is_killed(thread: int) -> bool:
         return True
     except OSError:
         return False
-    for line in status.splitlines():
+    for line in status.splitlines():  # noqa: SIM110
         if line.startswith((b"SigPnd:", b"ShdPnd:")) and int(line.split()[1], 16) & _KILL:
             return True
     return False

@@ -1,7 +1,8 @@
 """Which backing ids a daemon has open, in memory that outlives it.
 
-The kernel keeps a registered backing file until its id is closed or the mount ends, so the ids of a daemon that was killed must be
-closed by somebody else, or the worker could never evict those files. The daemon writes each id into a piece of shared memory that the
+The kernel keeps a registered backing file until its id is closed or the mount ends, so the ids of a daemon that was killed must
+be closed by somebody else, or the worker could never evict those files. The daemon writes each id into a piece of shared memory
+that the
 holder keeps; the holder reads what is left in it. Standard library only. A Ledger is one thread's; `list_left` is for when its
 writer is dead.
 

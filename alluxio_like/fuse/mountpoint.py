@@ -96,7 +96,7 @@ def _stat(place: Path) -> os.stat_result:
         try:
             # The kernel may remember the attributes of a dead mount for a while; this it always asks for.
             os.statvfs(place)
-            outcome.append(os.stat(place))
+            outcome.append(place.stat())
         except OSError as error:
             outcome.append(error)
 
@@ -104,7 +104,9 @@ def _stat(place: Path) -> os.stat_result:
     thread.start()
     thread.join(_STAT_TIMEOUT_S)
     if not outcome:
-        raise Conflict("what is mounted there does not answer: unmount it with umount -l, or choose another directory", subject=str(place))
+        raise Conflict(
+            "what is mounted there does not answer: unmount it with umount -l, or choose another directory", subject=str(place)
+        )
     if isinstance(outcome[0], OSError):
         raise outcome[0]
     return outcome[0]

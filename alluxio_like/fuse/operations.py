@@ -88,7 +88,8 @@ class Operations:
     ) -> None:
         """`teller` tells the kernel what it should ask for again.
 
-        `get_url` says where the daemon's HTTP server is. `generation` tells this daemon's handles from those of an earlier one on the same mount.
+        `get_url` says where the daemon's HTTP server is. `generation` tells this daemon's handles from those of an earlier one
+        on the same mount.
         """
         self._serving = serving
         self._get_url = get_url
@@ -346,7 +347,9 @@ class Operations:
                 if not emit(b"..", dotdot, 0.0, 2, False):
                     return
                 offset = 2
-            found = await directory.find_page(self._backend, offset - 2, lambda: (self.kernel_memory.recalls, self._clock.monotonic()))
+            found = await directory.find_page(
+                self._backend, offset - 2, lambda: (self.kernel_memory.recalls, self._clock.monotonic())
+            )
             if found is None:
                 return
             page, place, ordinal = found

@@ -1,12 +1,14 @@
 """What the kernel tells of processes: who a thread belongs to, and how much its process has read.
 
-Owns the reading of /proc, nothing that is remembered. `find_process` and `is_alive` take no lock that a process could hold while it
-waits for this mount, and so may be called from the loop that answers it. All else may not: /proc/PID/io waits for an exec under way, and
-/proc/PID/cmdline for page faults, and both may be waiting for us. These belong into a thread.
+Owns the reading of /proc, nothing that is remembered. `find_process` and `is_alive` take no lock that a process could hold while
+it
+waits for this mount, and so may be called from the loop that answers it. All else may not: /proc/PID/io waits for an exec under
+way, and /proc/PID/cmdline for page faults, and both may be waiting for us. These belong into a thread.
 
-/proc/PID/io: `rchar` is what read(2), pread(2), readv(2), sendfile(2) and splice(2) gave, of files, pipes and terminals alike, from the page
-cache or not, through FUSE passthrough or not. Not in it: page faults of mapped files, io_uring, Linux's asynchronous reads (libaio).
-`read_bytes` is what was fetched from block devices for the process, these included.
+/proc/PID/io: `rchar` is what read(2), pread(2), readv(2), sendfile(2) and splice(2) gave, of files, pipes and terminals alike,
+from the page
+cache or not, through FUSE passthrough or not. Not in it: page faults of mapped files, io_uring, Linux's asynchronous reads
+(libaio). `read_bytes` is what was fetched from block devices for the process, these included.
 """
 
 import os
@@ -92,7 +94,7 @@ def list_heirs(job: JobInfo, files: Mapping[str, Collection[int]]) -> list[JobIn
 
 def _list_children(pid: int) -> list[int]:
     try:
-        lists = [_read(f"/proc/{pid}/task/{task}/children") for task in os.listdir(f"/proc/{pid}/task")]
+        lists = [_read(f"/proc/{pid}/task/{task}/children") for task in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208  (quicker)
     except OSError:
         return []
     return [int(child) for one in lists for child in one.split()][:_MOST_HEIRS]
@@ -100,9 +102,9 @@ def _list_children(pid: int) -> list[int]:
 
 def _holds(pid: int, files: Mapping[str, Collection[int]]) -> bool:
     try:
-        for fd in os.listdir(f"/proc/{pid}/fd")[:_MOST_FDS]:
+        for fd in os.listdir(f"/proc/{pid}/fd")[:_MOST_FDS]:  # noqa: PTH208
             # The name first, which is quick; then the number, as other file systems have files of that name.
-            wanted = files.get(os.readlink(f"/proc/{pid}/fd/{fd}").rpartition("/")[2])
+            wanted = files.get(os.readlink(f"/proc/{pid}/fd/{fd}").rpartition("/")[2])  # noqa: PTH115
             if wanted and (number := _INO.search(_read(f"/proc/{pid}/fdinfo/{fd}"))) and int(number[1]) in wanted:
                 return True
     except OSError:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from alluxio_like.errors import AlluxioLikeError, NoData
+from alluxio_like.errors import NoData
 from alluxio_like.fuse import answers, wire
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.attributes import get_stat_mode
@@ -40,10 +40,12 @@ _HEADER_BYTES = wire.IN_HEADER.size
 _OUT_BYTES = wire.OUT_HEADER.size
 _RESENT_MASK = ~wire.UNIQUE_RESEND
 _READ = wire.READ_IN
-_WRITES = (
-    "SETATTR SYMLINK MKNOD MKDIR UNLINK RMDIR RENAME LINK WRITE SETXATTR REMOVEXATTR CREATE FALLOCATE RENAME2 COPY_FILE_RANGE"
-    " TMPFILE COPY_FILE_RANGE_64"
-).split()
+# fmt: off
+_WRITES = [
+    "SETATTR", "SYMLINK", "MKNOD", "MKDIR", "UNLINK", "RMDIR", "RENAME", "LINK", "WRITE", "SETXATTR", "REMOVEXATTR", "CREATE",
+    "FALLOCATE", "RENAME2", "COPY_FILE_RANGE", "TMPFILE", "COPY_FILE_RANGE_64",
+]
+# fmt: on
 """Refused here too, for a mount that somebody has made writable."""
 
 Handler = Callable[[int, int, int, int], None]
@@ -194,7 +196,7 @@ class Session:
             return
         try:
             handler(unique, node, thread, length)
-        except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
+        except BaseException as error:
             self._fail(_NAMES.get(opcode, "other"), unique, error)
             if not isinstance(error, Exception):
                 raise
@@ -207,7 +209,7 @@ class Session:
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED):
                 unique = wire.OUT_HEADER.unpack_from(message)[2]
                 log.error("the kernel does not take an answer", exc_info=error)
-                try:
+                try:  # noqa: SIM105  (once a request)
                     os.write(self._fd, wire.pack_error(unique, errno.EIO))
                 except OSError:
                     pass  # answered by what it refused
@@ -252,9 +254,7 @@ class Session:
                 self._accounting.note_wait(request.thread, time.perf_counter() - request.started_s)
             request.what = ""
 
-    def _forget(
-        self, key: int, request: _Request, call: Coroutine[None, None, bytes | None], task: "asyncio.Task[None]"
-    ) -> None:
+    def _forget(self, key: int, request: _Request, call: Coroutine[None, None, bytes | None], task: "asyncio.Task[None]") -> None:
         if self._under_way.get(key) is request:
             del self._under_way[key]
         if request.watch is not None:

@@ -23,7 +23,7 @@ import os
 import select
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import pyfuse3
 
@@ -109,7 +109,7 @@ class _Nursery:
         self._port = port
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> "_Nursery":
+    async def __aenter__(self) -> Self:
         return self
 
     def start_soon(self, function: Callable[..., Awaitable[None]], *args: Any, name: str | None = None) -> None:

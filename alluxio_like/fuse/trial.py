@@ -1,8 +1,9 @@
 """Tries whether the kernel passes reads through to files of given directories: python -m alluxio_like.fuse.trial DIRECTORY…
 
-Prints one JSON object: `kernel` is empty where passthrough can be had at all, else says why not; `directories` maps each directory to an
-empty string or the reason. A process of its own, because it makes itself a mount namespace and a FUSE mount in it, both of which go with
-it; nobody else ever sees them. Needs CAP_SYS_ADMIN. Blocks for some milliseconds; whoever starts it bounds its time.
+Prints one JSON object: `kernel` is empty where passthrough can be had at all, else says why not; `directories` maps each
+directory to an
+empty string or the reason. A process of its own, because it makes itself a mount namespace and a FUSE mount in it, both of which
+go with it; nobody else ever sees them. Needs CAP_SYS_ADMIN. Blocks for some milliseconds; whoever starts it bounds its time.
 """
 
 import ctypes
@@ -34,7 +35,10 @@ def try_passthrough(directories: Sequence[str]) -> dict[str, Any]:
         device = Device.mount(place, allow_other=False)
         handshake = device.shake_hands(timeout_s=5.0)
         if not handshake.passthrough:
-            return {"kernel": f"Linux {os.uname().release} offers no FUSE passthrough (6.9 is the first that may)", "directories": {}}
+            return {
+                "kernel": f"Linux {os.uname().release} offers no FUSE passthrough (6.9 is the first that may)",
+                "directories": {},
+            }
         return {"kernel": "", "directories": {directory: _try_directory(device, directory) for directory in directories}}
     except (OSError, AlluxioLikeError) as error:
         return {"kernel": f"a mount cannot be tried: {error}", "directories": {}}

@@ -202,9 +202,7 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch_workers(
-    meta: MetaStore, registry: WorkerRegistry, jobs: JobManager, metrics: Metrics, clock: Clock
-) -> None:
+async def _watch_workers(meta: MetaStore, registry: WorkerRegistry, jobs: JobManager, metrics: Metrics, clock: Clock) -> None:
     """What must happen in time, so it calls nobody. A chore that fails is tried again the next time."""
     while True:
         await asyncio.sleep(EXPIRE_INTERVAL_S)

@@ -1,8 +1,8 @@
 """Clients' leases, and telling them what has changed.
 
-Owns the streams of clients, the waiting for confirmations, and what a change of the mount table takes back. What is held by whom is
-master/core/leases.py. Answers are covered (`grant`) in the same step in which they are read, and a change is told (`tell`, `invalidate`) after
-its transaction has committed: whoever was told the old state is among the holders then.
+Owns the streams of clients, the waiting for confirmations, and what a change of the mount table takes back. What is held by whom
+is master/core/leases.py. Answers are covered (`grant`) in the same step in which they are read, and a change is told (`tell`,
+`invalidate`) after its transaction has committed: whoever was told the old state is among the holders then.
 
 Rule of concurrency: event loop alone; no method but `watch` and `invalidate` awaits.
 """

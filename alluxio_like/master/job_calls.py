@@ -16,7 +16,7 @@ from alluxio_like.master.core.jobs import Counts, JobRecord
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry
 from alluxio_like.rpc.messages import CheckResult, FileResult, LoadFile, LoadProgress
-from alluxio_like.types import FileId, Worker, WorkerId, get_block_count, get_full_mask
+from alluxio_like.types import FileId, WorkerId, get_block_count, get_full_mask
 
 SILENCE_S = 120.0
 """A worker that says nothing of its files for so long is given up; one that dies is noticed sooner."""
@@ -129,16 +129,13 @@ class JobCalls:
             # It answers file by file.
             largest = max(unit.size for _, unit in pairs)
             silence_s = VERIFY_SILENCE_S + largest / SLOW_DISK_BYTES_S if verify else SILENCE_S
-            await self._pool.consume(
-                worker_id, lambda stub: stub.check_files(files, verify=verify), take, silence_s=silence_s
-            )
+            await self._pool.consume(worker_id, lambda stub: stub.check_files(files, verify=verify), take, silence_s=silence_s)
         except errors.AlluxioLikeError as error:
             for outcome, _ in _get_all(waiting):
                 outcome.fail(error.code, f"worker {worker_id}: {error}", lost=True)
         else:
             for outcome, _ in _get_all(waiting):
                 outcome.fail(errors.Internal.code, f"worker {worker_id} did not say whether it has it", lost=True)
-
 
     def _note_held(self, unit: Unit) -> None:
         """The worker's own report comes with its next heartbeat; whoever asks right after the job is told the same."""

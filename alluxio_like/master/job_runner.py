@@ -11,7 +11,7 @@ Event loop alone. Batches of files run as tasks of one group; cancelling the run
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -20,7 +20,18 @@ from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.assigning import Outcome, assign, get_cached_bytes, get_free_now, get_usable, sum_by_worker, sum_units
 from alluxio_like.master.core import jobs as core
-from alluxio_like.master.core.jobs import Batch, Counts, Cursor, FitPlan, JobEvent, JobRecord, JobState, Ledger, Problem, format_bytes
+from alluxio_like.master.core.jobs import (
+    Batch,
+    Counts,
+    Cursor,
+    FitPlan,
+    JobEvent,
+    JobRecord,
+    JobState,
+    Ledger,
+    Problem,
+    format_bytes,
+)
 from alluxio_like.master.job_calls import JobCalls
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore
@@ -266,8 +277,8 @@ class JobRunner:
             await asyncio.sleep(0.1)
 
     async def _wait_reports(self) -> None:
-        """After a start of the master: until the live workers have told what they hold, or the I/O timeout. What is cached already,
-        and what of the pinned bytes is the job's own, is known only then."""
+        """After a start of the master: until the live workers have told what they hold, or the I/O timeout. What is cached
+        already, and what of the pinned bytes is the job's own, is known only then."""
         deadline = self._s.clock.monotonic() + self._s.io_timeout_s
         while self._s.clock.monotonic() < deadline:
             if all(self._s.registry.block_map.has_reported(worker.worker_id) for worker in self._s.registry.get_live()):
@@ -278,7 +289,7 @@ class JobRunner:
         since_ns = self.record.created_ns
         return Walker(self._s.meta, self._s.lister, self._targets, matches=self._matches, since_ns=since_ns)
 
-    async def _count(self) -> None:
+    async def _count(self) -> None:  # noqa: PLR0915
         """Walk all, sum up, and decide whether the job may go on."""
         record, spec = self.record, self.record.spec
         await self._wait_reports()

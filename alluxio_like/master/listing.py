@@ -155,8 +155,8 @@ class Lister:
     # -- names ---------------------------------------------------------------------------------------------------------
 
     async def lookup(self, parent: InodeId, name: str, *, session: str = "") -> Answer:
-        """One displayed name; the lease of `session` is to cover it. Raises NotFound and NotADirectory for the parent, and the store's
-        errors."""
+        """One displayed name; the lease of `session` is to cover it. Raises NotFound and NotADirectory for the parent, and the
+        store's errors."""
         entry, state = self._read_name(parent, name)
         if self._is_fresh(state):
             return self._cover(session, state, entry)
@@ -370,7 +370,8 @@ class Lister:
 
     def _cover(self, session: str, state: DirState, entry: Entry | None, flight: Flight | None = None) -> Answer:
         """An answer about a name of a directory, under the lease of `session` where that can be had: then it is usable until the
-        directory is to be listed again. Call it in one step with the reading of the entry. `flight`: the listing that settled it."""
+        directory is to be listed again. Call it in one step with the reading of the entry. `flight`: the listing that settled
+        it."""
         left_s = self._get_lease_s(state, flight)
         if session and left_s > 0 and self._leases.grant(session, state.directory):
             if entry is None or entry.attr.kind is not Kind.DIRECTORY:

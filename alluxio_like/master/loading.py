@@ -1,8 +1,8 @@
 """All load jobs: taking them on, taking them up again after a restart, watching, cancelling, forgetting them.
 
 Owns the jobs' records in memory, their tasks, and the files that hold long lists of paths (HOME/jobs/ID.paths: one JSON string
-a line, durable before the job is; read a few at a time; ID.index: where to begin). What one job does is job_runner.py's. Event loop alone; a record is
-changed by its own runner only.
+a line, durable before the job is; read a few at a time; ID.index: where to begin). What one job does is job_runner.py's. Event
+loop alone; a record is changed by its own runner only.
 """
 
 import asyncio

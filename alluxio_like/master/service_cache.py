@@ -220,7 +220,8 @@ class CacheService:
         return held
 
     async def free(self, operation_id: str, path: str, *, force: bool) -> FreeResult:
-        # Idempotent by itself: what is gone is not freed again. What is pinned, the namespace knows: workers may have it from before.
+        # Idempotent by itself: what is gone is not freed again. What is pinned, the namespace knows: workers may have it from
+        # before.
         entry = await self._get_known(path)
         files = freed = kept = 0
         async for _, held in self._iter_held(entry):
@@ -236,7 +237,8 @@ class CacheService:
         return FreeResult(files, freed, kept)
 
     def _note_freed(self, worker_id: WorkerId, files: Sequence[FileId]) -> None:
-        """The worker's own report comes with its next heartbeat; whoever asks or loads right after is not told that it is there."""
+        """The worker's own report comes with its next heartbeat; whoever asks or loads right after is not told that it is
+        there."""
         known = self._registry.block_map
         mine = ((file_id, held) for file_id in files for held in known.get_holdings(file_id) if held.worker_id == worker_id)
         known.apply_changes(worker_id, [BlockDelta(file_id, held.block, 0, 0) for file_id, held in mine])
@@ -306,7 +308,8 @@ class CacheService:
         if not any(worker.live for worker in workers):
             warnings.append("no worker is live: reads and loads wait for one")
         warnings += [
-            f"worker {w.worker_id} ({w.address}): of its {format_bytes(w.capacity_bytes)} others have left {format_bytes(w.usable_bytes)}"
+            f"worker {w.worker_id} ({w.address}): of its {format_bytes(w.capacity_bytes)} others have left "
+            f"{format_bytes(w.usable_bytes)}"
             for w in workers
             if w.live and w.usable_bytes is not None and w.usable_bytes < _CROWDED * w.capacity_bytes
         ]

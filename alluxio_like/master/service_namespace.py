@@ -49,9 +49,7 @@ class NamespaceService:
         limit = min(limit or DEFAULT_PAGE, MAX_PAGE)
         listed = await self._lister.list_page(inode, cursor, limit, session=get_lease())
         page = listed.page
-        return DirPage(
-            page.entries, page.cursor, listed.valid_s, page.mount_id, page.dir_key, listed.leased, listed.unleased
-        )
+        return DirPage(page.entries, page.cursor, listed.valid_s, page.mount_id, page.dir_key, listed.leased, listed.unleased)
 
     async def sync(self, path: str | None, inode: InodeId | None, *, recursive: bool) -> SyncResult:
         now_ns = self._clock.now_ns()

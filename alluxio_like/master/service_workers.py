@@ -29,9 +29,7 @@ _DEMAND_S = 2.5
 class WorkersService:
     """WorkersHandler of rpc.master_servicer."""
 
-    def __init__(
-        self, meta: MetaStore, registry: WorkerRegistry, pool: WorkerPool, *, clock: Clock, metrics: Metrics
-    ) -> None:
+    def __init__(self, meta: MetaStore, registry: WorkerRegistry, pool: WorkerPool, *, clock: Clock, metrics: Metrics) -> None:
         self._meta = meta
         self._registry = registry
         self._pool = pool

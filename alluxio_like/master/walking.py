@@ -183,9 +183,7 @@ class Walker:
                 with self._meta.read() as txn:
                     page = namespace.list_entries(txn, inode, position, limit)
             else:
-                listed = await self._lister.list_page(
-                    inode, position, limit, since_ns=self._since_ns, patience=LISTING_PATIENCE
-                )
+                listed = await self._lister.list_page(inode, position, limit, since_ns=self._since_ns, patience=LISTING_PATIENCE)
                 page = listed.page
             size = sum(entry.attr.size for entry in page.entries)
             if size > PAGE_BYTES and len(page.entries) > 1:

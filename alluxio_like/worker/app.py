@@ -170,7 +170,7 @@ class _Parts:
     data_server: DataServer | None
 
 
-async def _wire(
+async def _wire(  # noqa: PLR0915  (one after the other, nothing decided)
     stack: AsyncExitStack,
     config: WorkerConfig,
     clock: Clock,
@@ -186,9 +186,7 @@ async def _wire(
     slow = DiskQueue("slow", 1)
     for queue in (writes, reads, slow):
         stack.push_async_callback(queue.close)
-    evictor = Evictor(
-        store, clock, high_watermark=config.high_watermark, low_watermark=config.low_watermark, metrics=metrics
-    )
+    evictor = Evictor(store, clock, high_watermark=config.high_watermark, low_watermark=config.low_watermark, metrics=metrics)
     evictor.start()
     stack.push_async_callback(asyncio.to_thread, evictor.stop)
 
@@ -202,8 +200,8 @@ async def _wire(
         clock.monotonic,
     )
     stack.push_async_callback(stores.close)
-    # Where this worker asks others by TLS, nothing goes in the clear. A read that hears nothing for so long is given up, in time for
-    # two more tries.
+    # Where this worker asks others by TLS, nothing goes in the clear. A read that hears nothing for so long is given up, in time
+    # for two more tries.
     pool = DataPool(silence_s=config.io_timeout_s / 4) if config.tls.ca is None and config.data_bind != "off" else None
     peers = Peers(lambda address: open_channel(address, tls=config.tls, token=token), config.io_timeout_s, pool)
     stack.push_async_callback(peers.close)
@@ -256,9 +254,7 @@ async def _wire(
     )  # fmt: skip
     repairer = Repairer(store=store, fetcher=fetcher, disk=slow, metrics=metrics, lookup_ref=_make_lookup(master))
     stack.push_async_callback(repairer.close)
-    data = DataService(
-        fetcher=fetcher, store=store, evictor=evictor, view=view, metrics=metrics, repairer=repairer
-    )
+    data = DataService(fetcher=fetcher, store=store, evictor=evictor, view=view, metrics=metrics, repairer=repairer)
     admin = AdminService(
         loader=loader, store=store, evictor=evictor, fetcher=fetcher, disk=slow, describe=describe,
         count_leases=lambda: len(door.list_leases()),
@@ -287,8 +283,8 @@ def _listen_for_data(config: WorkerConfig, server: RpcServer) -> socket.socket |
     bind = config.data_bind or f"{server.address.rpartition(':')[0]}:0"
     if not (is_loopback(bind) or config.insecure):
         raise errors.ConfigError(
-            f"{bind} is not a loopback address: give --insecure to serve data in the clear, or a certificate and key (tls) to have "
-            f"gRPC carry it",
+            f"{bind} is not a loopback address: give --insecure to serve data in the clear, or a certificate and key (tls) "
+            "to have gRPC carry it",
             subject="data_bind",
         )
     return listen(*split_address(bind))
@@ -349,16 +345,12 @@ def _open_store(config: WorkerConfig, clock: Clock) -> CacheStore:
 def _make_opener(io_timeout_s: float) -> OpenStore:
     def opener(mount: MountSecrets, on_request: Callable[[str], None]) -> Ufs:
         options = {key: value for key, value in mount.mount.options.items() if key not in mount.secrets}
-        return open_ufs(
-            mount.mount.uri, options, secrets=mount.secrets, on_request=on_request, io_timeout_s=io_timeout_s
-        )
+        return open_ufs(mount.mount.uri, options, secrets=mount.secrets, on_request=on_request, io_timeout_s=io_timeout_s)
 
     return opener
 
 
-def _describe(
-    store: CacheStore, address: str, host_id: str, door_path: str, data_address: str, data_nonce: str
-) -> Worker:
+def _describe(store: CacheStore, address: str, host_id: str, door_path: str, data_address: str, data_nonce: str) -> Worker:
     usage = store.get_usage()
     return Worker(
         worker_id=store.worker_id,

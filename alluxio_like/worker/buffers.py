@@ -1,8 +1,9 @@
 """Memory that pages of other workers are received into, used again and again.
 
-Owns a bounded number of buffers of one page, and who waits for one. The one given back last is taken first: what was just written to
-the disk is still in the processor's cache, and no fresh memory is touched (receiving into fresh buffers of 8 MiB took 1.7 times as
-long). Rule of concurrency: the event loop only.
+Owns a bounded number of buffers of one page, and who waits for one. The one given back last is taken first: what was just
+written to
+the disk is still in the processor's cache, and no fresh memory is touched (receiving into fresh buffers of 8 MiB took 1.7 times
+as long). Rule of concurrency: the event loop only.
 """
 
 import asyncio

@@ -1,7 +1,9 @@
 """The server's end of one data connection: its greeting, its calls, and the answers on their way.
 
-Owns the socket, the reads and fills under way for it, and when a thread has its outbox. Asks the server (data_server.py) what the answer
-is. Rule of concurrency: one event loop; while `_sending` is set a thread has the outbox, and the socket is not closed before it is done.
+Owns the socket, the reads and fills under way for it, and when a thread has its outbox. Asks the server (data_server.py) what
+the answer
+is. Rule of concurrency: one event loop; while `_sending` is set a thread has the outbox, and the socket is not closed before it
+is done.
 """
 
 import asyncio

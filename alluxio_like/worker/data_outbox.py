@@ -1,7 +1,7 @@
 """What a data connection has still to send, and sending it.
 
-Owns the order of frames on one socket, and the moving of their bytes: those of cache files by `sendfile`, so that they pass through
-no memory of this process. A frame of a file keeps the file from eviction until it is sent.
+Owns the order of frames on one socket, and the moving of their bytes: those of cache files by `sendfile`, so that they pass
+through no memory of this process. A frame of a file keeps the file from eviction until it is sent.
 
 Rule of concurrency: frames are added on the event loop. `send_now` (the loop) and `drain` (a thread) are never under way at once:
 the connection sees to that. Neither waits for the other end for longer than `_PATIENCE_S`; `drain` may wait for a disk.
@@ -149,7 +149,8 @@ class Outbox:
         self._cancelled.clear()
 
     def _leave_out(self, frame: Frame) -> bool:
-        """Turn the first frame into less, if its request was cancelled and nothing of it is sent. False: it is to be sent whole."""
+        """Turn the first frame into less, if its request was cancelled and nothing of it is sent. False: it is to be sent
+        whole."""
         if self._begun or frame.request_id not in self._cancelled:
             return False
         self.queued_bytes -= len(frame.payload)

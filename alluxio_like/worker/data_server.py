@@ -1,11 +1,13 @@
 """The worker's data socket: cached bytes for other workers and for clients, moved by `sendfile`.
 
 Owns the listening socket, its connections, and how a read is answered: from the cache file by `sendfile`, a small one from memory
-at once, and what is not (wholly) cached by the handler that serves gRPC too, which fetches it. Does not own what is kept or fetched.
+at once, and what is not (wholly) cached by the handler that serves gRPC too, which fetches it. Does not own what is kept or
+fetched.
 
-Whole pages go out with the checksums of the index, and the receiver compares. Parts of pages have none: such a page is verified here
-first, at most once a minute. A cache file is held from before its bits are read until its bytes are sent, so that nothing of it is
-evicted meanwhile.
+Whole pages go out with the checksums of the index, and the receiver compares. Parts of pages have none: such a page is verified
+here
+first, at most once a minute. A cache file is held from before its bits are read until its bytes are sent, so that nothing of it
+is evicted meanwhile.
 
 Rule of concurrency: one event loop; frames with bytes of files are sent by threads, one thread on a connection at a time.
 """
@@ -168,11 +170,12 @@ class DataServer:
             if len(self._connections) >= _MAX_CONNECTIONS:
                 sock.close()
                 continue
-            sock.setblocking(False)  # noqa: FBT003
+            sock.setblocking(False)
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                # No SO_SNDBUF: a size that is set is bounded by wmem_max (208 KiB) and ends the kernel's own growing of it to 4 MiB.
+                # No SO_SNDBUF: a size that is set is bounded by wmem_max (208 KiB) and ends the kernel's own growing of it to 4
+                # MiB.
             self._connections.add(Caller(self, sock))
             self.metrics.data_connections.set(len(self._connections))
 

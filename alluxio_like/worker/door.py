@@ -1,10 +1,11 @@
 """The worker's door: a unix socket that hands cached files to processes of the same machine.
 
 Owns the socket, who is let in, and the leases on files handed out one by one. The callers are asked by the kernel who they are
-(SO_PEERCRED). Whoever holds a directory's descriptor can read every cached file, so those go to the worker's own user and to root alone;
-users that the setting door_users names get single files, read-only, whose connection is their lease: it ends with the caller, however
-that ends. (What keeps the file's bytes is the kernel, which refuses the write lease that eviction takes; the count is for people.) The
-messages are cache/door.py's. Rule of concurrency: one event loop; files are opened in a thread.
+(SO_PEERCRED). Whoever holds a directory's descriptor can read every cached file, so those go to the worker's own user and to
+root alone;
+users that the setting door_users names get single files, read-only, whose connection is their lease: it ends with the caller,
+however that ends. (What keeps the file's bytes is the kernel, which refuses the write lease that eviction takes; the count is for
+people.) The messages are cache/door.py's. Rule of concurrency: one event loop; files are opened in a thread.
 """
 
 import asyncio
@@ -42,7 +43,8 @@ MAX_CALLERS = 4096
 """Connections at once, each of which is a descriptor of the worker; half of them for any one user."""
 
 OpenWhole = Callable[[FileId, Fingerprint], Awaitable[tuple[int, int]]]
-"""Opens a cache file that is wholly there: a descriptor (then the caller's) and the generation. Raises NotFound, Unavailable, DiskError."""
+"""Opens a cache file that is wholly there: a descriptor (then the caller's) and the generation. Raises NotFound, Unavailable,
+DiskError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,8 @@ def _get_groups(connection: socket.socket) -> set[int]:
 
 
 def parse_guests(names: Sequence[str]) -> Guests:
-    """The setting door_users: users by name or uid, groups as @name or @gid. Raises ConfigError for one this machine does not know."""
+    """The setting door_users: users by name or uid, groups as @name or @gid. Raises ConfigError for one this machine does not
+    know."""
     uids, gids = set(), set()
     for name in names:
         try:

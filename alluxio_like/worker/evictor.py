@@ -1,8 +1,8 @@
 """Keeps room in the cache: ties the eviction policy to the store.
 
 Owns the policies' state (one a directory; fed from the index at start and from every use) and the background removal down to the
-low watermark. Removal runs in a thread of its own, or in a load's; never inside a read. All methods may be called from any thread:
-one lock guards the policies, and is not held while the disk works.
+low watermark. Removal runs in a thread of its own, or in a load's; never inside a read. All methods may be called from any
+thread: one lock guards the policies, and is not held while the disk works.
 """
 
 import logging
@@ -81,8 +81,8 @@ class Evictor:
     def create(self, ref: FileRef, role: Role, *, job: JobId | None = None) -> CachedFile:
         """store.create, when there is room for the file or room can be made. Blocks; for threads.
 
-        Raises NoSpace: nothing may go for it, read through instead. A load (`job`) may turn out older homes, and waits for it; for
-        a reader only what the background has made free counts. A file above the whole-file limit needs room for a block.
+        Raises NoSpace: nothing may go for it, read through instead. A load (`job`) may turn out older homes, and waits for it;
+        for a reader only what the background has made free counts. A file above the whole-file limit needs room for a block.
         """
         found = self._store.lookup(ref.file_id)
         if found is None or found.fingerprint != ref.fingerprint:
@@ -140,7 +140,8 @@ class Evictor:
         return any(self._make_room(number, needed, job) for number, usage in usages if usage.state == "ok")
 
     def _make_room(self, number: int, needed: int, job: JobId) -> bool:
-        """Remove victims of one directory until `needed` bytes fit. Some more go at once, so that not each file waits for a commit."""
+        """Remove victims of one directory until `needed` bytes fit. Some more go at once, so that not each file waits for a
+        commit."""
         usage = self._store.get_usage()[number]
         if needed > usage.quota_bytes:
             return False

@@ -1,8 +1,9 @@
 """Brings pages to whoever wants them, fetching each missing page once, whoever wants it.
 
-Owns the flights and the plan (which pages are present, in flight, or to be fetched), what is fetched together, and a little memory of
-pages that nothing could keep. Does not fetch itself (pilot), decide what is kept (cluster view, admission, evictor) or speak gRPC.
-Rule of concurrency: one event loop; a plan is made without an await between looking and registering its flights.
+Owns the flights and the plan (which pages are present, in flight, or to be fetched), what is fetched together, and a little
+memory of
+pages that nothing could keep. Does not fetch itself (pilot), decide what is kept (cluster view, admission, evictor) or speak
+gRPC. Rule of concurrency: one event loop; a plan is made without an await between looking and registering its flights.
 """
 
 import asyncio
@@ -168,7 +169,7 @@ class Fetcher:
                         yield Landed(PageRange(first, stop), None)
                         return
                     yield Landed(PageRange(first, landed), kept)
-                    first = landed
+                    first = landed  # noqa: PLW2901  (what is left of the piece)
 
     def begin(self, ref: FileRef, pages: PageRange, *, priority: Priority, role: Role, peers: PeerChoice = ()) -> None:
         """Start to fetch what is missing, for readers who are about to come and join."""
@@ -309,7 +310,8 @@ class Fetcher:
     def _choose_stop(self, ref: FileRef, pages: PageRange, role: Role | None, cached: CachedFile | None) -> int:
         """Where a new flight ends.
 
-        At most one request's worth, within a block where blocks have homes of their own. A reader at the start of a file that fits
+        At most one request's worth, within a block where blocks have homes of their own. A reader at the start of a file that
+        fits
         one request gets all of it (one GET for each such file); elsewhere somebody who waits gets exactly the pages asked for.
         """
         most = self._max_pages if role is not None else _THROUGH_PAGES

@@ -1,7 +1,7 @@
 """One fetch under way, shared by all who want its pages.
 
-Owns which of its pages have landed, who waits for which, and the bytes of pages that nothing could keep. Does not fetch: the fetcher
-drives it. Rule of concurrency: everything on one event loop.
+Owns which of its pages have landed, who waits for which, and the bytes of pages that nothing could keep. Does not fetch: the
+fetcher drives it. Rule of concurrency: everything on one event loop.
 """
 
 import asyncio
@@ -58,7 +58,13 @@ class Flight:
     )
 
     def __init__(
-        self, ref: FileRef, pages: PageRange, priority: Priority, role: Role | None, peers: tuple[tuple[str, bool], ...], job: JobId | None,
+        self,
+        ref: FileRef,
+        pages: PageRange,
+        priority: Priority,
+        role: Role | None,
+        peers: tuple[tuple[str, bool], ...],
+        job: JobId | None,
         now_s: float = 0.0,
     ) -> None:
         self.ref = ref

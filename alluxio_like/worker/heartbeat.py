@@ -1,6 +1,7 @@
 """What the worker tells the master, and what it is told.
 
-Owns joining, the full report, the heartbeats and what is still unsaid, and leaving. Survives a master that is away or starts anew: reads
+Owns joining, the full report, the heartbeats and what is still unsaid, and leaving. Survives a master that is away or starts
+anew: reads
 go on meanwhile with the view of before. Rule of concurrency: one task on the event loop; the index is read in threads.
 """
 
@@ -28,7 +29,8 @@ _MOST_UNSAID = 1_000_000
 _CALL_S = 5.0
 _REPORT_S = 60.0
 _SLOWEST_REPORT = 2_000
-"""Files a second that a report is given time for: tens of millions take longer than a minute. A guess, ten times below what is usual."""
+"""Files a second that a report is given time for: tens of millions take longer than a minute. A guess, ten times below what is
+usual."""
 _LEAVE_S = 2.0
 
 
@@ -142,9 +144,7 @@ class Heart:
     async def _report(self) -> None:
         try:
             timeout_s = _REPORT_S + self._describe().file_count / _SLOWEST_REPORT
-            await self._master.report_blocks(
-                self._store.worker_id, self._session_id, self._iter_chunks(), timeout_s=timeout_s
-            )
+            await self._master.report_blocks(self._store.worker_id, self._session_id, self._iter_chunks(), timeout_s=timeout_s)
         except BaseException:
             self._report_needed = True
             raise

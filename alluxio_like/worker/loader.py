@@ -113,7 +113,9 @@ class Loader:
         pace.bytes_s = bandwidth_bytes_s
         batch = _Batch(JobId(job_id), iter(()))
         batch.pieces = self._iter_pieces(batch, files)
-        count = min(self._tasks, max(1, sum(-(-max(f.ref.size, 1) // (self._piece_pages * PAGE_BYTES)) for f in files[: self._tasks])))
+        count = min(
+            self._tasks, max(1, sum(-(-max(f.ref.size, 1) // (self._piece_pages * PAGE_BYTES)) for f in files[: self._tasks]))
+        )
         tasks = [asyncio.create_task(self._work(batch, pace), name=f"load {job_id}/{n}") for n in range(count)]
         for task in tasks:
             # However it ends: nobody waits for a word from one that broke.
@@ -137,7 +139,8 @@ class Loader:
                 self._paces.pop(job_id, None)
 
     async def check(self, files: Sequence[LoadFile], *, verify: bool) -> AsyncIterator[CheckResult]:
-        """What is missing of each file, asked of the index, after a commit, and of the disk; `verify` reads and checks every page."""
+        """What is missing of each file, asked of the index, after a commit, and of the disk; `verify` reads and checks every
+        page."""
         await self._disk.submit(self._store.flush)
         step = 1 if verify else _CHECKS_PER_JOB
         for start in range(0, len(files), step):
@@ -148,7 +151,8 @@ class Loader:
     # -- loading -----------------------------------------------------------------------------------------------------------
 
     def _iter_pieces(self, batch: _Batch, files: Sequence[LoadFile]) -> Iterator[tuple[_Progress, PageRange] | None]:
-        """The requests to make, in the order of the files; None now and then where nothing needs one. Ends files that are here."""
+        """The requests to make, in the order of the files; None now and then where nothing needs one. Ends files that are
+        here."""
         skipped = 0
         for file in files:
             progress = _Progress(file)

@@ -1,7 +1,7 @@
 """Other workers as sources of bytes.
 
-Owns the connections to them, opened when first needed and closed when a worker is gone: data sockets, and gRPC's channels for where
-there is none. Rule of concurrency: the event loop only.
+Owns the connections to them, opened when first needed and closed when a worker is gone: data sockets, and gRPC's channels for
+where there is none. Rule of concurrency: the event loop only.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable

@@ -1,7 +1,8 @@
 """Flies one flight: asks the sources one after the other, repeats what may succeed, puts pages where they belong.
 
-Owns how a fetch is done: peers before the store, turns, stalls, retries, the hand-over to the disk. Does not own which fetches there
-are. Rule of concurrency: `fly` runs as one task per flight on the event loop; cache files are touched in the disk queue's threads.
+Owns how a fetch is done: peers before the store, turns, stalls, retries, the hand-over to the disk. Does not own which fetches
+there are. Rule of concurrency: `fly` runs as one task per flight on the event loop; cache files are touched in the disk queue's
+threads.
 """
 
 import asyncio
@@ -35,8 +36,8 @@ _WRITES_AHEAD = 3
 _PEER_FLIGHTS = 8
 _SMALL_PEER_FLIGHTS = 64
 _SMALL_BYTES = 1 << 20
-"""Fetches from other workers at once, of more and of at most so many bytes: together 128 MiB. Apart from the stores' slots, so that
-two workers never wait for each other's. Guesses."""
+"""Fetches from other workers at once, of more and of at most so many bytes: together 128 MiB. Apart from the stores' slots, so
+that two workers never wait for each other's. Guesses."""
 _PAGES_AHEAD = 4
 """Pages of one flight asked of another worker at a time: enough that its connection is never idle."""
 _PEER_BUFFERS = 32
@@ -357,7 +358,8 @@ class Pilot:
             if cached is None or cached.removed:
                 role = flight.role
                 if role is None:
-                    # Refused since this write was handed to the disk: the event loop has been told, so the other pages are held too.
+                    # Refused since this write was handed to the disk: the event loop has been told, so the other pages are held
+                    # too.
                     raise errors.NoSpace("an earlier page of the same fetch found no room", subject=flight.ref.key)
                 cached = flight.cached = self._evictor.create(flight.ref, role, job=flight.job)
             try:

@@ -1,9 +1,13 @@
 """Bad pages: dropped, and fetched again.
 
-Owns what follows when a page of a cache file does not match its checksum, be it that the scrubber found it or a local reader who reads
-cache files by itself. The file stays what it is, with its generation: the right bytes are written over the bad ones, so those who have
-the file open, or mapped for days, get them too (decision 0021). Does not look for bad pages itself; a reader's word makes it look, and
-nothing more. Rule of concurrency: one event loop; files are verified in the given queue's threads; one repair of a file at a time.
+Owns what follows when a page of a cache file does not match its checksum, be it that the scrubber found it or a local reader who
+reads
+cache files by itself. The file stays what it is, with its generation: the right bytes are written over the bad ones, so those
+who have
+the file open, or mapped for days, get them too (decision 0021). Does not look for bad pages itself; a reader's word makes it
+look, and
+nothing more. Rule of concurrency: one event loop; files are verified in the given queue's threads; one repair of a file at a
+time.
 """
 
 import asyncio
@@ -28,15 +32,14 @@ MOST_PAGES = 1024
 """Pages that one report may name."""
 
 LookupRef = Callable[[FileId], Awaitable[FileRef | None]]
-"""Where a content comes from, asked of the master; None: the path has another content by now. Raises what the master's call raises."""
+"""Where a content comes from, asked of the master; None: the path has another content by now. Raises what the master's call
+raises."""
 
 
 class Repairer:
     """One per worker."""
 
-    def __init__(
-        self, *, store: CacheStore, fetcher: Fetcher, disk: DiskQueue, metrics: Metrics, lookup_ref: LookupRef
-    ) -> None:
+    def __init__(self, *, store: CacheStore, fetcher: Fetcher, disk: DiskQueue, metrics: Metrics, lookup_ref: LookupRef) -> None:
         self._store = store
         self._fetcher = fetcher
         self._disk = disk

@@ -1,7 +1,7 @@
 """Roles after workers came or went: a guest whose home this worker has become is home.
 
-Owns that scan. The reverse, homes that placement has moved elsewhere, stay as they are: they may be replicas that a load asked for, and
-they go when nobody reads them. Blocking; for one thread at a time.
+Owns that scan. The reverse, homes that placement has moved elsewhere, stay as they are: they may be replicas that a load asked
+for, and they go when nobody reads them. Blocking; for one thread at a time.
 """
 
 from alluxio_like.cache.file import Role

@@ -1,9 +1,10 @@
 """The slow scrubber: reads every cached page again within a period, and drops those that do not match their checksum.
 
-Owns the pace and the walks, one for each directory. A round is spread over nine tenths of the period by what the directory holds at its
+Owns the pace and the walks, one for each directory. A round is spread over nine tenths of the period by what the directory holds
+at its
 start, and takes up where it was after a restart of the worker: a worker that restarts each night would never see its last files
-otherwise. Verifying and dropping is the cache's, fetching again the repairer's. Rule of concurrency: one task a directory; disks are asked
-in the given queue's threads, a few pages at a time.
+otherwise. Verifying and dropping is the cache's, fetching again the repairer's. Rule of concurrency: one task a directory; disks
+are asked in the given queue's threads, a few pages at a time.
 """
 
 import asyncio
@@ -76,7 +77,7 @@ class Scrubber:
                 return
             except errors.AlluxioLikeError as error:
                 _LOG.warning("a round of scrubbing ended early: %s", error)
-            except Exception:
+            except Exception:  # noqa: BLE001
                 # Nobody would notice a scrubber that is gone.
                 _LOG.exception("a round of scrubbing failed")
             else:
@@ -98,7 +99,8 @@ class Scrubber:
         late_s = self._get_age(current.mark) - self._period_s
         if late_s > 0:
             _LOG.warning(
-                "scrubbing directory %d took %.0f s longer than its period of %.0f s: it holds more than can be read in that time",
+                "scrubbing directory %d took %.0f s longer than its period of %.0f s: it holds more than can be "
+                "read in that time",
                 number, late_s, self._period_s,
             )  # fmt: skip
         self._metrics.scrub_progress.labels(self._get_name(number)).set(1.0)

@@ -1,7 +1,9 @@
 """What a worker answers: the handlers of its gRPC services.
 
-Owns which bytes are kept here (home, guest, or read through) and what is counted about reads. Reading and filling are the fetcher's,
-loads the loader's. Rule of concurrency: one event loop; nothing here is shared between calls but counters and the table of guests.
+Owns which bytes are kept here (home, guest, or read through) and what is counted about reads. Reading and filling are the
+fetcher's,
+loads the loader's. Rule of concurrency: one event loop; nothing here is shared between calls but counters and the table of
+guests.
 """
 
 from collections import OrderedDict
@@ -25,11 +27,8 @@ from alluxio_like.rpc.messages import (
 )
 from alluxio_like.types import (
     BLOCK_BYTES,
-    PAGE_BYTES,
-    PAGES_PER_BLOCK,
     FileId,
     FileRef,
-    PageRange,
     Worker,
     get_pages,
 )
@@ -85,9 +84,7 @@ class DataService:
                 if priority is Priority.LOAD:
                     # Another worker makes its replica from ours, which the master has asked of us or is about to.
                     role = Role.HOME
-                pieces = self._fetcher.read(
-                    ref, start, stop - start, priority=priority, role=role, peers=peers, waits=waits
-                )
+                pieces = self._fetcher.read(ref, start, stop - start, priority=priority, role=role, peers=peers, waits=waits)
                 try:
                     async for piece, source in pieces:
                         self._metrics.read_bytes.labels(source).inc(len(piece))
@@ -182,7 +179,6 @@ class DataService:
             guest_bytes=sum(directory.guest_bytes for directory in usage),
         )
 
-
     def _watch(self, file_id: FileId) -> list[int]:
         """Bytes read and times opened of a file that is not kept here, to be added to."""
         watched = self._guests.setdefault(file_id, [0, 0])
@@ -193,7 +189,8 @@ class DataService:
 
 
 class AdminService:
-    """WorkerAdmin, for the master. `describe` tells what the worker says of itself, `count_leases` what its door has handed out."""
+    """WorkerAdmin, for the master. `describe` tells what the worker says of itself, `count_leases` what its door has handed
+    out."""
 
     def __init__(
         self,

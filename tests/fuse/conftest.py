@@ -95,7 +95,8 @@ SESSIONS: dict[str, dict[str, Any]] = {
     "kernel-reads": {"session": "kernel", "passthrough": "off"},
     "kernel": {"session": "kernel"},
 }
-"""The ways in which a mount is served, all of which behave alike; `kernel` passes wholly local files through, where the kernel can."""
+"""The ways in which a mount is served, all of which behave alike; `kernel` passes wholly local files through, where the kernel
+can."""
 
 
 @pytest.fixture(params=list(SESSIONS))

@@ -255,5 +255,3 @@ def is_orphan(mount: HeldMount) -> bool:
     with contextlib.suppress(OSError, TimeoutError, AssertionError):
         return mount.ask({"kind": "status"})["state"] == "orphan"
     return False
-
-

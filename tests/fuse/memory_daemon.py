@@ -1,4 +1,5 @@
-"""The real daemon over a tree in memory, for tests of mounts without services; obeys JSON lines on stdin and answers each on stdout.
+"""The real daemon over a tree in memory, for tests of mounts without services; obeys JSON lines on stdin and answers each on
+stdout.
 
 Arguments: MOUNTPOINT READY_FILE JSON (settings: io_timeout_s, entry_timeout_s, path, never_now, big_files, many, fuse).
 """

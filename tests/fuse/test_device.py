@@ -1,4 +1,5 @@
-"""The kernel's end of a mount, tried on the running kernel: mounting, the first exchange, clones, backing files, notifications."""
+"""The kernel's end of a mount, tried on the running kernel: mounting, the first exchange, clones, backing files,
+notifications."""
 
 import errno
 import os

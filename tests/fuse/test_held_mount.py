@@ -108,7 +108,8 @@ class Load:
 
 @pytest.fixture
 def hold(tmp_path: Path) -> Iterator[Hold]:
-    """A function that mounts the real daemon by a holder; `plan` goes to the holder, `tree` to the tree, the rest is FuseConfig's."""
+    """A function that mounts the real daemon by a holder; `plan` goes to the holder, `tree` to the tree, the rest is
+    FuseConfig's."""
     if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
         pytest.skip("needs /dev/fuse and root")
     mounts: list[HeldMount] = []
@@ -117,7 +118,9 @@ def hold(tmp_path: Path) -> Iterator[Hold]:
         directory = tmp_path / f"m{len(mounts)}"
         (directory / "whole").mkdir(parents=True)
         given = {"big_files": {"/big": SIZE}, "many": {"/many": 200}, "whole_dir": str(directory / "whole"), **(tree or {})}
-        mounts.append(HeldMount(directory, DAEMON, {"mountpoint": str(directory / "mnt"), "tree": given, **config}, **(plan or {})))
+        mounts.append(
+            HeldMount(directory, DAEMON, {"mountpoint": str(directory / "mnt"), "tree": given, **config}, **(plan or {}))
+        )
         mounts[-1].wait_ready(limit_s=30)
         return mounts[-1]
 
@@ -180,7 +183,9 @@ def test_mappings_and_handles_outlive_daemons(hold: Hold) -> None:
             with open(mount.path / "big", "rb") as other:
                 assert os.pread(other.fileno(), 1000, 1 << 20) == content[1 << 20 : (1 << 20) + 1000]
             assert os.pread(held.fileno(), 1000, 2 << 20) == content[2 << 20 : (2 << 20) + 1000]
-            with open(f"/proc/self/fd/{held.fileno()}", "rb") if not is_passing(mount) else open(mount.path / "big", "rb") as again:
+            with (
+                open(f"/proc/self/fd/{held.fileno()}", "rb") if not is_passing(mount) else open(mount.path / "big", "rb") as again
+            ):
                 assert again.read(10) == content[:10]
     wait_until(lambda: get_metric(mount, "fuse_open_nodes") == 0, "everything closed")
 

@@ -44,7 +44,6 @@ def hold(tmp_path: Path) -> Iterator[Hold]:
         mount.clean()
 
 
-
 def test_a_mount_is_held_and_ends(hold: Hold) -> None:
     mount = hold()
     facts = mount.facts()
@@ -115,6 +114,7 @@ def test_passthrough_handles_do_not_notice_and_backings_are_given_back(hold: Hol
         with open(mount.path / "p", "rb") as other:
             assert other.read() == backing.read_bytes()
             assert held.read(5) == b"12345"
+
     def is_free() -> bool:
         with open(backing, "r+b") as stream:
             try:

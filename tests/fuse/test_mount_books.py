@@ -118,9 +118,7 @@ def test_a_file_that_stays_open_is_booked_while_it_is_read(passing: Mount) -> No
             reader.stdin.flush()
             assert reader.stdout.readline() == "read\n"
             expected = 64 << 20
-            wait_until(
-                lambda: abs(find_job(passing, reader.pid)["passthrough_bytes"] - expected) < 0.05 * expected, "its bytes"
-            )
+            wait_until(lambda: abs(find_job(passing, reader.pid)["passthrough_bytes"] - expected) < 0.05 * expected, "its bytes")
             assert find_job(passing, reader.pid)["open"] == 1
         finally:
             reader.kill()
@@ -190,9 +188,7 @@ def test_both_sides_of_the_books_agree(mount: Make, session: str) -> None:
 
 
 def run_command(*arguments: str, code: int = 0) -> Any:
-    done = subprocess.run(
-        [str(PROGRAMS / "alluxio-like"), *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([str(PROGRAMS / "alluxio-like"), *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if code == 0 else done.stderr

@@ -1,4 +1,5 @@
-"""fio checks every block it reads, through each way in which a mount is served, cold, warm, and while what is cached is freed under it."""
+"""fio checks every block it reads, through each way in which a mount is served, cold, warm, and while what is cached is freed
+under it."""
 
 import os
 import shutil

@@ -140,7 +140,9 @@ def test_statfs_is_never_full(mount: Make) -> None:
 
 def test_extended_attributes(mount: Make) -> None:
     path = mount().path / "hello.txt"
-    assert sorted(os.listxattr(path)) == [f"user.alluxio_like.{name}" for name in ("cached", "locations", "passthrough", "version")]
+    assert sorted(os.listxattr(path)) == [
+        f"user.alluxio_like.{name}" for name in ("cached", "locations", "passthrough", "version")
+    ]
     assert os.getxattr(path, "user.alluxio_like.cached") == b"13"
     assert os.getxattr(path, "user.alluxio_like.version") == b"1"
     assert os.getxattr(path, "user.alluxio_like.locations") == b"127.0.0.1:1=13"

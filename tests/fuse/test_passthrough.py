@@ -137,7 +137,8 @@ def test_what_is_open_is_read_on_when_its_file_is_evicted(mount: Make) -> None:
         with open(path, "rb", buffering=0) as new:
             assert new.read() == content
             assert (count_open(made, "passthrough"), count_open(made, "cached")) == (1, 1)
-            # Nothing leads from an open descriptor to another node id: this one is read through the daemon beside the kernel's own.
+            # Nothing leads from an open descriptor to another node id: this one is read through the daemon beside the kernel's
+            # own.
             again = open_again(kept.fileno())
             assert count_open(made, "rerouted") == 1
             assert os.pread(again, 1000, 0) == content[:1000]

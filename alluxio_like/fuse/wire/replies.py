@@ -1,8 +1,9 @@
 """What is answered and notified: functions that pack the bodies of answers, whole answers, and whole notifications.
 
-An answer is `pack_reply(unique, body)` or `pack_error(unique, errno)`; a body is bytes of the functions here. What a session's fast
-path packs in one go, header included, are the structs `OPEN_REPLY`, `ATTR_REPLY` and `ENTRY_REPLY`. Times are nanoseconds since the
-epoch, validities seconds. Pure functions, and `Directory`, which belongs to its caller.
+An answer is `pack_reply(unique, body)` or `pack_error(unique, errno)`; a body is bytes of the functions here. What a session's
+fast
+path packs in one go, header included, are the structs `OPEN_REPLY`, `ATTR_REPLY` and `ENTRY_REPLY`. Times are nanoseconds since
+the epoch, validities seconds. Pure functions, and `Directory`, which belongs to its caller.
 """
 
 import struct

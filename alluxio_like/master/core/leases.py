@@ -1,13 +1,16 @@
 """Which clients were told what, for how long, and who must be told when it changes.
 
-Owns the sessions of clients (one lease each, renewed by each message), for each directory the set of sessions that hold it, and for each
-session the recalls that it has not confirmed yet. A client whose lease has run out knows by its own clock that nothing covers what it
-remembers, a little earlier than the master does; so a change is known everywhere once every other holder has confirmed its recall or run
+Owns the sessions of clients (one lease each, renewed by each message), for each directory the set of sessions that hold it, and
+for each
+session the recalls that it has not confirmed yet. A client whose lease has run out knows by its own clock that nothing covers
+what it
+remembers, a little earlier than the master does; so a change is known everywhere once every other holder has confirmed its
+recall or run
 out of lease. A recall that is not confirmed keeps the lease from growing beyond LEASE_S after it: nobody is waited for longer.
 
-Deterministic: the time comes from outside (seconds of a clock that never goes back), nothing is sent from here. What is held for a
-session ends with it. Bounded: beyond `max_directories` the directory held longest is recalled, beyond MAX_PENDING unconfirmed recalls a
-session is told to forget everything. Not thread-safe.
+Deterministic: the time comes from outside (seconds of a clock that never goes back), nothing is sent from here. What is held for
+a session ends with it. Bounded: beyond `max_directories` the directory held longest is recalled, beyond MAX_PENDING unconfirmed
+recalls a session is told to forget everything. Not thread-safe.
 """
 
 from collections import deque
@@ -42,7 +45,8 @@ class _Pending(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One client's lease. `slot` is its bit in the sets of holders; `sent` the newest recall given out, `confirmed` the newest applied."""
+    """One client's lease. `slot` is its bit in the sets of holders; `sent` the newest recall given out, `confirmed` the newest
+    applied."""
 
     session_id: str
     slot: int
@@ -182,7 +186,8 @@ class LeaseTable:
         return directory in self._holders
 
     def recall(self, recall: Recall, now_s: float, *, source: str = "") -> list[Duty]:
-        """Something has changed: who must confirm before it is known everywhere. `source` is the session whose change it is: it knows."""
+        """Something has changed: who must confirm before it is known everywhere. `source` is the session whose change it is: it
+        knows."""
         if len(recall.names) > MAX_NAMES:
             recall = Recall(recall.directory, all_names=True, inodes=recall.inodes)
         leaving = [*self._get_leaving(recall.directory, now_s), *self._get_leaving(EVERYWHERE, now_s)]

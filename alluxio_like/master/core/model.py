@@ -72,8 +72,8 @@ class Changes:
 
     `replaced` holds (old inode, new inode) of files whose content is another now; the old ones are orphans. `kept` counts entries
     that were left alone because they changed after the listing had begun. `covered` is the sort name up to which the listing has
-    been applied (None: to the end). `names` are those under which any of it is or was shown, `touched` child directories whose own
-    attributes changed; `gone_from`: the directory itself was removed, from there, and `names` are its own.
+    been applied (None: to the end). `names` are those under which any of it is or was shown, `touched` child directories whose
+    own attributes changed; `gone_from`: the directory itself was removed, from there, and `names` are its own.
     """
 
     directory: InodeId

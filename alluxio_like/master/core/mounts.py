@@ -1,7 +1,7 @@
 """The mount table, and the mount points in the namespace.
 
-Owns which store stands behind which directory, without secrets, and the directories on the way to mount points: those stay, whatever
-the store around them lists, as long as a mount is below. Functions over a transaction, like namespace.py.
+Owns which store stands behind which directory, without secrets, and the directories on the way to mount points: those stay,
+whatever the store around them lists, as long as a mount is below. Functions over a transaction, like namespace.py.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,8 +30,8 @@ def add_mount(
 ) -> MountRecord:
     """Mount a store; directories on the way are created. `options` must hold no secrets.
 
-    A directory of another mount is hidden with all that is known below it. Raises AlreadyExists (a mount is there), Conflict (mounts
-    are below it in another mount), NotADirectory, InvalidArgument, NameTooLong.
+    A directory of another mount is hidden with all that is known below it. Raises AlreadyExists (a mount is there), Conflict
+    (mounts are below it in another mount), NotADirectory, InvalidArgument, NameTooLong.
     """
     parts = paths.split_path(path)
     stored = txn.get(records.KEY_NEXT_MOUNT)
@@ -40,9 +40,7 @@ def add_mount(
     edit = Edit(txn, now_ns)
     root = _make_mount_point(edit, parts, mount_id, uid, gid)
     edit.finish()
-    mount = MountRecord(
-        mount_id, paths.join_path(parts), uri, read_only, uid, gid, now_ns, root, sync_interval_s, dict(options)
-    )
+    mount = MountRecord(mount_id, paths.join_path(parts), uri, read_only, uid, gid, now_ns, root, sync_interval_s, dict(options))
     txn.put(records.mount_key(mount_id), records.pack_mount(mount))
     return mount
 
@@ -99,7 +97,8 @@ def list_mounts(txn: ReadTransaction) -> list[MountRecord]:
 
 
 def lookup_mount_of(txn: ReadTransaction, path: str) -> tuple[MountRecord, str] | None:
-    """The mount that a path lies in, and the path relative to the mount's root; None: none. Raises InvalidArgument, NameTooLong."""
+    """The mount that a path lies in, and the path relative to the mount's root; None: none. Raises InvalidArgument,
+    NameTooLong."""
     path = paths.join_path(paths.split_path(path))
     found = [mount for mount in list_mounts(txn) if mount.path == path or _is_below(path, mount.path)]
     if not found:
@@ -185,7 +184,8 @@ def _find(edit: Edit, directory: Directory, part: str, path: str) -> InodeId | N
 
 
 def _convert(edit: Edit, top: Directory, mount_id: MountId, uid: int, gid: int) -> InodeId:
-    """Make a directory without a store a mount's root; those below it, on the way to other mounts, become directories of that mount."""
+    """Make a directory without a store a mount's root; those below it, on the way to other mounts, become directories of that
+    mount."""
     if top.record.flags & records.MOUNT_POINT:
         raise errors.AlreadyExists("something is mounted there", subject=namespace.get_path(edit.txn, top.inode))
     waiting = list(_iter_plain_directories(edit, top))
@@ -227,8 +227,8 @@ def _clear_root(edit: Edit) -> None:
 
 
 def _clear_way(edit: Edit, directory: Directory, parts: tuple[str, ...], others: list[str]) -> None:
-    """Go up from where a mount point was: directories that lead to no other mount are no longer held, or vanish if only mounts had
-    made them; the store is asked again about the others."""
+    """Go up from where a mount point was: directories that lead to no other mount are no longer held, or vanish if only mounts
+    had made them; the store is asked again about the others."""
     while True:
         directory.state = directory.state._replace(complete=False)
         path = paths.join_path(parts)

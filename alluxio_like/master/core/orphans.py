@@ -1,7 +1,7 @@
 """What becomes of removed inodes.
 
-Owns their last hour: an inode that no name leads to any more is kept, so that open handles and fetches under way can end, and then
-forgotten in small steps, a removed directory with all below it. Functions over a transaction, like namespace.py.
+Owns their last hour: an inode that no name leads to any more is kept, so that open handles and fetches under way can end, and
+then forgotten in small steps, a removed directory with all below it. Functions over a transaction, like namespace.py.
 """
 
 from alluxio_like.kv.api import WriteTransaction

@@ -1,7 +1,7 @@
 """Paths, the order of names in a directory, and how names are shown that a file system cannot show.
 
-Owns three mappings: an absolute path to its components; a sort name (the raw name, with a slash behind a directory's: the order in
-which stores list) to the part of a key it is filed under; a raw name to the one shown, and back.
+Owns three mappings: an absolute path to its components; a sort name (the raw name, with a slash behind a directory's: the order
+in which stores list) to the part of a key it is filed under; a raw name to the one shown, and back.
 
 A store's name may be empty, ".", "..", hold NUL, be longer than 255 bytes, or name a file and a directory at once. Such a name is
 shown as its percent-escaped self, then "%~", then "file" for the file of the two, or a hash where that would be too long. Names
@@ -74,7 +74,9 @@ def get_bounds(after: bytes | None, upto: bytes | None) -> tuple[bytes, bytes | 
 
 def is_odd(raw: bytes) -> bool:
     """Whether a raw name is never shown as it is."""
-    return raw in {b"", b".", b".."} or len(raw) > NAME_MAX_BYTES or b"\0" in raw or (_MARK in raw and bool(_ESCAPED.fullmatch(raw)))
+    return (
+        raw in {b"", b".", b".."} or len(raw) > NAME_MAX_BYTES or b"\0" in raw or (_MARK in raw and bool(_ESCAPED.fullmatch(raw)))
+    )
 
 
 def needs_index(raw: bytes) -> bool:

@@ -233,9 +233,7 @@ class State(NamedTuple):
 
 def pack_state(state: State) -> bytes:
     flags = (
-        state.complete * _STATE_COMPLETE
-        + state.untrusted * _STATE_UNTRUSTED
-        + state.untrusted_so_far * _STATE_UNTRUSTED_SO_FAR
+        state.complete * _STATE_COMPLETE + state.untrusted * _STATE_UNTRUSTED + state.untrusted_so_far * _STATE_UNTRUSTED_SO_FAR
     )
     return _STATE.pack(flags, *state[3:])
 
@@ -245,9 +243,7 @@ def unpack_state(data: bytes | None) -> State:
     if data is None:
         return State()
     flags, *fields = _STATE.unpack(data)
-    return State(
-        bool(flags & _STATE_COMPLETE), bool(flags & _STATE_UNTRUSTED), bool(flags & _STATE_UNTRUSTED_SO_FAR), *fields
-    )
+    return State(bool(flags & _STATE_COMPLETE), bool(flags & _STATE_UNTRUSTED), bool(flags & _STATE_UNTRUSTED_SO_FAR), *fields)
 
 
 def pack_totals(totals: Totals) -> bytes:

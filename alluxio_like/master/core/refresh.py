@@ -1,7 +1,8 @@
 """What stores say about directories, applied to the namespace.
 
 Owns the rules of listings: each page settles exactly the contiguous range of names that it covers; what the store no longer lists
-there is removed, another fingerprint is a replacement under a new inode id, the same one leaves the record untouched and unwritten;
+there is removed, another fingerprint is a replacement under a new inode id, the same one leaves the record untouched and
+unwritten;
 what we changed after the listing began is left alone; a directory is complete only after a listing's last page. Functions over a
 transaction, like namespace.py, which offers them.
 """
@@ -91,7 +92,8 @@ def apply_stat(txn: WriteTransaction, plan: ListingPlan, raw_name: str, found: L
             raise errors.StoreProtocol("the store was asked about one file and told of another thing", subject=raw_name)
         _check_entry(found, plan)
         applier.apply(sort_name, found, known)
-    elif known is not None and applier.remove(known):
+    elif known is None or applier.remove(known):
+        # Also what was not known: a listing under way may have seen it before it went.
         edit.bury(directory, sort_name)
     applier.note_stat()
     changes = applier.finish(raw_name)
@@ -100,7 +102,8 @@ def apply_stat(txn: WriteTransaction, plan: ListingPlan, raw_name: str, found: L
 
 
 def apply_missing(txn: WriteTransaction, plan: ListingPlan, now_ns: int) -> Changes:
-    """The store says that the directory itself does not exist: remove it with all below, or leave it empty if a mount hangs on it.
+    """The store says that the directory itself does not exist: remove it with all below, or leave it empty if a mount hangs on
+    it.
 
     Raises Stale like apply_page.
     """
@@ -321,7 +324,8 @@ class _Applier:
 
 
 def _show_names(changed: Iterable[Inode], shadowed: bool) -> Iterator[bytes]:
-    """The names under which any of these is shown; `shadowed`: also those that a file has or had beside a directory of its name."""
+    """The names under which any of these is shown; `shadowed`: also those that a file has or had beside a directory of its
+    name."""
     for record in changed:
         yield paths.show_name(record.name, record.kind, False)
         if shadowed:
@@ -329,8 +333,8 @@ def _show_names(changed: Iterable[Inode], shadowed: bool) -> Iterator[bytes]:
 
 
 def _is_same(record: Inode, listed: Listed) -> bool:
-    """Whether a file's content is still the known one. A fingerprint that was too young may have stood for two contents, so when it
-    is trusted at last, what was cached under it is not to be believed."""
+    """Whether a file's content is still the known one. A fingerprint that was too young may have stood for two contents, so when
+    it is trusted at last, what was cached under it is not to be believed."""
     fingerprint = listed.fingerprint
     assert fingerprint is not None
     return (

@@ -1,7 +1,7 @@
 """Whether bytes that a reader asked for are kept on this worker.
 
-Deterministic: given sizes and counts, it answers. Homes are kept while there is room or something may go (core/eviction); a guest,
-a local copy of a file whose home is elsewhere, only in space that no home needs. Plain functions, safe from any thread.
+Deterministic: given sizes and counts, it answers. Homes are kept while there is room or something may go (core/eviction); a
+guest, a local copy of a file whose home is elsewhere, only in space that no home needs. Plain functions, safe from any thread.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ GUEST_READ_FRACTION = 0.25
 
 @dataclass(frozen=True, slots=True)
 class GuestRequest:
-    """A file whose home is elsewhere, read here. `read_bytes`: read by local readers since it was first opened; `opens`: how often."""
+    """A file whose home is elsewhere, read here. `read_bytes`: read by local readers since it was first opened; `opens`: how
+    often."""
 
     size: int
     read_bytes: int

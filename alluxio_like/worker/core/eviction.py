@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from alluxio_like.types import FileId, JobId
 
 STALE_REUSE_FACTOR = 2.5
-"""Traffic, in mean reuse distances of the misses, after which an unread home is stale. In random order a file's distance varies from 0 to twice the mean."""
+"""Traffic, in mean reuse distances of the misses, after which an unread home is stale. In random order a file's distance varies
+from 0 to twice the mean."""
 REUSE_MATURITY = 2.0
 """Distances are believed after having been watched for so many means: until then the long ones are still to come."""
 STALE_AGE_S = 24 * 3600.0
