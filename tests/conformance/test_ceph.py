@@ -64,7 +64,8 @@ def test_up_and_down_by_the_system_python(root: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_daemons_end_with_who_started_them(root: Path, how: signal.Signals) -> None:
     program = (
-        "import pathlib, sys, time\n"
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests themselves run in the background
         "from tests.servers.fixtures import start_s3_server\n"
         "with start_s3_server(pathlib.Path(sys.argv[1])) as server:\n"
         "    print(server.endpoint, flush=True)\n"
