@@ -1,14 +1,14 @@
 """A store in memory, for tests: flat keys as in S3, changed by hand, with faults that can be ordered.
 
-Owns its objects. Passes the same conformance suite as the real stores. Used from one event loop; the methods that change it
-(`put`, `delete`, `fail`, `hold`) are called on that loop too.
+Owns its objects. Passes the same conformance suites as the real stores; memory_writing.py is the side of it that is written to.
+Used from one event loop; the methods that change it (`put`, `delete`, `fail`, `heal`) are called on that loop too.
 """
 
 import asyncio
 import hashlib
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from alluxio_like import errors
@@ -21,18 +21,31 @@ class _Object:
     data: bytes
     fingerprint: Fingerprint
     mtime_ns: int
+    metadata: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class PendingUpload:
+    """Parts that have arrived of a content that is not whole yet."""
+
+    key: str
+    begun_ns: int
+    metadata: Mapping[str, str]
+    parts: dict[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Fault:
     """What goes wrong with one request.
 
-    `error` is raised: before anything is delivered, or, for a read with `after_bytes`, once at least so many bytes were.
-    Without an error the request waits for `until` (or `delay_s`) at that point and then goes on.
+    `error` is raised: before anything is delivered, or, for a read with `after_bytes`, once at least so many bytes were, or, for
+    a write with `is_late`, once it was done: its answer is lost. Without an error the request waits for `until` (or `delay_s`)
+    at that point and then goes on.
     """
 
     error: errors.AlluxioLikeError | None = None
     after_bytes: int = 0
+    is_late: bool = False
     until: asyncio.Event | None = None
     delay_s: float = 0.0
 
@@ -47,7 +60,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that was made: `op` is "GET", "LIST" or "HEAD"."""
+    """A request that was made: `op` is "GET", "LIST", "HEAD", or one of memory_writing.py's."""
 
     op: str
     key: str
@@ -80,6 +93,7 @@ class MemoryUfs:
         self._sorted: list[bytes] | None = []
         self._faults = _Faults()
         self._now_ns = 1_700_000_000_000_000_000
+        self.uploads: dict[str, PendingUpload] = {}
         self.requests: list[Request] = []
         self.in_flight = 0
         self.max_in_flight = 0
@@ -87,7 +101,7 @@ class MemoryUfs:
 
     # -- what tests do to it ----------------------------------------------------------------------------------------------
 
-    def put(self, key: str, data: bytes) -> Fingerprint:
+    def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> Fingerprint:
         """Create or replace an object; each put makes another fingerprint, also of the same bytes."""
         self._now_ns += 1_000_000_000
         token = hashlib.blake2b(f"{self._now_ns}".encode(), digest_size=16).hexdigest()
@@ -95,13 +109,36 @@ class MemoryUfs:
         raw = to_bytes(key)
         if raw not in self._objects:
             self._sorted = None
-        self._objects[raw] = _Object(data, fingerprint, self._now_ns)
+        self._objects[raw] = _Object(data, fingerprint, self._now_ns, dict(metadata or {}))
         return fingerprint
 
     def delete(self, key: str) -> None:
         """Remove an object that is there."""
         del self._objects[to_bytes(key)]
         self._sorted = None
+
+    def get(self, key: str) -> bytes:
+        """The content at a key. Raises LookupError."""
+        return self._objects[to_bytes(key)].data
+
+    def get_metadata(self, key: str) -> Mapping[str, str]:
+        """What was given with the content at a key. Raises LookupError."""
+        return self._objects[to_bytes(key)].metadata
+
+    def lookup_fingerprint(self, key: str) -> Fingerprint | None:
+        """Of the content at a key; None: there is none."""
+        found = self._objects.get(to_bytes(key))
+        return found.fingerprint if found is not None else None
+
+    def has_below(self, prefix: str) -> bool:
+        """Whether a key begins with the prefix and goes on."""
+        raw = to_bytes(prefix)
+        return any(key.startswith(raw) and key != raw for key in self._objects)
+
+    @property
+    def now_ns(self) -> int:
+        """Its clock, which ticks with each change."""
+        return self._now_ns
 
     def fail(self, op: str, *faults: Fault | errors.AlluxioLikeError, always: bool = False) -> None:
         """Let the next requests of kind `op` meet these faults, one each; with `always` every one from then on meets the last."""
@@ -129,17 +166,17 @@ class MemoryUfs:
         return True
 
     async def check(self) -> None:
-        await self._count(Request("LIST", "")).strike()
+        await self.take_request(Request("LIST", "")).strike()
 
     async def stat(self, key: str) -> StoreEntry:
-        await self._count(Request("HEAD", key)).strike()
+        await self.take_request(Request("HEAD", key)).strike()
         found = self._objects.get(to_bytes(key))
         if found is None:
             raise errors.NotFound("no such object", subject=key)
         return StoreEntry(key.rpartition("/")[2], Kind.FILE, found.fingerprint, found.mtime_ns)
 
     async def list_page(self, prefix: str, token: str | None = None, *, max_entries: int = 1000) -> ListPage:
-        await self._count(Request("LIST", prefix)).strike()
+        await self.take_request(Request("LIST", prefix)).strike()
         raw_prefix = to_bytes(prefix)
         keys = self._get_sorted()
         entries: list[StoreEntry] = []
@@ -166,7 +203,7 @@ class MemoryUfs:
             raise errors.InvalidArgument("the range lies outside of the content", subject=key)
         if length == 0:
             return
-        fault = self._count(Request("GET", key, offset, length))
+        fault = self.take_request(Request("GET", key, offset, length))
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
@@ -187,7 +224,8 @@ class MemoryUfs:
     async def close(self) -> None:
         self.closed = True
 
-    def _count(self, request: Request) -> Fault:
+    def take_request(self, request: Request) -> Fault:
+        """Count a request; what is to go wrong with it."""
         self.requests.append(request)
         if self._on_request is not None:
             self._on_request(request.op)

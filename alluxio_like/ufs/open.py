@@ -13,10 +13,6 @@ from alluxio_like.ufs.uri import StoreUri, parse_uri
 
 __all__ = ["Option", "StoreUri", "describe_options", "list_schemes", "open_ufs", "parse_uri", "split_secrets"]
 
-OP_GET = "GET"
-OP_LIST = "LIST"
-OP_HEAD = "HEAD"
-
 
 def open_ufs(
     uri: str,
@@ -29,7 +25,8 @@ def open_ufs(
     """The store behind a URI.
 
     `options` and `secrets` are as `split_secrets` separates them (together they are what the user gave). `on_request` is called,
-    on the event loop, once for each request to the store, with "GET", "LIST" or "HEAD". `io_timeout_s` bounds every call.
+    on the event loop, once for each request to the store, with "GET", "LIST", "HEAD", "PUT" and the like. `io_timeout_s` bounds
+    every call (of writes, beyond the time that their bytes take).
     Raises ConfigError for a wrong URI or option, an unknown scheme (naming those there are), or a missing library (naming the
     extra that brings it).
     """
@@ -37,9 +34,9 @@ def open_ufs(
     values = parse_options(parsed.scheme, {**options, **secrets})
     try:
         if parsed.scheme == "s3":
-            from alluxio_like.ufs.s3 import S3Ufs
+            from alluxio_like.ufs.s3_names import WritableS3Ufs
 
-            return S3Ufs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
+            return WritableS3Ufs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
         from alluxio_like.ufs.file import FileUfs
 
         return FileUfs.open(parsed, on_request=on_request, io_timeout_s=io_timeout_s)

@@ -50,6 +50,12 @@ _S3 = (
     Option("ca_file", "text", "PEM file of the certificate authorities to trust for HTTPS"),
     Option("verify", "switch", "check the server's certificate; default: true"),
     Option("timeout_s", "number", "longest silence of the store within one request; default: a third of the I/O timeout"),
+    Option(
+        "conditional_writes",
+        "choice",
+        "whether the server minds If-Match and If-None-Match on writes; default: auto, which believes AWS and tries others out",
+        choices=("auto", "yes", "no"),
+    ),
     Option("requester_pays", "switch", "accept that requests to a requester-pays bucket are billed to you"),
 )
 

@@ -86,11 +86,13 @@ class S3Ufs:
             )
 
     async def stat(self, key: str) -> StoreEntry:
-        found = await self._head(key)
+        return self._make_stat(key, await self._head(key))
+
+    def _make_stat(self, key: str, found: Any) -> StoreEntry:
         return StoreEntry(
             key.rpartition("/")[2],
             Kind.FILE,
-            _get_fingerprint(found, key),
+            get_fingerprint(found, key),
             listing.get_time_ns(found["LastModified"]),
             archived=found.get("StorageClass") in {"GLACIER", "DEEP_ARCHIVE"},
         )
@@ -274,7 +276,7 @@ class S3Ufs:
     async def _explain(self, key: str, fingerprint: Fingerprint, problem: str) -> None:
         """Raises Stale where the store has another content by now, else StoreProtocol."""
         try:
-            found = _get_fingerprint(await self._head(key), key)
+            found = get_fingerprint(await self._head(key), key)
         except errors.NotFound:
             raise errors.Stale("the object is no longer in the store", subject=key) from None
         if found != fingerprint:
@@ -306,10 +308,10 @@ class S3Ufs:
             self._clients = task.result()
             self._connected_s = task.get_loop().time()
 
-    async def _run(self, call: Callable[[], T], subject: str) -> T:
+    async def _run(self, call: Callable[[], T], subject: str, *, timeout_s: float | None = None) -> T:
         """A blocking call in a thread, its errors as ours."""
         try:
-            return await self._pool.run(call, timeout_s=self._settings.io_timeout_s)
+            return await self._pool.run(call, timeout_s=self._settings.io_timeout_s if timeout_s is None else timeout_s)
         except errors.AlluxioLikeError:
             raise
         except UnicodeEncodeError:
@@ -364,7 +366,8 @@ def _is_plain(key: str) -> bool:
     )
 
 
-def _get_fingerprint(found: Any, key: str) -> Fingerprint:
+def get_fingerprint(found: Any, key: str) -> Fingerprint:
+    """Of what HEAD answered."""
     token = listing.strip_quotes(found.get("ETag", ""))
     if not token or "ContentLength" not in found:
         raise errors.StoreProtocol("the store's answer has no ETag or no length", subject=key)

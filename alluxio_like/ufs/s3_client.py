@@ -21,7 +21,7 @@ from obstore.store import S3Store
 
 from alluxio_like import errors
 from alluxio_like.ufs.options import OptionValue
-from alluxio_like.ufs.s3_listing import before_parse
+from alluxio_like.ufs.s3_listing import before_parse, drop_control_characters
 from alluxio_like.ufs.threads import BlockingPool
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class S3Settings:
     ca_file: str = ""
     verify: bool = True
     requester_pays: bool = False
+    conditional_writes: str = "auto"
     max_connections: int = 16
 
     @classmethod
@@ -70,6 +71,10 @@ class S3Clients:
     store: S3Store
     region: str
     endpoint: str
+
+    @property
+    def is_aws(self) -> bool:
+        return _is_aws(self.endpoint)
 
 
 class CredentialProvider:
@@ -172,8 +177,21 @@ def _make_client(session: boto3.session.Session, settings: S3Settings, region: s
         verify=(settings.ca_file or None) if settings.verify else False,
         config=config,
     )
-    client.meta.events.register("before-parse.s3.ListObjectsV2", before_parse)
+    events = client.meta.events
+    events.register("before-parse.s3.ListObjectsV2", before_parse)
+    for answer in ("CreateMultipartUpload", "ListParts", "CompleteMultipartUpload"):
+        # Under this name it comes before boto3's own handler, which takes what cannot be parsed for a failure.
+        events.register(f"before-parse.*.{answer}", drop_control_characters)
+    if not _is_aws(client.meta.endpoint_url):
+        events.register("before-sign.s3.CopyObject", _spell_for_radosgw)
     return client
+
+
+def _spell_for_radosgw(request: Any, **_others: object) -> None:
+    """boto3's event before-sign: radosgw knows the condition on a copy's source by another name (tried with 16.2)."""
+    condition = request.headers.get("x-amz-copy-source-if-match")
+    if condition is not None:
+        request.headers["x-amz-copy-if-match"] = condition
 
 
 def _make_store(

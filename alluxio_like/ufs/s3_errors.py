@@ -39,6 +39,20 @@ _CODES: dict[str, tuple[Error, str]] = {
     "NoSuchKey": (errors.NotFound, "there is no such object"),
     "NoSuchVersion": (errors.NotFound, "there is no such object"),
     "PreconditionFailed": (errors.Stale, "the store holds another content by now"),
+    "NoSuchUpload": (errors.NotFound, "there is no such upload (any more)"),
+    "ConditionalRequestConflict": (errors.StoreUnavailable, "the object is being written by somebody else at the same time"),
+    "OperationAborted": (errors.StoreUnavailable, "somebody else changes it at the same time"),
+    "InvalidPart": (errors.InvalidArgument, "the store has no such part"),
+    "InvalidPartOrder": (errors.InvalidArgument, "the parts are not in order"),
+    "EntityTooSmall": (errors.InvalidArgument, "a part that is not the last is too small"),
+    "EntityTooLarge": (errors.InvalidArgument, "the store does not take so much at once"),
+    "KeyTooLongError": (errors.NameTooLong, "the key is too long"),
+    "BadDigest": (errors.StoreProtocol, "what arrived is not what was sent"),
+    "XAmzContentSHA256Mismatch": (errors.StoreProtocol, "what arrived is not what was sent"),
+    "XAmzContentChecksumMismatch": (errors.StoreProtocol, "what arrived is not what was sent"),
+    "IncompleteBody": (errors.StoreUnavailable, "the connection to the store broke"),
+    "QuotaExceeded": (errors.NoSpace, "the store's quota is used up"),
+    "XMinioStorageFull": (errors.NoSpace, "the store is full"),
 }
 
 
@@ -63,7 +77,7 @@ def convert_error(error: BaseException, subject: str, endpoint: str) -> errors.A
     """The error of our tree for one raised by boto3. `subject` is the bucket or object, `endpoint` where it was asked for."""
     refusal = get_refusal(error)
     if refusal is not None:
-        return _convert_refusal(refusal, subject)
+        return convert_refusal(refusal, subject)
     if isinstance(error, errors.AlluxioLikeError):
         return error
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
@@ -101,7 +115,8 @@ def convert_error(error: BaseException, subject: str, endpoint: str) -> errors.A
     return errors.StoreProtocol(f"the store's answer was not understood ({type(error).__name__})", subject=subject)
 
 
-def _convert_refusal(refusal: Refusal, subject: str) -> errors.AlluxioLikeError:
+def convert_refusal(refusal: Refusal, subject: str) -> errors.AlluxioLikeError:
+    """The error for a code and a status (0: not known)."""
     known = _CODES.get(refusal.code)
     shown = f"{refusal.status} {refusal.code}".strip() if refusal.code != str(refusal.status) else f"{refusal.status}"
     if known is not None:

@@ -10,18 +10,26 @@ the object's metadata, an extended attribute, or what else it has). After a refu
 `lookup_written` says whether what is there now is ours. So a write may be repeated at will, and happens once.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from alluxio_like import errors
 from alluxio_like.types import Fingerprint
 from alluxio_like.ufs.api import StoreEntry, Ufs
+
+_METADATA_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """Bytes [offset, offset + length) of an open file, which nobody changes meanwhile. Its owner keeps `fd` open until the call
-    has ended; positions are given with each read, so that any number of sources share a descriptor."""
+    has ended, also by cancellation (a store that goes on in a thread has a descriptor of its own by then); positions are given
+    with each read, so that any number of sources share a descriptor.
+
+    A file that ends before its source does is refused with InvalidArgument, and nothing of it becomes visible.
+    """
 
     fd: int
     offset: int
@@ -39,12 +47,17 @@ class Expected:
 class WriteOptions:
     """What goes with a content.
 
-    `token` is unique to this write (32 hex digits). `metadata` are short texts by lower-case names, kept where the store's
-    `keeps_metadata` says so and else dropped.
+    `token` is unique to this write (32 hex digits). `metadata` are short texts of printable ASCII by lower-case names of letters,
+    digits and dashes, kept where the store's `keeps_metadata` says so and else dropped.
     """
 
     token: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, text in self.metadata.items():
+            if not _METADATA_NAME.fullmatch(name) or not text.isascii() or not text.isprintable() or text != text.strip():
+                raise errors.InvalidArgument("metadata are printable ASCII without space around it", subject=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +71,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An upload that has begun and not ended; `upload_id` is opaque, and all that is needed to go on after a restart."""
+    """An upload that has begun and not ended; `upload_id` is opaque, and with the key all that is needed to go on after a
+    restart. `begun_ns` is there where the store says it, else 0."""
 
     key: str
     upload_id: str
+    begun_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +85,17 @@ class WriteCapabilities:
 
     `has_directories`: they exist by themselves (mkdir, rmdir; a file needs its directory); else a directory is what has something
     below it, or a marker. `renames`: `rename` moves a file or a whole directory in one step; else callers copy and delete.
-    `copies`: `copy` moves no bytes through this machine. `is_conditional`: what a write expects is compared in the step that
-    makes it visible; else just before, and a foreign write in between is lost. `ordered_parts`: parts are sent one after the
-    other, in order. Sizes are in bytes; `max_parts` counts.
+    `copies`: `copy` moves no bytes through this machine. `puts_conditionally`, `finishes_conditionally`: what `put` (or
+    `finish_upload`) expects is compared in the step that makes it visible; else just before, and a foreign write in between is
+    lost; so it is with `copy` and `delete` everywhere, unless the store says more. `ordered_parts`: parts are sent one after
+    the other, in order. Sizes are in bytes; `max_parts` counts.
     """
 
     has_directories: bool
     renames: bool
     copies: bool
-    is_conditional: bool
+    puts_conditionally: bool
+    finishes_conditionally: bool
     keeps_metadata: bool
     ordered_parts: bool
     max_put_bytes: int
@@ -87,18 +104,30 @@ class WriteCapabilities:
     max_parts: int
 
 
+def get_writable(ufs: Ufs) -> "WritableUfs":
+    """An open store as one that can be written. Raises Unsupported where it cannot."""
+    if not isinstance(ufs, WritableUfs):
+        raise errors.Unsupported("this store can only be read", subject=ufs.bucket)
+    return ufs
+
+
+@runtime_checkable
 class WritableUfs(Ufs, Protocol):
     """A store that can be written.
 
     Common errors beside those of reading: StoreDenied, NoSpace (the store's quota or disk), Conflict (`expected` is not what is
-    there; nothing was changed), NotFound (no such directory to write in, where the store has directories), Unsupported.
+    there; nothing was changed), NotFound (no such directory to write in, where the store has directories), NameTooLong and
+    Unsupported (a key that the store cannot have). A call that was cancelled, or failed without an answer, may have happened,
+    and may still happen for as long as it would have been given.
     """
 
-    @property
-    def capabilities(self) -> WriteCapabilities: ...
+    async def get_capabilities(self) -> WriteCapabilities:
+        """What this store can do. The first call may ask it, and write and remove something of no meaning to find out."""
+        ...
 
     async def put(self, key: str, source: Source, options: WriteOptions, *, expected: Expected | None = None) -> StoreEntry:
-        """Make these bytes the content at `key`, whole or not at all, and durable; the entry as stat would now give it.
+        """Make these bytes the content at `key`, whole or not at all, and durable; its entry, with the fingerprint that stat and
+        listings will give it (`mtime_ns` is 0 where the store does not say).
 
         At most `max_put_bytes`. Replaces a file; raises IsADirectory where the store has a directory there.
         """
@@ -124,7 +153,8 @@ class WritableUfs(Ufs, Protocol):
         self, upload: Upload, parts: Sequence[Part], options: WriteOptions, *, expected: Expected | None = None
     ) -> StoreEntry:
         """Put all parts together, in order: like `put`. `options` are those it was begun with. The upload ends with it; after
-        Conflict it goes on, and is to be aborted or finished otherwise."""
+        Conflict it goes on, and is to be aborted or finished otherwise. Raises NotFound when the upload is no longer known: it
+        was aborted, or finished by a call whose answer was lost, which `lookup_written` tells."""
         ...
 
     async def abort_upload(self, upload: Upload) -> None:
@@ -132,7 +162,8 @@ class WritableUfs(Ufs, Protocol):
         ...
 
     async def list_uploads(self, prefix: str) -> Sequence[Upload]:
-        """Uploads of ours that have begun below `prefix` and not ended: to find what a crash has left."""
+        """Uploads that have begun at keys that start with `prefix` and not ended: to find what a crash has left. Others' are
+        among them where the store cannot tell: abort only what is known to be ours, by its key and time."""
         ...
 
     async def lookup_written(self, key: str, token: str) -> StoreEntry | None:
@@ -168,9 +199,11 @@ class WritableUfs(Ufs, Protocol):
         ...
 
     async def make_directory(self, key: str) -> None:
-        """Make a directory, in a flat store its marker. Raises AlreadyExists (a file or a directory is there)."""
+        """Make a directory, in a flat store its marker. The key has no slash at its end. Raises AlreadyExists (a file or a
+        directory is there), NotFound (no directory to make it in, where the store has directories)."""
         ...
 
     async def remove_directory(self, key: str) -> None:
-        """Remove an empty directory, in a flat store its marker. Raises DirectoryNotEmpty; one that is not there is fine."""
+        """Remove an empty directory, in a flat store its marker. The key has no slash at its end. Raises DirectoryNotEmpty; one
+        that is not there is fine."""
         ...

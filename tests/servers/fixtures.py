@@ -94,6 +94,13 @@ class S3Server:
         """Write an object; its ETag, with quotes."""
         return self.client.put_object(Bucket=bucket, Key=key, Body=data)["ETag"]
 
+    def get(self, bucket: str, key: str) -> bytes:
+        """Read an object. Raises LookupError."""
+        try:
+            return self.client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        except self.client.exceptions.NoSuchKey:
+            raise LookupError(key) from None
+
     def delete(self, bucket: str, key: str) -> None:
         """Remove an object."""
         self.client.delete_object(Bucket=bucket, Key=key)
