@@ -1,11 +1,12 @@
-"""The tables of docs/operations.md that repeat what the code says: settings, options of stores, metrics.
+"""The tables of docs/operations.md and docs/stores.md that repeat what the code says: settings, metrics, options of stores.
 
     python -m tests.docs_tables      write them anew
 
 Each stands between `<!-- BEGIN name -->` and `<!-- END name -->`; tests/unit/test_docs.py fails when one differs from the code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from alluxio_like.metrics import Metrics
 from alluxio_like.ufs.open import describe_options
 from alluxio_like.ufs.options import list_schemes
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "operations.md"
+DOCUMENTS = Path(__file__).parents[1] / "docs"
 
 
 def _show_default(name: str, field: FieldInfo) -> str:
@@ -55,13 +56,12 @@ def _make_service(model: type[BaseModel]) -> Callable[[], str]:
     return lambda: _make_settings(model, common)
 
 
-def make_options() -> str:
-    """The options of each scheme."""
-    rows = ["| store | option | |", "|---|---|---|"]
-    for scheme in list_schemes():
-        for option in describe_options(scheme):
-            secret = " (a secret: never shown)" if option.secret else ""
-            rows.append(f"| {scheme} | `{option.name}` | {option.help}{secret} |")
+def make_options(scheme: str) -> str:
+    """The options of a scheme."""
+    rows = ["| option | value | default | |", "|---|---|---|---|"]
+    for option in describe_options(scheme):
+        secret = " (a secret: never shown)" if option.secret else ""
+        rows.append(f"| `{option.name}` | {option.shown_kind} | {option.default} | {option.help}{secret} |")
     return "\n".join(rows)
 
 
@@ -83,7 +83,7 @@ def make_metrics() -> str:
     return "\n".join(rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {
+SETTINGS: dict[str, Callable[[], str]] = {
     "common": lambda: _make_settings(config.ServiceConfig),
     "tls": lambda: _make_settings(config.TlsConfig),
     "master": _make_service(config.MasterConfig),
@@ -91,20 +91,28 @@ TABLES: dict[str, Callable[[], str]] = {
     "cache_dirs": lambda: _make_settings(config.CacheDirConfig),
     "fuse": _make_service(config.FuseConfig),
     "client": lambda: _make_settings(config.ClientConfig),
-    "options": make_options,
     "metrics": make_metrics,
 }
 
 
-def fill_in(text: str) -> str:
-    """The document with its tables as the code has them."""
-    for name, make in TABLES.items():
+TABLES: dict[str, Mapping[str, Callable[[], str]]] = {
+    "operations.md": SETTINGS,
+    "stores.md": {f"options of {scheme}": partial(make_options, scheme) for scheme in list_schemes()},
+}
+"""By document."""
+
+
+def fill_in(document: str, text: str) -> str:
+    """A document with its tables as the code has them."""
+    for name, make in TABLES[document].items():
         begin, end = f"<!-- BEGIN {name} -->\n", f"<!-- END {name} -->"
-        assert text.count(begin) == text.count(end) == 1, f"{DOCUMENT.name} has no place for the table {name}"
+        assert text.count(begin) == text.count(end) == 1, f"docs/{document} has no place for the table {name}"
         before, _, rest = text.partition(begin)
         text = f"{before}{begin}{make()}\n{end}{rest.partition(end)[2]}"
     return text
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(fill_in(DOCUMENT.read_text()))
+    for document in TABLES:
+        path = DOCUMENTS / document
+        path.write_text(fill_in(document, path.read_text()))

@@ -17,8 +17,8 @@ OptionValue = str | int | float | bool
 class Option:
     """One option of a scheme.
 
-    `kind` is one of "text", "integer", "number", "switch", "choice", "url"; `choices` are there for the kind "choice". A secret's
-    value is never shown and is stored apart.
+    `kind` is one of "text", "integer", "number", "switch", "choice", "url"; `choices` are there for the kind "choice". `default`
+    says in words what holds where the option is not given; empty: nothing. A secret's value is never shown and is stored apart.
     """
 
     name: str
@@ -26,37 +26,45 @@ class Option:
     help: str
     secret: bool = False
     choices: tuple[str, ...] = ()
+    default: str = ""
+
+    @property
+    def shown_kind(self) -> str:
+        """What a value may be, for a person."""
+        return " or ".join(self.choices) if self.choices else {"switch": "true or false", "url": "URL"}.get(self.kind, self.kind)
 
 
 _COMMON = (
-    Option("uid", "integer", "owner shown for everything below the mount; default: who mounted"),
-    Option("gid", "integer", "group shown for everything below the mount; default: who mounted"),
+    Option("uid", "integer", "owner shown for everything below the mount", default="who mounted"),
+    Option("gid", "integer", "group shown for everything below the mount", default="who mounted"),
 )
 
 _S3 = (
-    Option("endpoint", "url", "the server's URL, such as https://s3.example.com:9000; default: AWS"),
-    Option("region", "text", "the bucket's region; default: the AWS profile's or environment's, else us-east-1"),
+    Option("endpoint", "url", "the server's URL, such as https://s3.example.com:9000", default="AWS"),
+    Option("region", "text", "the bucket's region", default="the AWS profile's or environment's, else us-east-1"),
     Option("profile", "text", "section of ~/.aws/config and ~/.aws/credentials to take credentials and region from"),
-    Option("access_key", "text", "access key id; default: what the AWS chain finds", secret=True),
+    Option("access_key", "text", "access key id", secret=True, default="what the AWS chain finds"),
     Option("secret_key", "text", "secret access key, together with access_key", secret=True),
     Option("session_token", "text", "session token of temporary credentials", secret=True),
-    Option("anonymous", "switch", "send unsigned requests, for public buckets"),
+    Option("anonymous", "switch", "send unsigned requests, for public buckets", default="false"),
     Option(
         "addressing",
         "choice",
-        "bucket in the path or in the host name; default: virtual on AWS, path where an endpoint is given",
+        "bucket in the path or in the host name",
         choices=("path", "virtual"),
+        default="virtual on AWS, path where an endpoint is given",
     ),
-    Option("ca_file", "text", "PEM file of the certificate authorities to trust for HTTPS"),
-    Option("verify", "switch", "check the server's certificate; default: true"),
-    Option("timeout_s", "number", "longest silence of the store within one request; default: a third of the I/O timeout"),
+    Option("ca_file", "text", "PEM file of the certificate authorities to trust for HTTPS", default="the system's"),
+    Option("verify", "switch", "check the server's certificate", default="true"),
+    Option("timeout_s", "number", "longest silence of the store within one request", default="a third of the I/O timeout"),
     Option(
         "conditional_writes",
         "choice",
-        "whether the server minds If-Match and If-None-Match on writes; default: auto, which believes AWS and tries others out",
+        "whether the server minds If-Match and If-None-Match on writes; auto believes AWS and tries others out",
         choices=("auto", "yes", "no"),
+        default="auto",
     ),
-    Option("requester_pays", "switch", "accept that requests to a requester-pays bucket are billed to you"),
+    Option("requester_pays", "switch", "accept that requests to a requester-pays bucket are billed to you", default="false"),
 )
 
 _BY_SCHEME: dict[str, tuple[Option, ...]] = {

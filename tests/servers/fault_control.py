@@ -25,6 +25,7 @@ class LoggedRequest:
     range: str
     if_match: str
     started_s: float
+    query: str
     status: int
     sent_bytes: int
     seconds: float

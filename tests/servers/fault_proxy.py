@@ -10,11 +10,13 @@ Control (JSON over HTTP on control_port): POST /rules, POST /limits, POST /reset
 
     {"op": "GET", "key": "part of the key", "range_start": 0, "skip": 0, "times": 1, ...one or more actions...}
 
-`op`, `key` and `range_start` narrow it down (absent: any); it strikes after `skip` matching requests, `times` times (absent:
-always); the first rule that strikes is taken. Actions:
+`op`, `key`, `query` (part of what follows the question mark) and `range_start` narrow it down (absent: any); it strikes after
+`skip` matching requests, `times` times (absent: always); the first rule that strikes is taken. Actions:
 
     status, code          answer this status with S3's XML error of that code, without asking the server
     drop                  close the connection without an answer
+    drop_answer           let the server do it, then close the connection without an answer
+    flip_request_byte     invert this byte of the request's body
     latency_s             wait before passing the request on
     stall_s               wait so long before the answer's first byte (then go on)
     stall_after_bytes     with stall_s: wait inside of the body instead, after so many bytes
@@ -78,6 +80,7 @@ class Entry:
     range: str
     if_match: str
     started_s: float
+    query: str = ""
     status: int = 0
     sent_bytes: int = 0
     seconds: float = 0.0
@@ -102,6 +105,8 @@ class State:
         """The rule that strikes this request, or {}."""
         for number, rule in enumerate(self.rules):
             if rule.get("op", entry.op) != entry.op or rule.get("key", "") not in entry.key:
+                continue
+            if rule.get("query", "") not in entry.query:
                 continue
             start = rule.get("range_start")
             if start is not None and not entry.range.startswith(f"bytes={start}-"):
@@ -143,7 +148,7 @@ def classify(head: Head) -> Entry:
         op = "LIST" if "list-type" in query or "prefix" in query or not query else "GET_BUCKET"
     elif not key:
         op = f"{method}_BUCKET"
-    return Entry(op, bucket, key, head.get("range"), head.get("if-match"), time.time())
+    return Entry(op, bucket, key, head.get("range"), head.get("if-match"), time.time(), parts.query)
 
 
 class Proxy:
@@ -207,12 +212,12 @@ class Proxy:
             upstream = await asyncio.open_connection(*self._upstream, limit=_LIMIT_BYTES)
         up_reader, up_writer = upstream
         up_writer.write(head.encode())
-        await _copy_body(head, reader, up_writer)
+        await _copy_body(head, reader, up_writer, rule.get("flip_request_byte", -1))
         await up_writer.drain()
         answer = Head.parse((await up_reader.readuntil(b"\r\n\r\n"))[:-4])
         while answer.first.split(" ")[1] == "100":
             answer = Head.parse((await up_reader.readuntil(b"\r\n\r\n"))[:-4])
-        if not await self._stall_before(rule, reader):
+        if "drop_answer" in rule or not await self._stall_before(rule, reader):
             return upstream, False
         whole = await self._pass_on(answer, entry, rule, up_reader, reader, writer)
         alive = whole and "close" not in (answer.get("connection") + head.get("connection")).lower()
@@ -327,8 +332,8 @@ async def _read_chunked(source: asyncio.StreamReader) -> bytes:
         await source.readexactly(2)
 
 
-async def _copy_body(head: Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A request's body as it is, chunked or not."""
+async def _copy_body(head: Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flip: int = -1) -> None:
+    """A request's body as it is, chunked or not; byte `flip` of one that is not is inverted."""
     if "chunked" in head.get("transfer-encoding").lower():
         while True:
             line = await reader.readuntil(b"\r\n")
@@ -343,6 +348,9 @@ async def _copy_body(head: Head, reader: asyncio.StreamReader, writer: asyncio.S
         if not piece:
             raise asyncio.IncompleteReadError(b"", left)
         left -= len(piece)
+        if 0 <= flip < len(piece):
+            piece = piece[:flip] + bytes([piece[flip] ^ 0xFF]) + piece[flip + 1 :]
+        flip -= len(piece)
         writer.write(piece)
         await writer.drain()
 
