@@ -131,6 +131,9 @@ class FuseConfig(ServiceConfig):
         pattern="^(auto|on|off)$",
         description="let the kernel read wholly local files by itself; on: fail where it cannot, auto: where it can",
     )
+    processes: int = Field(
+        1, ge=1, le=64, description="processes that serve the mount: the daemon, and readers beside it (kernel session)"
+    )
     fill_at_open_bytes: int = Field(
         8 << 20,
         description="a file up to this size that is not local is brought when it is opened, and read by the kernel at once",

@@ -161,6 +161,10 @@ class Metrics:
             "Files brought whole to this machine for passthrough, by occasion and outcome.",
             ("occasion", "outcome"),
         )
+        self.fuse_readers = self._gauge("fuse_readers", "Processes beside the daemon that answer READs; kernel session.")
+        self.fuse_reads_handed = self._counter(
+            "fuse_reads_handed_total", "READs given to such a process: answered, or handed back to the daemon.", ("outcome",)
+        )
         self.degraded = self._gauge("degraded", "1 while the master cannot be reached.")
         self.lease_held = self._gauge("lease_held", "1 while the master's lease covers what is remembered of names.")
         self.lease_losses = self._counter(

@@ -6,7 +6,7 @@ surrogateescape), so that every byte string has exactly one; they are bytes agai
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 InodeId = NewType("InodeId", int)
 VersionId = NewType("VersionId", int)
@@ -161,6 +161,23 @@ def get_full_mask(size: int, block: int) -> int:
     """The presence bits of block `block` of a file of `size` bytes when all of it is there."""
     pages = min(PAGES_PER_BLOCK, get_page_count(size) - block * PAGES_PER_BLOCK)
     return (1 << pages) - 1 if pages > 0 else 0
+
+
+class SharedRange(NamedTuple):
+    """A range of a cache file that another process of ours may read: `length` bytes from `offset` on.
+
+    `source` stands for the opened file, `fd` is its descriptor and `size` its length; both hold while it is open. `nowait`: the
+    flag that makes preadv fail rather than wait. `checksums`: of each page that the range touches, None where it was verified
+    before.
+    """
+
+    source: object
+    fd: int
+    size: int
+    offset: int
+    length: int
+    nowait: int
+    checksums: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)

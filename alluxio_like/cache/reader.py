@@ -32,6 +32,7 @@ from alluxio_like.types import (
     FileId,
     FileRef,
     PageRange,
+    SharedRange,
     get_block_count,
     get_full_mask,
     get_page_count,
@@ -208,12 +209,40 @@ class LocalFile:
             return False
         first, stop = offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)
         try:
-            if not self._is_verified(first, stop) and not self._try_verify(offset, length, nowait):
-                return False
+            if not self._is_verified(first, stop):
+                if offset == first * PAGE_BYTES and stop == first + 1 and length == min(PAGE_BYTES, self.size - offset):
+                    return self._try_read_page(first, buffer, nowait)
+                if not self._try_verify(offset, length, nowait):
+                    return False
             return os.preadv(self.fd, (buffer,), offset, nowait) == length
         except (OSError, errors.AlluxioLikeError):
             # EAGAIN for the most part.
             return False
+
+    def share(self, offset: int, length: int) -> SharedRange | None:
+        """What another process needs to read a range as `try_read_into` does; None: not all of it is there. It says what became
+        of it by `note_verified`, or leaves it."""
+        nowait = self._view.nowait
+        if nowait is None or self.fd < 0 or self.get_present_run(offset, length) < length:
+            return None
+        pages = range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES))
+        checksums = tuple(None if self._is_verified(page, page + 1) else self._get_checksum(page) for page in pages)
+        return SharedRange(self, self.fd, self.size, offset, length, nowait, checksums)
+
+    def note_verified(self, shared: SharedRange) -> None:
+        """The pages of what was shared matched their checksums."""
+        for page, checksum in enumerate(shared.checksums, shared.offset // PAGE_BYTES):
+            # One that was found bad meanwhile, or written anew, is verified again.
+            if checksum is not None and checksum == self._get_checksum(page) and self.get_present_run(page * PAGE_BYTES, 1):
+                self._set_verified(page)
+
+    def _try_read_page(self, page: int, buffer: memoryview, nowait: int) -> bool:
+        """As `try_read_into` for one whole page: what is verified is at once what is given."""
+        offset, length = page * PAGE_BYTES, len(buffer)
+        if self.get_present_run(offset, length) < length or os.preadv(self.fd, (buffer,), offset, nowait) != length:
+            return False
+        self._check(page, buffer)
+        return True
 
     def _try_verify(self, offset: int, length: int, nowait: int) -> bool:
         if self.get_present_run(offset, length) < length:
@@ -313,10 +342,18 @@ class LocalFile:
         return True
 
     def _check(self, page: int, data: memoryview | bytes) -> None:
-        block, bit = divmod(page, PAGES_PER_BLOCK)
-        if compute_checksum(data) != self._checksums[block][bit]:
+        if compute_checksum(data) != self._get_checksum(page):
             self._forget(page)
             raise errors.Corrupt(f"page {page} of a cache file does not match its checksum", subject=str(self._file_id))
+        self._set_verified(page)
+
+    def _get_checksum(self, page: int) -> int:
+        """Of a page that is there."""
+        block, bit = divmod(page, PAGES_PER_BLOCK)
+        return self._checksums[block][bit]
+
+    def _set_verified(self, page: int) -> None:
+        block, bit = divmod(page, PAGES_PER_BLOCK)
         self._verified[block] = self._verified.get(block, 0) | 1 << bit
 
     def _pread(self, offset: int, length: int) -> bytes:

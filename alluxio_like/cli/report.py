@@ -78,7 +78,7 @@ def describe_local_mounts() -> list[dict[str, Any]]:
         except AlluxioLikeError as error:
             facts["problem"] = mount.problem or error.message
         else:
-            facts |= {name: books[name] for name in ("open", "why_not", "total") if name in books}
+            facts |= {name: books[name] for name in ("open", "why_not", "total", "readers") if name in books}
         found.append(facts)
     return found
 
@@ -99,6 +99,8 @@ def print_local_mounts(mounts: "Sequence[dict[str, Any]]") -> None:
             rows.append([show_name(one["mountpoint"]), one["problem"], "", "", ""])
             continue
         passing, total, notes = one["open"]["passthrough"], one["total"], list(one.get("why_not") or [])
+        if one.get("readers"):
+            notes.append(f"{1 + len(one['readers'])} processes")
         if one.get("restarts"):
             notes.append(f"its daemon was restarted {one['restarts']} times")
         if one.get("state") not in {None, "serving"}:

@@ -184,6 +184,10 @@ def run_fuse(
             "--passthrough", metavar="on|off|auto", help="Let the kernel read local files by itself; auto: where it can."
         ),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", metavar="N", help="Processes that answer reads which the kernel does not do by itself; 1."),
+    ] = None,
     verify_open: Annotated[
         bool | None,
         typer.Option("--verify-open", help="Compare a file with its checksums at each open.", show_default=False),
@@ -237,6 +241,7 @@ def run_fuse(
         {**flags, "mountpoint": mountpoint, "path": path, "session": session, "allow_other": allow_other}, "client", client
     )
     flags["passthrough"] = passthrough
+    flags["processes"] = processes
     flags["verify_open"] = verify_open
     flags["open_wait_bytes"] = parse_size(open_wait) if open_wait else None
     if replace:

@@ -79,6 +79,7 @@ class Plan:
     config: Path | None
     common: dict[str, Any]
     insecure: bool = False
+    processes: int | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -109,6 +110,9 @@ def up(
     fuse_path: Annotated[
         str, typer.Option("--fuse-path", metavar="/PATH", help="Show only this part of the namespace there.")
     ] = "",
+    processes: Annotated[
+        int | None, typer.Option("--processes", metavar="N", help="Processes that serve the mount, as of the command fuse; 1.")
+    ] = None,
     bind: Annotated[
         str, typer.Option("--bind", metavar="HOST:PORT", help="The master's; default: the first free one from 19998.")
     ] = "",
@@ -148,6 +152,7 @@ def up(
         cache_size=cache_size,
         cache_dirs=cache_dir,
         fuse_path=fuse_path,
+        processes=processes,
         bind=bind,
         config=config,
         common={"io_timeout_s": parse_duration(io_timeout) if io_timeout else None, "log_level": log_level or None},
@@ -171,6 +176,7 @@ def make_plan(
     bind: str,
     config: Path | None,
     common: dict[str, Any],
+    processes: int | None = None,
     insecure: bool = False,
 ) -> Plan:
     """Check what was asked for, without changing anything. Raises InvalidArgument, ConfigError."""
@@ -199,6 +205,7 @@ def make_plan(
         cache_dirs=tuple(directory.absolute() for directory in cache_dirs),
         mountpoint=place,
         shown_path=shown,
+        processes=processes,
         bind=bind,
         config=config,
         common=common,
@@ -372,6 +379,7 @@ class _Up:
         if plan.mountpoint:
             client = {"master": address, "token_file": token_file, "io_timeout_s": plan.common["io_timeout_s"]}
             flags = {**common, "mountpoint": plan.mountpoint, "path": plan.shown_path, "client": client}
+            flags["processes"] = plan.processes
             self._fuse = self._make_service("fuse", "fuse", FuseConfig, flags)
             self._may_detach = _find_mounted(plan.mountpoint) is None
             await self._supervisor.start(self._fuse)

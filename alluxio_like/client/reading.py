@@ -28,7 +28,7 @@ from alluxio_like.errors import (
 )
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Filled, Priority
-from alluxio_like.types import PAGE_BYTES, Entry, FileRef, Worker, WorkerId
+from alluxio_like.types import PAGE_BYTES, Entry, FileRef, SharedRange, Worker, WorkerId
 from alluxio_like.waits import Cause, Seconds, SharedWaits, Waits, subtract
 
 _log = logging.getLogger(__name__)
@@ -184,6 +184,32 @@ class FileReader:
             return None
         return self._try_read(offset, stop, None)
 
+    def share(self, offset: int, length: int) -> SharedRange | None:
+        """What another process needs to read a range within the file by itself; None: not all of it is in a cache file here.
+
+        It may hand the range back, which is then to be read. Counts as a read for read-ahead.
+        """
+        file = self._file or (None if self._flights else self._find(offset))
+        if file is None:
+            return None
+        shared = file.share(offset, length)
+        if shared is not None and offset + length > self._pattern.trigger:
+            self._pattern.hit(offset + length)
+            self._read_ahead()
+        return shared
+
+    def note_shared(self, shared: SharedRange) -> None:
+        """Another process has read what was shared, and verified it."""
+        if isinstance(shared.source, LocalFile):
+            shared.source.note_verified(shared)
+        self._note_local_read(shared.length)
+
+    def _note_local_read(self, count: int) -> None:
+        self._read_bytes += count
+        self._reads += 1
+        if self._reads >= REPORT_READS:
+            self._report()
+
     def _try_read(self, offset: int, stop: int, into: memoryview | None) -> memoryview | None:
         """Bytes [offset, stop), in `into` (None: scratch memory) or in a flight's memory."""
         data: memoryview | None = None
@@ -193,10 +219,7 @@ class FileReader:
         if file is not None:
             data = self._scratch.get(stop - offset) if into is None else into
             if file.try_read_into(offset, data) or (len(self._files) > 1 and self._try_others(offset, data)):
-                self._read_bytes += stop - offset
-                self._reads += 1
-                if self._reads >= REPORT_READS:
-                    self._report()
+                self._note_local_read(stop - offset)
             else:
                 data = None
         if data is None and self._flights:

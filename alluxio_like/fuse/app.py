@@ -31,7 +31,9 @@ from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.notify import Notifier
 from alluxio_like.fuse.opening import Opener, OpenSettings
 from alluxio_like.fuse.operations import Operations, Settings
+from alluxio_like.fuse.readers import Readers
 from alluxio_like.fuse.session_kernel import Session
+from alluxio_like.fuse.session_shared import SharedSession
 from alluxio_like.metrics import Health, HttpServer, Metrics, start_http
 from alluxio_like.types import Entry, Kind, Recall
 
@@ -181,10 +183,13 @@ class Parts:
     address: _Address
     watch: Callable[[Callable[[Sequence[Recall]], Awaitable[None]]], None]
     opener: Opener | None = None
+    readers: Readers | None = None
     to_mount: "Pyfuse3Session | None" = None
 
     async def close(self) -> None:
         """Let go of what is open; after the session's end."""
+        if self.readers is not None:
+            await self.readers.close()
         if self.opener is not None:
             await self.opener.close()
         await self.accounting.close()
@@ -240,13 +245,21 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
     metrics.fuse_handles.set_function(operations.count_open)
     metrics.fuse_session.labels(opener.describe_session()).set(1)
     accounting = Accounting(clock, metrics, backend.note_read)
-    session = Session(operations, opener, nodes, device, io_timeout_s, Meter(metrics), accounting)
-    return Parts(operations, session, notifier, opener.describe_session(), accounting, address, backend.watch, opener)
+    readers = Readers(config.processes - 1, device.fd, clock, metrics) if config.processes > 1 else None
+    session = (
+        Session(operations, opener, nodes, device, io_timeout_s, Meter(metrics), accounting)
+        if readers is None
+        else SharedSession(operations, opener, nodes, device, io_timeout_s, Meter(metrics), accounting, readers)
+    )
+    description = opener.describe_session()
+    return Parts(operations, session, notifier, description, accounting, address, backend.watch, opener, readers=readers)
 
 
 def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> Parts:
     if config.passthrough == "on":
         raise ConfigError("passthrough needs the kernel session", subject="passthrough")
+    if config.processes > 1:
+        raise ConfigError("several processes need the kernel session", subject="processes")
     try:
         from alluxio_like.fuse.session_pyfuse3 import Pyfuse3Writer
         from alluxio_like.fuse.session_pyfuse3 import Session as Pyfuse3Session
@@ -304,7 +317,13 @@ async def serve_http(config: FuseConfig, metrics: Metrics, health: MountHealth, 
 
     def get_facts() -> dict[str, Any]:
         why_not = parts.opener.list_refusals() if parts.opener is not None else []
-        return {**facts, "why_not": why_not, "waiting": show_waiting(parts.accounting, parts.session.list_waiting())}
+        readers = parts.readers.pids if parts.readers is not None else []
+        return {
+            **facts,
+            "why_not": why_not,
+            "readers": readers,
+            "waiting": show_waiting(parts.accounting, parts.session.list_waiting()),
+        }
 
     show = make_page(parts.accounting, get_facts)
     http = start_http(

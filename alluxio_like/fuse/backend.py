@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from alluxio_like.rpc.messages import Priority
-from alluxio_like.types import Entry, FileRef, InodeId, Recall
+from alluxio_like.types import Entry, FileRef, InodeId, Recall, SharedRange
 from alluxio_like.waits import Seconds
 
 Buffer = bytes | bytearray | memoryview
@@ -100,6 +100,14 @@ class Reader(Protocol):
 
     def try_read_into(self, offset: int, buffer: memoryview) -> bool:
         """Fill `buffer`, a range within the file, when the bytes are at hand without waiting for anything; else False."""
+        ...
+
+    def share(self, offset: int, length: int) -> SharedRange | None:
+        """What another process needs to read a range within the file by itself; None: it is not at hand in a cache file."""
+        ...
+
+    def note_shared(self, shared: SharedRange) -> None:
+        """Another process has read and verified what was shared. It may also be told after `begin_close`."""
         ...
 
     def try_read(self, offset: int, length: int) -> Buffer | None:

@@ -13,7 +13,20 @@ from pathlib import Path
 from alluxio_like.errors import AlluxioLikeError, NotADirectory, NotFound, Stale, TimedOut
 from alluxio_like.fuse.backend import Answer, Buffer, CachedCopy, CacheState, Listing, Totals, WholeFile
 from alluxio_like.rpc.messages import Priority
-from alluxio_like.types import ROOT_INODE, Attr, Entry, FileRef, Fingerprint, InodeId, Kind, MountId, Recall, VersionId, to_bytes
+from alluxio_like.types import (
+    ROOT_INODE,
+    Attr,
+    Entry,
+    FileRef,
+    Fingerprint,
+    InodeId,
+    Kind,
+    MountId,
+    Recall,
+    SharedRange,
+    VersionId,
+    to_bytes,
+)
 from alluxio_like.waits import NONE, Seconds
 
 _PIECE_BYTES = 1 << 20
@@ -91,6 +104,16 @@ class MemoryReader:
         buffer[:] = data
         return True
 
+    def share(self, offset: int, length: int) -> SharedRange | None:
+        backend = self._backend
+        whole = self.find_whole()
+        if whole is None or backend.never_now or backend.faults.stall_reads or backend.faults.fail_reads or self._node.gone:
+            return None
+        return SharedRange(whole, whole.fd, self._node.entry.attr.size, offset, length, 0, ())
+
+    def note_shared(self, shared: SharedRange) -> None:
+        self._backend.reads_shared += 1
+
     def try_read(self, offset: int, length: int) -> Buffer | None:
         backend = self._backend
         if backend.never_now or backend.faults.stall_reads or backend.faults.fail_reads or self._node.gone:
@@ -138,6 +161,7 @@ class MemoryBackend:
         self.calls: dict[str, int] = {}
         self.reads = 0
         self.reads_now = 0
+        self.reads_shared = 0
         self.fills = 0
         self._whole_dir = whole_dir
         self.open_readers = 0

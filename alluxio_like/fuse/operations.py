@@ -36,7 +36,7 @@ from alluxio_like.fuse.backend import Answer, Backend, Buffer, Reader, Totals
 from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, FileHandle, HandleTable
 from alluxio_like.fuse.kernel_memory import ROOT_NODE, KernelMemory
 from alluxio_like.fuse.notify import SILENT, Teller
-from alluxio_like.types import EVERYWHERE, Attr, Entry, InodeId, Kind, Recall, to_bytes, to_str
+from alluxio_like.types import EVERYWHERE, Attr, Entry, InodeId, Kind, Recall, SharedRange, to_bytes, to_str
 
 NAME_MAX_BYTES = 255
 
@@ -257,6 +257,11 @@ class Operations:
         if length < len(buffer):
             buffer = buffer[:length]
         return len(buffer) if self._get_reader(file).try_read_into(offset, buffer) else -1
+
+    def share(self, file: FileHandle, offset: int, length: int) -> SharedRange | None:
+        """What another process needs to answer a read by itself; None: it is to be answered here."""
+        length = min(length, file.entry.attr.size - offset)
+        return self._get_reader(file).share(offset, length) if length > 0 else None
 
     async def read(self, handle: int, offset: int, length: int) -> Buffer:
         """Bytes of the file, short only at its end. Raises Stale, Store*, Unavailable, TimedOut, ... within io_timeout_s."""

@@ -32,7 +32,7 @@ from alluxio_like.types import Attr, Entry
 
 log = logging.getLogger(__name__)
 
-_BURST = 64
+BURST = 64
 """Requests taken one after the other before the event loop gets its turn. A guess."""
 _KILL_CHECK_S = 0.5
 """How often the caller of a request that was interrupted is looked at again: the kernel tells of the first signal only."""
@@ -114,9 +114,13 @@ class Session:
             await self._ended
         finally:
             self._stop_reading()
-            while self._under_way or self._closing:
-                tasks = [request.task for request in self._under_way.values() if request.task is not None]
-                await asyncio.wait([*tasks, *self._closing])
+            await self._wait_answered()
+
+    async def _wait_answered(self) -> None:
+        """Wait until all that was taken is answered."""
+        while self._under_way or self._closing:
+            tasks = [request.task for request in self._under_way.values() if request.task is not None]
+            await asyncio.wait([*tasks, *self._closing])
 
     def stop(self) -> None:
         """Take no further request; `run` returns once those under way are answered."""
@@ -157,27 +161,33 @@ class Session:
         """Take what waits, up to a burst."""
         buffers = [self._buffer]
         fd = self._fd
-        for _ in range(_BURST):
+        for _ in range(BURST):
             try:
                 size = os.readv(fd, buffers)
-            except BlockingIOError:
-                return
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.EINTR):
-                    continue  # its caller was killed before it was taken
-                if error.errno in (errno.ENODEV, errno.ECONNABORTED):
-                    self.cancel_requests()  # nobody waits any more
-                    self._end(None)
-                else:
-                    log.critical("the device cannot be read", exc_info=error)
-                    self._end(error)
-                return
+                if self._is_over(error):
+                    return
+                continue
             if not size:
                 self._end(None)
                 return
             self._handle(size)
             if not self._reading:
                 return
+
+    def _is_over(self, error: OSError) -> bool:
+        """Whether nothing more can be taken now, after the device gave an error; where that is for good, the session ends."""
+        if error.errno == errno.EAGAIN:
+            return True
+        if error.errno in (errno.ENOENT, errno.EINTR):
+            return False  # its caller was killed before it was taken
+        if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+            self.cancel_requests()  # nobody waits any more
+            self._end(None)
+        else:
+            log.critical("the device cannot be read", exc_info=error)
+            self._end(error)
+        return True
 
     def _handle(self, size: int) -> None:
         length, opcode, unique, node, _, _, thread, _ = wire.IN_HEADER.unpack_from(self._buffer)
@@ -206,7 +216,7 @@ class Session:
         try:
             os.write(self._fd, message)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED):
+            if error.errno not in wire.GONE:
                 unique = wire.OUT_HEADER.unpack_from(message)[2]
                 log.error("the kernel does not take an answer", exc_info=error)
                 try:  # noqa: SIM105  (once a request)
@@ -361,6 +371,10 @@ class Session:
     def _read(self, unique: int, node: int, thread: int, _length: int) -> None:
         started_s = time.perf_counter()
         handle, offset, size, _, _, _ = _READ.unpack_from(self._buffer, _HEADER_BYTES)
+        self._do_read(unique, node, thread, handle, offset, size, started_s)
+
+    def _do_read(self, unique: int, node: int, thread: int, handle: int, offset: int, size: int, started_s: float) -> None:
+        """Answer a READ, now or in a task."""
         file = self._operations.lookup_file(handle)
         if file is not None:
             memory = self._reply_memory
@@ -384,7 +398,7 @@ class Session:
         try:
             os.writev(self._fd, [wire.pack_header(unique, len(data)), data])
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED):
+            if error.errno not in wire.GONE:
                 raise
         file = operations.lookup_file(handle)
         if file is not None:

@@ -51,6 +51,8 @@ def build(settings: dict[str, Any]) -> MemoryBackend:
         backend.add_file(name, make_bytes(size), size)
     for name, count in settings.get("many", {}).items():
         backend.add_many(name, (f"sample-{number:07d}.bin" for number in range(count)), b"x" * 10)
+    for name in settings.get("complete", ()):
+        backend.complete_path(name)
     return backend
 
 

@@ -6,6 +6,7 @@ path packs in one go, header included, are the structs `OPEN_REPLY`, `ATTR_REPLY
 the epoch, validities seconds. Pure functions, and `Directory`, which belongs to its caller.
 """
 
+import errno
 import struct
 from collections.abc import Iterable
 
@@ -18,6 +19,8 @@ _LONGEST_VALID_S = 1 << 31
 """The kernel reads seconds as a signed number; this is for ever."""
 NAME_MAX_BYTES = 1024
 """The longest name that every kernel takes in a listing."""
+GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED})
+"""What writing an answer fails with when nobody waits for it any more."""
 
 OPEN_REPLY = struct.Struct(w.OUT_HEADER.format + w.OPEN_OUT.format[1:])
 """len, error, unique, fh, open_flags, backing_id."""
