@@ -3,7 +3,8 @@
 Owns the answers of the master, each for the time the master gave it, counted from before it was asked. Those that a lease covers
 (coherence.py) are usable while it lives and until they are recalled; the others until their time has passed. After that they
 are kept for the case that the master is away. An answer that was under way while its directory was recalled is not kept, and
-not to be used longer than for the call that waits for it. Bounded: entries.py, and here the oldest names go first.
+not to be used longer than for the call that waits for it. Bounded: entries.py, and here the oldest names and directories go
+first.
 
 A name is found in the pages of its directory's listing, which are in the order of names, or among the single names. Rule of
 concurrency: one event loop; no method awaits.
@@ -21,6 +22,8 @@ from alluxio_like.types import EVERYWHERE, ROOT_INODE, Entry, InodeId, Kind, Rec
 
 MAX_NAMES = 50_000
 """Names that were asked for one by one, and paths. A guess: about 12 MB when full."""
+MAX_DIRECTORIES = 100_000
+"""Directories of which something is remembered. A guess: 0.3 to 0.8 KB each, so up to 80 MB."""
 OLD_VALID_S = 1.0
 """How long an old answer is used before the master is tried again."""
 UNCOVERED_VALID_S = 1.0
@@ -113,13 +116,17 @@ class MetadataCache:
         *,
         max_names: int = MAX_NAMES,
         max_entries: int = MAX_ENTRIES,
+        max_directories: int = MAX_DIRECTORIES,
     ) -> None:
         self._now = now
         self._is_live = is_live
         self._base_s = now()
         self._max_names = max_names
         self._entries = EntryStore(max_entries)
+        self._max_directories = max_directories
         self._directories: dict[InodeId, _Directory] = {}
+        self._forgotten = 0
+        """When one of the directories that are not remembered any more was last recalled from, at the latest."""
         self._names: dict[tuple[InodeId, bytes], _Link] = {}
         self._paths: dict[str, tuple[LookupResult, float]] = {}
         self._sequence = 1
@@ -133,6 +140,10 @@ class MetadataCache:
     def count_entries(self) -> int:
         """Inodes that are remembered."""
         return len(self._entries)
+
+    def count_directories(self) -> int:
+        """Directories of which something is remembered."""
+        return len(self._directories)
 
     def begin(self) -> Begun:
         """To be called before asking; what keeps the answer needs it."""
@@ -340,8 +351,9 @@ class MetadataCache:
         if directory == EVERYWHERE:
             # Any recall may have been about it.
             since = self._sequence - 1
-        elif (known := self._directories.get(directory)) is not None:
-            since = max(since, known.changed)
+        else:
+            known = self._directories.get(directory)
+            since = max(since, self._forgotten if known is None else known.changed)
         if since >= begun.sequence:
             return 0.0
         left_s = begun.time_s + result.valid_s - self._now()
@@ -454,6 +466,11 @@ class MetadataCache:
         directory = self._directories.get(inode)
         if directory is None:
             directory = self._directories[inode] = _Directory()
+            directory.changed = self._forgotten
+            if len(self._directories) > self._max_directories:
+                # Answers of it have a stamp that is nobody's from now on: they are asked for again.
+                oldest = self._directories.pop(next(iter(self._directories)))
+                self._forgotten = max(self._forgotten, oldest.changed)
         return directory
 
     def _get_left_s(self, directory: _Directory | None, stamp: int, expires: int) -> float:

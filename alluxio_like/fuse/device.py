@@ -237,8 +237,8 @@ class DeviceWriter:
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         self._device.notify(wire.pack_inval_entry(parent, name))
 
-    def invalidate_inode(self, node: int) -> None:
-        self._device.notify(wire.pack_inval_inode(node, 0, 0))
+    def invalidate_inode(self, node: int, *, attributes_only: bool) -> None:
+        self._device.notify(wire.pack_inval_inode(node, -1 if attributes_only else 0, 0))
 
     def increment_epoch(self) -> None:
         self._device.notify(wire.pack_inc_epoch())

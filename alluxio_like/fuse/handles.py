@@ -99,6 +99,10 @@ class BoundedDict(Generic[_K, _T]):
         if len(items) > self._limit:
             items.popitem(last=False)
 
+    def list_keys(self) -> list[_K]:
+        """All keys, those set longest ago first."""
+        return list(self._items)
+
     def discard(self, key: _K) -> None:
         self._items.pop(key, None)
 
@@ -166,10 +170,16 @@ class DirectoryHandle:
 
     entry: Entry
     parent: InodeId
+    in_kernel: bool = True
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _starts: list[_Start] = field(default_factory=lambda: [_Start(0, None)])
     _pages: "OrderedDict[int, KeptPage]" = field(default_factory=OrderedDict)
     _total: int | None = None
+
+    @property
+    def last_page(self) -> KeptPage | None:
+        """The page that was fetched last."""
+        return next(reversed(self._pages.values()), None)
 
     def restart(self) -> None:
         """Begin a new listing, as rewinddir(3) does."""

@@ -1,16 +1,22 @@
 """What the kernel remembers of a mount, and has to be told to ask for again.
 
-Owns which of the kernel's listings may be kept, and how a recall becomes notifications: names one by one, or all of them at
-once where there are many and the kernel can be told so. The kernel keeps what it was answered for long; whatever it was ever
-answered is told here when it is not so any more. Rule of concurrency: one event loop; notifications are written elsewhere
-(notify.py).
+Owns how far the kernel's copies of listings go and which of them are used, and how a recall becomes notifications: names one by
+one, or all of them at once where there are many and the kernel can be told so. The kernel keeps what it was answered for long;
+whatever it was ever answered is told here when it is not so any more. Rule of concurrency: one event loop; notifications are
+written elsewhere (notify.py).
+
+The kernel makes its copy of a listing from what readers of the directory are answered, entry after entry from the first, and uses
+it once it is whole. One that is dropped before that can never become whole while the kernel remembers the directory
+(fs/fuse/readdir.c: it would go on behind an entry whose page is gone). So a copy is dropped only when it is whole. One that is
+out of date before that is let grow, by readers that were there before or one that is alone, and dropped then.
 
 A notification waits in the kernel for the requests under way in that directory, so whatever these are answered is forgotten
 too. Answers that were asked for before a recall and come after it are given with no time to be kept.
 """
 
 import logging
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from alluxio_like.clock import Clock
 from alluxio_like.errors import AlluxioLikeError
@@ -29,6 +35,15 @@ _NAMES_TOLD = 5_000
 """Names of one directory that the kernel is told to forget one by one; for more it is told to ask for all again. A guess."""
 
 
+@dataclass(slots=True)
+class _Listing:
+    """The kernel's copy of a listing: until when it is right, the offset behind its last entry, and whether it has all."""
+
+    until_s: float
+    reached: int
+    whole: bool
+
+
 class KernelMemory:
     """Of the mount of the directory `root`."""
 
@@ -37,24 +52,43 @@ class KernelMemory:
         self._teller = teller
         self._root = root
         self._clock = clock
-        self._listings: BoundedDict[int, float] = BoundedDict(_LISTINGS)
-        """Directories whose listing the kernel may keep, and until when."""
+        self._listings: BoundedDict[int, _Listing] = BoundedDict(_LISTINGS)
         self.recalls = 0
         """How often something was recalled; a page of a listing from before then is not to be relied on."""
 
     # Listings
 
-    def may_keep_listing(self, node: int) -> bool:
-        """Whether the kernel may keep what it knows of a directory's listing, when it is opened."""
-        until_s = self._listings.lookup(node)
-        return until_s is not None and self._clock.monotonic() < until_s
+    def open_listing(self, node: int, is_alone: Callable[[], bool]) -> tuple[bool, bool]:
+        """A directory is opened: whether this open uses and makes the kernel's copy of its listing, and whether the copy that
+        there is is kept. `is_alone`: whether nobody else has it open."""
+        known = self._listings.lookup(node)
+        if known is None:
+            return True, False
+        if self._clock.monotonic() < known.until_s:
+            return True, True
+        if not known.whole:
+            # Others would find in it what was listed before they came.
+            return is_alone(), True
+        self._listings.discard(node)
+        return True, False
 
-    def note_listing(self, node: int, offset: int, valid_s: float) -> None:
-        """The kernel keeps this part of a listing: all of it is as good as its worst part."""
+    def note_listing(self, node: int, offset: int, reached: int, valid_s: float) -> None:
+        """A part of a listing was answered, from `offset` to `reached`; nothing: it ends there. All of the kernel's copy is as
+        good as its worst part."""
         until_s = self._clock.monotonic() + valid_s
-        if offset:
-            until_s = min(until_s, self._listings.lookup(node) or 0.0)
-        self._listings.set(node, until_s)
+        known = self._listings.lookup(node)
+        if known is None or (known.whole and not offset):
+            # Its first part; also where the kernel has lost a whole copy, and makes another one.
+            if not offset:
+                self._listings.set(node, _Listing(until_s, reached, whole=reached == offset))
+        elif not known.whole and offset <= known.reached and (reached > known.reached or reached == offset):
+            known.until_s = min(known.until_s, until_s)
+            known.whole = reached == offset
+            known.reached = reached
+            if known.whole and self._clock.monotonic() >= known.until_s:
+                # Now it can be dropped, and must be: who has the directory open may rewind it.
+                self._listings.discard(node)
+                self._teller.tell_inode(node)
 
     # Recalls
 
@@ -79,10 +113,20 @@ class KernelMemory:
         if known is not None and parent is not None:
             self._teller.tell(parent, to_bytes(known[0].name))
 
+    def _drop_listing(self, node: int) -> bool:
+        """A listing is not so any more; whether the kernel may drop its copy now."""
+        known = self._listings.lookup(node)
+        if known is not None and not known.whole:
+            known.until_s = 0.0
+            return False
+        self._listings.discard(node)
+        return True
+
     def _recall_everything(self) -> None:
-        self._listings.clear()
+        for node in self._listings.list_keys():
+            self._drop_listing(node)
         self._teller.tell_all()
-        self._teller.tell_inode(ROOT_NODE)
+        self._teller.tell_inode(ROOT_NODE, listing=self._listings.lookup(ROOT_NODE) is None)
 
     async def _tell_top(self, in_use: Iterable[InodeId]) -> None:
         """One by one what is in use, and what everything else is below: also what an earlier daemon on this mount has
@@ -105,7 +149,7 @@ class KernelMemory:
         await self._teller.flush()
 
     def _recall_directory(self, node: int, recall: Recall, in_use: Iterable[InodeId]) -> None:
-        self._listings.discard(node)
+        may_drop = self._drop_listing(node)
         names: Sequence[bytes] | None = recall.names
         if recall.all_names:
             names = self._backend.list_known_names(recall.directory, _NAMES_TOLD)
@@ -124,7 +168,7 @@ class KernelMemory:
                     self.tell_name(inode)
         for name in names or ():
             self._teller.tell(node, name)
-        self._teller.tell_inode(node)
+        self._teller.tell_inode(node, listing=may_drop)
 
     def _has_directory(self, directory: InodeId, names: Iterable[bytes]) -> bool:
         known = (self._backend.lookup_old(directory, to_str(name)) for name in names)

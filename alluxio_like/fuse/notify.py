@@ -30,8 +30,8 @@ class Teller(Protocol):
         """A name in a directory, by its node id, has to be looked up again."""
         ...
 
-    def tell_inode(self, node: int) -> None:
-        """An inode's attributes, and a directory's listing, have to be asked for again."""
+    def tell_inode(self, node: int, *, listing: bool = True) -> None:
+        """An inode's attributes have to be asked for again, and with `listing` a directory's listing."""
         ...
 
     def tell_all(self) -> None:
@@ -48,7 +48,7 @@ class KernelWriter(Protocol):
 
     def invalidate_entry(self, parent: int, name: bytes) -> None: ...
 
-    def invalidate_inode(self, node: int) -> None: ...
+    def invalidate_inode(self, node: int, *, attributes_only: bool) -> None: ...
 
     def increment_epoch(self) -> None: ...
 
@@ -60,7 +60,7 @@ class _Silent:
 
     def tell(self, parent: int, name: bytes) -> None: ...
 
-    def tell_inode(self, node: int) -> None: ...
+    def tell_inode(self, node: int, *, listing: bool = True) -> None: ...
 
     def tell_all(self) -> None: ...
 
@@ -101,8 +101,8 @@ class Notifier:
         else:
             self._add("entry", lambda: self._writer.invalidate_entry(parent, name))
 
-    def tell_inode(self, node: int) -> None:
-        self._add("inode", lambda: self._writer.invalidate_inode(node))
+    def tell_inode(self, node: int, *, listing: bool = True) -> None:
+        self._add("inode", lambda: self._writer.invalidate_inode(node, attributes_only=not listing))
 
     def tell_all(self) -> None:
         if not self._can_tell_all:

@@ -33,7 +33,7 @@ from alluxio_like.errors import (
 )
 from alluxio_like.fuse import xattrs
 from alluxio_like.fuse.backend import Answer, Backend, Buffer, Reader, Totals
-from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, FileHandle, HandleTable
+from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, FileHandle, HandleTable, KeptPage
 from alluxio_like.fuse.kernel_memory import ROOT_NODE, KernelMemory
 from alluxio_like.fuse.notify import SILENT, Teller
 from alluxio_like.types import EVERYWHERE, Attr, Entry, InodeId, Kind, Recall, SharedRange, to_bytes, to_str
@@ -310,7 +310,21 @@ class Operations:
 
     async def opendir(self, node: int) -> int:
         """The number of a new directory handle."""
-        return self._directories.add(await self._make_directory(node))
+        return self.add_directory(await self.get_directory(node))
+
+    def add_directory(self, directory: DirectoryHandle, *, in_kernel: bool = True) -> int:
+        """The number of a handle. `in_kernel`: the kernel copies what is listed by it."""
+        directory.in_kernel = in_kernel
+        return self._directories.add(directory)
+
+    def lookup_directory(self, handle: int) -> DirectoryHandle | None:
+        """The directory that is open under a number; None: none of ours."""
+        return self._directories.lookup(handle)
+
+    def has_open_directory(self, node: int) -> bool:
+        """Whether a directory is open."""
+        inode = self._get_inode(node)
+        return any(directory.entry.attr.inode == inode for directory in self._directories)
 
     async def adopt_directory(self, handle: int, node: int) -> None:
         """Take over a directory handle that an earlier daemon gave out. Raises Internal for a number of our own that is not
@@ -319,11 +333,12 @@ class Operations:
             return
         if not self._directories.is_foreign(handle):
             raise Internal(f"handle {handle} is not open")
-        directory = await self._make_directory(node)
+        directory = await self.get_directory(node)
         if self._directories.lookup(handle) is None:
             self._directories.adopt(handle, directory)
 
-    async def _make_directory(self, node: int) -> DirectoryHandle:
+    async def get_directory(self, node: int) -> DirectoryHandle:
+        """What becomes a handle. Raises NotADirectory."""
         if node == ROOT_NODE:
             entry = self._root
         else:
@@ -334,8 +349,9 @@ class Operations:
         found = None if node == ROOT_NODE else self._backend.get_old(entry.attr.inode)
         return DirectoryHandle(entry, entry.attr.inode if found is None or not found[1] else found[1])
 
-    async def readdir(self, handle: int, offset: int, emit: Emit) -> None:
-        """Hands entries from `offset` on to `emit` until it has no room; nothing handed over means the end.
+    async def readdir(self, handle: int, offset: int, emit: Emit) -> float:
+        """Hands entries from `offset` on to `emit` until it has no room; nothing handed over means the end. For how many seconds
+        what it says may be kept.
 
         Offsets 0 and 1 are "." and "..", and entry number n of the listing is offset n + 2. A reply ends where a page of the
         listing ends, so that no entry waits for those behind it.
@@ -345,26 +361,31 @@ class Operations:
             if offset == 0:
                 directory.restart()
                 if not emit(b".", directory.entry.attr, 0.0, 1, False):
-                    return
+                    return 0.0
                 offset = 1
             if offset == 1:
                 dotdot = replace(directory.entry.attr, inode=directory.parent)
                 if not emit(b"..", dotdot, 0.0, 2, False):
-                    return
+                    return 0.0
                 offset = 2
             found = await directory.find_page(
                 self._backend, offset - 2, lambda: (self.kernel_memory.recalls, self._clock.monotonic())
             )
             if found is None:
-                return
+                # That there is no more is as good as what came last.
+                return 0.0 if directory.last_page is None else self._get_valid_s(directory.last_page)
             page, place, ordinal = found
-            recalls, asked_s = page.mark
-            valid_s = self._limit(page.listing.valid_s - (self._clock.monotonic() - asked_s))
-            if recalls != self.kernel_memory.recalls:
-                valid_s = 0.0
+            valid_s = self._get_valid_s(page)
             for number, entry in enumerate(page.listing.entries[place:], ordinal + 3):
                 if not emit(to_bytes(entry.name), entry.attr, valid_s, number, True):
                     break
+            return valid_s
+
+    def _get_valid_s(self, page: KeptPage) -> float:
+        recalls, asked_s = page.mark
+        if recalls != self.kernel_memory.recalls:
+            return 0.0
+        return self._limit(page.listing.valid_s - (self._clock.monotonic() - asked_s))
 
     async def releasedir(self, handle: int) -> None:
         """Forget an open directory."""

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from alluxio_like.errors import NoData
 from alluxio_like.fuse import answers, wire
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.attributes import get_stat_mode
@@ -439,11 +438,12 @@ class Session:
         self._spawn("opendir", unique, thread, time.perf_counter(), self._opendir_slowly(node))
 
     async def _opendir_slowly(self, node: int) -> bytes:
-        handle = await self._operations.opendir(node)
-        flags = wire.FOPEN_CACHE_DIR
-        if self._operations.kernel_memory.may_keep_listing(node):
-            flags |= wire.FOPEN_KEEP_CACHE
-        return wire.pack_open(handle, flags)
+        operations = self._operations
+        directory = await operations.get_directory(node)
+        # No await from here on: `open_listing` is about the opens that there are.
+        uses, keeps = operations.kernel_memory.open_listing(node, lambda: not operations.has_open_directory(node))
+        handle = operations.add_directory(directory, in_kernel=uses)
+        return wire.pack_open(handle, (wire.FOPEN_CACHE_DIR if uses else 0) | (wire.FOPEN_KEEP_CACHE if keeps else 0))
 
     def _readdir(self, unique: int, node: int, thread: int, _length: int) -> None:
         handle, offset, size, _, _, _ = _READ.unpack_from(self._buffer, _HEADER_BYTES)
@@ -455,11 +455,11 @@ class Session:
 
     async def _list(self, node: int, handle: int, offset: int, size: int, *, plus: bool) -> bytes:
         page = wire.Directory(size)
-        shortest_s = float("inf")
+        reached = offset
         unlinked = wire.ENTRY_OUT.pack(0, 0, 0, 0, 0, 0, b"")
 
         def emit(name: bytes, attr: Attr, valid_s: float, following: int, is_real: bool) -> bool:
-            nonlocal shortest_s
+            nonlocal reached
             mode = get_stat_mode(attr)
             if not plus:
                 taken = page.add(attr.inode, following, mode, name)
@@ -467,13 +467,15 @@ class Session:
                 taken = page.add_plus(answers.pack_entry(self._nodes, attr, valid_s), attr.inode, following, mode, name)
             else:
                 taken = page.add_plus(unlinked, attr.inode, following, mode, name)
-            if is_real:
-                shortest_s = min(shortest_s, valid_s)
+            if taken:
+                reached = following
             return taken
 
         await self._operations.adopt_directory(handle, node)
-        await self._operations.readdir(handle, offset, emit)
-        self._operations.kernel_memory.note_listing(node, offset, shortest_s)
+        valid_s = await self._operations.readdir(handle, offset, emit)
+        directory = self._operations.lookup_directory(handle)
+        if directory is not None and directory.in_kernel:
+            self._operations.kernel_memory.note_listing(node, offset, reached, valid_s)
         return bytes(page.data)
 
     def _releasedir(self, unique: int, _node: int, _thread: int, _length: int) -> None:
@@ -490,16 +492,20 @@ class Session:
         self._spawn("statfs", unique, thread, time.perf_counter(), ask())
 
     def _getxattr(self, unique: int, node: int, thread: int, length: int) -> None:
+        started_s = time.perf_counter()
         size, *_ = wire.GETXATTR_IN.unpack_from(self._buffer, _HEADER_BYTES)
         name = self._get_name(length, _HEADER_BYTES + wire.GETXATTR_IN.size)
         if not self._operations.is_xattr(name):
-            raise NoData("no such extended attribute")
+            # Two for each name that `ls -l` shows; without an exception, which costs more than all else here.
+            self._write(wire.pack_error(unique, errno.ENODATA))
+            self._meter.count("getxattr", started_s)
+            return
         inode = self._nodes.get_inode(node)
 
         async def ask() -> None:
             self._reply_sized(unique, size, await self._operations.getxattr(inode, name))
 
-        self._spawn("getxattr", unique, thread, time.perf_counter(), ask())
+        self._spawn("getxattr", unique, thread, started_s, ask())
 
     def _listxattr(self, unique: int, node: int, thread: int, _length: int) -> None:
         size, *_ = wire.GETXATTR_IN.unpack_from(self._buffer, _HEADER_BYTES)

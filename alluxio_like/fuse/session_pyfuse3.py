@@ -470,8 +470,8 @@ class Pyfuse3Writer:
         pyfuse3.invalidate_entry(parent, name)
 
     @staticmethod
-    def invalidate_inode(node: int) -> None:
-        pyfuse3.invalidate_inode(node)
+    def invalidate_inode(node: int, *, attributes_only: bool) -> None:
+        pyfuse3.invalidate_inode(node, attributes_only)
 
     @staticmethod
     def increment_epoch() -> None:

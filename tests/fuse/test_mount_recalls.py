@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,3 +149,55 @@ def test_who_works_in_a_directory_keeps_working_in_it(mount: MakeMount, session:
             inner.stat()
         out, _ = worker.communicate("\n", 10)
     assert out.split() == [str(inner), "3"]
+
+
+PART = """
+import os, sys
+with os.scandir(sys.argv[1]) as entries:
+    names = [next(entries).name]
+    print("begun", flush=True)
+    sys.stdin.readline()
+    names += [entry.name for entry in entries]
+print(len(names), len(set(names)), flush=True)
+"""
+
+
+@pytest.mark.parametrize("session", ["kernel"])
+@pytest.mark.parametrize("event", ["recall", "another reader", "time"])
+def test_a_listing_that_was_disturbed_while_it_was_read_is_kept_by_the_kernel_later(mount: MakeMount, event: str) -> None:
+    """The kernel's copy of it must not be left half made: it would stay so."""
+    valid_s = 1.0 if event == "time" else 600.0
+    made = mount(valid_s=valid_s, entry_timeout_s=600.0, many={"/many": 3000}, page_entries=1000)
+    directory = made.path / "many"
+    command = [sys.executable, "-c", PART, str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "begun\n"
+        if event == "recall":
+            recall(made, "/many", names=["sample-0000001.bin"])
+        elif event == "another reader":
+            assert len(os.listdir(directory)) == 3000
+        else:
+            wait_until(lambda: made.do("counts")["list_dir"], "a listing")
+            time.sleep(1.1)
+            assert len(os.listdir(directory)) == 3000
+        reader.stdin.write("go\n")
+        reader.stdin.flush()
+        assert reader.stdout.readline() == "3000 3000\n"
+    calls = []
+    for _ in range(4):
+        before = made.do("counts")["list_dir"]
+        assert len(os.listdir(directory)) == 3000
+        calls.append(made.do("counts")["list_dir"] - before)
+    assert 0 in calls, "the kernel asks each time"
+
+
+@pytest.mark.parametrize("session", ["kernel"])
+def test_an_empty_directory_is_asked_for_again_in_its_time(mount: MakeMount) -> None:
+    made = mount(valid_s=0.5, entry_timeout_s=600.0)
+    directory = made.path / "dir" / "sub"
+    made.do("remove", path="/dir/sub/deep.bin")
+    wait_until(lambda: os.listdir(directory) == [], "the directory is empty")
+    made.do("add_file", path="/dir/sub/new", text="new")
+    wait_until(lambda: os.listdir(directory) == ["new"], "the new name")

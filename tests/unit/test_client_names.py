@@ -84,6 +84,22 @@ def test_the_oldest_names_go_first() -> None:
     assert names.lookup(ROOT, "14") is None
 
 
+def test_the_oldest_directories_go_first_and_late_answers_of_them_are_not_kept() -> None:
+    names = MetadataCache(ManualClock().monotonic, max_directories=10)
+    names.keep(ROOT, "f", LookupResult(make_entry("f", 2, 3), 50.0), names.begin())
+    begun = names.begin()
+    names.recall([Recall(ROOT, (b"g",))])
+    for number in range(100, 125):
+        names.keep_page(InodeId(number), b"", DirPage((), b"", 50.0), names.begin())
+    assert names.count_directories() == 10
+    assert names.list_page(InodeId(124), b"") is not None
+    assert names.list_page(InodeId(110), b"") is None
+    assert names.lookup(ROOT, "f") is None, "its directory is not remembered"
+    assert names.lookup_old(ROOT, "f") is not None
+    assert names.keep(ROOT, "g", LookupResult(None, 50.0), begun).valid_s == 0, "it may have been recalled"
+    assert names.keep(ROOT, "g", LookupResult(None, 50.0), names.begin()).valid_s == 50.0
+
+
 # Under a lease
 
 
@@ -275,7 +291,7 @@ class NamesMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = ManualClock()
         self.lease = Lease()
-        self.names = MetadataCache(self.clock.monotonic, lambda: self.lease.live, max_names=6)
+        self.names = MetadataCache(self.clock.monotonic, lambda: self.lease.live, max_names=6, max_directories=1)
         self.tree: dict[InodeId, dict[str, Entry]] = {directory: {} for directory in DIRECTORIES}
         self.next_inode = 10
         self.late: list[Answer] = []
@@ -363,6 +379,7 @@ class NamesMachine(RuleBasedStateMachine):
     @invariant()
     def it_is_bounded(self) -> None:
         assert len(self.names) <= 6
+        assert self.names.count_directories() <= 1
 
 
 TestNames = NamesMachine.TestCase
