@@ -12,13 +12,14 @@ from bench.loading import measure_loading
 from bench.measure import Result, render_table, write_results
 from bench.metadata import measure_metadata, measure_worker_restart
 from bench.mounted import measure_mounted
+from bench.names import measure_names
 from bench.peers import measure_peers
 from bench.reading import measure_epochs, measure_warm_reads
 from bench.restarts import measure_restarts
 from bench.sdk import measure_sdk
 from tests.servers.fixtures import start_s3_server
 
-PARTS = ("loading", "reading", "mounted", "holding", "peers", "epochs", "metadata", "sdk", "restarts")
+PARTS = ("loading", "reading", "mounted", "holding", "peers", "epochs", "metadata", "names", "sdk", "restarts")
 
 
 def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
@@ -29,6 +30,8 @@ def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
         return measure_sdk(directory, quick=quick)
     if part == "metadata":
         return [*measure_metadata(directory, quick=quick), *measure_worker_restart(directory, quick=quick)]
+    if part == "names":
+        return measure_names(directory, quick=quick)
     if part == "peers":
         return measure_peers(directory, quick=quick)
     parts = {

@@ -27,6 +27,8 @@ PEER_ROUNDS = 2
 TINY_BYTES = 1000
 KINDS = {"small": "110 KB files", "tiny": "1 KB files"}
 READERS = (1, 2, 4)
+WAYS = (("kernel", "on", 1), ("kernel", "off", 1), ("kernel", "off", 2), ("kernel", "on", 2), ("pyfuse3", "off", 1))
+"""Session, passthrough, processes that serve the mount."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class _Case:
 
 
 def measure_mounted(server: S3Server, directory: Path, *, quick: bool) -> list[Result]:
-    """All rows; ours by kernel session with and without passthrough, and by pyfuse3."""
+    """All rows; ours by kernel session with and without passthrough, by one process and by two, and by pyfuse3."""
     size, count = ((256 << 20), 500) if quick else ((1 << 30), 5000)
     bucket = server.make_bucket()
     large = fill_bucket(server, bucket, "large/", 1, size)[0]
@@ -77,20 +79,30 @@ def measure_mounted(server: S3Server, directory: Path, *, quick: bool) -> list[R
         with mount(directory, server, bucket) as root:
             peers[name] = _measure_peer(System(name, root), large)
     warm_all([native], large)
-    for session, passthrough in (("kernel", "on"), ("kernel", "off"), ("pyfuse3", "off")):
+    sequential: dict[tuple[str, int], Result] = {}
+    for session, passthrough, processes in WAYS:
         label = f"{session}, passthrough {passthrough}" if session == "kernel" else session
+        label += f", {processes} processes" if processes > 1 else ""
         shutil.rmtree(directory / "home", ignore_errors=True)
         environment = {"ALLUXIO_LIKE_SESSION": session, "ALLUXIO_LIKE_PASSTHROUGH": passthrough, **server.environment}
-        with start_stack(directory, uri, environment, "--workers", "1") as ours:
+        with start_stack(directory, uri, environment, "--workers", "1", "--processes", str(processes)) as ours:
             ours.load("/")
             pids = sorted({pid for parent in ours.pids for pid in get_descendants(parent)})
             system = System(f"ours ({label})", ours.mountpoint, pids)
             warm_all([system], large)
-            if passthrough == "on":
+            if passthrough == "on" and processes == 1:
                 results += _compare_blocks(system, native, large)
             results.append(_compare_sequential(system, peers, large, label))
-            results += _compare_files(system, native, peers, label, ours, strict=passthrough == "on")
-    return results
+            sequential.setdefault((passthrough, processes), results[-1])
+            results += _compare_files(system, native, peers, label, ours, strict=session == "kernel")
+    return [*results, _compare_processes(sequential)]
+
+
+def _compare_processes(sequential: Mapping[tuple[str, int], Result]) -> Result:
+    """What a second process does for one reader whose reads the kernel does not do by itself."""
+    one, two = (sequential["off", count] for count in (1, 2))
+    name = "warm sequential read (kernel, passthrough off): 2 processes of 1"
+    return Result(name, two.ours, one.ours, "MB/s", 1.6)
 
 
 def warm_all(systems: Sequence[System], large: str) -> None:
