@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fuse.held_mounts import HeldMount, show, wait_until
-from tests.fuse.test_held_mount import SIZE, Hold, Load, get_metric, hold
+from tests.fuse.test_held_mount import SIZE, Hold, Load, hold
 
 __all__ = ["hold"]
 
@@ -79,9 +79,21 @@ def make_mount(hold: Hold, **changes: Any) -> HeldMount:
     return mount
 
 
+def fetch(mount: HeldMount, page: str) -> str:
+    """A page of the daemon's HTTP server, whose address changes hands with the mount."""
+
+    def ask() -> str | None:
+        try:
+            with urllib.request.urlopen(f"http://{mount.facts()['http_address']}{page}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return None
+
+    return str(wait_until(ask, page, 30))
+
+
 def get_readers(mount: HeldMount) -> list[int]:
-    with urllib.request.urlopen(f"http://{mount.facts()['http_address']}/jobs.json", timeout=5) as answer:
-        return list(json.loads(answer.read())["readers"])
+    return list(json.loads(fetch(mount, "/jobs.json"))["readers"])
 
 
 def wait_readers(mount: HeldMount, gone: int = 0) -> list[int]:
@@ -96,7 +108,9 @@ def wait_readers(mount: HeldMount, gone: int = 0) -> list[int]:
 
 def count_handed(mount: HeldMount) -> float:
     """READs that readers have answered."""
-    return get_metric(mount, 'fuse_reads_handed_total{outcome="answered"}')
+    name = 'alluxio_like_fuse_reads_handed_total{outcome="answered"} '
+    (line,) = [line for line in fetch(mount, "/metrics").splitlines() if line.startswith(name)]
+    return float(line.split()[1])
 
 
 def wait_handed(mount: HeldMount, count: int = 5) -> None:
@@ -112,8 +126,7 @@ def test_readers_answer_reads(hold: Hold) -> None:
     show(f"rounds {sweeps.rounds}, {count_handed(mount):.0f} READs answered by readers")
     assert min(sweeps.rounds) > 0
     # What was read is booked, whoever answered.
-    with urllib.request.urlopen(f"http://{mount.facts()['http_address']}/jobs.json", timeout=5) as answer:
-        assert json.loads(answer.read())["total"]["read_bytes"] >= sum(sweeps.rounds) * LARGE
+    assert json.loads(fetch(mount, "/jobs.json"))["total"]["read_bytes"] >= sum(sweeps.rounds) * LARGE
     readers = get_readers(mount)
     assert mount.stop() == 0
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in readers), "the readers' end")
@@ -148,7 +161,6 @@ def test_killed_daemons_with_readers_under_load(hold: Hold) -> None:
             mount.kill_daemon()
             mount.wait_ready(generation, 30)
             wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before), "the readers' end")  # noqa: B023
-            wait_until(lambda: mount.facts()["http_address"], "the address again", 30)
     show(f"{KILLS} kills of daemons with readers, rounds {sweeps.rounds}")
     assert [errors for _, errors, _ in load.results.values()] == [0, 0, 0]
 
@@ -159,10 +171,9 @@ def test_replacement_changes_the_number_of_processes(hold: Hold) -> None:
     with Sweeps(mount, 1), Load(mount) as load:
         for generation, processes in ((2, 3), (3, 1), (4, 3)):
             assert mount.replace(processes=processes)["generation"] == generation
-            wait_until(lambda: mount.facts()["http_address"], "the address again", 30)
             if processes > 1:
                 wait_readers(mount)
                 wait_handed(mount)
             else:
-                assert get_readers(mount) == []
+                wait_until(lambda: get_readers(mount) == [], "no readers")
     assert [errors for _, errors, _ in load.results.values()] == [0, 0, 0]
