@@ -250,7 +250,7 @@ def test_what_crashes_comes_back(up: Up) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs the kernel session")
 def test_a_killed_or_replaced_daemon_of_the_mount_is_not_noticed(up: Up) -> None:
-    up.start()
+    up.start("--processes", "2")
     up.run("cache", "load", "/data")
     file = up.mountpoint / "data/f1"
     assert up.ready["fuse"]["pid"] != up.ready["fuse"]["daemon_pid"]
@@ -275,6 +275,12 @@ def test_a_killed_or_replaced_daemon_of_the_mount_is_not_noticed(up: Up) -> None
     up.check_reads(up.mountpoint / "data")
     assert "with --replace" in up.run("alluxio-like", "fuse", str(up.mountpoint), code=1)
     assert "no mount of ours" in up.run("alluxio-like", "fuse", str(up.source), "--replace", code=1)
+
+    def has_reader() -> bool:
+        here = up.run_json("alluxio-like", "report")["local_mounts"]
+        return any(one["mountpoint"] == str(up.mountpoint) and len(one["readers"]) == 1 for one in here)
+
+    until(has_reader)
     here = up.run_json("alluxio-like", "report")["local_mounts"]
     (mount,) = (one for one in here if one["mountpoint"] == str(up.mountpoint))
     assert (mount["mountpoint"], mount["generation"], mount["restarts"], mount["state"]) == (
@@ -283,7 +289,7 @@ def test_a_killed_or_replaced_daemon_of_the_mount_is_not_noticed(up: Up) -> None
         1,
         "serving",
     )
-    assert "its daemon was restarted 1 times" in up.run("alluxio-like", "report")
+    assert "2 processes; its daemon was restarted 1 times" in up.run("alluxio-like", "report")
     assert up.stop() == 0
 
 
