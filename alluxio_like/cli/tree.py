@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,15 @@ PathArgument = Annotated[str, typer.Argument(help="A path of the namespace, a pa
 OptionsOption = Annotated[
     list[str],
     typer.Option("-o", metavar="KEY=VALUE", help="Option of the store; KEY=@FILE reads the value from a file. May be repeated."),
+]
+MountOptionsOption = Annotated[
+    list[str],
+    typer.Option(
+        "-o",
+        metavar="KEY=VALUE",
+        help="Option of the store; -o help lists them. KEY=@FILE reads the value from a file now; KEY=file:/PATH and "
+        "KEY=env:NAME have the master and the workers read a secret. May be repeated.",
+    ),
 ]
 SyncOption = Annotated[
     str,
@@ -71,35 +81,51 @@ async def to_known_path(client: "Client", path: str) -> str:
 
 
 def mount(
-    path: Annotated[str, typer.Argument(help="Where in the namespace.")],
-    uri: Annotated[str, typer.Argument(help="What: s3://bucket/prefix or file:///directory.")],
-    options: OptionsOption = [],  # noqa: B006
+    path: Annotated[str, typer.Argument(help="Where in the namespace.", show_default=False)] = "",
+    uri: Annotated[str, typer.Argument(help="What: s3://bucket/prefix or file:///directory.", show_default=False)] = "",
+    options: MountOptionsOption = [],  # noqa: B006
     sync_interval: SyncOption = "",
     read_only: Annotated[
         bool, typer.Option("--read-only", help="Nothing is ever written to the store (as yet, always so).")
     ] = True,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not ask the store whether it answers.")] = False,
     update: Annotated[
-        bool, typer.Option("--update", help="Give what is mounted there other options, such as new credentials; nothing is lost.")
+        bool,
+        typer.Option(
+            "--update",
+            help="Change single options of what is mounted there, such as credentials: KEY=VALUE sets one, KEY= takes it away, "
+            "all others stay; nothing that is cached is lost.",
+        ),
     ] = False,
     master: MasterOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Mount a store into the namespace.
 
+    -o help lists the options of all stores; with the store in front (mount s3:// -o help) its own.
+
     Credentials come from the AWS chain of the workers and the master (environment, profile, instance) or from -o; they are kept
-    unreadable to others and never shown.
+    unreadable to others and never shown. A secret may also be named: file:/path or env:NAME is looked up where the master and the
+    workers run, and again when the file changes.
 
     \b
     Examples:
+      alluxio-like mount s3:// -o help
       alluxio-like mount /data s3://bucket/prefix
       alluxio-like mount /ceph s3://bucket -o endpoint=http://10.0.0.5:7480 \\
           -o access_key=AK -o secret_key=@/etc/ceph.key
       alluxio-like mount /data/extra file:///srv/extra --sync-interval 30s
-      alluxio-like mount --update /data s3://bucket/prefix -o access_key=AK -o secret_key=@/etc/new.key
+      alluxio-like mount --update /data -o access_key=AK -o secret_key=@/etc/new.key
+      alluxio-like mount --update /data -o session_token=
+      alluxio-like mount /data s3://bucket -o access_key=file:/run/secrets/s3/id -o secret_key=file:/run/secrets/s3/key
     """
     from alluxio_like.rpc.messages import MountSpec
 
+    if "help" in options:
+        show_options(next((text for text in (path, uri) if "://" in text), ""), as_json)
+        return
+    if not path or not (uri or update):
+        raise InvalidArgument("give the path and the store: alluxio-like mount /data s3://bucket/prefix")
     parsed = parse_options(options)
     if uri.startswith("/"):
         uri = f"file://{os.path.abspath(uri)}"  # noqa: PTH100
@@ -113,6 +139,7 @@ def mount(
         gid=_to_number(parsed, "gid", os.getgid()),
         skip_check=no_check,
         update=update,
+        keep_others=update,
     )
 
     async def run() -> None:
@@ -124,6 +151,22 @@ def mount(
             print(f"{'updated' if update else 'mounted'} {info.uri} at {show_name(info.path)}")
 
     run_async(run())
+
+
+def show_options(uri: str, as_json: bool) -> None:
+    """The options of a store, or of all."""
+    from alluxio_like.ufs.options import describe_options, list_schemes
+
+    scheme = uri.partition("://")[0]
+    known = [(name, option) for name in ([scheme] if scheme else list_schemes()) for option in describe_options(name)]
+    if as_json:
+        print_json([{"store": name, **asdict(option)} for name, option in known])
+        return
+    rows = []
+    for name, option in known:
+        meaning = option.help + (" (secret)" if option.secret else "")
+        rows.append([f"{name}://", option.name, option.shown_kind, option.default or "-", meaning])
+    print_table(["STORE", "OPTION", "VALUE", "DEFAULT", "MEANING"], rows, left=(0, 1, 2, 3, 4))
 
 
 def _to_number(options: dict[str, str], name: str, default: int) -> int:
@@ -184,6 +227,9 @@ def print_mounts(found: Any) -> None:
         options = ",".join(f"{key}={value}" for key, value in sorted(m.options.items()))
         rows.append([show_name(m.path), m.uri, "ro" if m.read_only else "rw", sync, options or "-"])
     print_table(["PATH", "STORE", "MODE", "SYNC", "OPTIONS"], rows, left=(0, 1, 2, 4))
+    for m in found:
+        if m.trouble:
+            print(f"{show_name(m.path)}: {m.trouble}", file=sys.stderr)
 
 
 @fs.command("ls")

@@ -149,6 +149,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             asyncio.create_task(_watch_workers(meta, registry, jobs, metrics, clock), name="watch workers"),
             asyncio.create_task(_watch_leases(coherence), name="watch leases"),
             asyncio.create_task(_forget_old(meta, registry, pool, clock), name="forget old"),
+            asyncio.create_task(mounts.check_all(), name="check mounts"),
         ]
         stack.push_async_callback(_cancel, chores)
         await server.start()

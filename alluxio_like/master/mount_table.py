@@ -9,6 +9,7 @@ a mount never lacks its secrets; what a crash between the two leaves is removed 
 Used from the event loop alone, but for the secrets' file, which the writer's thread changes (under the lock of that file).
 """
 
+import asyncio
 import json
 import logging
 import os
@@ -30,10 +31,12 @@ from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import MountInfo, MountSecrets, MountSpec
 from alluxio_like.types import EVERYWHERE, InodeId, MountId, Recall
 from alluxio_like.ufs.api import Ufs
-from alluxio_like.ufs.open import parse_uri, split_secrets
+from alluxio_like.ufs.open import change_options, get_secret_names, parse_uri, split_secrets
 
 log = logging.getLogger(__name__)
 
+CHECKS_AT_ONCE = 8
+"""Stores that are asked at once after a start; a guess."""
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 15.0
 """After failures in a row a store is asked at most so often by those who can do without it (guesses)."""
@@ -205,8 +208,24 @@ class MountTable:
 
     def list_troubles(self) -> list[str]:
         """One line for each mount whose store failed last time."""
-        latest = {m: max(known.values(), key=lambda t: t.until_s) for m, known in self._troubles.items() if known}
-        return [f"{self._records[m].path}: {trouble.error}" for m, trouble in latest.items() if m in self._records]
+        found = [(record.path, self._describe_trouble(mount_id)) for mount_id, record in self._records.items()]
+        return [f"{path}: {trouble}" for path, trouble in found if trouble]
+
+    async def check_all(self) -> None:
+        """Ask each store whether it is there, some at a time, so that `mounts` and `report` can say which is not. Nobody waits
+        for it: a store that is down keeps nobody from the others."""
+        at_once = asyncio.Semaphore(CHECKS_AT_ONCE)
+
+        async def check(record: MountRecord) -> None:
+            async with at_once:
+                try:
+                    await self.get_ufs(record.mount_id).check()
+                except errors.AlluxioLikeError as error:
+                    if self._records.get(record.mount_id) == record:
+                        log.warning("a store does not answer", extra={"path": record.path, "error": str(error)})
+                        self.note_failure(record.mount_id, record.root, error)
+
+        await asyncio.gather(*[check(record) for record in self._records.values()])
 
     # -- the table -----------------------------------------------------------------------------------------------------
 
@@ -214,9 +233,9 @@ class MountTable:
         """Mount a store and say so to nobody but the caller. Nothing is changed unless the store answers (or skip_check)."""
         if not spec.path.startswith("/"):
             raise errors.InvalidArgument("a mount's path is absolute in the namespace, such as /data", subject=spec.path)
-        public, secret = split_secrets(parse_uri(spec.uri).scheme, spec.options)
         if spec.update:
-            return await self._update(operation_id, spec, public, secret)
+            return await self._update(operation_id, spec)
+        public, secret = split_secrets(parse_uri(spec.uri).scheme, spec.options)
         store = self._open_store(spec.path, spec.uri, public, secret)
         try:
             if not spec.skip_check:
@@ -266,16 +285,26 @@ class MountTable:
         log.info("mounted", extra={"path": record.path, "uri": record.uri})
         return self._describe(record)
 
-    async def _update(
-        self, operation_id: str, spec: MountSpec, public: Mapping[str, str], secret: Mapping[str, str]
-    ) -> MountInfo:
+    def _choose_options(self, known: MountRecord, spec: MountSpec) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """A mount's options after an update, as (public, secret)."""
+        before = self._secrets.get(known.mount_id)
+        scheme = parse_uri(known.uri).scheme
+        if spec.keep_others:
+            return split_secrets(scheme, change_options(scheme, {**known.options, **before}, spec.options))
+        public, secret = split_secrets(parse_uri(spec.uri).scheme, spec.options)
+        if not secret and not (_GIVES_CREDENTIALS | get_secret_names(scheme)) & public.keys():
+            secret = dict(before)
+        return public, secret
+
+    async def _update(self, operation_id: str, spec: MountSpec) -> MountInfo:
         """Give a mount other options; those that say where its data is must be as they are."""
         parts = split_path(spec.path)
         known = next((r for r in self._records.values() if split_path(r.path) == parts), None)
         if known is None:
             raise errors.NotFound("nothing is mounted there", subject=spec.path)
+        public, wanted = self._choose_options(known, spec)
         moved = [name for name in PLACE_OPTIONS if known.options.get(name) != public.get(name)]
-        if str(parse_uri(known.uri)) != str(parse_uri(spec.uri)) or moved:
+        if (spec.uri and str(parse_uri(known.uri)) != str(parse_uri(spec.uri))) or moved:
             raise errors.Conflict(
                 f"{known.uri} is mounted there with other options ({', '.join(moved) or 'another store'}): unmount it first, "
                 "because other data would be under the same names",
@@ -283,9 +312,8 @@ class MountTable:
             )
         mount_id = known.mount_id
         before = self._secrets.get(mount_id)
-        wanted = dict(secret) or ({} if _GIVES_CREDENTIALS & public.keys() else dict(before))
         interval = known.sync_interval_s if spec.sync_interval_s == 0 else spec.sync_interval_s
-        if dict(known.options) == dict(public) and dict(before) == wanted and interval == known.sync_interval_s:
+        if dict(known.options) == public and before == wanted and interval == known.sync_interval_s:
             return self._describe(known)
         store = self._open_store(known.path, known.uri, public, wanted)
         try:
@@ -371,7 +399,12 @@ class MountTable:
             uid=record.uid,
             gid=record.gid,
             created_ns=record.created_ns,
+            trouble=self._describe_trouble(record.mount_id),
         )
+
+    def _describe_trouble(self, mount_id: MountId) -> str:
+        known = self._troubles.get(mount_id)
+        return str(max(known.values(), key=lambda t: t.until_s).error) if known else ""
 
     async def close(self) -> None:
         """Close all stores."""

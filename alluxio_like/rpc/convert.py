@@ -264,6 +264,7 @@ def mount_request(operation_id: str, spec: MountSpec) -> master_pb2.MountRequest
         gid=spec.gid,
         skip_check=spec.skip_check,
         update=spec.update,
+        keep_others=spec.keep_others,
     )
 
 
@@ -278,6 +279,7 @@ def to_mount_spec(message: master_pb2.MountRequest) -> MountSpec:
         gid=message.gid,
         skip_check=message.skip_check,
         update=message.update,
+        keep_others=message.keep_others,
     )
 
 
@@ -292,6 +294,7 @@ def mount_info(value: MountInfo) -> master_pb2.MountInfo:
         uid=value.uid,
         gid=value.gid,
         created_ns=value.created_ns,
+        trouble=value.trouble,
     )
 
 
@@ -306,6 +309,7 @@ def to_mount_info(message: master_pb2.MountInfo) -> MountInfo:
         uid=message.uid,
         gid=message.gid,
         created_ns=message.created_ns,
+        trouble=message.trouble,
     )
 
 

@@ -106,7 +106,8 @@ class FsTotals:
 class MountSpec:
     """What is to be mounted. `sync_interval_s` 0 leaves the default, negative means never. `options` may hold secrets.
 
-    `update`: what is mounted there already gets these options (secrets not given stay as they are).
+    `update`: what is mounted there already gets these options (secrets not given stay as they are). With `keep_others` they are
+    changes: all others stay, and one with an empty text is taken away; `uri` may be empty then.
     """
 
     path: str
@@ -118,11 +119,12 @@ class MountSpec:
     gid: int = 0
     skip_check: bool = False
     update: bool = False
+    keep_others: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MountInfo:
-    """A mount without its secrets: their values read "***"."""
+    """A mount without its secrets: their values read "***". `trouble` says why its store failed last; empty: it did not."""
 
     mount_id: MountId
     path: str
@@ -133,6 +135,7 @@ class MountInfo:
     uid: int
     gid: int
     created_ns: int
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)

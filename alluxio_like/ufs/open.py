@@ -8,10 +8,30 @@ from collections.abc import Callable, Mapping
 
 from alluxio_like import errors
 from alluxio_like.ufs.api import Ufs
-from alluxio_like.ufs.options import Option, describe_options, list_schemes, parse_options, split_secrets
+from alluxio_like.ufs.options import (
+    Option,
+    change_options,
+    describe_options,
+    get_secret_names,
+    list_schemes,
+    parse_options,
+    split_secrets,
+)
+from alluxio_like.ufs.references import Secrets, is_reference
 from alluxio_like.ufs.uri import StoreUri, parse_uri
 
-__all__ = ["Option", "StoreUri", "describe_options", "list_schemes", "open_ufs", "parse_uri", "split_secrets"]
+__all__ = [
+    "Option",
+    "StoreUri",
+    "change_options",
+    "describe_options",
+    "get_secret_names",
+    "is_reference",
+    "list_schemes",
+    "open_ufs",
+    "parse_uri",
+    "split_secrets",
+]
 
 
 def open_ufs(
@@ -32,6 +52,9 @@ def open_ufs(
     """
     parsed = parse_uri(uri)
     values = parse_options(parsed.scheme, {**options, **secrets})
+    if parsed.scheme != "s3":  # which looks itself, again and again
+        named = Secrets({name: str(values[name]) for name in get_secret_names(parsed.scheme) & values.keys()})
+        values.update({name: named.get(name) for name in values if name in named})
     try:
         if parsed.scheme == "s3":
             from alluxio_like.ufs.s3_names import WritableS3Ufs

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from alluxio_like import errors
+from alluxio_like.ufs.references import check_reference, is_reference
 
 OptionValue = str | int | float | bool
 
@@ -18,7 +19,8 @@ class Option:
     """One option of a scheme.
 
     `kind` is one of "text", "integer", "number", "switch", "choice", "url"; `choices` are there for the kind "choice". `default`
-    says in words what holds where the option is not given; empty: nothing. A secret's value is never shown and is stored apart.
+    says in words what holds where the option is not given; empty: nothing. A secret's value is never shown and is stored apart,
+    or is the name of one (references.py).
     """
 
     name: str
@@ -87,14 +89,31 @@ def describe_options(scheme: str) -> tuple[Option, ...]:
 
 
 def split_secrets(scheme: str, options: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Options as (public, secret), after checking all of them.
+    """Options as (public, secret), after checking all of them. Secrets that are named and not given (references.py) are public.
 
     Raises ConfigError for an unknown scheme or option or a value that cannot be one; the message never repeats a secret's value.
     """
     parse_options(scheme, options)
-    secret_names = {option.name for option in describe_options(scheme) if option.secret}
-    public = {name: value for name, value in options.items() if name not in secret_names}
-    return public, {name: value for name, value in options.items() if name in secret_names}
+    names = get_secret_names(scheme)
+    secret = {name: value for name, value in options.items() if name in names and not is_reference(value)}
+    return {name: value for name, value in options.items() if name not in secret}, secret
+
+
+def get_secret_names(scheme: str) -> frozenset[str]:
+    """The options of a scheme that are secrets."""
+    return frozenset(option.name for option in describe_options(scheme) if option.secret)
+
+
+def change_options(scheme: str, options: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
+    """Options, secrets among them, with some given anew and those with an empty text taken away; unchecked otherwise.
+
+    Raises ConfigError for the name of an option that there is not.
+    """
+    known = {option.name for option in describe_options(scheme)}
+    for name in changes:
+        if name not in known:
+            raise errors.ConfigError(_describe_unknown(scheme, name, tuple(known)), subject=name)
+    return {name: text for name, text in {**options, **changes}.items() if text}
 
 
 def parse_options(scheme: str, options: Mapping[str, str]) -> dict[str, OptionValue]:
@@ -109,6 +128,8 @@ def parse_options(scheme: str, options: Mapping[str, str]) -> dict[str, OptionVa
         if option is None:
             raise errors.ConfigError(_describe_unknown(scheme, name, tuple(known)), subject=name)
         try:
+            if option.secret and is_reference(text):
+                check_reference(text)
             parsed[name] = _PARSERS[option.kind](option, text)
         except ValueError as error:
             shown = "the value given" if option.secret else repr(text)

@@ -326,7 +326,7 @@ class S3Ufs:
         """After a refusal: credentials from the AWS chain may have been replaced under us, so the next call looks for them anew,
         but not with each of many refused calls."""
         age_s = asyncio.get_running_loop().time() - self._connected_s
-        if not self._settings.access_key and not self._settings.anonymous and age_s >= self._settings.stall_s:
+        if not self._settings.has_own_keys and not self._settings.anonymous and age_s >= self._settings.stall_s:
             self._clients = None
 
     def _make_list_arguments(self, prefix: str, max_entries: int) -> dict[str, Any]:

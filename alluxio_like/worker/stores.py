@@ -13,6 +13,7 @@ from alluxio_like.errors import AlluxioLikeError
 from alluxio_like.rpc.messages import MountSecrets
 from alluxio_like.types import MountId
 from alluxio_like.ufs.api import Ufs
+from alluxio_like.ufs.references import is_reference
 
 _REOPEN_S = 10.0
 """A mount's options are asked for again at most so often. A guess."""
@@ -104,7 +105,7 @@ class Stores:
     async def _open_mount(self, mount_id: MountId) -> Ufs:
         mount = await self._get_secrets(mount_id)
         old = self._doubted.pop(mount_id, None)
-        if old is not None and old.mount == mount:
+        if old is not None and _is_same(old.mount, mount):
             # Refused for another reason: a store of its own for each refusal would cost memory and threads each.
             self._open[mount_id] = replace(old, asked_s=self._monotonic())
             return old.ufs
@@ -127,6 +128,14 @@ class Stores:
         # Its error was given to those who wait, if anybody still did.
         if not task.cancelled() and isinstance(task.exception(), AlluxioLikeError):
             return
+
+
+def _is_same(old: MountSecrets, new: MountSecrets) -> bool:
+    """Whether a store opened with the one is as good as one with the other. Secrets that are named may be others by now; and what
+    is known of the store's health changes nothing."""
+    if any(is_reference(text) for text in new.mount.options.values()):
+        return False
+    return replace(old.mount, trouble="") == replace(new.mount, trouble="") and old.secrets == new.secrets
 
 
 async def _retire(ufs: Ufs) -> None:

@@ -322,6 +322,7 @@ class Cluster:
             size=self.size_bytes,
             rgw=self.rgw_port,
             tls=self.tls_port,
+            sts_key=secrets.token_hex(8),
         )
 
 
@@ -416,6 +417,11 @@ rgw data = {root}/rgw
 rgw frontends = beast endpoint=127.0.0.1:{rgw} ssl_endpoint=127.0.0.1:{tls} ssl_certificate={root}/tls.crt \
 ssl_private_key={root}/tls.key tcp_nodelay=1
 rgw thread pool size = 32
+# buckets in the host name: any name ending in .localhost
+rgw dns name = localhost
+# roles: AssumeRole and AssumeRoleWithWebIdentity
+rgw s3 auth use sts = true
+rgw sts key = {sts_key}
 rgw enable usage log = false
 rgw enable ops log = false
 rgw dynamic resharding = false

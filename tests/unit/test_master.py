@@ -386,6 +386,64 @@ async def test_an_update_gives_a_mount_other_credentials_and_keeps_its_inodes(cl
         await cluster.stub.mount(MountSpec("/none", "s3://bucket/data", new, update=True))
 
 
+async def test_an_update_changes_single_options(cluster: Cluster) -> None:
+    def change(path: str = "/data", uri: str = "", **options: str) -> MountSpec:
+        return MountSpec(path, uri, options, update=True, keep_others=True)
+
+    first = {"endpoint": "http://127.0.0.1:1", "region": "r", "access_key": "AK", "secret_key": "old-secret"}
+    await cluster.add_store(options=first, sync_interval_s=7)
+    mount = (await cluster.stub.list_mounts())[0]
+    updated = await cluster.stub.mount(change(secret_key="new-secret"))
+    assert updated.options == {**first, "access_key": "***", "secret_key": "***"}
+    assert (updated.mount_id, updated.uri, updated.sync_interval_s) == (mount.mount_id, "s3://bucket/data", 7)
+    assert (await cluster.stub.get_mount_secrets(mount.mount_id)).secrets == {"access_key": "AK", "secret_key": "new-secret"}
+    # Named instead: nothing secret is kept any more.
+    updated = await cluster.stub.mount(change(region="", access_key="env:AK", secret_key="file:/run/key"))
+    assert updated.options == {"endpoint": "http://127.0.0.1:1", "access_key": "env:AK", "secret_key": "file:/run/key"}
+    assert (await cluster.stub.get_mount_secrets(mount.mount_id)).secrets == {}
+    assert "new-secret" not in (cluster.home / "secrets.json").read_text()
+    for wrong in (change(access_key=""), change(regon=""), change(verify="perhaps"), change(profile="p")):
+        with pytest.raises(errors.ConfigError):
+            await cluster.stub.mount(wrong)
+    for elsewhere in (change(uri="s3://other"), change(endpoint="http://127.0.0.1:2"), change(endpoint="")):
+        with pytest.raises(errors.Conflict):
+            await cluster.stub.mount(elsewhere)
+    with pytest.raises(errors.NotFound):
+        await cluster.stub.mount(change("/none", region="r"))
+    assert [info.options for info in await cluster.stub.list_mounts()] == [updated.options]
+
+
+async def test_a_store_that_is_down_at_the_start_stops_nobody(cluster: Cluster) -> None:
+    up = await cluster.add_store("/up", "s3://bucket/up")
+    down = await cluster.add_store("/down", "s3://bucket/down")
+    stuck = await cluster.add_store("/stuck", "s3://bucket/stuck")
+    up.put("x", b"1")
+    await cluster.stop_master()
+    down.fail("LIST", errors.StoreUnavailable("the store cannot be reached"), always=True)
+    held = asyncio.Event()
+    stuck.fail("LIST", Fault(until=held))
+    await cluster.start()
+    assert await read_dir(cluster, await get_inode(cluster, "/up")) == ["x"]
+
+    async def troubles() -> dict[str, str]:
+        return {info.path: info.trouble for info in await cluster.stub.list_mounts()}
+
+    async with asyncio.timeout(10):
+        while not (await troubles())["/down"]:
+            await asyncio.sleep(0.01)
+    assert await troubles() == {"/up": "", "/down": "the store cannot be reached", "/stuck": ""}
+    assert any("/down" in line for line in (await cluster.stub.report()).warnings)
+    down.heal()
+    held.set()
+    inode = await get_inode(cluster, "/down")
+    async with asyncio.timeout(10):
+        while (await troubles())["/down"]:
+            try:  # for a moment it is left alone
+                assert await read_dir(cluster, inode) == []
+            except errors.StoreUnavailable:
+                await asyncio.sleep(0.05)
+
+
 async def test_a_mount_that_does_not_answer_changes_nothing(cluster: Cluster) -> None:
     await cluster.add_store("/good", "s3://good")
     cluster.stores["s3://bad"] = bad = MemoryUfs()

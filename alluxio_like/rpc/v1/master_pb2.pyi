@@ -141,7 +141,7 @@ class StatFsReply(_message.Message):
     def __init__(self, files: _Optional[int] = ..., known_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ...) -> None: ...
 
 class MountRequest(_message.Message):
-    __slots__ = ("operation_id", "path", "uri", "options", "read_only", "sync_interval_s", "uid", "gid", "skip_check", "update")
+    __slots__ = ("operation_id", "path", "uri", "options", "read_only", "sync_interval_s", "uid", "gid", "skip_check", "update", "keep_others")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +159,7 @@ class MountRequest(_message.Message):
     GID_FIELD_NUMBER: _ClassVar[int]
     SKIP_CHECK_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_OTHERS_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     path: bytes
     uri: str
@@ -169,7 +170,8 @@ class MountRequest(_message.Message):
     gid: int
     skip_check: bool
     update: bool
-    def __init__(self, operation_id: _Optional[str] = ..., path: _Optional[bytes] = ..., uri: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., read_only: _Optional[bool] = ..., sync_interval_s: _Optional[float] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., skip_check: _Optional[bool] = ..., update: _Optional[bool] = ...) -> None: ...
+    keep_others: bool
+    def __init__(self, operation_id: _Optional[str] = ..., path: _Optional[bytes] = ..., uri: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., read_only: _Optional[bool] = ..., sync_interval_s: _Optional[float] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., skip_check: _Optional[bool] = ..., update: _Optional[bool] = ..., keep_others: _Optional[bool] = ...) -> None: ...
 
 class MountReply(_message.Message):
     __slots__ = ("mount",)
@@ -200,7 +202,7 @@ class ListMountsReply(_message.Message):
     def __init__(self, mounts: _Optional[_Iterable[_Union[MountInfo, _Mapping]]] = ...) -> None: ...
 
 class MountInfo(_message.Message):
-    __slots__ = ("mount_id", "path", "uri", "options", "read_only", "sync_interval_s", "uid", "gid", "created_ns")
+    __slots__ = ("mount_id", "path", "uri", "options", "read_only", "sync_interval_s", "uid", "gid", "created_ns", "trouble")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +219,7 @@ class MountInfo(_message.Message):
     UID_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
     CREATED_NS_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
     mount_id: int
     path: bytes
     uri: str
@@ -226,7 +229,8 @@ class MountInfo(_message.Message):
     uid: int
     gid: int
     created_ns: int
-    def __init__(self, mount_id: _Optional[int] = ..., path: _Optional[bytes] = ..., uri: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., read_only: _Optional[bool] = ..., sync_interval_s: _Optional[float] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., created_ns: _Optional[int] = ...) -> None: ...
+    trouble: str
+    def __init__(self, mount_id: _Optional[int] = ..., path: _Optional[bytes] = ..., uri: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., read_only: _Optional[bool] = ..., sync_interval_s: _Optional[float] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., created_ns: _Optional[int] = ..., trouble: _Optional[str] = ...) -> None: ...
 
 class GetMountSecretsRequest(_message.Message):
     __slots__ = ("mount_id",)
