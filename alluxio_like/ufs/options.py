@@ -48,6 +48,10 @@ _S3 = (
     Option("access_key", "text", "access key id", secret=True, default="what the AWS chain finds"),
     Option("secret_key", "text", "secret access key, together with access_key", secret=True),
     Option("session_token", "text", "session token of temporary credentials", secret=True),
+    Option("role_arn", "text", "role to assume, with the credentials above or the web identity's token", default="none"),
+    Option("external_id", "text", "what the role's owner wants to hear, together with role_arn"),
+    Option("web_identity_token_file", "text", "file with a token to assume role_arn with; read again before it runs out"),
+    Option("sts_endpoint", "url", "the server that gives roles", default="the endpoint, else AWS's"),
     Option("anonymous", "switch", "send unsigned requests, for public buckets", default="false"),
     Option(
         "addressing",
@@ -150,6 +154,15 @@ def _check_combinations(parsed: Mapping[str, OptionValue]) -> None:
         raise errors.ConfigError("access_key and secret_key must be given together", subject=keys[0])
     if "session_token" in parsed and not keys:
         raise errors.ConfigError("session_token needs access_key and secret_key", subject="session_token")
+    for name in ("external_id", "web_identity_token_file", "sts_endpoint"):
+        if name in parsed and "role_arn" not in parsed:
+            raise errors.ConfigError(f"{name} needs role_arn", subject=name)
+    if "web_identity_token_file" in parsed and ("access_key" in parsed or "external_id" in parsed):
+        raise errors.ConfigError(
+            "web_identity_token_file stands in for access_key, and knows no external_id", subject="web_identity_token_file"
+        )
+    if parsed.get("anonymous") and "role_arn" in parsed:
+        raise errors.ConfigError("give only one of anonymous, role_arn", subject="role_arn")
     sources = [s for s in ("access_key", "profile") if s in parsed] + (["anonymous"] if parsed.get("anonymous") else [])
     if len(sources) > 1:
         raise errors.ConfigError(f"give only one of {', '.join(sources)}", subject=sources[0])

@@ -20,8 +20,9 @@ from alluxio_like.types import Fingerprint, Kind
 from alluxio_like.ufs import s3_listing as listing
 from alluxio_like.ufs.api import ListPage, StoreEntry
 from alluxio_like.ufs.options import OptionValue
-from alluxio_like.ufs.s3_client import S3Clients, S3Settings, connect
+from alluxio_like.ufs.s3_client import S3Clients, connect
 from alluxio_like.ufs.s3_errors import convert_error, get_refusal
+from alluxio_like.ufs.s3_settings import S3Settings
 from alluxio_like.ufs.threads import BlockingPool, Lent
 from alluxio_like.ufs.uri import StoreUri
 
@@ -323,10 +324,10 @@ class S3Ufs:
             raise converted from error
 
     def _doubt_credentials(self) -> None:
-        """After a refusal: credentials from the AWS chain may have been replaced under us, so the next call looks for them anew,
+        """After a refusal: credentials may have been replaced under us, so the next call looks for them anew,
         but not with each of many refused calls."""
         age_s = asyncio.get_running_loop().time() - self._connected_s
-        if not self._settings.has_own_keys and not self._settings.anonymous and age_s >= self._settings.stall_s:
+        if not self._settings.has_fixed_keys and age_s >= self._settings.stall_s:
             self._clients = None
 
     def _make_list_arguments(self, prefix: str, max_entries: int) -> dict[str, Any]:

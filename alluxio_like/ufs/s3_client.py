@@ -1,13 +1,12 @@
 """The two S3 client libraries, set up alike: boto3 for what is asked seldom, obstore for reading.
 
-Owns how options and the AWS chain become clients: endpoint, region, addressing, TLS, timeouts, and credentials with their true
-expiry. `connect` blocks (it reads files and may ask a metadata service), so it runs in a thread; what it returns may be used from
-any thread. Neither secrets nor clients appear in any repr.
+Owns how options become clients: endpoint, region, addressing, TLS, timeouts; who they are is s3_credentials.py's affair.
+`connect` blocks (it reads files and may ask a metadata service), so it runs in a thread; what it returns may be used from any
+thread. Neither secrets nor clients appear in any repr.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,62 +14,22 @@ import boto3
 import boto3.session
 import botocore
 import botocore.exceptions
-import botocore.session
 import urllib3
 from botocore.config import Config
-from botocore.credentials import Credentials, ReadOnlyCredentials
 from obstore.store import S3Store
 
 from alluxio_like import errors
-from alluxio_like.ufs.options import OptionValue
-from alluxio_like.ufs.references import Secrets
+from alluxio_like.ufs.s3_credentials import CredentialProvider, open_session
 from alluxio_like.ufs.s3_listing import before_parse, drop_control_characters
+from alluxio_like.ufs.s3_settings import S3Settings
 from alluxio_like.ufs.threads import BlockingPool
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from obstore.store import S3Credential
 
 _CONNECT_TIMEOUT_S = 5.0
 """A guess: a second SYN after 1 s and a third after 3 still count."""
 _USER_AGENT = "alluxio-like"
-_SECRETS = ("access_key", "secret_key", "session_token")
-_ASK_AGAIN = timedelta(minutes=5, seconds=15)
-"""What obstore is told of credentials that may be replaced at any time: it asks again 5 minutes before they run out."""
-
-
-@dataclass(frozen=True, slots=True)
-class S3Settings:
-    """A mount's options, typed. `stall_s` is the longest silence within a request, `io_timeout_s` the bound of any call."""
-
-    bucket: str
-    io_timeout_s: float
-    stall_s: float
-    endpoint: str = ""
-    region: str = ""
-    profile: str = ""
-    secrets: Secrets = field(default_factory=lambda: Secrets({}))
-    anonymous: bool = False
-    addressing: str = ""
-    ca_file: str = ""
-    verify: bool = True
-    requester_pays: bool = False
-    conditional_writes: str = "auto"
-    max_connections: int = 16
-
-    @classmethod
-    def make(cls, bucket: str, values: Mapping[str, OptionValue], io_timeout_s: float) -> "S3Settings":
-        """From options as `parse_options` gives them."""
-        stall_s = float(values.get("timeout_s", io_timeout_s / 3))
-        own = set(cls.__dataclass_fields__) & set(values)
-        known: dict[str, Any] = {name: values[name] for name in own}
-        secrets = Secrets({name: str(values[name]) for name in _SECRETS if name in values})
-        return cls(bucket=bucket, io_timeout_s=io_timeout_s, stall_s=min(stall_s, io_timeout_s), secrets=secrets, **known)
-
-    @property
-    def has_own_keys(self) -> bool:
-        """Whether the options say with which keys, so that the AWS chain is not asked."""
-        return "access_key" in self.secrets
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -87,73 +46,14 @@ class S3Clients:
         return _is_aws(self.endpoint)
 
 
-class NamedCredentials(Credentials):
-    """boto3's credentials out of options: looked up with each request, where they are names of files that others replace."""
-
-    def __init__(self, secrets: Secrets) -> None:
-        self._secrets = secrets
-        self.may_change = secrets.may_change
-        super().__init__(*self._fetch(), method="options")
-
-    def get_frozen_credentials(self) -> ReadOnlyCredentials:
-        return ReadOnlyCredentials(*self._fetch())
-
-    def _fetch(self) -> tuple[str, str, str | None]:
-        get = self._secrets.get
-        return get("access_key"), get("secret_key"), get("session_token") or None
-
-
-class CredentialProvider:
-    """Credentials for obstore out of boto3's chain; asked again only when they run out, which they say truthfully."""
-
-    def __init__(self, credentials: Any, pool: BlockingPool, timeout_s: float) -> None:
-        self._credentials = credentials
-        self._pool = pool
-        self._timeout_s = timeout_s
-
-    async def __call__(self) -> "S3Credential":
-        if not self._may_change():  # no need for a thread
-            return self._fetch()
-        return await self._pool.run(self._fetch, timeout_s=self._timeout_s)
-
-    def _may_change(self) -> bool:
-        if isinstance(self._credentials, NamedCredentials):
-            return self._credentials.may_change
-        return hasattr(self._credentials, "refresh_needed")
-
-    def _fetch(self) -> "S3Credential":
-        frozen = self._credentials.get_frozen_credentials()
-        return {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "token": frozen.token,
-            "expires_at": self._get_expiry(),
-        }
-
-    def _get_expiry(self) -> datetime | None:
-        """The true expiry; None for credentials that have none."""
-        if not self._may_change():
-            return None
-        # botocore has no public name for it; where it should be missing one day, asking every few seconds is right too.
-        expiry = getattr(self._credentials, "_expiry_time", None)
-        return expiry if isinstance(expiry, datetime) else datetime.now(UTC) + _ASK_AGAIN
-
-
 def connect(settings: S3Settings, pool: BlockingPool) -> S3Clients:
     """Both clients. Blocks. Raises ConfigError, StoreDenied, or an exception of botocore's; talks to no store yet."""
     root_certificate = _read_ca_file(settings.ca_file)
     if not settings.verify:  # as asked for; otherwise urllib3 would say so with each request
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    inner = botocore.session.Session(profile=settings.profile or None)
-    credentials: Any = None
-    if settings.has_own_keys:
-        # What its clients sign with, too.
-        credentials = NamedCredentials(settings.secrets)
-        vars(inner)["_credentials"] = credentials  # (its own setter takes texts alone)
+    inner, credentials = open_session(settings)
     session = boto3.session.Session(botocore_session=inner)
     region = settings.region or session.region_name or "us-east-1"
-    if not settings.has_own_keys and not settings.anonymous:
-        credentials = session.get_credentials()
     if credentials is None and not settings.anonymous:
         raise botocore.exceptions.NoCredentialsError
     client = _make_client(session, settings, region)

@@ -27,6 +27,8 @@ _CODES: dict[str, tuple[Error, str]] = {
     "InvalidAccessKeyId": (errors.StoreDenied, "the store does not know this access key"),
     "SignatureDoesNotMatch": (errors.StoreDenied, "the secret key does not fit the access key"),
     "ExpiredToken": (errors.StoreDenied, "the session token has expired"),
+    "ExpiredTokenException": (errors.StoreDenied, "the web identity's token has expired"),
+    "InvalidIdentityToken": (errors.StoreDenied, "STS does not accept the web identity's token"),
     "InvalidToken": (errors.StoreDenied, "the session token is not valid"),
     "TokenRefreshRequired": (errors.StoreDenied, "the session token has expired"),
     "RequestTimeTooSkewed": (errors.StoreDenied, "this machine's clock differs too much from the store's"),

@@ -213,6 +213,25 @@ class Cluster:
             *(f"--access-key={access_key}", f"--secret-key={secret_key}"),
         )
 
+    def add_key(self, uid: str, access_key: str, secret_key: str) -> None:
+        """A further key of a user."""
+        admin = ("radosgw-admin", "-n", "client.rgw", "key", "create", f"--uid={uid}", "--key-type=s3")
+        self._run(*admin, f"--access-key={access_key}", f"--secret-key={secret_key}")
+
+    def remove_key(self, access_key: str) -> None:
+        """Take a key of a user away."""
+        self._run("radosgw-admin", "-n", "client.rgw", "key", "rm", f"--access-key={access_key}", "--key-type=s3")
+
+    def make_role(self, name: str, uid: str) -> str:
+        """A role that this user may assume, and that may do everything; its ARN."""
+        trust = {"Effect": "Allow", "Principal": {"AWS": [f"arn:aws:iam:::user/{uid}"]}, "Action": ["sts:AssumeRole"]}
+        may = {"Effect": "Allow", "Action": ["s3:*"], "Resource": "arn:aws:s3:::*"}
+        admin = ("radosgw-admin", "-n", "client.rgw")
+        self._run(*admin, "role", "create", f"--role-name={name}", f"--assume-role-policy-doc={_make_policy(trust)}")
+        policy = ("--policy-name=all", f"--policy-doc={_make_policy(may)}")
+        self._run(*admin, "role-policy", "put", f"--role-name={name}", *policy)
+        return f"arn:aws:iam:::role/{name}"
+
     def _prepare(self) -> None:
         root = self.root
         if root.exists() and not (root / "ceph.conf").exists() and any(root.iterdir()):
@@ -324,6 +343,10 @@ class Cluster:
             tls=self.tls_port,
             sts_key=secrets.token_hex(8),
         )
+
+
+def _make_policy(statement: dict[str, object]) -> str:
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
 
 
 def _is_gone(pid: int) -> bool:

@@ -26,6 +26,8 @@ class LoggedRequest:
     if_match: str
     started_s: float
     query: str
+    host: str
+    payer: str
     status: int
     sent_bytes: int
     seconds: float

@@ -81,6 +81,8 @@ class Entry:
     if_match: str
     started_s: float
     query: str = ""
+    host: str = ""
+    payer: str = ""
     status: int = 0
     sent_bytes: int = 0
     seconds: float = 0.0
@@ -139,7 +141,11 @@ class State:
 
 def classify(head: Head) -> Entry:
     """What a path-style S3 request is about."""
-    method, target, _ = head.first.split(" ", 2)
+    method, target, version = head.first.split(" ", 2)
+    if target.startswith("http://"):
+        # From a client that takes this for its HTTP proxy: then the bucket may stand in the host's name.
+        target = "/" + "".join(target.split("/", 3)[3:])
+        head.first = f"{method} {target} {version}"
     parts = urlsplit(target)
     bucket, _, key = unquote(parts.path).lstrip("/").partition("/") if not parts.path.startswith("//") else ("", "", parts.path)
     op = method
@@ -148,7 +154,17 @@ def classify(head: Head) -> Entry:
         op = "LIST" if "list-type" in query or "prefix" in query or not query else "GET_BUCKET"
     elif not key:
         op = f"{method}_BUCKET"
-    return Entry(op, bucket, key, head.get("range"), head.get("if-match"), time.time(), parts.query)
+    return Entry(
+        op,
+        bucket,
+        key,
+        head.get("range"),
+        head.get("if-match"),
+        time.time(),
+        parts.query,
+        head.get("host"),
+        head.get("x-amz-request-payer"),
+    )
 
 
 class Proxy:

@@ -9,7 +9,7 @@ import pytest
 from botocore.credentials import Credentials, RefreshableCredentials
 
 from alluxio_like import errors
-from alluxio_like.ufs.s3_client import CredentialProvider
+from alluxio_like.ufs.s3_credentials import CredentialProvider
 from alluxio_like.ufs.threads import BlockingPool, Lent
 
 
