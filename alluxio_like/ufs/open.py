@@ -60,6 +60,14 @@ def open_ufs(
             from alluxio_like.ufs.s3_names import WritableS3Ufs
 
             return WritableS3Ufs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
+        if parsed.scheme == "gs":
+            from alluxio_like.ufs.gs import GsUfs
+
+            return GsUfs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
+        if parsed.scheme == "az":
+            from alluxio_like.ufs.az import AzUfs
+
+            return AzUfs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
         from alluxio_like.ufs.file import FileUfs
 
         return FileUfs.open(parsed, on_request=on_request, io_timeout_s=io_timeout_s)

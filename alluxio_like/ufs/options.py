@@ -73,8 +73,46 @@ _S3 = (
     Option("requester_pays", "switch", "accept that requests to a requester-pays bucket are billed to you", default="false"),
 )
 
+_CONNECTION = (
+    Option("ca_file", "text", "PEM file of the certificate authorities to trust for HTTPS"),
+    Option("verify", "switch", "check the server's certificate; default: true"),
+    Option("timeout_s", "number", "longest silence of the store within one request; default: a third of the I/O timeout"),
+)
+
+_GS = (
+    Option("service_account_file", "text", "JSON key file of a service account, at the same path on every machine"),
+    Option("service_account_key", "text", "the same JSON itself; default: what Google's library finds (ADC)", secret=True),
+    Option("access_token", "text", "OAuth access token, used as it is until it expires", secret=True),
+    Option("anonymous", "switch", "send no credentials, for public buckets and emulators"),
+    Option("user_project", "text", "project that is billed for requests to a requester-pays bucket"),
+    Option("endpoint", "url", "the server's URL; default: https://storage.googleapis.com"),
+    *_CONNECTION,
+)
+
+_AZ = (
+    Option("account", "text", "storage account that has the container; default: AZURE_STORAGE_ACCOUNT_NAME"),
+    Option("account_key", "text", "key of the account, in base64; default: AZURE_STORAGE_ACCOUNT_KEY", secret=True),
+    Option("sas_token", "text", "shared access signature (?sv=…); default: AZURE_STORAGE_SAS_TOKEN", secret=True),
+    Option("connection_string", "text", "account, endpoint and key in one; default: AZURE_STORAGE_CONNECTION_STRING", secret=True),
+    Option("tenant_id", "text", "tenant of a service principal, together with client_id and client_secret"),
+    Option("client_id", "text", "service principal, or (alone) user-assigned managed identity or workload identity"),
+    Option("client_secret", "text", "secret of the service principal; without any of these: what Azure's library finds", secret=True),
+    Option("anonymous", "switch", "send no credentials, for public containers"),
+    Option("endpoint", "url", "the blob service's URL; default: https://ACCOUNT.blob.core.windows.net"),
+    *_CONNECTION,
+)
+
+_SOURCES = (
+    *("access_key", "profile"),
+    *("service_account_file", "service_account_key", "access_token"),
+    *("account_key", "sas_token", "connection_string", "client_id"),
+)
+"""Options that say where credentials come from, of which one can be given."""
+
 _BY_SCHEME: dict[str, tuple[Option, ...]] = {
+    "az": _AZ + _COMMON,
     "file": _COMMON,
+    "gs": _GS + _COMMON,
     "s3": _S3 + _COMMON,
 }
 
@@ -163,7 +201,9 @@ def _check_combinations(parsed: Mapping[str, OptionValue]) -> None:
         )
     if parsed.get("anonymous") and "role_arn" in parsed:
         raise errors.ConfigError("give only one of anonymous, role_arn", subject="role_arn")
-    sources = [s for s in ("access_key", "profile") if s in parsed] + (["anonymous"] if parsed.get("anonymous") else [])
+    if "client_secret" in parsed and not ("tenant_id" in parsed and "client_id" in parsed):
+        raise errors.ConfigError("client_secret needs tenant_id and client_id", subject="client_secret")
+    sources = [name for name in _SOURCES if name in parsed] + (["anonymous"] if parsed.get("anonymous") else [])
     if len(sources) > 1:
         raise errors.ConfigError(f"give only one of {', '.join(sources)}", subject=sources[0])
 
