@@ -1,9 +1,9 @@
 """Azure Blob Storage: a container, or what lies below a prefix of one, as a store.
 
-A content is known by its ETag and size. Owns the requests of asking, and the order of listings: the service sorts by its own rules
-(UTF-16, or component by component where the account has a hierarchical namespace), so a directory whose order differs from that of
-bytes is listed whole and sorted here. Kept: the rest of a few such listings, and whether the container needs that from the start. What
-is common with Google is in cloud.py, writing in az_writing.py. The same rule of concurrency.
+A content is known by its ETag and size. Owns the requests of asking, and the order of listings: the service sorts by its own
+rules (UTF-16, or component by component where the account has a hierarchical namespace), so a directory whose order differs from
+that of bytes is listed whole and sorted here. Kept: the rest of a few such listings, and whether the container needs that from the
+start. What is common with Google is in cloud.py, writing in az_writing.py. The same rule of concurrency.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from alluxio_like.types import Fingerprint, Kind, to_bytes
 from alluxio_like.ufs import az_listing as listing
 from alluxio_like.ufs.api import ListPage, StoreEntry
 from alluxio_like.ufs.az_client import AzSettings, connect
-from alluxio_like.ufs.cloud import Clients, CloudUfs, check_prefix
+from alluxio_like.ufs.cloud import PARTS, Clients, CloudUfs, check_prefix
 from alluxio_like.ufs.cloud_errors import convert_az
 from alluxio_like.ufs.options import OptionValue
 from alluxio_like.ufs.rest import Answer, Request
@@ -103,7 +103,9 @@ class AzUfs(CloudUfs):
         if entries is None:
             entries = await self._gather(prefix, None, [])
             self._keep(prefix, serial, entries)
-        return self._cut_page(prefix, serial, entries, bisect_right(entries, bytes.fromhex(last), key=listing.get_order), max_entries)
+        return self._cut_page(
+            prefix, serial, entries, bisect_right(entries, bytes.fromhex(last), key=listing.get_order), max_entries
+        )
 
     def _keep(self, prefix: str, serial: str, entries: list[StoreEntry]) -> None:
         self._gathered[prefix, serial] = entries
@@ -130,7 +132,10 @@ class AzUfs(CloudUfs):
             answer = await self._ask("LIST", Request("GET", self._settings.path, query), subject)
         except errors.NotFound:
             raise errors.StoreMissing("there is no such container in the storage account", subject=self.bucket) from None
-        return listing.parse_page(answer.body, full_prefix, subject)
+        page = listing.parse_page(answer.body, full_prefix, subject)
+        if prefix:
+            return page
+        return listing.Answer(tuple(entry for entry in page.entries if entry.name != PARTS), page.marker)
 
     async def _head(self, key: str) -> Answer:
         """The answer to HEAD of a blob that is no directory's marker. Raises NotFound."""

@@ -14,10 +14,10 @@ import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from obstore.store import AzureStore
 
@@ -29,7 +29,7 @@ from alluxio_like.ufs.rest import HttpSettings, Request, RestClient
 from alluxio_like.ufs.threads import BlockingPool
 
 API_VERSION = "2021-12-02"
-"""Of the REST API: names that XML cannot carry come percent-encoded since 2021-02-12, copies up to 256 MiB by URL since 2020-04-08."""
+"""Of the REST API: names that XML cannot carry come percent-encoded since 2021-02-12."""
 _SCOPE = "https://storage.azure.com/.default"
 _EMULATOR = {
     "AccountName": "devstoreaccount1",
@@ -41,7 +41,7 @@ _EMULATOR = {
 
 @dataclass(frozen=True, slots=True)
 class AzSettings:
-    """A mount's options, typed. `base` is the path before the container: empty, or the account where the host does not name it."""
+    """A mount's options, typed. `base` is the path before the container: "", or the account where the host does not name it."""
 
     container: str
     account: str
@@ -63,7 +63,9 @@ class AzSettings:
         account = given.get("AccountName", "")
         endpoint = given.get("BlobEndpoint", "")
         if not account and not endpoint:
-            raise errors.ConfigError("set the option account: the storage account that has the container", subject=f"az://{container}")
+            raise errors.ConfigError(
+                "set the option account: the storage account that has the container", subject=f"az://{container}"
+            )
         url = endpoint or f"https://{account}.blob.{given.get('EndpointSuffix', 'core.windows.net')}"
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -117,20 +119,21 @@ def connect(settings: AzSettings, pool: BlockingPool) -> Clients:
     store = AzureStore(
         config=config,  # type: ignore[arg-type]
         client_options=make_client_options(settings.http, settings.io_timeout_s),
-        retry_config={"max_retries": 0},  # type: ignore[typeddict-item]
+        retry_config={"max_retries": 0},
         credential_provider=tokens,
     )
     return Clients(RestClient(settings.http), _make_signer(settings, tokens), store, tokens)
 
 
 def sign_by_key(request: Request, account: str, key: bytes) -> Request:
-    """The request with its signature by the account's key ("Shared Key"); `x-ms-date` and `x-ms-version` must be among its headers."""
+    """The request, signed by the account's key ("Shared Key"); `x-ms-date` and `x-ms-version` must be among its headers."""
     headers = {name.lower(): value for name, value in request.headers.items()}
     length = len(request.body) if request.body is not None else 0
     lines = [request.method, headers.get("content-encoding", ""), headers.get("content-language", ""), str(length or "")]
-    for name in ("content-md5", "content-type", "date", "if-modified-since", "if-match", "if-none-match", "if-unmodified-since"):
-        lines.append(headers.get(name, ""))
-    lines.append(headers.get("range", ""))
+    lines += [headers.get(name, "") for name in ("content-md5", "content-type", "date")]
+    lines += [
+        headers.get(name, "") for name in ("if-modified-since", "if-match", "if-none-match", "if-unmodified-since", "range")
+    ]
     # The service's own order: dashes do not count, and an underscore goes before digits.
     own = sorted((name for name in headers if name.startswith("x-ms-")), key=lambda name: name.replace("-", "").replace("_", "!"))
     lines += [f"{name}:{headers[name]}" for name in own]
@@ -139,6 +142,44 @@ def sign_by_key(request: Request, account: str, key: bytes) -> Request:
     text = "\n".join(lines).encode()
     signature = base64.b64encode(hmac.digest(key, text, hashlib.sha256)).decode()
     return replace(request, headers={**request.headers, "Authorization": f"SharedKey {account}:{signature}"})
+
+
+def make_copy_source(settings: AzSettings, tokens: TokenSource | None, url: str, full_key: str) -> dict[str, str]:
+    """The headers that let the service read a blob of ours at `url`, to copy it. Blocks where a token must be renewed."""
+    if tokens is not None:
+        return {"x-ms-copy-source": url, "x-ms-copy-source-authorization": f"Bearer {tokens.get()[0]}"}
+    if settings.account_key:
+        return {"x-ms-copy-source": f"{url}?{_sign_reading(settings, full_key)}"}
+    return {"x-ms-copy-source": f"{url}?{settings.sas_token}" if settings.sas_token else url}
+
+
+def make_batch_part(settings: AzSettings, tokens: TokenSource | None, path: str) -> str:
+    """The request to remove one blob, as it stands in a batch: with a signature and without a version of its own."""
+    headers = {"x-ms-date": format_datetime(datetime.now(UTC), usegmt=True)}
+    if tokens is not None:
+        headers["Authorization"] = f"Bearer {tokens.get()[0]}"
+    request = Request("DELETE", path, (), headers)
+    if settings.account_key:
+        request = sign_by_key(request, settings.account, settings.account_key)
+    elif settings.sas_token:
+        request = replace(request, query=_split_sas(settings.sas_token))
+    lines = [f"DELETE {request.target} HTTP/1.1", *(f"{name}: {value}" for name, value in request.headers.items())]
+    return "\r\n".join([*lines, "Content-Length: 0", "", ""])
+
+
+def _split_sas(token: str) -> list[tuple[str, str]]:
+    return parse_qsl(token.replace("+", "%2B"))
+
+
+def _sign_reading(settings: AzSettings, full_key: str) -> str:
+    """A shared access signature for reading one blob, for an hour."""
+    ends = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    place = f"/blob/{settings.account}/{settings.container}/{full_key}"
+    # In this order: permissions, start, end, what, policy, address, protocol, version, kind, snapshot, scope, five headers.
+    fields = ["r", "", ends, place, "", "", "", API_VERSION, "b", "", "", "", "", "", "", ""]
+    digest = hmac.digest(settings.account_key, "\n".join(fields).encode(), hashlib.sha256)
+    signed = {"sp": "r", "se": ends, "sv": API_VERSION, "sr": "b", "sig": base64.b64encode(digest).decode()}
+    return urlencode(signed)
 
 
 def _make_signer(settings: AzSettings, tokens: TokenSource | None) -> Callable[[Request], Request]:
@@ -152,7 +193,7 @@ def _make_signer(settings: AzSettings, tokens: TokenSource | None) -> Callable[[
         if settings.account_key:
             return sign_by_key(stamped, settings.account, settings.account_key)
         if settings.sas_token:
-            return replace(stamped, query=[*request.query, *parse_qsl(settings.sas_token.replace("+", "%2B"))])
+            return replace(stamped, query=[*request.query, *_split_sas(settings.sas_token)])
         return stamped
 
     return sign
@@ -206,7 +247,9 @@ def _collect(values: Mapping[str, OptionValue]) -> dict[str, str]:
         if option in values:
             found[name] = str(values[option])
         elif not text and (name == "AccountName" or not has_credentials):
-            found |= {name: os.environ[variable] for variable in reversed(variables) if os.environ.get(variable)}
+            text_found = next((os.environ[variable] for variable in variables if os.environ.get(variable)), "")
+            if text_found:
+                found[name] = text_found
     return found
 
 

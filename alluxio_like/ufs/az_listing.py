@@ -100,8 +100,8 @@ def is_ordered(entries: tuple[StoreEntry, ...], last: str | None) -> bool:
 
 
 def has_astral(entries: tuple[StoreEntry, ...]) -> bool:
-    """Whether a name has a character beyond U+FFFF. In UTF-16, which the store may sort by, those come before U+E000 to U+FFFF, in
-    bytes of UTF-8 behind."""
+    """Whether a name has a character beyond U+FFFF. In UTF-16, which the store may sort by, those come before U+E000 to U+FFFF,
+    in bytes of UTF-8 behind."""
     return any(not entry.name.isascii() and max(entry.name) > "\uffff" for entry in entries)
 
 

@@ -1,9 +1,9 @@
 """What Google Cloud Storage and Azure have in common as stores.
 
 Owns the reading of an object and the way every request goes: obstore reads, conditional on the content's identity, each answer
-checked; plain HTTP (rest.py) does the rest, and reads the keys that obstore cannot express. Where obstore's failure has no status,
-the request is repeated once over plain HTTP, which has; other than that nothing is retried. Knows neither service: what differs
-is asked of the subclass. Used on one event loop; plain HTTP runs in threads of its own, bounded in number. No state but the
+checked; plain HTTP (rest.py) does the rest, and reads the keys that obstore cannot express. Where obstore's failure has no
+status, the request is repeated once over plain HTTP, which has; other than that nothing is retried. Knows neither service: what
+differs is asked of the subclass. Used on one event loop; plain HTTP runs in threads of its own, bounded in number. No state but the
 clients, which are made with the first call.
 """
 
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from obstore.store import AzureStore, GCSStore
 
 T = TypeVar("T")
+
+PARTS = ".alluxio-like-parts"
+"""The directory below the mount's root where uploads are recorded (and Google keeps their parts); never listed at the root."""
 
 _SMALL_BYTES = 1 << 20
 """Up to here a body is taken in one piece: one hop fewer between Rust and Python."""
@@ -276,7 +279,9 @@ class CloudUfs(ABC):
                 await self._explain(key, fingerprint, "the store does not have the range")
             if answer.status >= 300:
                 error = self._make_error(answer, key)
-                raise errors.Stale("the object is no longer in the store", subject=key) if type(error) is errors.NotFound else error
+                raise (
+                    errors.Stale("the object is no longer in the store", subject=key) if type(error) is errors.NotFound else error
+                )
             if (
                 answer.status != 206
                 or headers.get("content-range") != f"bytes {offset}-{offset + length - 1}/{fingerprint.size}"
@@ -305,9 +310,10 @@ class CloudUfs(ABC):
 
     # -- how every request goes -----------------------------------------------------------------------------------------------
 
-    async def _ask(self, op: str, request: Request, subject: str, *, accept: tuple[int, ...] = ()) -> Answer:
-        """One counted request over plain HTTP. Raises what the answer means, unless it is a success or in `accept`."""
-        timeout_s = self._timeout_s
+    async def _ask(self, op: str, request: Request, subject: str, *, accept: tuple[int, ...] = (), more_s: float = 0.0) -> Answer:
+        """One counted request over plain HTTP. Raises what the answer means, unless it is a success or in `accept`. It may take
+        as long as its body does, and `more_s` seconds, beyond the I/O timeout."""
+        timeout_s = self._timeout_s + more_s
         if request.body is not None:
             timeout_s += len(request.body) / _SLOWEST_BYTES_PER_S
         try:
@@ -384,4 +390,3 @@ def check_prefix(prefix: str) -> None:
     """Raises InvalidArgument unless this can be a directory's prefix."""
     if prefix and not prefix.endswith("/"):
         raise errors.InvalidArgument("a directory's prefix ends in a slash", subject=prefix)
-

@@ -1,7 +1,7 @@
 """What Google Cloud Storage and Azure say went wrong, as our errors.
 
-Owns the tables from their error codes and HTTP statuses to the tree of errors. Only codes and statuses decide; the stores' own words
-are never parsed and, since they may repeat what was sent, never shown. Pure functions; safe from any thread.
+Owns the tables from their error codes and HTTP statuses to the tree of errors. Only codes and statuses decide; the stores' own
+words are never parsed and, since they may repeat what was sent, never shown. Pure functions; safe from any thread.
 """
 
 import json
@@ -63,7 +63,10 @@ AZ_CODES: Table = {
     "ContainerDisabled": (errors.StoreMissing, "the container is disabled"),
     "InvalidResourceName": (errors.StoreMissing, "this cannot be a container's name"),
     "AccountIsDisabled": (errors.StoreDenied, "the storage account is disabled"),
-    "AuthenticationFailed": (errors.StoreDenied, "account_key, sas_token or the token is not valid, or this machine's clock is wrong"),
+    "AuthenticationFailed": (
+        errors.StoreDenied,
+        "account_key, sas_token or the token is not valid, or this machine's clock is wrong",
+    ),
     "AuthorizationFailure": _DENIED,
     "AuthorizationPermissionMismatch": (errors.StoreDenied, "the role Storage Blob Data Reader or Contributor is missing"),
     "AuthorizationProtocolMismatch": (errors.StoreDenied, "the sas_token is for another protocol: try https"),
@@ -108,7 +111,7 @@ def _get_code(body: bytes) -> str:
 
 def _get_reason(body: bytes) -> str:
     """The reason of an error in JSON."""
-    if not body.lstrip()[:1] == b"{":
+    if body.lstrip()[:1] != b"{":
         return ""
     try:
         reason = json.loads(body)["error"]["errors"][0]["reason"]

@@ -1,8 +1,8 @@
 """Google Cloud Storage: a bucket, or what lies below a prefix of one, as a store.
 
-A content is known by its generation, which listings, answers and conditions all speak of (the ETag of the JSON API is another than
-that of a read, and changes with the metadata). A read names the generation, so on a bucket that keeps versions an open file can be
-read to its end after it was replaced. Owns the requests of asking; what is common with Azure is in cloud.py, writing in
+A content is known by its generation, which listings, answers and conditions all speak of (the ETag of the JSON API is another
+than that of a read, and changes with the metadata). A read names the generation, so on a bucket that keeps versions an open file
+can be read to its end after it was replaced. Owns the requests of asking; what is common with Azure is in cloud.py, writing in
 gs_writing.py. The same rule of concurrency.
 """
 
@@ -15,7 +15,7 @@ from urllib.parse import quote
 from alluxio_like import errors
 from alluxio_like.types import Fingerprint, Kind, to_bytes
 from alluxio_like.ufs.api import ListPage, StoreEntry
-from alluxio_like.ufs.cloud import Clients, CloudUfs, check_prefix
+from alluxio_like.ufs.cloud import PARTS, Clients, CloudUfs, check_prefix
 from alluxio_like.ufs.cloud_errors import convert_gs
 from alluxio_like.ufs.gs_client import GsSettings, connect
 from alluxio_like.ufs.options import OptionValue
@@ -24,10 +24,6 @@ from alluxio_like.ufs.uri import StoreUri
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
-
-OBJECT_FIELDS = "name,generation,size,updated,timeCreated,metadata"
-PARTS = ".alluxio-like-parts"
-"""The directory below the mount's root where parts of uploads wait to be put together; never shown."""
 
 
 class GsUfs(CloudUfs):
@@ -79,7 +75,7 @@ class GsUfs(CloudUfs):
         path = f"{before}/storage/v1/b/{quote(self._settings.bucket, safe='')}/o"
         return path if key is None else f"{path}/{quote_key(self._prefix + key)}{after}"
 
-    async def _get_object(self, key: str, fields: str = OBJECT_FIELDS) -> dict[str, Any]:
+    async def _get_object(self, key: str, fields: str) -> dict[str, Any]:
         """The object's resource. Raises NotFound."""
         if not key or "\0" in key or self._prefix + key in {".", ".."}:
             raise errors.NotFound("no such object", subject=key)
@@ -158,7 +154,7 @@ def _parse_page(body: bytes, full_prefix: str, last: str | None, subject: str) -
     try:
         # What ends in a slash comes back as a prefix; the prefix's own marker comes as an item without a name.
         items = [(item["name"], item) for item in found.get("items", ())]
-        prefixes = [text for text in found.get("prefixes", ())]
+        prefixes = list(found.get("prefixes", ()))
         if not all(name.startswith(full_prefix) for name in [*prefixes, *(name for name, _ in items)]):
             raise ValueError("a key without the prefix asked for")
         next_token = found.get("nextPageToken")

@@ -2,7 +2,7 @@
 
 Owns the chain of credentials: a service account's key by file or text, an access token, none, or what Google's own library finds
 (application default credentials: environment, gcloud, workload identity, the metadata service). google-auth is needed for all
-but the token and none. `connect` blocks, so it runs in a thread; what it returns may be used from any. Nothing secret is in a repr.
+but the token and none. `connect` blocks, so it runs in a thread; what it returns may be used from any. No secret is in a repr.
 """
 
 import json
@@ -75,7 +75,7 @@ def connect(settings: GsSettings, pool: BlockingPool) -> Clients:
     store = GCSStore(
         config={"bucket": settings.bucket, "base_url": settings.http.endpoint, "skip_signature": tokens is None},
         client_options=make_client_options(settings.http, settings.io_timeout_s, common),
-        retry_config={"max_retries": 0},  # type: ignore[typeddict-item]
+        retry_config={"max_retries": 0},
         credential_provider=tokens,
     )
     return Clients(RestClient(settings.http), sign, store, tokens)
@@ -92,7 +92,9 @@ def _choose_fetch(settings: GsSettings) -> Callable[[], tuple[str, datetime | No
     import urllib3
 
     credentials = _load_credentials(settings)
-    transport = google.auth.transport.urllib3.Request(urllib3.PoolManager(timeout=urllib3.Timeout(settings.http.stall_s)))
+    transport = google.auth.transport.urllib3.Request(  # type: ignore[no-untyped-call]
+        urllib3.PoolManager(timeout=urllib3.Timeout(settings.http.stall_s))
+    )
 
     def fetch() -> tuple[str, datetime | None]:
         try:

@@ -61,13 +61,13 @@ def open_ufs(
 
             return WritableS3Ufs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
         if parsed.scheme == "gs":
-            from alluxio_like.ufs.gs import GsUfs
+            from alluxio_like.ufs.gs_writing import WritableGsUfs
 
-            return GsUfs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
+            return WritableGsUfs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
         if parsed.scheme == "az":
-            from alluxio_like.ufs.az import AzUfs
+            from alluxio_like.ufs.az_writing import WritableAzUfs
 
-            return AzUfs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
+            return WritableAzUfs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
         from alluxio_like.ufs.file import FileUfs
 
         return FileUfs.open(parsed, on_request=on_request, io_timeout_s=io_timeout_s)

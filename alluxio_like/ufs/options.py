@@ -93,10 +93,14 @@ _AZ = (
     Option("account", "text", "storage account that has the container; default: AZURE_STORAGE_ACCOUNT_NAME"),
     Option("account_key", "text", "key of the account, in base64; default: AZURE_STORAGE_ACCOUNT_KEY", secret=True),
     Option("sas_token", "text", "shared access signature (?sv=…); default: AZURE_STORAGE_SAS_TOKEN", secret=True),
-    Option("connection_string", "text", "account, endpoint and key in one; default: AZURE_STORAGE_CONNECTION_STRING", secret=True),
+    Option(
+        "connection_string", "text", "account, endpoint and key in one; default: AZURE_STORAGE_CONNECTION_STRING", secret=True
+    ),
     Option("tenant_id", "text", "tenant of a service principal, together with client_id and client_secret"),
     Option("client_id", "text", "service principal, or (alone) user-assigned managed identity or workload identity"),
-    Option("client_secret", "text", "secret of the service principal; without any of these: what Azure's library finds", secret=True),
+    Option(
+        "client_secret", "text", "secret of the service principal; without any of these: what Azure's library finds", secret=True
+    ),
     Option("anonymous", "switch", "send no credentials, for public containers"),
     Option("endpoint", "url", "the blob service's URL; default: https://ACCOUNT.blob.core.windows.net"),
     *_CONNECTION,

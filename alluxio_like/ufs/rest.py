@@ -2,8 +2,8 @@
 
 Owns connections, timeouts, the bounds of an answer, and what a broken connection is called in our tree of errors. Knows no
 protocol: what a status means is the store's affair, so `send` and `open` return whatever answer comes. Paths are sent byte for
-byte as they are given (most client libraries take `..` and `//` out of them). Nothing is repeated, no redirect followed. Blocks; any
-number of threads at once. Bodies that are sent come from descriptors, which a `Body` holds until its thread has done with them.
+byte as they are given (most client libraries take `..` and `//` out of them). Nothing is repeated, no redirect followed. Blocks;
+any number of threads at once. Bodies that are sent come from descriptors, which a `Body` holds until its thread has done with them.
 """
 
 import os
@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 from urllib.parse import quote, urlsplit
 
 import urllib3
@@ -63,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`path` begins with a slash and is percent-encoded already, `query` is not. `length` is that of `body`, where it is a `Body`."""
+    """`path` begins with a slash and is percent-encoded already, `query` is not."""
 
     method: str
     path: str
@@ -91,6 +90,7 @@ class Body:
         self._before = before
         self._after = after
         self._abandoned = False
+        self._check_length(os.fstat(source.fd).st_size)
         fd = os.dup(source.fd)
         with self._fd.use(lambda: fd):
             pass
@@ -107,13 +107,18 @@ class Body:
             while at < end:
                 piece = os.pread(fd, min(_PIECE_BYTES, end - at), at)
                 if not piece:
-                    raise errors.Internal("the file to be uploaded has become shorter")
+                    self._check_length(at)
                 if self._abandoned:
                     raise errors.Cancelled("nobody waits for the upload any more")
                 at += len(piece)
                 yield piece
         if self._after:
             yield self._after
+
+    def _check_length(self, size: int) -> None:
+        """Raises InvalidArgument where the file ends before its source does."""
+        if size < self._source.offset + self._source.length:
+            raise errors.InvalidArgument("the file to be uploaded has become shorter")
 
     def abandon(self) -> None:
         """On the event loop, once nobody waits for it any more. Never blocks. Idempotent."""
@@ -172,7 +177,7 @@ class RestClient:
             )
         except (HTTPError, OSError, ValueError) as error:
             raise self._convert(error, subject) from None
-        return cast(BaseHTTPResponse, response)
+        return response
 
     def close(self) -> None:
         """Close idle connections; those in use close themselves."""
@@ -180,7 +185,9 @@ class RestClient:
 
     def _convert(self, error: Exception, subject: str) -> errors.AlluxioLikeError:
         if isinstance(error, (SSLError, ssl.SSLError)):
-            return errors.StoreUnavailable("the TLS connection failed: see the options ca_file and verify", subject=self._endpoint)
+            return errors.StoreUnavailable(
+                "the TLS connection failed: see the options ca_file and verify", subject=self._endpoint
+            )
         if isinstance(error, (NewConnectionError, ConnectTimeoutError, ProxyError)):
             return errors.StoreUnavailable("the store cannot be reached", subject=self._endpoint)
         return convert_broken(error, subject)
@@ -189,7 +196,7 @@ class RestClient:
 def read_piece(response: BaseHTTPResponse, size: int, subject: str) -> bytes:
     """Up to `size` bytes of a body, b"" at its end. Raises StoreUnavailable when it breaks off."""
     try:
-        return cast(bytes, response.read(size))
+        return response.read(size)
     except (HTTPError, OSError, ValueError) as error:
         raise convert_broken(error, subject) from None
 

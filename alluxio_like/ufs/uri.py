@@ -16,8 +16,9 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 class StoreUri:
     """A parsed URI.
 
-    `authority` is the bucket (s3, gs), the container (az) or empty (file). `prefix` is "" or ends in "/", and has no leading slash: the
-    key prefix of the root (s3, gs, az), or the directory's absolute path without its leading slash (file). It is taken literally, byte for byte.
+    `authority` is the bucket (s3, gs), the container (az) or empty (file). `prefix` is "" or ends in "/", and has no leading slash:
+    the key prefix of the root, or the directory's absolute path without its leading slash (file). It is taken literally, byte
+    for byte.
     """
 
     scheme: str
@@ -41,8 +42,10 @@ def parse_uri(uri: str) -> StoreUri:
         return _parse_file(uri, rest)
     authority, _, path = rest.partition("/")
     if not _BUCKET.fullmatch(authority):
-        what = "container: it looks like az://container/prefix, with the option account" if scheme == "az" else (
-            f"bucket: it looks like {scheme}://bucket/prefix"
+        what = (
+            "container: it looks like az://container/prefix, with the option account"
+            if scheme == "az"
+            else (f"bucket: it looks like {scheme}://bucket/prefix")
         )
         raise errors.ConfigError(f"the URI names no valid {what}", subject=uri)
     if "\0" in path:

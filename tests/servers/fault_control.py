@@ -32,16 +32,17 @@ class LoggedRequest:
     sent_bytes: int
     seconds: float
     rule: int
+    method: str
 
 
 class FaultProxy:
     """A running proxy. A context manager; `stop` ends its process."""
 
-    def __init__(self, upstream: str, *, port: int = 0) -> None:
-        """Start one in front of `upstream`, "http://host:port"."""
+    def __init__(self, upstream: str, *, port: int = 0, style: str = "s3") -> None:
+        """Start one in front of `upstream`, "http://host:port", a store that speaks as "s3", "gs" or "az"."""
         command = [sys.executable, str(Path(__file__).with_name("fault_proxy.py"))]
         self._process = subprocess.Popen(
-            [*command, "--upstream", upstream.removeprefix("http://"), "--port", str(port)],
+            [*command, "--upstream", upstream.removeprefix("http://"), "--port", str(port), "--style", style],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

@@ -1,6 +1,7 @@
-"""A proxy in front of an S3 server that logs, counts, slows down and breaks what passes through it, in a process of its own.
+"""A proxy in front of an object store that logs, counts, slows down and breaks what passes through it, in a process of its own.
 
-    python fault_proxy.py --upstream HOST:PORT [--port N] [--keep]     prints one JSON line: {"port": …, "control_port": …}
+    python fault_proxy.py --upstream HOST:PORT [--port N] [--style s3|gs|az] [--keep]
+                                                               prints one JSON line: {"port": …, "control_port": …}
 
 Owns its connections, the log of requests and the rules. Plain HTTP/1.1 on loopback; signatures stay valid because nothing of a
 request is changed. Without --keep it ends when its standard input does, so that it never outlives who started it. Inside: one
@@ -13,7 +14,7 @@ Control (JSON over HTTP on control_port): POST /rules, POST /limits, POST /reset
 `op`, `key`, `query` (part of what follows the question mark) and `range_start` narrow it down (absent: any); it strikes after
 `skip` matching requests, `times` times (absent: always); the first rule that strikes is taken. Actions:
 
-    status, code          answer this status with S3's XML error of that code, without asking the server
+    status, code          answer this status with the store's XML error of that code, without asking the server
     drop                  close the connection without an answer
     drop_answer           let the server do it, then close the connection without an answer
     flip_request_byte     invert this byte of the request's body
@@ -87,6 +88,7 @@ class Entry:
     sent_bytes: int = 0
     seconds: float = 0.0
     rule: int = -1
+    method: str = ""
 
 
 @dataclass
@@ -139,21 +141,16 @@ class State:
             await asyncio.sleep(self.next_free_s - now)
 
 
-def classify(head: Head) -> Entry:
-    """What a path-style S3 request is about."""
+def classify(head: Head, style: str = "s3") -> Entry:
+    """What a request is about."""
     method, target, version = head.first.split(" ", 2)
     if target.startswith("http://"):
         # From a client that takes this for its HTTP proxy: then the bucket may stand in the host's name.
         target = "/" + "".join(target.split("/", 3)[3:])
         head.first = f"{method} {target} {version}"
     parts = urlsplit(target)
-    bucket, _, key = unquote(parts.path).lstrip("/").partition("/") if not parts.path.startswith("//") else ("", "", parts.path)
-    op = method
-    if method == "GET" and not key:
-        query = parse_qs(parts.query, keep_blank_values=True)
-        op = "LIST" if "list-type" in query or "prefix" in query or not query else "GET_BUCKET"
-    elif not key:
-        op = f"{method}_BUCKET"
+    place = {"s3": _place_s3, "gs": _place_gs, "az": _place_az}[style]
+    op, bucket, key = place(method, parts.path, parse_qs(parts.query, keep_blank_values=True), head)
     return Entry(
         op,
         bucket,
@@ -164,14 +161,52 @@ def classify(head: Head) -> Entry:
         parts.query,
         head.get("host"),
         head.get("x-amz-request-payer"),
+        method=method,
     )
+
+
+def _place_s3(method: str, path: str, query: dict[str, list[str]], _head: Head) -> tuple[str, str, str]:
+    """Operation, bucket and key of a path-style S3 request."""
+    bucket, _, key = unquote(path).lstrip("/").partition("/") if not path.startswith("//") else ("", "", path)
+    op = method
+    if method == "GET" and not key:
+        op = "LIST" if "list-type" in query or "prefix" in query or not query else "GET_BUCKET"
+    elif not key:
+        op = f"{method}_BUCKET"
+    return op, bucket, key
+
+
+def _place_gs(method: str, path: str, query: dict[str, list[str]], _head: Head) -> tuple[str, str, str]:
+    """The same of Google's JSON API, and of a read over the XML API."""
+    below = path.removeprefix("/upload").removeprefix("/storage/v1/b/")
+    if below == path:
+        bucket, _, key = path.lstrip("/").partition("/")
+        return ("BATCH" if bucket == "batch" else method), bucket, unquote(key)
+    bucket, _, rest = below.partition("/")
+    key, _, verb = rest.removeprefix("o").removeprefix("/").partition("/")
+    if path.startswith("/upload"):
+        return "PUT", bucket, query.get("name", [""])[0]
+    op = {"compose": "COMPOSE", "rewriteTo": "COPY"}.get(verb.partition("/")[0]) or (method if method != "GET" else "HEAD")
+    return (op if key else "LIST"), bucket, unquote(key)
+
+
+def _place_az(method: str, path: str, query: dict[str, list[str]], head: Head) -> tuple[str, str, str]:
+    """The same of Azure, the account in the path."""
+    _, bucket, key = ([*path.lstrip("/").split("/", 2), "", ""])[:3]
+    kind = query.get("comp", [""])[0]
+    if not key:
+        return ("LIST" if kind == "list" else f"{method}_CONTAINER"), bucket, ""
+    if method == "PUT" and head.get("x-ms-copy-source"):
+        return "COPY", bucket, unquote(key)
+    return {"block": "PART", "blocklist": "BLOCKS" if method == "GET" else "FINISH"}.get(kind, method), bucket, unquote(key)
 
 
 class Proxy:
     """Passes requests on and breaks them by the rules."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, style: str) -> None:
         self._upstream = (host, port)
+        self._style = style
         self.state = State()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -180,7 +215,7 @@ class Proxy:
         try:
             while True:
                 head = Head.parse((await reader.readuntil(b"\r\n\r\n"))[:-4])
-                entry = classify(head)
+                entry = classify(head, self._style)
                 state = self.state
                 state.log.append(entry)
                 state.counts[entry.op] += 1
@@ -246,7 +281,7 @@ class Proxy:
         )
         entry.status = rule["status"]
         head = f"HTTP/1.1 {rule['status']} Ordered\r\ncontent-type: application/xml\r\ncontent-length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + (b"" if entry.op.startswith("HEAD") else body))
+        writer.write(head.encode() + (b"" if entry.method == "HEAD" else body))
 
     async def _stall_before(self, rule: dict[str, Any], reader: asyncio.StreamReader) -> bool:
         return "stall_s" not in rule or "stall_after_bytes" in rule or await self._stall(rule["stall_s"], reader)
@@ -275,7 +310,7 @@ class Proxy:
     ) -> bool:
         """The answer, broken by the rule; False where the connection must not be used again."""
         version, status, *reason = answer.first.split(" ", 2)
-        has_body = not entry.op.startswith("HEAD") and status not in {"204", "304"}
+        has_body = entry.method != "HEAD" and status not in {"204", "304"}
         chunked = "chunked" in answer.get("transfer-encoding").lower()
         length = int(answer.get("content-length") or 0) if has_body else 0
         if "replace_body" in rule or (chunked and has_body):
@@ -414,8 +449,8 @@ class Control:
         return {}
 
 
-async def _run(host: str, port: int, listen: int, keep: bool) -> None:
-    proxy = Proxy(host, port)
+async def _run(host: str, port: int, listen: int, keep: bool, style: str) -> None:
+    proxy = Proxy(host, port, style)
     servers = [
         await asyncio.start_server(proxy.serve, "127.0.0.1", listen, limit=_LIMIT_BYTES),
         await asyncio.start_server(Control(proxy.state).serve, "127.0.0.1", 0),
@@ -436,6 +471,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--upstream", required=True)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--style", choices=("s3", "gs", "az"), default="s3")
     parser.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()
     host, _, port = arguments.upstream.rpartition(":")
@@ -446,7 +482,7 @@ def main() -> None:
     else:
         runner = uvloop.run
     with contextlib.suppress(KeyboardInterrupt):
-        runner(_run(host, int(port), arguments.port, arguments.keep))
+        runner(_run(host, int(port), arguments.port, arguments.keep, arguments.style))
 
 
 if __name__ == "__main__":

@@ -125,7 +125,9 @@ class AzServer:
     def call(self, method: str, path: str, query: str = "", body: bytes = b"", **headers: str) -> urllib3.BaseHTTPResponse:
         """A request below the account, its path percent-encoded already; fails unless it succeeds."""
         if self._pool is None:
-            self._pool = urllib3.HTTPConnectionPool(urlsplit(self.endpoint).hostname or "", urlsplit(self.endpoint).port, maxsize=8)
+            self._pool = urllib3.HTTPConnectionPool(
+                urlsplit(self.endpoint).hostname or "", urlsplit(self.endpoint).port, maxsize=8
+            )
         sent = {"x-ms-version": "2021-12-02", **{name.replace("_", "-"): value for name, value in headers.items()}}
         target = f"/{AZ_ACCOUNT}/{path}?{query}{'&' if query else ''}{self.signature}"
         answer: urllib3.BaseHTTPResponse = self._pool.urlopen(method, target, body=body, headers=sent, retries=False)
