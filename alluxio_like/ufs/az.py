@@ -1,9 +1,9 @@
 """Azure Blob Storage: a container, or what lies below a prefix of one, as a store.
 
 A content is known by its ETag and size. Owns the requests of asking, and the order of listings: the service sorts by its own
-rules (UTF-16, or component by component where the account has a hierarchical namespace), so a directory whose order differs from
-that of bytes is listed whole and sorted here. Kept: the rest of a few such listings, and whether the container needs that from the
-start. What is common with Google is in cloud.py, writing in az_writing.py. The same rule of concurrency.
+rules (UTF-16, or component by component where the account has a hierarchical namespace), so a directory whose order differs
+from that of bytes is listed whole and sorted here. Kept: the rest of a few such listings, and whether the container needs that
+from the start. What is common with Google is in cloud.py, writing in az_writing.py. The same rule of concurrency.
 """
 
 import itertools

@@ -1,10 +1,10 @@
 """Azure Blob Storage as a store that can be written.
 
-Owns how bytes get there and become visible: in one request, or as blocks of the blob that a last request commits, each conditional
-on what is there. A block's name has its upload's in it, so that uploads of one key do not mix; but committing one, or any other
-write to that blob, drops the blocks of all others, whose callers then see NotFound and begin anew. Blocks of an aborted upload
-cannot be seen by anybody, and the service drops them with the next write to the blob, or after a week. Metadata names have no
-dashes there: they are sent as underscores. The rest is as in cloud_writing.py.
+Owns how bytes get there and become visible: in one request, or as blocks of the blob that a last request commits, each
+conditional on what is there. A block's name has its upload's in it, so that uploads of one key do not mix; but committing one,
+or any other write to that blob, drops the blocks of all others, whose callers then see NotFound and begin anew. Blocks of an
+aborted upload cannot be seen by anybody, and the service drops them with the next write to the blob, or after a week. Metadata
+names have no dashes there: they are sent as underscores. The rest is as in cloud_writing.py.
 """
 
 import asyncio
@@ -144,6 +144,7 @@ class WritableAzUfs(CloudWriter, AzUfs):
             raise self._make_refusal(answer, key)
 
     _batch_size = 256
+    _batch_id = "{}"
 
     def _make_batch(self, keys: Sequence[str]) -> tuple[Request, Sequence[str]]:
         tokens = self._clients.tokens if self._clients is not None else None

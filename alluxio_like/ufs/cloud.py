@@ -3,8 +3,8 @@
 Owns the reading of an object and the way every request goes: obstore reads, conditional on the content's identity, each answer
 checked; plain HTTP (rest.py) does the rest, and reads the keys that obstore cannot express. Where obstore's failure has no
 status, the request is repeated once over plain HTTP, which has; other than that nothing is retried. Knows neither service: what
-differs is asked of the subclass. Used on one event loop; plain HTTP runs in threads of its own, bounded in number. No state but the
-clients, which are made with the first call.
+differs is asked of the subclass. Used on one event loop; plain HTTP runs in threads of its own, bounded in number. No state but
+the clients, which are made with the first call.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """What Google Cloud Storage and Azure have in common as stores that are written.
 
-Owns what a key may be, the markers of directories, and the record of uploads that have begun: neither service keeps one that fits,
-so each upload has an object of its own below `PARTS`, which is there from `begin_upload` until the upload has ended, and names the
-key. It goes first when an upload is aborted. How bytes get to the store and become visible is asked of the subclass. The same rule
-of concurrency as in cloud.py; nothing is retried.
+Owns what a key may be, the markers of directories, and the record of uploads that have begun: neither service keeps one that
+fits, so each upload has an object of its own below `PARTS`, which is there from `begin_upload` until the upload has ended, and
+names the key. It goes first when an upload is aborted. How bytes get to the store and become visible is asked of the subclass.
+The same rule of concurrency as in cloud.py; nothing is retried.
 """
 
 import email
@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from email.message import Message
+from typing import ClassVar
 from urllib.parse import quote, unquote
 
 from alluxio_like import errors
@@ -146,7 +147,9 @@ class CloudWriter(CloudUfs):
 
     # -- many removals at once ------------------------------------------------------------------------------------------------
 
-    _batch_size = 100
+    _batch_size: ClassVar[int]
+    _batch_id: ClassVar[str]
+    """How a request's number is written in a batch."""
 
     @abstractmethod
     def _make_batch(self, keys: Sequence[str]) -> tuple[Request, Sequence[str]]:
@@ -171,7 +174,7 @@ class CloudWriter(CloudUfs):
         lines = []
         for number, part in enumerate(parts):
             lines += [f"--{boundary}", "Content-Type: application/http", "Content-Transfer-Encoding: binary"]
-            lines += [f"Content-ID: <item+{number}>", "", part]
+            lines += [f"Content-ID: {self._batch_id.format(number)}", "", part]
         body = "\r\n".join([*lines, f"--{boundary}--", ""]).encode()
         headers = {"Content-Type": f"multipart/mixed; boundary={boundary}"}
         answer = await self._ask("DELETE", replace(request, headers=headers, body=body), self.bucket)

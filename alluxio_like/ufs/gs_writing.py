@@ -191,6 +191,9 @@ class WritableGsUfs(CloudWriter, GsUfs):
         if (await self._ask("DELETE", request, key, accept=(404, 412))).status == 412:
             raise errors.Conflict("the store holds another content than expected", subject=key)
 
+    _batch_size = 100
+    _batch_id = "<item+{}>"
+
     def _make_batch(self, keys: Sequence[str]) -> tuple[Request, Sequence[str]]:
         return Request("POST", "/batch/storage/v1"), [f"DELETE {self._make_path(key)} HTTP/1.1\r\n\r\n" for key in keys]
 

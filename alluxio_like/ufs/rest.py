@@ -2,8 +2,9 @@
 
 Owns connections, timeouts, the bounds of an answer, and what a broken connection is called in our tree of errors. Knows no
 protocol: what a status means is the store's affair, so `send` and `open` return whatever answer comes. Paths are sent byte for
-byte as they are given (most client libraries take `..` and `//` out of them). Nothing is repeated, no redirect followed. Blocks;
-any number of threads at once. Bodies that are sent come from descriptors, which a `Body` holds until its thread has done with them.
+byte as they are given (most client libraries take `..` and `//` out of them). Nothing is repeated, no redirect followed.
+Blocks; any number of threads at once. Bodies that are sent come from descriptors, which a `Body` holds until its thread has
+done with them.
 """
 
 import os

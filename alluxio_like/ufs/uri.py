@@ -16,9 +16,9 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 class StoreUri:
     """A parsed URI.
 
-    `authority` is the bucket (s3, gs), the container (az) or empty (file). `prefix` is "" or ends in "/", and has no leading slash:
-    the key prefix of the root, or the directory's absolute path without its leading slash (file). It is taken literally, byte
-    for byte.
+    `authority` is the bucket (s3, gs), the container (az) or empty (file). `prefix` is "" or ends in "/", and has no leading
+    slash: the key prefix of the root, or the directory's absolute path without its leading slash (file). It is taken literally,
+    byte for byte.
     """
 
     scheme: str

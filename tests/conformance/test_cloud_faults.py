@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 
 from alluxio_like import errors
-from alluxio_like.types import Fingerprint
+from alluxio_like.types import Fingerprint, Kind
 from alluxio_like.ufs.api import Ufs
 from alluxio_like.ufs.open import open_ufs, split_secrets
+from alluxio_like.ufs.writing import Expected, Source, WritableUfs, WriteOptions, get_writable
+from tests.conformance.stores import make_source
 from tests.servers.fault_control import FaultProxy
 from tests.servers.fixtures_clouds import AZ_KEY, AzServer, GsServer
 from tests.servers.net import find_ports
@@ -148,14 +150,6 @@ async def test_one_failure_is_repeated_once_and_counted(opened: Opened, proxy: F
         proxy.set_rules({"op": "GET", "times": 1, **rule})
         assert await opened.read("chunked") == DATA
         assert opened.requests == proxy.get_counts() == {"GET": 2}
-
-
-async def test_an_archived_blob_says_so(opened: Opened, proxy: FaultProxy) -> None:
-    if opened.scheme != "az":
-        pytest.skip("Google's archive is readable at once")
-    proxy.set_rules({"op": "GET", "status": 409, "code": "BlobArchived"})
-    with pytest.raises(errors.StoreDenied, match="rehydrated"):
-        await opened.read("whole")
 
 
 # -- answers that are wrong ------------------------------------------------------------------------------------------------------
@@ -342,6 +336,129 @@ async def test_heads_that_fail(opened: Opened, proxy: FaultProxy) -> None:
         assert type(caught.value) is expected
 
 
+# -- what only these stores have -------------------------------------------------------------------------------------------------
+
+
+async def test_an_archived_blob_is_shown_and_refused(az_server: AzServer, az_container: str) -> None:
+    az_server.put(az_container, "k", b"12345")
+    az_server.put(az_container, "hot", b"12345")
+    az_server.call("PUT", f"{az_container}/k", "comp=tier", headers={"x-ms-access-tier": "Archive"})
+    ufs = open_whole(az_server, az_container)
+    found = {entry.name: entry for entry in (await ufs.list_page("")).entries}
+    assert (found["k"].archived, found["hot"].archived) == (True, False)
+    assert ((await ufs.stat("k")).archived, (await ufs.stat("hot")).archived) == (True, False)
+    fingerprint = found["k"].fingerprint
+    assert fingerprint is not None
+    with pytest.raises(errors.StoreDenied, match="rehydrated"):
+        async for _ in ufs.read("k", fingerprint, 0, 5):
+            pass
+    await ufs.close()
+
+
+async def test_markers_of_directories_are_no_files(az_server: AzServer, az_container: str) -> None:
+    """HDFS clients mark a directory by a blob without a slash, which would hide it."""
+    az_server.put(az_container, "d", b"", {"x-ms-meta-hdi_isfolder": "true"})
+    az_server.put(az_container, "empty", b"", {"x-ms-meta-hdi_isfolder": "true"})
+    az_server.put(az_container, "d/x", b"1")
+    ufs = open_whole(az_server, az_container)
+    assert [(entry.name, entry.kind) for entry in (await ufs.list_page("")).entries] == [("d", Kind.DIRECTORY)]
+    with pytest.raises(errors.NotFound):
+        await ufs.stat("d")
+    await ufs.close()
+
+
+def open_whole(server: GsServer | AzServer, bucket: str) -> WritableUfs:
+    public, secret = split_secrets(server.scheme, server.options)
+    uri = f"{server.scheme}://{bucket}"
+    return get_writable(open_ufs(uri, public, secrets=secret, on_request=lambda _op: None, io_timeout_s=10))
+
+
+async def test_more_parts_than_one_request_takes(gs_server: GsServer, gs_bucket: str) -> None:
+    """Google composes 32 at once; more in two steps."""
+    ufs = open_whole(gs_server, gs_bucket)
+    options = WriteOptions("0" * 32)
+    upload = await ufs.begin_upload("k", options)
+    with make_source(DATA[:7000]) as source:
+        sources = [Source(source.fd, source.offset + start, 100) for start in range(0, 7000, 100)]
+        parts = [await ufs.upload_part(upload, number, one, 0) for number, one in enumerate(sources, start=1)]
+    assert (await ufs.list_page("")).entries == ()
+    assert await ufs.list_parts(upload) == parts
+    entry = await ufs.finish_upload(upload, parts, options, expected=Expected(None))
+    assert gs_server.get(gs_bucket, "k") == DATA[:7000]
+    assert entry.fingerprint is not None and entry.fingerprint.size == 7000
+    assert gs_server.list_keys(gs_bucket) == ["k"]
+    await ufs.close()
+
+
+async def test_a_part_replaced_by_others_is_not_put_in(gs_server: GsServer, gs_bucket: str) -> None:
+    ufs = open_whole(gs_server, gs_bucket)
+    options = WriteOptions("0" * 32)
+    upload = await ufs.begin_upload("k", options)
+    with make_source(b"right") as source:
+        part = await ufs.upload_part(upload, 1, source, 0)
+    (name,) = [key for key in gs_server.list_keys(gs_bucket) if "part-" in key]
+    gs_server.put(gs_bucket, name, b"wrong")
+    with pytest.raises(errors.NotFound):
+        await ufs.finish_upload(upload, [part], options)
+    await ufs.abort_upload(upload)
+    assert gs_server.list_keys(gs_bucket) == []
+    await ufs.close()
+
+
+async def test_what_an_abort_left_is_found(gs_server: GsServer, gs_bucket: str) -> None:
+    ufs = open_whole(gs_server, gs_bucket)
+    upload = await ufs.begin_upload("a/k", WriteOptions("0" * 32))
+    with make_source(b"12345") as source:
+        await ufs.upload_part(upload, 1, source, 0)
+    (record,) = [key for key in gs_server.list_keys(gs_bucket) if key.endswith("begun")]
+    gs_server.delete(gs_bucket, record)  # as an abort that was cut short
+    assert await ufs.list_uploads("a/") == []
+    (left,) = await ufs.list_uploads("")
+    assert (left.key, left.upload_id) == ("", upload.upload_id)
+    await ufs.abort_upload(left)
+    assert gs_server.list_keys(gs_bucket) == []
+    await ufs.close()
+
+
+# -- writes that fail ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_write_whose_answer_is_lost(cloud: Cloud, opened: Opened, proxy: FaultProxy) -> None:
+    ufs = get_writable(opened.ufs)
+    for number, rule in enumerate([{"stall_s": 60}, {"drop": True}]):
+        options = WriteOptions(f"{number:032}")
+        proxy.set_rules({"op": "PUT", **rule})
+        with make_source(b"12345") as source, pytest.raises(errors.StoreUnavailable):
+            await ufs.put("lost", source, options)
+        proxy.set_rules()
+        written = await ufs.lookup_written("lost", options.token)
+        assert (written is not None) == ("stall_s" in rule)
+    assert cloud.server.get(cloud.bucket, "lost") == b"12345"
+    cloud.server.delete(cloud.bucket, "lost")
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ({"status": 503}, errors.StoreThrottled),
+        ({"status": 429}, errors.StoreThrottled),
+        ({"status": 500}, errors.StoreUnavailable),
+        ({"status": 403, "code": ""}, errors.StoreDenied),
+        ({"status": 412, "code": ""}, errors.Conflict),
+    ],
+)
+async def test_writes_that_are_refused(
+    opened: Opened, proxy: FaultProxy, rule: dict[str, Any], expected: type[errors.AlluxioLikeError]
+) -> None:
+    proxy.set_rules({"op": "PUT", **rule})
+    with make_source(b"12345") as source, pytest.raises(errors.AlluxioLikeError) as caught:
+        await get_writable(opened.ufs).put("refused", source, WriteOptions("0" * 32))
+    assert type(caught.value) is expected, repr(caught.value)
+    assert opened.requests == proxy.get_counts() == {"PUT": 1}
+    with pytest.raises(errors.NotFound):
+        await opened.ufs.stat("refused")
+
+
 # -- wrong mounts ----------------------------------------------------------------------------------------------------------------
 
 
@@ -373,9 +490,8 @@ async def test_wrong_credentials(cloud: Cloud, proxy: FaultProxy) -> None:
         wrong = AZ_KEY.replace("Eby8", "Aaaa")
         # (the service itself says AuthenticationFailed)
         await check(cloud.open(account_key=wrong), errors.StoreDenied, "these credentials")
-        # Neither is told from what is not there.
         await check(cloud.open(account="other"), errors.StoreMissing, "no such container")
-        await check(cloud.open(anonymous="true"), errors.StoreMissing, "no such container")
+        await check(cloud.open(anonymous="true"), errors.StoreDenied, "these credentials")
     else:
         proxy.set_rules({"op": "LIST", **make_reason(401, "authError")})
         await check(cloud.open(), errors.StoreDenied, "not valid, or have expired")

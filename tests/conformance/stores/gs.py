@@ -1,4 +1,4 @@
-"""Google Cloud Storage: a whole bucket, and what lies below a prefix of one."""
+"""Google Cloud Storage: what lies below a prefix of a bucket (test_cloud_faults.py and the cluster mount whole ones)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,4 +44,4 @@ def _can_name(name: str) -> bool:
     return len(to_bytes(name)) <= 1000 and not any("\ud800" <= char <= "\udfff" or char in "\r\n" for char in name)
 
 
-STORES = {"gs": open_gs, "gs-prefix": partial(open_gs, prefix="some/prefix/")}
+STORES = {"gs-prefix": partial(open_gs, prefix="some/prefix/")}
