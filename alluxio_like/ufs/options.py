@@ -74,35 +74,49 @@ _S3 = (
 )
 
 _CONNECTION = (
-    Option("ca_file", "text", "PEM file of the certificate authorities to trust for HTTPS"),
-    Option("verify", "switch", "check the server's certificate; default: true"),
-    Option("timeout_s", "number", "longest silence of the store within one request; default: a third of the I/O timeout"),
+    Option("ca_file", "text", "PEM file of the certificate authorities to trust for HTTPS", default="the system's"),
+    Option("verify", "switch", "check the server's certificate", default="true"),
+    Option("timeout_s", "number", "longest silence of the store within one request", default="a third of the I/O timeout"),
 )
 
 _GS = (
     Option("service_account_file", "text", "JSON key file of a service account, at the same path on every machine"),
-    Option("service_account_key", "text", "the same JSON itself; default: what Google's library finds (ADC)", secret=True),
+    Option(
+        "service_account_key",
+        "text",
+        "the same JSON itself",
+        secret=True,
+        default="what Google's library finds (application default credentials)",
+    ),
     Option("access_token", "text", "OAuth access token, used as it is until it expires", secret=True),
-    Option("anonymous", "switch", "send no credentials, for public buckets and emulators"),
+    Option("anonymous", "switch", "send no credentials, for public buckets and emulators", default="false"),
     Option("user_project", "text", "project that is billed for requests to a requester-pays bucket"),
-    Option("endpoint", "url", "the server's URL; default: https://storage.googleapis.com"),
+    Option("endpoint", "url", "the server's URL", default="https://storage.googleapis.com"),
     *_CONNECTION,
 )
 
 _AZ = (
-    Option("account", "text", "storage account that has the container; default: AZURE_STORAGE_ACCOUNT_NAME"),
-    Option("account_key", "text", "key of the account, in base64; default: AZURE_STORAGE_ACCOUNT_KEY", secret=True),
-    Option("sas_token", "text", "shared access signature (?sv=…); default: AZURE_STORAGE_SAS_TOKEN", secret=True),
+    Option("account", "text", "storage account that has the container", default="AZURE_STORAGE_ACCOUNT_NAME"),
+    Option("account_key", "text", "key of the account, in base64", secret=True, default="AZURE_STORAGE_ACCOUNT_KEY"),
+    Option("sas_token", "text", "shared access signature (?sv=…)", secret=True, default="AZURE_STORAGE_SAS_TOKEN"),
     Option(
-        "connection_string", "text", "account, endpoint and key in one; default: AZURE_STORAGE_CONNECTION_STRING", secret=True
+        "connection_string",
+        "text",
+        "account, endpoint and key in one",
+        secret=True,
+        default="AZURE_STORAGE_CONNECTION_STRING",
     ),
     Option("tenant_id", "text", "tenant of a service principal, together with client_id and client_secret"),
     Option("client_id", "text", "service principal, or (alone) user-assigned managed identity or workload identity"),
     Option(
-        "client_secret", "text", "secret of the service principal; without any of these: what Azure's library finds", secret=True
+        "client_secret",
+        "text",
+        "secret of the service principal",
+        secret=True,
+        default="without any credentials here or in the environment: what Azure's library finds",
     ),
-    Option("anonymous", "switch", "send no credentials, for public containers"),
-    Option("endpoint", "url", "the blob service's URL; default: https://ACCOUNT.blob.core.windows.net"),
+    Option("anonymous", "switch", "send no credentials, for public containers", default="false"),
+    Option("endpoint", "url", "the blob service's URL", default="https://ACCOUNT.blob.core.windows.net"),
     *_CONNECTION,
 )
 

@@ -425,14 +425,14 @@ async def test_what_an_abort_left_is_found(gs_server: GsServer, gs_bucket: str) 
 
 async def test_a_write_whose_answer_is_lost(cloud: Cloud, opened: Opened, proxy: FaultProxy) -> None:
     ufs = get_writable(opened.ufs)
-    for number, rule in enumerate([{"stall_s": 60}, {"drop": True}]):
+    for number, rule in enumerate([{"drop_answer": True}, {"stall_s": 60}, {"drop": True}]):
         options = WriteOptions(f"{number:032}")
         proxy.set_rules({"op": "PUT", **rule})
         with make_source(b"12345") as source, pytest.raises(errors.StoreUnavailable):
             await ufs.put("lost", source, options)
         proxy.set_rules()
         written = await ufs.lookup_written("lost", options.token)
-        assert (written is not None) == ("stall_s" in rule)
+        assert (written is not None) == ("drop" not in rule)
     assert cloud.server.get(cloud.bucket, "lost") == b"12345"
     cloud.server.delete(cloud.bucket, "lost")
 
