@@ -204,13 +204,21 @@ def _make_fetch(settings: AzSettings) -> Callable[[], tuple[str, datetime | None
     import azure.identity
 
     credential: Any
+    limits: dict[str, Any] = {
+        "connection_timeout": settings.http.stall_s,
+        "read_timeout": settings.http.stall_s,
+        "retry_total": 1,
+    }
     if settings.client_secret:
-        credential = azure.identity.ClientSecretCredential(settings.tenant_id, settings.client_id, settings.client_secret)
+        credential = azure.identity.ClientSecretCredential(
+            settings.tenant_id, settings.client_id, settings.client_secret, **limits
+        )
     else:
         credential = azure.identity.DefaultAzureCredential(
             exclude_interactive_browser_credential=True,
             managed_identity_client_id=settings.client_id or None,
             workload_identity_client_id=settings.client_id or None,
+            **limits,
         )
 
     def fetch() -> tuple[str, datetime | None]:

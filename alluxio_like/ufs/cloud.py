@@ -8,12 +8,12 @@ the clients, which are made with the first call.
 """
 
 import asyncio
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
@@ -65,21 +65,25 @@ class TokenSource:
         self._fetch = fetch
         self._pool = pool
         self._timeout_s = timeout_s
-        self._lock = Lock()
+        self._lock = threading.Lock()
         self._token = ""
         self._expiry: datetime | None = None
 
     def get(self) -> tuple[str, datetime | None]:
-        """Token and expiry."""
-        with self._lock:
-            if not self._token or (self._expiry is not None and self._expiry - datetime.now(UTC) < _RENEW_BEFORE):
-                self._token, self._expiry = self._fetch()
-            return self._token, self._expiry
+        """Token and expiry. Raises StoreUnavailable when it takes too long."""
+        if not self._lock.acquire(timeout=self._timeout_s):
+            raise errors.StoreUnavailable(f"no credentials within {self._timeout_s:g} s")
+        try:
+            token, expiry = self._token, self._expiry
+            if not token or (expiry is not None and expiry - datetime.now(UTC) < _RENEW_BEFORE):
+                token, expiry = self._token, self._expiry = self._fetch()
+            return token, expiry
+        finally:
+            self._lock.release()
 
     def forget(self) -> None:
-        """After a refusal: the next `get` fetches anew."""
-        with self._lock:
-            self._token = ""
+        """After a refusal: the next `get` fetches anew. Never waits (who is fetching brings a new one anyway)."""
+        self._token = ""
 
     async def __call__(self) -> Any:
         """What obstore takes for credentials."""

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from obstore.store import GCSStore
@@ -92,8 +93,9 @@ def _choose_fetch(settings: GsSettings) -> Callable[[], tuple[str, datetime | No
     import urllib3
 
     credentials = _load_credentials(settings)
-    transport = google.auth.transport.urllib3.Request(  # type: ignore[no-untyped-call]
-        urllib3.PoolManager(timeout=urllib3.Timeout(settings.http.stall_s))
+    transport = partial(
+        google.auth.transport.urllib3.Request(urllib3.PoolManager()),  # type: ignore[no-untyped-call]
+        timeout=settings.http.stall_s,
     )
 
     def fetch() -> tuple[str, datetime | None]:

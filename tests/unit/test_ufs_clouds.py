@@ -1,8 +1,15 @@
 """How gs:// and az:// mounts read their options, what they need installed, and what Azure's listings become."""
 
 import base64
+import json
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +18,11 @@ from alluxio_like import errors
 from alluxio_like.types import Kind
 from alluxio_like.ufs.az_client import AzSettings, sign_by_key
 from alluxio_like.ufs.az_listing import has_astral, is_ordered, parse_page
+from alluxio_like.ufs.cloud import TokenSource
 from alluxio_like.ufs.open import open_ufs, parse_uri, split_secrets
 from alluxio_like.ufs.options import parse_options
 from alluxio_like.ufs.rest import Request
+from alluxio_like.ufs.threads import BlockingPool
 
 KEY = base64.b64encode(b"a secret key of the account").decode()
 VARIABLES = [
@@ -185,6 +194,98 @@ async def test_no_google_credentials_at_all(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(errors.StoreDenied, match="no Google credentials were found"):
         await ufs.check()
     await ufs.close()
+
+
+# -- tokens ----------------------------------------------------------------------------------------------------------------------
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Gives a token to who asks for one, and an empty listing to who shows it."""
+
+    def do_POST(self) -> None:
+        asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.server.asked.append(asked)  # type: ignore[attr-defined]
+        self.reply(200, b'{"access_token": "fetched-token", "expires_in": 3600, "token_type": "Bearer"}')
+
+    def do_GET(self) -> None:
+        right = self.headers.get("Authorization") == "Bearer fetched-token"
+        self.reply(200 if right else 401, self.server.listing if right else b"")  # type: ignore[attr-defined]
+
+    def reply(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Not on the terminal."""
+
+
+@pytest.fixture
+def answers() -> Iterator[Any]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        server.asked = []  # type: ignore[attr-defined]
+        server.listing = b"{}"  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+async def test_a_service_account_signs_in(answers: Any) -> None:
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    endpoint = f"http://127.0.0.1:{answers.server_port}"
+    pem = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    account = {"client_email": "a@b", "token_uri": f"{endpoint}/token", "private_key": pem, "private_key_id": "1"}
+    key = json.dumps({"type": "service_account", "project_id": "p", **account})
+    ufs = open_store("gs://bucket", service_account_key=key, endpoint=endpoint)
+    for _ in range(3):
+        assert (await ufs.list_page("")).entries == ()
+    assert len(answers.asked) == 1 and "jwt-bearer" in answers.asked[0]
+    assert "PRIVATE KEY" not in f"{ufs!r} {vars(ufs)!r}"
+    await ufs.close()
+
+
+async def test_a_service_principal_signs_in(answers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(Azure's own library talks to nobody but Microsoft, over HTTPS: what it would give is given here.)"""
+
+    class Credential:
+        def __init__(self, *given: str, **limits: Any) -> None:
+            assert given == ("tenant", "client", "secret")
+
+        def get_token(self, scope: str) -> Any:
+            assert scope == "https://storage.azure.com/.default"
+            return SimpleNamespace(token="fetched-token", expires_on=time.time() + 3600)
+
+    monkeypatch.setattr("azure.identity.ClientSecretCredential", Credential)
+    answers.listing = b"<EnumerationResults><Blobs/></EnumerationResults>"
+    endpoint = f"http://127.0.0.1:{answers.server_port}"
+    options = {"tenant_id": "tenant", "client_id": "client", "client_secret": "secret", "account": "acc", "endpoint": endpoint}
+    ufs = open_store("az://container", **options)
+    assert (await ufs.list_page("")).entries == ()
+    await ufs.close()
+
+
+async def test_tokens_are_renewed_in_time_and_after_a_refusal() -> None:
+    pool = BlockingPool("test", 2)
+    lifetimes = [timedelta(minutes=4), timedelta(hours=1), None]
+    fetched: list[str] = []
+
+    def fetch() -> tuple[str, datetime | None]:
+        lifetime = lifetimes[len(fetched)]
+        fetched.append(f"token-{len(fetched)}")
+        return fetched[-1], datetime.now(UTC) + lifetime if lifetime else None
+
+    tokens = TokenSource(fetch, pool, 5)
+    assert (await tokens())["token"] == "token-0"  # it ends within five minutes
+    assert [tokens.get()[0] for _ in range(3)] == ["token-1"] * 3
+    tokens.forget()
+    assert [tokens.get() for _ in range(3)] == [("token-2", None)] * 3
+    pool.close()
 
 
 # -- Azure's signature and listings ----------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_a_secret_is_not_repeated() -> None:
 
 def test_unknown_schemes_name_those_there_are() -> None:
     for call in (lambda: describe_options("ftp"), lambda: parse_uri("ftp://host/x")):
-        with pytest.raises(errors.ConfigError, match=r"file://, s3://"):
+        with pytest.raises(errors.ConfigError, match=r"file://.* s3://"):
             call()
 
 
