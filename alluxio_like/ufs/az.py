@@ -11,7 +11,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from alluxio_like import errors
 from alluxio_like.types import Fingerprint, Kind, to_bytes
@@ -21,7 +20,7 @@ from alluxio_like.ufs.az_client import AzSettings, connect
 from alluxio_like.ufs.cloud import PARTS, Clients, CloudUfs, check_prefix
 from alluxio_like.ufs.cloud_errors import convert_az
 from alluxio_like.ufs.options import OptionValue
-from alluxio_like.ufs.rest import Answer, Request
+from alluxio_like.ufs.rest import Answer, Request, quote_component
 from alluxio_like.ufs.uri import StoreUri
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ class AzUfs(CloudUfs):
 
     def _make_path(self, key: str) -> str:
         """The blob's path. Slashes are encoded as well: so `.` and `..` among its components are nothing special to anybody."""
-        return f"{self._settings.path}/{quote(self._prefix + key, safe='')}"
+        return f"{self._settings.path}/{quote_component(self._prefix + key)}"
 
     # -- for CloudUfs ---------------------------------------------------------------------------------------------------------
 
@@ -163,7 +162,7 @@ class AzUfs(CloudUfs):
 
     def _make_read(self, full_key: str, fingerprint: Fingerprint, offset: int, length: int) -> Request:
         headers = {"Range": f"bytes={offset}-{offset + length - 1}", "If-Match": add_quotes(fingerprint.token)}
-        return Request("GET", f"{self._settings.path}/{quote(full_key, safe='')}", (), headers)
+        return Request("GET", f"{self._settings.path}/{quote_component(full_key)}", (), headers)
 
     def _get_read_identity(self, headers: dict[str, str]) -> str:
         return listing.strip_quotes(headers.get("etag", ""))

@@ -21,7 +21,7 @@ from alluxio_like.ufs.api import StoreEntry
 from alluxio_like.ufs.az import AzUfs, add_quotes, make_entry
 from alluxio_like.ufs.az_client import make_batch_part, make_copy_source
 from alluxio_like.ufs.cloud_errors import convert_az
-from alluxio_like.ufs.cloud_writing import CloudWriter, make_metadata, make_record
+from alluxio_like.ufs.cloud_writing import CloudWriter, check_named, make_metadata, make_record
 from alluxio_like.ufs.rest import Answer, Body, Request
 from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WriteCapabilities, WriteOptions
 
@@ -133,6 +133,7 @@ class WritableAzUfs(CloudWriter, AzUfs):
     # -- removal and copies ---------------------------------------------------------------------------------------------------
 
     async def delete(self, key: str, *, expected: Expected | None = None) -> None:
+        check_named(key)
         if expected is not None and expected.fingerprint is None:
             if await self._lookup(key) is not None:
                 raise errors.Conflict("there is a blob, and none was expected", subject=key)

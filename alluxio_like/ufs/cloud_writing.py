@@ -71,8 +71,7 @@ class CloudWriter(CloudUfs):
 
     def check_key(self, key: str) -> None:
         """Raises InvalidArgument, NameTooLong, Unsupported unless this can be an object's key."""
-        if not key or key == "/" or "\0" in key:
-            raise errors.InvalidArgument("this cannot be the key of an object", subject=repr(key))
+        check_named(key)
         full_key = self._prefix + key
         if len(to_bytes(full_key)) > _MAX_KEY_BYTES:
             raise errors.NameTooLong(f"a key has at most {_MAX_KEY_BYTES} bytes here", subject=full_key)
@@ -158,6 +157,8 @@ class CloudWriter(CloudUfs):
 
     async def delete_many(self, keys: Sequence[str]) -> Mapping[str, Exception]:
         failed: dict[str, Exception] = {}
+        for key in keys:
+            check_named(key)
         for start in range(0, len(keys), self._batch_size):
             chunk = keys[start : start + self._batch_size]
             try:
@@ -187,6 +188,12 @@ class CloudWriter(CloudUfs):
             elif one.status != 404 and not 200 <= one.status < 300:
                 failed[key] = self._make_error(one, key)
         return failed
+
+
+def check_named(key: str) -> None:
+    """Raises InvalidArgument for what names no object at all."""
+    if not key or key == "/" or "\0" in key:
+        raise errors.InvalidArgument("this cannot be the key of an object", subject=repr(key))
 
 
 def make_record(upload: Upload) -> str:

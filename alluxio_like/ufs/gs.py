@@ -10,16 +10,15 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from alluxio_like import errors
 from alluxio_like.types import Fingerprint, Kind, to_bytes
 from alluxio_like.ufs.api import ListPage, StoreEntry
 from alluxio_like.ufs.cloud import PARTS, Clients, CloudUfs, check_prefix
 from alluxio_like.ufs.cloud_errors import convert_gs
-from alluxio_like.ufs.gs_client import GsSettings, connect
+from alluxio_like.ufs.gs_client import AS_STORED, GsSettings, connect
 from alluxio_like.ufs.options import OptionValue
-from alluxio_like.ufs.rest import Answer, Request
+from alluxio_like.ufs.rest import Answer, Request, quote_component
 from alluxio_like.ufs.uri import StoreUri
 
 if TYPE_CHECKING:
@@ -72,8 +71,8 @@ class GsUfs(CloudUfs):
 
     def _make_path(self, key: str | None, before: str = "", after: str = "") -> str:
         """The JSON API's path of the object at `key` below the mount's root, or of all objects (None)."""
-        path = f"{before}/storage/v1/b/{quote(self._settings.bucket, safe='')}/o"
-        return path if key is None else f"{path}/{quote_key(self._prefix + key)}{after}"
+        path = f"{before}/storage/v1/b/{quote_component(self._settings.bucket)}/o"
+        return path if key is None else f"{path}/{quote_component(self._prefix + key)}{after}"
 
     async def _get_object(self, key: str, fields: str) -> dict[str, Any]:
         """The object's resource. Raises NotFound."""
@@ -95,8 +94,8 @@ class GsUfs(CloudUfs):
 
     def _make_read(self, full_key: str, fingerprint: Fingerprint, offset: int, length: int) -> Request:
         # The XML API: unlike the JSON API it tells a bucket that is not there from an object that is not there.
-        path = f"/{quote(self._settings.bucket, safe='')}/{quote_key(full_key)}"
-        headers = {"Range": f"bytes={offset}-{offset + length - 1}"}
+        path = f"/{quote_component(self._settings.bucket)}/{quote_component(full_key)}"
+        headers = {"Range": f"bytes={offset}-{offset + length - 1}", **AS_STORED}
         return Request("GET", path, [("generation", fingerprint.token)], headers)
 
     def _get_read_identity(self, headers: dict[str, str]) -> str:
@@ -104,11 +103,6 @@ class GsUfs(CloudUfs):
 
     def _make_error(self, answer: Answer, subject: str) -> errors.AlluxioLikeError:
         return convert_gs(answer, subject)
-
-
-def quote_key(key: str) -> str:
-    """A key as one component of a path."""
-    return quote(key, safe="")
 
 
 def parse_object(body: bytes, subject: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from alluxio_like.ufs.rest import HttpSettings, Request, RestClient
 from alluxio_like.ufs.threads import BlockingPool
 
 ENDPOINT = "https://storage.googleapis.com"
+AS_STORED = {"Accept-Encoding": "gzip"}
+"""Sent when an object is read: else GCS unpacks what was stored compressed, and the bytes are not those that were listed."""
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
@@ -62,10 +64,7 @@ def connect(settings: GsSettings, pool: BlockingPool) -> Clients:
     """The clients. Blocks. Raises ConfigError, StoreDenied; talks to no store yet."""
     fetch = _choose_fetch(settings)
     tokens = TokenSource(fetch, pool, settings.io_timeout_s) if fetch else None
-    # Else GCS unpacks what was stored compressed, and the bytes are not those that the listing told the size of.
-    common = {"Accept-Encoding": "gzip"}
-    if settings.user_project:
-        common["x-goog-user-project"] = settings.user_project
+    common = {"x-goog-user-project": settings.user_project} if settings.user_project else {}
 
     def sign(request: Request) -> Request:
         headers = {**common, **request.headers}
@@ -75,7 +74,7 @@ def connect(settings: GsSettings, pool: BlockingPool) -> Clients:
 
     store = GCSStore(
         config={"bucket": settings.bucket, "base_url": settings.http.endpoint, "skip_signature": tokens is None},
-        client_options=make_client_options(settings.http, settings.io_timeout_s, common),
+        client_options=make_client_options(settings.http, settings.io_timeout_s, {**common, **AS_STORED}),
         retry_config={"max_retries": 0},
         credential_provider=tokens,
     )

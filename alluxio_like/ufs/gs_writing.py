@@ -13,15 +13,14 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
-from urllib.parse import quote
 
 from alluxio_like import errors
 from alluxio_like.types import Fingerprint, Kind
 from alluxio_like.ufs.api import StoreEntry
 from alluxio_like.ufs.cloud import PARTS
-from alluxio_like.ufs.cloud_writing import CloudWriter, make_metadata
-from alluxio_like.ufs.gs import GsUfs, make_entry, parse_object, quote_key
-from alluxio_like.ufs.rest import Answer, Body, Request
+from alluxio_like.ufs.cloud_writing import CloudWriter, check_named, make_metadata
+from alluxio_like.ufs.gs import GsUfs, make_entry, parse_object
+from alluxio_like.ufs.rest import Answer, Body, Request, quote_component
 from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WriteCapabilities, WriteOptions
 
 _MAX_SOURCES = 32
@@ -183,6 +182,7 @@ class WritableGsUfs(CloudWriter, GsUfs):
     # -- removal and copies ---------------------------------------------------------------------------------------------------
 
     async def delete(self, key: str, *, expected: Expected | None = None) -> None:
+        check_named(key)
         if expected is not None and expected.fingerprint is None:
             if await self._lookup(key) is not None:
                 raise errors.Conflict("there is an object, and none was expected", subject=key)
@@ -201,7 +201,7 @@ class WritableGsUfs(CloudWriter, GsUfs):
         self, source: str, fingerprint: Fingerprint, target: str, options: WriteOptions, *, expected: Expected | None = None
     ) -> StoreEntry:
         self.check_key(target)
-        place = f"/rewriteTo/b/{quote(self._settings.bucket, safe='')}/o/{quote_key(self._prefix + target)}"
+        place = f"/rewriteTo/b/{quote_component(self._settings.bucket)}/o/{quote_component(self._prefix + target)}"
         query = [("sourceGeneration", fingerprint.token), *_make_condition(target, expected)]
         body = json.dumps({"contentType": _TYPE, "metadata": make_metadata(options)}).encode()
         token: list[tuple[str, str]] = []

@@ -78,6 +78,14 @@ class Request:
         return f"{self.path}?{query}" if query else self.path
 
 
+def quote_component(text: str) -> str:
+    """A text as one component of a path, slashes encoded. Raises Unsupported for what is not UTF-8."""
+    try:
+        return quote(text, safe="")
+    except UnicodeEncodeError:
+        raise errors.Unsupported("the store has no keys that are not UTF-8", subject=repr(text)) from None
+
+
 class Body:
     """Bytes of a descriptor as the body of a request, between two short texts of the protocol.
 
@@ -136,7 +144,8 @@ class RestClient:
         self._timeout = urllib3.Timeout(connect=min(CONNECT_TIMEOUT_S, settings.stall_s), read=settings.stall_s)
         parts = urlsplit(settings.endpoint)
         secure = parts.scheme == "https"
-        options: dict[str, object] = {"maxsize": settings.max_connections, "retries": False}
+        # Kept idle, not a limit: streams hold theirs beside what the threads do.
+        options: dict[str, object] = {"maxsize": settings.max_connections * 4, "retries": False}
         if secure:
             options["ssl_context"] = _make_context(settings)
         proxy = urllib.request.getproxies().get("https") if secure else None
@@ -164,10 +173,11 @@ class RestClient:
             headers["Content-Length"] = str(len(request.body))
         elif request.method in {"POST", "PUT"}:
             headers["Content-Length"] = "0"
+        target = request.target  # what cannot be encoded is the caller's error, not the connection's
         try:
             response = self._pool.urlopen(
                 request.method,
-                request.target,
+                target,
                 body=request.body,
                 headers=headers,
                 retries=False,
