@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from bench.holding import measure_holding
+from bench.listing import measure_listing
 from bench.loading import measure_loading
 from bench.measure import Result, render_table, write_results
 from bench.metadata import measure_metadata, measure_worker_restart
@@ -19,7 +20,7 @@ from bench.restarts import measure_restarts
 from bench.sdk import measure_sdk
 from tests.servers.fixtures import start_s3_server
 
-PARTS = ("loading", "reading", "mounted", "holding", "peers", "epochs", "metadata", "names", "sdk", "restarts")
+PARTS = ("loading", "reading", "mounted", "holding", "peers", "epochs", "metadata", "names", "listing", "sdk", "restarts")
 
 
 def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
@@ -40,6 +41,7 @@ def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
         "mounted": measure_mounted,
         "holding": measure_holding,
         "epochs": measure_epochs,
+        "listing": measure_listing,
     }
     with start_s3_server(size_bytes=8 << 30) as server:
         return parts[part](server, directory, quick=quick)

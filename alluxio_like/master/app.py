@@ -17,6 +17,7 @@ from alluxio_like.clock import Clock, SystemClock
 from alluxio_like.config import MasterConfig, write_ready_file
 from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.kv.open import open_store
+from alluxio_like.master.asking import Asker
 from alluxio_like.master.coherence import Coherence
 from alluxio_like.master.core import namespace, operations
 from alluxio_like.master.core.leases import LeaseTable
@@ -30,6 +31,7 @@ from alluxio_like.master.pacing import Pacer
 from alluxio_like.master.service_cache import CacheService
 from alluxio_like.master.service_namespace import MountsService, NamespaceService
 from alluxio_like.master.service_workers import WorkersService
+from alluxio_like.master.surveying import Surveyor
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry, delete_worker, list_stored, put_worker
 from alluxio_like.metrics import Health, Metrics, start_http
@@ -104,21 +106,24 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         mounts.restore()
         stack.push_async_callback(mounts.close)
 
+        pacer = Pacer(registry.rates, registry.get_live, clock)
+        asker = Asker(mounts, clock=clock, metrics=metrics, pacer=pacer, io_timeout_s=config.io_timeout_s)
         lister = Lister(
             meta,
             mounts,
             clock=clock,
             metrics=metrics,
-            pacer=Pacer(registry.rates, registry.get_live, clock),
+            asker=asker,
             leases=coherence,
             page_entries=config.page_entries,
             io_timeout_s=config.io_timeout_s,
         )
         stack.push_async_callback(lister.close)
+        surveyor = Surveyor(lister, meta, mounts, clock=clock, io_timeout_s=config.io_timeout_s)
         pool = WorkerPool(registry, tls=config.tls, token=token, timeout_s=config.io_timeout_s)
         stack.push_async_callback(pool.close)
         jobs = JobManager(
-            config.home / "jobs", meta, lister, mounts, registry, pool, clock=clock, io_timeout_s=config.io_timeout_s
+            config.home / "jobs", meta, lister, surveyor, mounts, registry, pool, clock=clock, io_timeout_s=config.io_timeout_s
         )
         stack.push_async_callback(jobs.close)
 
@@ -127,7 +132,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         server = create_server(config.bind, tls=config.tls, insecure=config.insecure, token=token, metrics=metrics)
         add_master_services(
             server.grpc_server,
-            namespace=NamespaceService(meta, lister, registry, clock=clock),
+            namespace=NamespaceService(meta, lister, surveyor, registry, clock=clock),
             mounts=MountsService(mounts),
             workers=workers,
             cache=CacheService(meta, lister, mounts, registry, pool, jobs, coherence, clock=clock, version=version),

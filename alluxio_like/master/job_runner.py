@@ -35,6 +35,7 @@ from alluxio_like.master.core.jobs import (
 from alluxio_like.master.job_calls import JobCalls
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.surveying import Surveyor
 from alluxio_like.master.walking import Targets, Walker, with_pauses
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry
@@ -67,6 +68,7 @@ class Services:
 
     meta: MetaStore
     lister: Lister
+    surveyor: Surveyor
     registry: WorkerRegistry
     pool: WorkerPool
     clock: Clock
@@ -286,8 +288,8 @@ class JobRunner:
             await asyncio.sleep(0.05)
 
     def _make_walker(self) -> Walker:
-        since_ns = self.record.created_ns
-        return Walker(self._s.meta, self._s.lister, self._targets, matches=self._matches, since_ns=since_ns)
+        survey = self._s.surveyor.begin(self.record.created_ns)
+        return Walker(self._s.meta, self._s.lister, self._targets, matches=self._matches, survey=survey)
 
     async def _count(self) -> None:  # noqa: PLR0915
         """Walk all, sum up, and decide whether the job may go on."""

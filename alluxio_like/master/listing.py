@@ -10,27 +10,26 @@ an await between. Applying happens in the writer's thread.
 
 import asyncio
 import logging
-import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
-from alluxio_like.master.core import leases, namespace, paths
+from alluxio_like.master.asking import MAX_EMPTY_PAGES, Asker
+from alluxio_like.master.core import flat, leases, namespace, paths
+from alluxio_like.master.core.flat import Applied, Asked, Claims, Part, Run, Target
 from alluxio_like.master.core.model import NO_MOUNT, Changes, DirState, EntryPage, ListingPlan
+from alluxio_like.master.flight import Flight
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
-from alluxio_like.master.pacing import Pacer
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.context import get_remaining_s
 from alluxio_like.types import ROOT_INODE, Entry, InodeId, Kind, MountId, Recall, to_bytes, to_str
 from alluxio_like.ufs.api import ListPage, StoreEntry, Ufs
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 MAX_VALID_S = 10.0
 """Clients without a lease ask again at least so often."""
@@ -45,12 +44,6 @@ STAT_AFTER_PAGES = 3
 """When a listing has gone on for so long without reaching a name, the store is asked for that name (a guess)."""
 YOUNG_S = 2.0
 """A directory with fingerprints too young to be trusted is listed again after so long."""
-LISTS_AT_ONCE = 16
-"""Listing requests under way for one mount (a guess; S3 answers 3,500 a second for one prefix)."""
-RETRY_FIRST_S = 0.1
-RETRY_MAX_S = 2.0
-RETRY_PART = 0.75
-"""Of the I/O timeout: whoever waits shall get the store's error and not a timeout."""
 ANSWER_S = 1.0
 
 
@@ -83,46 +76,6 @@ class Listed:
     unleased: tuple[InodeId, ...] = ()
 
 
-class Flight:
-    """One listing of one directory, from the first request to the last page."""
-
-    def __init__(self, directory: InodeId, mount_id: MountId, started_ns: int) -> None:
-        self.directory = directory
-        self.mount_id = mount_id
-        self.started_ns = started_ns
-        self.pages = 0
-        self.covered: str | None = ""
-        self.is_first = False
-        """No name of the directory was ever settled, so that nobody can have been told that what it adds is not there."""
-        self.error: errors.AlluxioLikeError | None = None
-        self.done = False
-        self.added = self.removed = self.replaced = 0
-        self._progress = asyncio.Event()
-
-    def settles(self, name: str | None) -> bool:
-        """Whether what the namespace says of a name is what this listing found."""
-        if self.done and self.error is None:
-            return True
-        return name is not None and self.pages > 0 and namespace.is_covered(name, self.covered)
-
-    def advance(self) -> None:
-        """Wake all who wait for progress."""
-        self._progress.set()
-        self._progress = asyncio.Event()
-
-    async def wait_progress(self, timeout_s: float) -> bool:
-        """Wait for a page or the end; False when neither came within `timeout_s`."""
-        if self.done:
-            return True
-        event = self._progress
-        try:
-            async with asyncio.timeout(max(0.0, timeout_s)):
-                await event.wait()
-        except TimeoutError:
-            return False
-        return True
-
-
 class Lister:
     """See the module."""
 
@@ -133,7 +86,7 @@ class Lister:
         *,
         clock: Clock,
         metrics: Metrics,
-        pacer: Pacer,
+        asker: Asker,
         leases: Leases,
         page_entries: int,
         io_timeout_s: float,
@@ -143,14 +96,16 @@ class Lister:
         self._leases = leases
         self._clock = clock
         self._metrics = metrics
-        self._pacer = pacer
-        self._page_entries = page_entries
+        self.asker = asker
+        self.page_entries = page_entries
         self._io_timeout_s = io_timeout_s
         self._flights: dict[InodeId, Flight] = {}
+        self.claims = Claims()
+        self._flat_turn = asyncio.Lock()
+        """Held while a page of a flat listing is applied: no listing is planned meanwhile, and no other such page applied."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._interrupted: set[InodeId] = set()
         """Directories whose last listing has ended early: names may have been answered by what it found."""
-        self._gates: dict[MountId, asyncio.Semaphore] = {}
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -211,7 +166,7 @@ class Lister:
             plan = namespace.begin_listing(txn, flight.directory, self._clock.now_ns())
         try:
             ufs = self._mounts.get_ufs(plan.mount_id)
-            await self._pacer.wait_turn(ufs.bucket)
+            await self.asker.wait_turn(ufs)
             found = await ufs.stat(plan.prefix + raw_name)
         except errors.AlluxioLikeError:
             return False
@@ -311,12 +266,22 @@ class Lister:
         with self._meta.read() as txn:
             return namespace.list_entries(txn, directory, cursor, limit)
 
-    async def ensure_listed(self, directory: InodeId, *, since_ns: int = 0) -> None:
-        """Return once a directory is known as a whole, by a listing that is still believed or began at `since_ns` or later."""
+    def lookup_flight(self, directory: InodeId) -> Flight | None:
+        """The listing of a directory that is under way."""
+        return self._flights.get(directory)
+
+    def begin(self, directory: InodeId) -> Flight:
+        """The listing of a directory that is under way, or else a new one. Raises NotFound, NotADirectory, Unsupported."""
+        return self._flights.get(directory) or self._start(directory)
+
+    def is_listed(self, directory: InodeId, since_ns: int, *, strict: bool = False) -> bool:
+        """Whether a directory is known as a whole by a listing that began then or later, or (but for `strict`) that is still
+        believed; True for one without a store. Raises NotFound, NotADirectory."""
         with self._meta.read() as txn:
             state = namespace.get_dir_state(txn, directory)
-        if not self._is_fresh(state, since_ns):
-            await self.wait_flight(self._flights.get(directory) or self._start(directory))
+        if strict and state.mount_id != NO_MOUNT:
+            return state.complete and state.listed_ns >= since_ns
+        return self._is_fresh(state, since_ns)
 
     async def refresh(self, directory: InodeId, since_ns: int) -> Flight | None:
         """List a directory, whatever is known; returns the ended listing that began at `since_ns` or later.
@@ -335,15 +300,16 @@ class Lister:
             if mine or flight.started_ns >= since_ns:
                 await self.wait_flight(flight)
                 return flight
-            await self._wait_end(flight)
+            await self.wait_end(flight)
 
     async def wait_flight(self, flight: Flight) -> None:
         """Wait for the end of a listing, as long as it makes progress. Raises its error, or TimedOut."""
-        await self._wait_end(flight)
+        await self.wait_end(flight)
         if flight.error is not None:
             raise flight.error
 
-    async def _wait_end(self, flight: Flight) -> None:
+    async def wait_end(self, flight: Flight) -> None:
+        """Wait for the end of a listing, failed or not. Raises TimedOut."""
         # A page's own bound is the store's; this one holds for a page that is tried again until the flight gives up.
         while not flight.done:
             if not await flight.wait_progress(3 * self._io_timeout_s):
@@ -419,19 +385,27 @@ class Lister:
     def _start(self, directory: InodeId) -> Flight:
         """Begin the listing of a directory that none is under way for."""
         now_ns = self._clock.now_ns()
+        must_wait = self._flat_turn.locked()
         with self._meta.read() as txn:
             plan = namespace.begin_listing(txn, directory, now_ns)
             state = namespace.get_dir_state(txn, directory)
         flight = self._flights[directory] = Flight(directory, plan.mount_id, now_ns)
         known = state.complete or state.files or state.directories or directory in self._interrupted
         flight.is_first = not known
-        task = asyncio.create_task(self._run(flight, plan), name=f"list-{directory}")
+        self.claims.start(directory)
+        task = asyncio.create_task(self._run(flight, plan, must_wait=must_wait), name=f"list-{directory}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return flight
 
-    async def _run(self, flight: Flight, plan: ListingPlan) -> None:
+    async def _run(self, flight: Flight, plan: ListingPlan, *, must_wait: bool) -> None:
+        begun = self._clock.monotonic()
         try:
+            if must_wait:
+                # What is being applied just now is older than what this listing will say.
+                async with self._flat_turn:
+                    with self._meta.read() as txn:
+                        plan = namespace.begin_listing(txn, flight.directory, flight.started_ns)
             await self._list(flight, plan)
             self._mounts.note_success(plan.mount_id, flight.directory)
         except errors.AlluxioLikeError as error:
@@ -447,7 +421,10 @@ class Lister:
             raise
         finally:
             flight.done = True
+            flight.took_s = self._clock.monotonic() - begun
+            self.claims.end(flight.directory)
             if flight.error is None:
+                flight.directories = 1
                 self._interrupted.discard(flight.directory)
             elif flight.pages:
                 self._interrupted.add(flight.directory)
@@ -461,6 +438,7 @@ class Lister:
         token: str | None = None
         after: str | None = None
         ahead: asyncio.Task[ListPage] | None = None
+        empty = 0
         try:
             while True:
                 if ahead is None:
@@ -473,11 +451,15 @@ class Lister:
                 finally:
                     ahead = None
                 token = page.token
+                empty = 0 if page.entries else empty + 1
+                if empty > MAX_EMPTY_PAGES:
+                    raise errors.StoreProtocol("the store's listing has no end", subject=plan.prefix)
                 if token is not None:
                     # The next page comes while this one is applied.
                     ahead = asyncio.create_task(self._ask(ufs, plan, token))
                 after = await self._apply_page(flight, plan, after, page)
                 listed.inc(len(page.entries))
+                flight.entries += len(page.entries)
                 if token is None:
                     return
         finally:
@@ -507,34 +489,47 @@ class Lister:
         flight.advance()
         return changes
 
+    async def apply_flat(
+        self, run: Run, mount_id: MountId, base_prefix: str, targets: Mapping[str, Target], parts: Sequence[Part], asked: Asked,
+        *, since_ns: int,
+    ) -> Applied:  # fmt: skip
+        """Apply a page of a flat listing; see flat.apply_parts. Goes on to its end when the caller is cancelled."""
+
+        async def apply() -> Applied:
+            async with self._flat_turn:
+                busy, now_ns = frozenset(run.taken), self._clock.now_ns()
+                applied = await self._meta.write(
+                    lambda txn: flat.apply_parts(
+                        txn, mount_id, base_prefix, targets, parts, asked, busy=busy, since_ns=since_ns, now_ns=now_ns
+                    )
+                )
+                for part, target, changes in applied.changes:
+                    self._note_part(run, part, target, changes)
+                return applied
+
+        return await run_to_end(apply())
+
+    def _note_part(self, run: Run, part: Part, target: Target, changes: Changes) -> None:
+        directory = changes.directory
+        is_quiet = target.is_new and directory not in self._interrupted
+        if not is_quiet or changes.removed or changes.replaced or changes.touched:
+            self._leases.tell(leases.list_recalls(changes))
+        if part.is_last:
+            self._interrupted.discard(directory)
+            self.claims.leave(run, directory)
+        else:
+            self.claims.enter(run, directory)
+            if run.ended:
+                # It was given up while this was applied.
+                self._interrupted.add(directory)
+
+    def end_flat(self, run: Run) -> None:
+        """A flat listing has ended, or was given up: what it did not finish is as interrupted as any listing."""
+        self._interrupted.update(run.open)
+        self.claims.end_run(run)
+
     async def _ask(self, ufs: Ufs, plan: ListingPlan, token: str | None) -> ListPage:
-        gate = self._gates.setdefault(plan.mount_id, asyncio.Semaphore(LISTS_AT_ONCE))
-
-        async def ask() -> ListPage:
-            async with gate:
-                await self._pacer.wait_turn(ufs.bucket)
-                return await ufs.list_page(plan.prefix, token, max_entries=self._page_entries)
-
-        return await self._retry(ufs.bucket, self._mounts.get_record(plan.mount_id).path, ask)
-
-    async def _retry(self, bucket: str, path: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """Repeat what may succeed when repeated, with growing pauses and jitter, for at most the I/O timeout."""
-        begun = self._clock.monotonic()
-        pause = RETRY_FIRST_S
-        while True:
-            try:
-                return await ask()
-            except errors.AlluxioLikeError as error:
-                if isinstance(error, errors.StoreThrottled):
-                    self._metrics.store_throttles.labels(bucket).inc()
-                    self._pacer.note_throttle(bucket)
-                wait = pause * (0.5 + random.random())
-                self._metrics.store_errors.labels("LIST", path, error.code).inc()
-                left = RETRY_PART * self._io_timeout_s - (self._clock.monotonic() - begun)
-                if not errors.get_disposition(error).retryable or left < 2 * wait:
-                    raise
-                await asyncio.sleep(wait)
-                pause = min(2 * pause, RETRY_MAX_S)
+        return await self.asker.ask(plan.mount_id, ufs, lambda: ufs.list_page(plan.prefix, token, max_entries=self.page_entries))
 
     async def close(self) -> None:
         """End all listings; what they applied stays, as incomplete."""

@@ -25,6 +25,7 @@ from alluxio_like.master.job_runner import JobRunner, Services
 from alluxio_like.master.listing import Lister, split_path
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.surveying import Surveyor
 from alluxio_like.master.walking import PathList
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry
@@ -120,6 +121,7 @@ class JobManager:
         directory: Path,
         meta: MetaStore,
         lister: Lister,
+        surveyor: Surveyor,
         mounts: MountTable,
         registry: WorkerRegistry,
         pool: WorkerPool,
@@ -132,7 +134,7 @@ class JobManager:
         self._lister = lister
         self._mounts = mounts
         self._clock = clock
-        self._services = Services(meta, lister, registry, pool, clock, io_timeout_s, self.get_known_rate)
+        self._services = Services(meta, lister, surveyor, registry, pool, clock, io_timeout_s, self.get_known_rate)
         self._runners: dict[JobId, JobRunner] = {}
         self._tasks: dict[JobId, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(JOBS_AT_ONCE)

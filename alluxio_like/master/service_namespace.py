@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.master.core import namespace
-from alluxio_like.master.listing import Answer, Flight, Lister
+from alluxio_like.master.listing import Answer, Lister
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.surveying import Survey, Surveyor
 from alluxio_like.master.workers import WorkerRegistry
 from alluxio_like.rpc.context import get_lease
 from alluxio_like.rpc.messages import DirPage, FsTotals, LookupResult, MountInfo, MountSecrets, MountSpec, SyncResult
@@ -25,9 +26,10 @@ SYNCS_AT_ONCE = 8
 class NamespaceService:
     """NamespaceHandler of rpc.master_servicer."""
 
-    def __init__(self, meta: MetaStore, lister: Lister, registry: WorkerRegistry, *, clock: Clock) -> None:
+    def __init__(self, meta: MetaStore, lister: Lister, surveyor: Surveyor, registry: WorkerRegistry, *, clock: Clock) -> None:
         self._meta = meta
         self._lister = lister
+        self._surveyor = surveyor
         self._registry = registry
         self._clock = clock
 
@@ -64,29 +66,41 @@ class NamespaceService:
             if entry.attr.kind is not Kind.DIRECTORY:
                 path = namespace.get_path(txn, inode).rpartition("/")[0] or "/"
                 inode = namespace.resolve(txn, path).entry.attr.inode
-        total = _Sum()
-        total.add(await self._lister.refresh(inode, now_ns))
-        if recursive:
-            await self._sync_below(inode, now_ns, total)
+        if not recursive:
+            flight = await self._lister.refresh(inode, now_ns)
+            return (
+                SyncResult(flight.directories, flight.added, flight.removed, flight.replaced)
+                if flight
+                else SyncResult(0, 0, 0, 0)
+            )
+        survey = self._surveyor.begin(now_ns, strict=True)
+        try:
+            await self._sync_below(inode, survey)
+        finally:
+            await survey.close()
+        total = survey.total
         return SyncResult(total.directories, total.added, total.removed, total.replaced)
 
-    async def _sync_below(self, top: InodeId, now_ns: int, total: "_Sum") -> None:
-        """All directories below, a few at a time, the deepest first: what waits is one page of each directory on the way down."""
-        waiting: list[tuple[InodeId, bytes]] = [(top, b"")]
+    async def _sync_below(self, top: InodeId, survey: Survey) -> None:
+        """A directory and all below it, a few at a time, the deepest first, else in their order: what waits is one page of each
+        directory on the way down."""
+        waiting: list[tuple[InodeId, bytes]] = []
+        ready: list[tuple[InodeId, InodeId | None]] = [(top, None)]
         running: set[asyncio.Task[InodeId | None]] = set()
 
-        async def visit(directory: InodeId) -> InodeId | None:
+        async def visit(directory: InodeId, among: InodeId | None) -> InodeId | None:
             try:
-                total.add(await self._lister.refresh(directory, now_ns))
+                await survey.bring(directory, among=among)
             except (errors.NotFound, errors.Stale):
+                if among is None:
+                    raise
                 return None
             return directory
 
-        ready: list[InodeId] = []
         try:
             while waiting or ready or running:
                 while ready and len(running) < SYNCS_AT_ONCE:
-                    running.add(asyncio.create_task(visit(ready.pop())))
+                    running.add(asyncio.create_task(visit(*ready.pop())))
                 if waiting and len(running) < SYNCS_AT_ONCE:
                     directory, cursor = waiting.pop()
                     try:
@@ -94,7 +108,8 @@ class NamespaceService:
                             page = namespace.list_entries(txn, directory, cursor, DEFAULT_PAGE)
                     except errors.NotFound:
                         continue
-                    ready += [entry.attr.inode for entry in page.entries if entry.attr.kind is Kind.DIRECTORY]
+                    below = [entry.attr.inode for entry in page.entries if entry.attr.kind is Kind.DIRECTORY]
+                    ready += [(inode, directory) for inode in reversed(below)]
                     if page.cursor:
                         waiting.append((directory, page.cursor))
                     await asyncio.sleep(0)
@@ -114,20 +129,6 @@ class NamespaceService:
 
 def _make_result(answer: Answer) -> LookupResult:
     return LookupResult(answer.entry, answer.valid_s, answer.leased, answer.directory, answer.chain)
-
-
-class _Sum:
-    """Of what listings changed."""
-
-    def __init__(self) -> None:
-        self.directories = self.added = self.removed = self.replaced = 0
-
-    def add(self, flight: Flight | None) -> None:
-        if flight is not None:
-            self.directories += 1
-            self.added += flight.added
-            self.removed += flight.removed
-            self.replaced += flight.replaced
 
 
 def get_totals(meta: MetaStore, registry: WorkerRegistry) -> FsTotals:

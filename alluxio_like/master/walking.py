@@ -16,6 +16,7 @@ from alluxio_like.master.core.jobs import Cursor, Problem
 from alluxio_like.master.core.model import EntryPage
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.surveying import Survey
 from alluxio_like.types import Entry, InodeId, Kind
 
 PAGE_ENTRIES = 256
@@ -74,7 +75,7 @@ class _Buffer:
 
 
 class Walker:
-    """See the module. `since_ns`: listings that began then or later are believed; None: take what is known and ask no store."""
+    """See the module. `survey` brings what is not known, and is closed with the walk; None: what is known, no store is asked."""
 
     def __init__(
         self,
@@ -83,13 +84,14 @@ class Walker:
         targets: Targets,
         *,
         matches: Callable[[str, str], bool] = lambda _name, _path: True,
-        since_ns: int | None = None,
+        survey: Survey | None = None,
     ) -> None:
+        self._survey = survey
         self._meta = meta
         self._lister = lister
         self._targets = targets
         self._matches = matches
-        self._since_ns = since_ns
+        self._since_ns = survey.since_ns if survey is not None else None
         self._buffers: dict[InodeId, _Buffer] = {}
         self._ahead: dict[InodeId, asyncio.Task[None]] = {}
 
@@ -109,6 +111,8 @@ class Walker:
             for task in self._ahead.values():
                 task.cancel()
             await asyncio.gather(*self._ahead.values(), return_exceptions=True)
+            if self._survey is not None:
+                await self._survey.close()
 
     async def _walk_target(self, number: int, path: str, stack: tuple[tuple[int, bytes], ...]) -> AsyncGenerator[Step, None]:
         after = Cursor(number + 1)
@@ -178,6 +182,8 @@ class Walker:
         base = path.rstrip("/") + "/"
         root = target.rstrip("/") + "/"
         limit = PAGE_ENTRIES
+        if self._survey is not None and not position:
+            await self._survey.bring(inode, among=InodeId(levels[-2][0]) if len(levels) > 1 else None, whole=False)
         while True:
             if self._since_ns is None:
                 with self._meta.read() as txn:
@@ -224,24 +230,24 @@ class Walker:
         if place < len(entries) - 1:
             with self._meta.read() as txn:
                 after = namespace.list_entries(txn, inode, position, place - buffer.place + 1).cursor
-        self._list_ahead([entry.attr.inode for entry in entries[place:] if entry.attr.kind is Kind.DIRECTORY])
+        self._list_ahead(inode, [entry.attr.inode for entry in entries[place:] if entry.attr.kind is Kind.DIRECTORY])
         levels[-1] = (inode, _DIRECTORIES + after) if after else (inode, _END)
         levels.append((entries[place].attr.inode, _FILES))
         self._buffers[inode] = _Buffer(after, place + 1, buffer.page)
         return True
 
-    def _list_ahead(self, below: list[InodeId]) -> None:
-        if self._since_ns is None:
+    def _list_ahead(self, directory: InodeId, below: list[InodeId]) -> None:
+        if self._survey is None:
             return
         for done in [inode for inode, task in self._ahead.items() if task.done()]:
             del self._ahead[done]
         for inode in below[:DIRECTORIES_AHEAD]:
             if inode not in self._ahead and len(self._ahead) < 2 * DIRECTORIES_AHEAD:
-                self._ahead[inode] = asyncio.create_task(self._ensure_listed(inode, self._since_ns))
+                self._ahead[inode] = asyncio.create_task(self._bring(self._survey, inode, directory))
 
-    async def _ensure_listed(self, inode: InodeId, since_ns: int) -> None:
+    async def _bring(self, survey: Survey, inode: InodeId, among: InodeId) -> None:
         try:
-            await self._lister.ensure_listed(inode, since_ns=since_ns)
+            await survey.bring(inode, among=among)
         except errors.AlluxioLikeError:
             return  # the walk meets it itself when it comes there
 

@@ -7,7 +7,7 @@ loop, any number at once; blocking libraries are driven in threads by the implem
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from alluxio_like.types import Fingerprint, Kind
 
@@ -93,3 +93,17 @@ class Ufs(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class FlatUfs(Ufs, Protocol):
+    """A store that can also list all that lies below a prefix at once, however deep."""
+
+    async def list_flat(self, prefix: str, token: str | None = None, *, after: str = "", max_entries: int = 1000) -> ListPage:
+        """The next page of all keys below a prefix, in the order of their bytes.
+
+        An entry's `name` is all that follows the prefix, slashes included. A key that ends in a slash (a directory's marker) is
+        a DIRECTORY of the name before that slash, so that `sort_name` is always the key; the prefix's own marker is left out.
+        `after` begins the listing behind that key (relative to the prefix); a `token` continues it.
+        """
+        ...

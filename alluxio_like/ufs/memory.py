@@ -198,6 +198,25 @@ class MemoryUfs:
             position += 1
         return ListPage(tuple(entries), None)
 
+    async def list_flat(self, prefix: str, token: str | None = None, *, after: str = "", max_entries: int = 1000) -> ListPage:
+        await self.take_request(Request("LIST", prefix)).strike()
+        raw_prefix = to_bytes(prefix)
+        keys = self._get_sorted()
+        last = bytes.fromhex(token) if token else to_bytes(after)
+        position = bisect_left(keys, raw_prefix + last + b"\0" if last else raw_prefix)
+        entries: list[StoreEntry] = []
+        while position < len(keys) and keys[position].startswith(raw_prefix):
+            if len(entries) == max_entries:
+                return ListPage(tuple(entries), to_bytes(entries[-1].sort_name).hex())
+            name = to_str(keys[position][len(raw_prefix) :])
+            found = self._objects[keys[position]]
+            if name.endswith("/"):
+                entries.append(StoreEntry(name[:-1], Kind.DIRECTORY))
+            elif name:
+                entries.append(StoreEntry(name, Kind.FILE, found.fingerprint, found.mtime_ns))
+            position += 1
+        return ListPage(tuple(entries), None)
+
     async def read(self, key: str, fingerprint: Fingerprint, offset: int, length: int) -> AsyncIterator[memoryview]:
         if offset < 0 or length < 0 or offset + length > fingerprint.size:
             raise errors.InvalidArgument("the range lies outside of the content", subject=key)

@@ -101,15 +101,25 @@ class S3Ufs:
     async def list_page(self, prefix: str, token: str | None = None, *, max_entries: int = 1000) -> ListPage:
         if prefix and not prefix.endswith("/"):
             raise errors.InvalidArgument("a directory's prefix ends in a slash", subject=prefix)
-        clients = await self._connect()
+        return await self._list(self._make_list_arguments(prefix, max_entries), token)
+
+    async def list_flat(self, prefix: str, token: str | None = None, *, after: str = "", max_entries: int = 1000) -> ListPage:
         arguments = self._make_list_arguments(prefix, max_entries)
-        last: str | None = None
+        del arguments["Delimiter"]
+        if after:
+            arguments["StartAfter"] = arguments["Prefix"] + after
+        return await self._list(arguments, token, after)
+
+    async def _list(self, arguments: dict[str, Any], token: str | None, after: str = "") -> ListPage:
+        clients = await self._connect()
+        last = after or None
         if token is not None:
+            arguments.pop("StartAfter", None)
             arguments["ContinuationToken"], last = listing.decode_token(token)
 
         def ask() -> listing.Answer:
             parsed: dict[str, Any] = {**clients.client.list_objects_v2(**arguments)}
-            answer = listing.parse_page(parsed[listing.PAGE_KEY], arguments["Prefix"])
+            answer = listing.parse_page(parsed[listing.PAGE_KEY], arguments["Prefix"], is_flat="Delimiter" not in arguments)
             listing.check_order(answer, last, self.bucket)
             return answer
 
@@ -120,6 +130,8 @@ class S3Ufs:
             raise errors.StoreMissing("there is no such bucket, or no S3 server at the endpoint", subject=self.bucket) from None
         if answer.continuation is None:
             return ListPage(answer.entries, None)
+        if answer.continuation == arguments.get("ContinuationToken"):
+            raise errors.StoreProtocol("the store's listing goes on where it was, again and again", subject=self.bucket)
         end = answer.entries[-1].sort_name if answer.entries else last or ""
         return ListPage(answer.entries, listing.encode_token(answer.continuation, end))
 

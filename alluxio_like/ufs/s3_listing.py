@@ -60,8 +60,9 @@ def parse_keys(body: bytes) -> list[str]:
         raise errors.StoreProtocol("the store's listing was not understood") from error
 
 
-def parse_page(body: bytes, prefix: str) -> Answer:
-    """Entries below `prefix` (the whole key prefix that was asked for). Raises StoreProtocol."""
+def parse_page(body: bytes, prefix: str, *, is_flat: bool = False) -> Answer:
+    """Entries below `prefix` (the whole key prefix that was asked for); `is_flat`: asked without a delimiter, see
+    ufs.api.FlatUfs. Raises StoreProtocol."""
     try:
         root = ElementTree.fromstring(body)
         space = root.tag.rpartition("}")[0]
@@ -71,9 +72,13 @@ def parse_page(body: bytes, prefix: str) -> Answer:
         entries: list[tuple[bytes, StoreEntry]] = []
         for found in root.iterfind(f"{tag}Contents"):
             name = _get_name(found.findtext(f"{tag}Key"), raw_prefix, is_encoded)
-            if name and not name.endswith(b"/"):
+            if name.endswith(b"/") and is_flat:
+                entries.append((name, StoreEntry(to_str(name[:-1]), Kind.DIRECTORY)))
+            elif name and not name.endswith(b"/"):
                 entries.append((name, _make_file(name, {child.tag[len(tag) :]: child.text for child in found})))
         for found in root.iterfind(f"{tag}CommonPrefixes"):
+            if is_flat:
+                raise ValueError("prefixes in a listing of keys")
             name = _get_name(found.findtext(f"{tag}Prefix"), raw_prefix, is_encoded)
             entries.append((name, StoreEntry(to_str(name[:-1]), Kind.DIRECTORY)))
         is_truncated = root.findtext(f"{tag}IsTruncated") == "true"

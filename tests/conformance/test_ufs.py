@@ -8,6 +8,7 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.types import Kind, to_bytes
+from alluxio_like.ufs.api import FlatUfs
 from tests.conformance.stores import StoreUnderTest
 
 
@@ -85,6 +86,31 @@ async def test_pages_are_in_order_of_bytes_and_leave_nothing_out(store: StoreUnd
         expected.remove(b"a")
     found = await store.list_all("dir/", max_entries)
     assert [to_bytes(entry.sort_name) for entry in found] == expected
+
+
+@pytest.mark.parametrize("max_entries", [1, 3, 1000])
+async def test_a_flat_listing_has_every_key_in_order(store: StoreUnderTest, max_entries: int) -> None:
+    if not isinstance(store.ufs, FlatUfs):
+        return
+    files = ["a", "a!", "a/x", "a/y/z", "a0", "d/a//b", "d/e.f/g", "d/é/1", "d/e + %", "z/deep/er/and/deeper/x"]
+    markers = ["d/", "d/m/"]
+    for key in files + markers:
+        store.put(key, key.encode())
+    for prefix, after in (("", ""), ("a/", ""), ("d/", ""), ("d/", "a/"), ("d/", "e + %"), ("nothing/", ""), ("a", "")):
+        keys, token = [], None
+        for _ in range(100):
+            page = await store.ufs.list_flat(prefix, token, after=after, max_entries=max_entries)
+            for entry in page.entries:
+                keys.append(entry.sort_name)
+                if entry.kind is Kind.FILE:
+                    assert entry.fingerprint == (await store.ufs.stat(prefix + entry.name)).fingerprint
+            token = page.token
+            if token is None:
+                break
+        else:
+            raise AssertionError("the listing does not end")
+        below = sorted((key[len(prefix) :] for key in files + markers if key.startswith(prefix)), key=to_bytes)
+        assert keys == [key for key in below if key and to_bytes(key) > to_bytes(after)], (prefix, after)
 
 
 async def test_listing_below_nothing(store: StoreUnderTest) -> None:

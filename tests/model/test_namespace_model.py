@@ -1,7 +1,7 @@
 """A store that changes all the time under a namespace that learns of it in pages: what may be seen.
 
 The model is the full history of the store. Whatever happens (pages fetched and applied at any time, listings begun and given up,
-single files asked about, mounts above, restarts, purges), it must hold that
+flat ones over whole trees beside them, single files asked about, mounts above, restarts, purges), it must hold that
 
 - a visible file's key and fingerprint were together in the store at some time, and an inode id never stands for two contents;
 - what is said of a name that a listing has covered (be it there or not) was true at some time since that listing began;
@@ -18,9 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction
 from alluxio_like.kv.memory import MemoryStore
-from alluxio_like.master.core import mounts, namespace, paths, records
+from alluxio_like.master.core import flat, mounts, namespace, paths, records, tables
 from alluxio_like.master.core.model import ListingPlan
-from alluxio_like.types import ROOT_INODE, Entry, Fingerprint, InodeId, Kind, to_bytes
+from alluxio_like.types import ROOT_INODE, Entry, Fingerprint, InodeId, Kind, MountId, to_bytes
 from alluxio_like.ufs.api import StoreEntry
 
 LONG = "p" * 480
@@ -69,6 +69,15 @@ class Store:
         ends = [time for time, _ in events[1:]] + [1 << 60]
         return any(held == value and end > since for (_, held), end in zip(events, ends, strict=True))
 
+    def list_flat(self, prefix: str) -> list[StoreEntry]:
+        keys = sorted((key[len(prefix) :] for key in self.objects if key.startswith(prefix) and key != prefix), key=to_bytes)
+        return [
+            StoreEntry(key[:-1], Kind.DIRECTORY)
+            if key.endswith("/")
+            else StoreEntry(key, Kind.FILE, Fingerprint(*self.objects[prefix + key]), 5)
+            for key in keys
+        ]
+
     def list_prefix(self, prefix: str) -> list[StoreEntry]:
         found: dict[str, StoreEntry] = {}
         for key, (token, size) in self.objects.items():
@@ -88,6 +97,20 @@ class Listing:
 
 
 @dataclass
+class FlatListing:
+    mount_id: MountId
+    base: str
+    first: str
+    run: flat.Run
+    cutter: flat.Cutter
+    since_ns: int
+    targets: dict[str, flat.Target] = field(default_factory=dict)
+    passed: str = ""
+    asked: flat.Asked | None = None
+    fetched: tuple[list[StoreEntry], bool] | None = None
+
+
+@dataclass
 class Known:
     """What the test claims of one directory: for each name, the time since which what is said must have been true."""
 
@@ -102,6 +125,8 @@ class NamespaceMachine(RuleBasedStateMachine):
         self.remote = Store()
         self.kv = MemoryStore()
         self.listings: dict[InodeId, Listing] = {}
+        self.claims = flat.Claims()
+        self.flats: list[FlatListing] = []
         self.known: dict[InodeId, Known] = {}
         self.contents: dict[InodeId, tuple[str, str, int]] = {}
         self.inner_root: InodeId | None = None
@@ -134,6 +159,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         directory = data.draw(st.sampled_from(directories))
         with self.kv.read() as txn:
             plan = namespace.begin_listing(txn, directory, self.now_ns)
+        self.claims.start(directory)
         self.listings[directory] = Listing(plan, self.tick())
 
     @precondition(lambda self: self.listings)
@@ -167,17 +193,89 @@ class NamespaceMachine(RuleBasedStateMachine):
                 changes = namespace.apply_page(txn, listing.plan, after, page, is_last, self.now_ns)
             except errors.Stale:
                 assert not attached
-                del self.listings[directory]
+                self.end(directory)
                 return
-        known = self.known.setdefault(directory, Known())
-        low, high = to_bytes(after) if after is not None else None, to_bytes(page[-1].sort_name) if page else b""
-        if known.touched < listing.begun:
-            for sort_name in [name + slash for name in NAMES for slash in ("", "/")]:
-                if (low is None or to_bytes(sort_name) > low) and (is_last or to_bytes(sort_name) <= high):
-                    known.since[sort_name] = listing.begun
+        self.claim(directory, listing.begun, after, page[-1].sort_name if page else "", is_last=is_last)
         listing.after = changes.covered
         if is_last:
-            del self.listings[directory]
+            self.end(directory)
+
+    def end(self, directory: InodeId) -> None:
+        del self.listings[directory]
+        self.claims.end(directory)
+
+    def claim(self, directory: InodeId, begun: int, after: str | None, upto: str, *, is_last: bool) -> None:
+        """What a listing that began then has covered is to have been true since then."""
+        known = self.known.setdefault(directory, Known())
+        if known.touched >= begun:
+            return
+        for sort_name in [name + slash for name in NAMES for slash in ("", "/")]:
+            if (after is None or to_bytes(sort_name) > to_bytes(after)) and (is_last or to_bytes(sort_name) <= to_bytes(upto)):
+                known.since[sort_name] = begun
+
+    @rule(data=st.data())
+    def begin_flat(self, data: st.DataObject) -> None:
+        """Begin a flat listing of all below a directory, or of what follows from one of its directories on."""
+        with self.kv.read() as txn:
+            directory, prefix = data.draw(st.sampled_from(self.walk(txn)))
+            mount_id = namespace.get_key(txn, directory)[0]
+            asked = flat.Asked(tables.get_sequence(txn), self.now_ns)
+            names = [(one, key[len(prefix) :]) for one, key in self.walk(txn) if key.startswith(prefix)]
+            below = [(one, prefix + name) for one, name in names if name and "/" not in name[:-1]]
+            first, first_prefix = data.draw(st.sampled_from([(directory, prefix), *below]))
+            name = first_prefix[len(prefix) :]
+            targets = {name: flat.make_target(txn, first, mount_id, first_prefix, asked)}
+        if name:
+            targets[""] = flat.Target(directory)
+        listing = FlatListing(mount_id, prefix, name, self.claims.start_run(), flat.Cutter(name), self.now_ns, targets, name)
+        listing.asked = asked
+        self.tick()
+        self.flats.append(listing)
+
+    @precondition(lambda self: self.flats)
+    @rule(data=st.data(), count=st.integers(1, 6))
+    def step_flat(self, data: st.DataObject, count: int) -> None:
+        """Ask for a flat listing's next page, have its answer come about, or apply that."""
+        listing = data.draw(st.sampled_from(self.flats))
+        self.tick()
+        if listing.fetched is not None:
+            self.apply_flat(listing)
+        elif listing.asked is None:
+            with self.kv.read() as txn:
+                listing.asked = flat.Asked(tables.get_sequence(txn), self.now_ns)
+        else:
+            keys = [one for one in self.remote.list_flat(listing.base) if to_bytes(one.sort_name) > to_bytes(listing.passed)]
+            listing.fetched = (keys[:count], len(keys) <= count)
+
+    @precondition(lambda self: self.flats)
+    @rule(data=st.data())
+    def give_up_flat(self, data: st.DataObject) -> None:
+        """It failed, or was not worth it."""
+        listing = data.draw(st.sampled_from(self.flats))
+        self.flats.remove(listing)
+        self.claims.end_run(listing.run)
+
+    def apply_flat(self, listing: FlatListing) -> None:
+        assert listing.fetched is not None
+        assert listing.asked is not None
+        keys, ended = listing.fetched
+        parts = listing.cutter.cut(keys, ended=ended)
+        with self.kv.write() as txn:
+            applied = flat.apply_parts(
+                txn, listing.mount_id, listing.base, listing.targets, parts, listing.asked,
+                busy=frozenset(listing.run.taken), since_ns=listing.since_ns, now_ns=self.now_ns,
+            )  # fmt: skip
+        for part, target, changes in applied.changes:
+            assert target.plan is not None
+            (self.claims.leave if part.is_last else self.claims.enter)(listing.run, changes.directory)
+            upto = part.entries[-1].sort_name if part.entries else ""
+            self.claim(changes.directory, target.plan.started_ns // 1000, part.after, upto, is_last=part.is_last)
+        listing.targets = applied.targets
+        listing.passed = keys[-1].sort_name if keys else listing.passed
+        listing.fetched = listing.asked = None
+        if ended:
+            self.flats.remove(listing)
+            self.claims.end_run(listing.run)
 
     @rule(data=st.data(), name=LEAVES)
     def stat(self, data: st.DataObject, name: str) -> None:
@@ -237,6 +335,8 @@ class NamespaceMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.listings.clear()
+        self.flats.clear()
+        self.claims = flat.Claims()
         with self.kv.write() as txn:
             namespace.prepare(txn, self.now_ns)
 

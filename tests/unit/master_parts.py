@@ -314,5 +314,8 @@ class _Shared:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
+    def list_flat(self, *arguments: Any, **settings: Any) -> Any:
+        return self._store.list_flat(*arguments, **settings)
+
     async def close(self) -> None:
         return
