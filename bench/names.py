@@ -50,7 +50,8 @@ def measure_names(directory: Path, *, quick: bool) -> list[Result]:
         endpoint = json.loads(store.stdout.readline())["endpoint"]
         environment = {**ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}
         with start_stack(directory, {"/": "s3://synthetic/data"}, environment, "--workers", "1") as stack:
-            stack.run_command("cache", "load", "/", "--dry-run", "--fit", timeout_s=1800)
+            # It looks at every name, and then finds that the files do not fit.
+            stack.try_command("cache", "load", "/", "--dry-run", timeout_s=1800)
             return _compare(stack, native, total, dirs)
     finally:
         store.terminate()

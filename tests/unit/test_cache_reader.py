@@ -243,6 +243,54 @@ def test_bytes_read_before_a_repair_are_not_taken_for_the_repaired(tmp_path: Pat
     file.close()
 
 
+def test_a_shared_range_names_what_is_to_be_verified_and_is_believed_only_for_the_same_page(tmp_path: Path) -> None:
+    ref = make_ref(1, 2 * PAGE_BYTES + 50)
+    pages = [make_page(ref, page) for page in range(3)]
+    sums = [compute_checksum(page) for page in pages]
+    path = tmp_path / "file"
+    path.write_bytes(b"".join(pages))
+    file = LocalFile(cast("Any", NoIndex()), ref.file_id, ref.size, 5, os.open(path, os.O_RDONLY))
+    assert file.share(0, 10) is None, "nothing is known to be there"
+    file.add_present(5, PageRange(0, 2), sums[:2])
+    shared = file.share(PAGE_BYTES - 10, 20)
+    assert shared is not None
+    assert shared[1:] == (file.fd, ref.size, PAGE_BYTES - 10, 20, 0, (sums[0], sums[1]))
+    assert file.share(2 * PAGE_BYTES - 10, 20) is None, "its end is not there"
+    file.note_verified(shared)
+    again = file.share(PAGE_BYTES - 10, 20)
+    assert again is not None
+    assert again.checksums == (None, None)
+    # A page that was dropped meanwhile, and one that has come anew with other bytes, is not verified by an old word.
+    file._forget(0)
+    file.note_verified(shared)
+    file.add_present(5, PageRange(0, 2), [sums[0], sums[1] ^ 1])
+    fresh = file.share(0, 10)
+    assert fresh is not None
+    assert fresh.checksums == (sums[0],)
+    file._forget(1)
+    file.add_present(5, PageRange(1, 2), [sums[1] ^ 1])
+    file.note_verified(shared)
+    assert not file.try_read_into(PAGE_BYTES, memoryview(bytearray(10)))
+    file.close()
+    assert file.share(0, 10) is None
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, PAGE_BYTES), (5, 100), (2 * PAGE_BYTES, 50), (PAGE_BYTES - 1, 2)])
+def test_what_is_read_without_waiting_is_verified(tmp_path: Path, offset: int, length: int) -> None:
+    ref = make_ref(1, 2 * PAGE_BYTES + 50)
+    pages = [make_page(ref, page) for page in range(3)]
+    content = b"".join(pages)
+    for bad in (False, True):
+        path = tmp_path / f"file{bad}"
+        path.write_bytes(bytes(len(content)) if bad else content)
+        file = LocalFile(cast("Any", NoIndex()), ref.file_id, ref.size, 5, os.open(path, os.O_RDONLY))
+        file.add_present(5, PageRange(0, 3), [compute_checksum(page) for page in pages])
+        buffer = bytearray(length)
+        assert file.try_read_into(offset, memoryview(buffer)) is not bad
+        assert bad or buffer == content[offset : offset + length]
+        file.close()
+
+
 def test_open_file_outlives_forced_removal_and_is_not_punched(store: CacheStore, children: list[Child]) -> None:
     ref = make_ref(1, 2 * PAGE_BYTES)
     fill(store, ref)
