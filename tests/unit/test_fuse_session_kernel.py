@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import random
+import signal
 import socket
 import struct
 from collections import Counter
@@ -21,7 +22,9 @@ from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.opening import Opener, OpenSettings
 from alluxio_like.fuse.operations import Operations, Settings
+from alluxio_like.fuse.readers import LEAST_BYTES, Readers
 from alluxio_like.fuse.session_kernel import Session
+from alluxio_like.fuse.session_shared import SharedSession
 from alluxio_like.metrics import Metrics
 from alluxio_like.types import ROOT_INODE
 
@@ -61,6 +64,7 @@ class Kernel:
         self.answers: dict[int, tuple[int, bytes]] = {}
         self.counts: Counter[int] = Counter()
         self.session: Session
+        self.readers: Readers
 
     def send(self, opcode: int, node: int, body: bytes = b"", *, thread: int | None = None) -> int:
         self._unique += 2
@@ -119,6 +123,7 @@ async def serving(tmp_path: Any = None, **given: Any) -> Any:
     assert root is not None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
     device, metrics, nodes, clock = FakeDevice(ours.detach()), Metrics(), Nodes(given.get("generation", 0)), SystemClock()
     why_not = "" if tmp_path is not None else "not here"
     opener = Opener(
@@ -126,7 +131,13 @@ async def serving(tmp_path: Any = None, **given: Any) -> Any:
     )
     operations = Operations(backend, root, Settings(60.0, 2.0), clock, serving=opener, generation=given.get("generation", 0))
     kernel = Kernel(backend, device, theirs, operations)
-    kernel.session = Session(operations, opener, nodes, device, 2.0, Meter(metrics), Accounting(clock, metrics))  # type: ignore[arg-type]
+    meter, accounting = Meter(metrics), Accounting(clock, metrics)
+    readers = None
+    if count := given.get("readers", 0):
+        readers = kernel.readers = Readers(count, device.fd, clock, metrics)
+        kernel.session = SharedSession(operations, opener, nodes, device, 2.0, meter, accounting, readers)  # type: ignore[arg-type]
+    else:
+        kernel.session = Session(operations, opener, nodes, device, 2.0, meter, accounting)  # type: ignore[arg-type]
     task = asyncio.create_task(kernel.session.run())
     await kernel.session.wait_ready()
     try:
@@ -135,6 +146,8 @@ async def serving(tmp_path: Any = None, **given: Any) -> Any:
         kernel.session.stop()
         async with asyncio.timeout(5):
             await task
+        if readers is not None:
+            await readers.close()
         kernel.collect()
         theirs.close()
         await opener.close()
@@ -254,6 +267,77 @@ async def test_a_request_is_given_up_when_its_caller_is_gone() -> None:
                 await asyncio.sleep(0)
                 kernel.collect()
         assert kernel.answers[alive][0] == 0
+
+
+async def test_reads_that_wait_together_are_shared_and_answered_once_whatever_dies(tmp_path: Any) -> None:
+    content = random.Random(1).randbytes(1 << 20)
+    async with serving(tmp_path, fill=0, readers=2) as kernel:
+        kernel.backend.add_file("/large", content)
+        node = await kernel.look_up(b"large")
+        # Opened before it is whole: read by READs.
+        _, handle, flags = await kernel.open(node)
+        assert flags & wire.FOPEN_KEEP_CACHE
+        kernel.backend.complete_path("/large")
+        async with asyncio.timeout(20):
+            while len(kernel.readers.pids) < 2:
+                await asyncio.sleep(0.01)
+
+        def send() -> dict[int, int]:
+            places = [number * 200_000 for number in range(5)]
+            return {
+                kernel.send(wire.READ, node, wire.READ_IN.pack(handle, place, LEAST_BYTES, 0, 0, 0)): place for place in places
+            }
+
+        async def check(sent: dict[int, int]) -> None:
+            async with asyncio.timeout(10):
+                while any(unique not in kernel.answers for unique in sent):
+                    await asyncio.sleep(0)
+                    kernel.collect()
+            for unique, place in sent.items():
+                assert kernel.answers[unique] == (0, content[place : place + LEAST_BYTES])
+
+        await check(send())
+        async with asyncio.timeout(10):
+            while kernel.backend.reads_shared < 2:
+                await asyncio.sleep(0)
+        # Both stand still with what they have; one dies of it, the other goes on.
+        pids = kernel.readers.pids
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        sent = send()
+        async with asyncio.timeout(10):
+            while len(kernel.readers) < 4:
+                await asyncio.sleep(0)
+        os.kill(pids[0], signal.SIGKILL)
+        os.kill(pids[1], signal.SIGCONT)
+        await check(sent)
+        # A file that is closed while one of them has read of it is closed there too.
+        await kernel.release(node, handle)
+        assert kernel.operations.count_open() == 0
+
+
+async def test_an_end_does_not_wait_for_a_reader_that_hangs(tmp_path: Any) -> None:
+    async with serving(tmp_path, fill=0, readers=1) as kernel:
+        kernel.backend.add_file("/large", bytes(1 << 20))
+        node = await kernel.look_up(b"large")
+        _, handle, _ = await kernel.open(node)
+        kernel.backend.complete_path("/large")
+        async with asyncio.timeout(20):
+            while not kernel.readers.pids:
+                await asyncio.sleep(0.01)
+        (pid,) = kernel.readers.pids
+        os.kill(pid, signal.SIGSTOP)
+        sent = [kernel.send(wire.READ, node, wire.READ_IN.pack(handle, 0, LEAST_BYTES, 0, 0, 0)) for _ in range(2)]
+        async with asyncio.timeout(5):
+            while not len(kernel.readers):
+                await asyncio.sleep(0)
+        kernel.session.stop()
+        kernel.session.cancel_requests()
+        async with asyncio.timeout(5):
+            while any(unique not in kernel.answers for unique in sent):
+                await asyncio.sleep(0)
+                kernel.collect()
+        assert sorted(kernel.answers[unique][0] for unique in sent) == [0, errno.EINTR]
 
 
 @settings(max_examples=25, deadline=None)
