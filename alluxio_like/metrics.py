@@ -8,8 +8,10 @@ answers in threads of its own, so what it is given (the health function, gauges'
 import json
 import ssl
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from types import MappingProxyType
@@ -18,6 +20,8 @@ from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from alluxio_like.errors import ConfigError, Conflict
 
@@ -29,6 +33,46 @@ NAMESPACE = "alluxio_like"
 _LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REQUEST_TIMEOUT_S = 10.0
 """A guess: a scraper that neither sends nor takes a byte for so long is cut off."""
+
+
+class Times:
+    """How long requests of one kind took. Counted by one thread, without a lock: 1 us, where a counter and a histogram are 7."""
+
+    __slots__ = ("buckets", "seconds")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(_LATENCY_BUCKETS) + 1)
+        self.seconds = 0.0
+
+    def count(self, seconds: float) -> None:
+        """One more."""
+        self.buckets[bisect_left(_LATENCY_BUCKETS, seconds)] += 1
+        self.seconds += seconds
+
+
+class RequestTimes(Collector):
+    """Requests by operation, for where a thousand of them are answered in a few milliseconds: shown as a counter and as a
+    histogram, each with its name and sentence."""
+
+    def __init__(self, counter: tuple[str, str], histogram: tuple[str, str], registry: CollectorRegistry) -> None:
+        self.named = counter, histogram
+        self._times: dict[str, Times] = {}
+        registry.register(self)
+
+    def get(self, op: str) -> Times:
+        """Of one operation."""
+        return self._times.setdefault(op, Times())
+
+    def collect(self) -> Iterable[Metric]:
+        (name, sentence), (histogram_name, histogram_sentence) = self.named
+        counter = CounterMetricFamily(f"{NAMESPACE}_{name}", sentence, labels=["op"])
+        histogram = HistogramMetricFamily(f"{NAMESPACE}_{histogram_name}", histogram_sentence, labels=["op"])
+        bounds = [*map(str, map(float, _LATENCY_BUCKETS)), "+Inf"]
+        for op, times in list(self._times.items()):
+            totals = list(accumulate(times.buckets))
+            counter.add_metric([op], totals[-1])
+            histogram.add_metric([op], list(zip(bounds, totals, strict=True)), times.seconds)
+        return counter, histogram
 
 
 class Metrics:
@@ -133,9 +177,12 @@ class Metrics:
         self.job_bytes = self._gauge("job_bytes", "Bytes of a running job: total or done.", ("job", "what"))
 
     def _add_fuse(self) -> None:
-        self.fuse_requests = self._counter("fuse_requests_total", "Requests of the kernel, by operation.", ("op",))
+        self.fuse_requests = RequestTimes(
+            ("fuse_requests_total", "Requests of the kernel, by operation."),
+            ("fuse_seconds", "Time a request of the kernel took."),
+            self.registry,
+        )
         self.fuse_errors = self._counter("fuse_errors_total", "Requests of the kernel answered with an error.", ("op", "errno"))
-        self.fuse_latency = self._histogram("fuse_seconds", "Time a request of the kernel took.", ("op",))
         self.fuse_handles = self._gauge("fuse_open_handles", "Files that are open on the mount.")
         self.fuse_session = self._gauge(
             "fuse_session", "1 for the session in use: kernel with passthrough, kernel or pyfuse3.", ("session",)

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from alluxio_like import config
-from alluxio_like.metrics import Metrics
+from alluxio_like.metrics import NAMESPACE, Metrics, RequestTimes
 from alluxio_like.ufs.open import describe_options
 from alluxio_like.ufs.options import list_schemes
 
@@ -73,6 +73,9 @@ def list_metrics() -> list[tuple[str, str, tuple[str, ...], str]]:
         if isinstance(metric, Counter | Gauge | Histogram):
             name = metric._name + ("_total" if isinstance(metric, Counter) else "")
             found.append((attribute, name, metric._labelnames, metric._documentation))
+        elif isinstance(metric, RequestTimes):
+            for name, sentence in metric.named:
+                found.append((attribute, f"{NAMESPACE}_{name}", ("op",), sentence))
     return found
 
 

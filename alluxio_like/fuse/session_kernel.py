@@ -91,7 +91,6 @@ class Session:
         self._reading = False
         self._ready = asyncio.Event()
         self._handlers = self._make_handlers()
-        self._count_ioctl, self._count_getxattr = meter.count_quickly("ioctl"), meter.count_quickly("getxattr")
 
     @property
     def is_serving(self) -> bool:
@@ -431,8 +430,9 @@ class Session:
 
     def _ioctl(self, unique: int, _node: int, _thread: int, _length: int) -> None:
         # Python asks each file that it opens whether it is a terminal.
+        started_s = time.perf_counter()
         self._write(wire.pack_error(unique, errno.ENOTTY))
-        self._count_ioctl()
+        self._meter.count("ioctl", started_s)
 
     # Directories
 
@@ -494,19 +494,20 @@ class Session:
         self._spawn("statfs", unique, thread, time.perf_counter(), ask())
 
     def _getxattr(self, unique: int, node: int, thread: int, length: int) -> None:
+        started_s = time.perf_counter()
         size, *_ = wire.GETXATTR_IN.unpack_from(self._buffer, _HEADER_BYTES)
         name = self._get_name(length, _HEADER_BYTES + wire.GETXATTR_IN.size)
         if not self._operations.is_xattr(name):
             # Two for each name that `ls -l` shows; without an exception, which costs more than all else here.
             self._write(wire.pack_error(unique, errno.ENODATA))
-            self._count_getxattr()
+            self._meter.count("getxattr", started_s)
             return
         inode = self._nodes.get_inode(node)
 
         async def ask() -> None:
             self._reply_sized(unique, size, await self._operations.getxattr(inode, name))
 
-        self._spawn("getxattr", unique, thread, time.perf_counter(), ask())
+        self._spawn("getxattr", unique, thread, started_s, ask())
 
     def _listxattr(self, unique: int, node: int, thread: int, _length: int) -> None:
         size, *_ = wire.GETXATTR_IN.unpack_from(self._buffer, _HEADER_BYTES)

@@ -94,3 +94,22 @@ def test_addresses() -> None:
     for wrong in ("", "host", "host:", "host:x", "host:70000"):
         with pytest.raises(ConfigError):
             split_address(wrong)
+
+
+def test_times_of_requests_are_a_counter_and_a_histogram(server: tuple[HttpServer, Metrics, State]) -> None:
+    http, metrics, _ = server
+    times = metrics.fuse_requests.get("open")
+    for seconds in (0.0001, 0.0005, 0.002, 100.0):
+        times.count(seconds)
+    assert metrics.fuse_requests.get("open") is times
+    _, text = get(http.url + "/metrics")
+    for line in (
+        'fuse_requests_total{op="open"} 4.0',
+        'fuse_seconds_bucket{le="0.0005",op="open"} 2.0',
+        'fuse_seconds_bucket{le="0.0025",op="open"} 3.0',
+        'fuse_seconds_bucket{le="30.0",op="open"} 3.0',
+        'fuse_seconds_bucket{le="+Inf",op="open"} 4.0',
+        'fuse_seconds_count{op="open"} 4.0',
+        'fuse_seconds_sum{op="open"} 100.0026',
+    ):
+        assert f"alluxio_like_{line}" in text
