@@ -68,9 +68,13 @@ def open_ufs(
             from alluxio_like.ufs.az_writing import WritableAzUfs
 
             return WritableAzUfs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
+        if parsed.scheme == "cephfs":
+            from alluxio_like.ufs.cephfs import CephUfs
+
+            return CephUfs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
         from alluxio_like.ufs.file import FileUfs
 
-        return FileUfs.open(parsed, on_request=on_request, io_timeout_s=io_timeout_s)
+        return FileUfs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
     except ImportError as error:
         raise errors.ConfigError(
             f"{parsed.scheme}:// needs the Python library {error.name}: pip install 'alluxio-like[{parsed.scheme}]'",

@@ -73,6 +73,26 @@ _S3 = (
     Option("requester_pays", "switch", "accept that requests to a requester-pays bucket are billed to you", default="false"),
 )
 
+_FILE = (
+    Option(
+        "symlinks",
+        "choice",
+        "hide: leave symbolic links out; inside: show a relative link to a file below the mounted directory as that file",
+        choices=("hide", "inside"),
+        default="hide",
+    ),
+)
+
+_CEPHFS = (
+    Option("conf", "text", "Ceph's configuration file", default="/etc/ceph/ceph.conf where there is one"),
+    Option("monitors", "text", "the monitors, HOST[:PORT] with commas between", default="those of the URI or of conf"),
+    Option("user", "text", "Ceph user, without the client. before it", default="admin"),
+    Option("keyring", "text", "file with the user's key", default="where Ceph's configuration says"),
+    Option("key", "text", "the user's key itself", secret=True),
+    Option("fs", "text", "name of the file system", default="that of the URI, else the cluster's default"),
+    Option("mount_timeout_s", "number", "longest wait for the cluster when it is mounted", default="half the I/O timeout"),
+)
+
 _CONNECTION = (
     Option("ca_file", "text", "PEM file of the certificate authorities to trust for HTTPS", default="the system's"),
     Option("verify", "switch", "check the server's certificate", default="true"),
@@ -129,7 +149,8 @@ _SOURCES = (
 
 _BY_SCHEME: dict[str, tuple[Option, ...]] = {
     "az": _AZ + _COMMON,
-    "file": _COMMON,
+    "cephfs": _CEPHFS + _COMMON,
+    "file": _FILE + _COMMON,
     "gs": _GS + _COMMON,
     "s3": _S3 + _COMMON,
 }

@@ -52,15 +52,29 @@ class _Call:
             self.future.set_exception(error)
 
 
+class _Post:
+    """A call whose outcome nobody wants."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def run(self) -> None:
+        with contextlib.suppress(Exception):
+            self._function()
+
+
 class BlockingPool:
     """At most `max_threads` calls at once; more wait in line. Threads start when they are needed and stay until `close`."""
 
     def __init__(self, name: str, max_threads: int) -> None:
         self._name = name
         self._max_threads = max_threads
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_Call | _Post | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._waiting = 0
+        self._lock = threading.Lock()
+        self._unfinished = 0
         self._closed = False
 
     async def run(self, function: Callable[[], T], *, timeout_s: float) -> T:
@@ -73,10 +87,7 @@ class BlockingPool:
             raise errors.StoreUnavailable(f"{self._name} is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._waiting += 1
-        if self._waiting > len(self._threads) and len(self._threads) < self._max_threads:
-            self._start_thread()
-        self._calls.put(_Call(function, future, loop))  # type: ignore[arg-type]
+        self._put(_Call(function, future, loop))  # type: ignore[arg-type]
         try:
             async with asyncio.timeout(timeout_s):
                 return await future
@@ -84,8 +95,13 @@ class BlockingPool:
             if future.done() and not future.cancelled():  # it was the call's own error
                 raise
             raise errors.StoreUnavailable(f"no answer within {timeout_s:g} s", subject=self._name) from None
-        finally:
-            self._waiting -= 1
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Have a function run when a thread is free, also after `close`; its outcome is nobody's."""
+        if self._closed:  # its threads may have ended
+            threading.Thread(target=_Post(function).run, name=f"{self._name}-last", daemon=True).start()
+            return
+        self._put(_Post(function))
 
     def close(self) -> None:
         """Let the threads end once they are idle. Calls in line are still made. Idempotent."""
@@ -93,6 +109,15 @@ class BlockingPool:
             self._closed = True
             for _ in self._threads:
                 self._calls.put(None)
+
+    def _put(self, call: _Call | _Post) -> None:
+        # Calls that were given up count until their thread is free again: another thread goes on meanwhile.
+        with self._lock:
+            self._unfinished += 1
+            is_short = self._unfinished > len(self._threads)
+        if is_short and len(self._threads) < self._max_threads:
+            self._start_thread()
+        self._calls.put(call)
 
     def _start_thread(self) -> None:
         name = f"{self._name}-{len(self._threads)}"
@@ -103,6 +128,8 @@ class BlockingPool:
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             call.run()
+            with self._lock:
+                self._unfinished -= 1
             del call  # the outcome must not live on with an idle thread
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from alluxio_like import errors
 from alluxio_like.ufs.options import describe_options
 
+_FILE_SYSTEM = re.compile(r"[A-Za-z0-9._-]*")
+_MONITORS = re.compile(r"[A-Za-z0-9.:,\[\]-]+")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
 
@@ -16,9 +18,9 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 class StoreUri:
     """A parsed URI.
 
-    `authority` is the bucket (s3, gs), the container (az) or empty (file). `prefix` is "" or ends in "/", and has no leading
-    slash: the key prefix of the root, or the directory's absolute path without its leading slash (file). It is taken literally,
-    byte for byte.
+    `authority` is the bucket (s3, gs), the container (az), the file system's name or its monitors (cephfs), or empty (file).
+    `prefix` is "" or ends in "/", and has no leading slash: the key prefix of the root, or the directory's absolute path without
+    its leading slash (cephfs, file). It is taken literally, byte for byte.
     """
 
     scheme: str
@@ -41,6 +43,12 @@ def parse_uri(uri: str) -> StoreUri:
     if scheme == "file":
         return _parse_file(uri, rest)
     authority, _, path = rest.partition("/")
+    if scheme == "cephfs":
+        if not (_FILE_SYSTEM.fullmatch(authority) or is_monitors(authority)):
+            raise errors.ConfigError(
+                "it looks like cephfs://FSNAME/path, cephfs:///path or cephfs://HOST:PORT,.../path", subject=uri
+            )
+        return StoreUri(scheme, authority, _parse_path(uri, path))
     if not _BUCKET.fullmatch(authority):
         what = (
             "container: it looks like az://container/prefix, with the option account"
@@ -56,7 +64,16 @@ def parse_uri(uri: str) -> StoreUri:
 def _parse_file(uri: str, rest: str) -> StoreUri:
     if not rest.startswith("/"):
         raise errors.ConfigError("a directory is given by its absolute path: file:///directory", subject=uri)
-    parts = [part for part in rest.split("/") if part]
-    if "\0" in rest or "." in parts or ".." in parts:
+    return StoreUri("file", "", _parse_path(uri, rest))
+
+
+def is_monitors(authority: str) -> bool:
+    """Whether a cephfs URI names monitors there, and no file system."""
+    return any(mark in authority for mark in ":,") and _MONITORS.fullmatch(authority) is not None
+
+
+def _parse_path(uri: str, path: str) -> str:
+    parts = [part for part in path.split("/") if part]
+    if "\0" in path or "." in parts or ".." in parts:
         raise errors.ConfigError("a directory is given by its plain absolute path, without . and ..", subject=repr(uri))
-    return StoreUri("file", "", "".join(f"{part}/" for part in parts))
+    return "".join(f"{part}/" for part in parts)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A real Ceph object store on this machine: mon, osd (in memory) and radosgw from the distribution's packages.
+"""A real Ceph on this machine: mon, osd (in memory), radosgw, and on demand an mds with CephFS, from the distribution's packages.
 
     ceph.py install                 install the packages that are missing (root; Debian 12, Ubuntu 24.04)
     ceph.py up --root DIR [...]     install, start from scratch, leave running; prints one JSON line with endpoint and keys
@@ -33,9 +33,10 @@ else:  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from net import find_ports, is_listening, wait_until  # type: ignore[import-not-found,no-redef]
 
-PACKAGES = ("ceph-mon", "ceph-osd", "radosgw", "ceph-common", "python3-rados", "openssl")
+PACKAGES = ("ceph-mon", "ceph-osd", "ceph-mds", "radosgw", "ceph-common", "python3-rados", "python3-cephfs", "openssl")
 SYSTEM_PYTHON = "/usr/bin/python3"
-"""The one with the rados binding."""
+"""The one with the rados and the cephfs bindings."""
+FILE_SYSTEM = "cephfs"
 START_TIMEOUT_S = 60.0
 
 
@@ -113,6 +114,7 @@ class Cluster:
     tls_port: int = 0
     access_key: str = "testaccess"
     secret_key: str = "testsecret0123456789"
+    with_gateway: bool = True
     _mon_port: int = 0
     _osd_ports: tuple[int, int] = (0, 0)
     _processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
@@ -128,6 +130,11 @@ class Cluster:
     @property
     def ca_file(self) -> Path:
         return self.root / "tls.crt"
+
+    @property
+    def monitors(self) -> str:
+        """The monitor's address, by the older protocol too: clients choose."""
+        return f"[v2:127.0.0.1:{self._mon_port}/0,v1:127.0.0.1:{self._mon_port + 1}/0]"
 
     def start(self) -> None:
         """Start from scratch; a lost race for a port is tried again. Raises CephError with what failed."""
@@ -171,12 +178,40 @@ class Cluster:
         self._spawn("rgw", "radosgw", "-f", "-n", "client.rgw")
         self._wait_port("rgw", self.rgw_port)
 
+    def start_file_system(self) -> None:
+        """Make a CephFS and start its mds, if that is not done yet; returns once it can be mounted. 1 to 2 s."""
+        if "mds" in self._processes:
+            return
+        self._mon_commands("fs", FILE_SYSTEM)
+        self.start_daemon("mds")
+        self._mon_commands("mds", FILE_SYSTEM)
+
+    def signal_daemon(self, name: str, number: int) -> None:
+        """Send a signal to "mon", "osd" or "mds"."""
+        self._processes[name].send_signal(number)
+
+    def kill_daemon(self, name: str) -> None:
+        """Kill a daemon; `start_daemon` starts it again. (The osd keeps its data in memory: it would come back empty.)"""
+        self._kill(self.root / "pids" / name)
+        self._processes.pop(name).wait(5)
+
+    def start_daemon(self, name: str) -> None:
+        """Start "mds" or "mon"; does not wait for it."""
+        self._spawn(name, f"ceph-{name}", "-f", "-i", "a")
+
+    def make_client(self, name: str, **capabilities: str) -> str:
+        """A further Ceph user, client.NAME; the path of its keyring."""
+        path = self.root / f"{name}.keyring"
+        caps = [text for service, cap in capabilities.items() for text in (service, cap)]
+        self._run("ceph", "--connect-timeout", "20", "auth", "get-or-create", f"client.{name}", *caps, "-o", str(path))
+        return str(path)
+
     # -- steps --------------------------------------------------------------------------------------------------------------
 
     def _start_once(self, fixed_ports: bool) -> None:
-        ports = find_ports(12)
+        ports = find_ports(14)
         self._mon_port = ports[0]
-        self._osd_ports = (ports[4], ports[11])
+        self._osd_ports = (ports[4], ports[13])
         if not fixed_ports:
             self.rgw_port = ports[2]
         self.tls_port = ports[3]
@@ -201,6 +236,8 @@ class Cluster:
                 mkfs.wait()
         self._spawn("osd", "ceph-osd", "-f", "-i", "0")
         self._mon_commands("up", osd_uuid)
+        if not self.with_gateway:
+            return
         self._spawn("rgw", "radosgw", "-f", "-n", "client.rgw")
         self._wait_port("rgw", self.rgw_port)
         # After radosgw's own start: two makers of the realm and the pools at once get in each other's way.
@@ -237,7 +274,7 @@ class Cluster:
         if root.exists() and not (root / "ceph.conf").exists() and any(root.iterdir()):
             raise SystemExit(f"ceph: {root} is not empty and not one of mine")
         shutil.rmtree(root, ignore_errors=True)
-        for name in ("pids", "log", "sock", "mon", "osd", "rgw", "crash"):
+        for name in ("pids", "log", "sock", "mon", "osd", "mds", "rgw", "crash"):
             (root / name).mkdir(parents=True)
         # The resolved path: sockets below it must stay under the 107 bytes of a unix address.
         self.root = root = root.resolve()
@@ -266,8 +303,8 @@ class Cluster:
         self._spawn("mon", "ceph-mon", "-f", "-i", "a")
         self._wait_port("mon", self._mon_port)
 
-    def _mon_commands(self, step: str, osd_uuid: str) -> None:
-        self._run(SYSTEM_PYTHON, "-c", _MON_COMMANDS, step, osd_uuid)
+    def _mon_commands(self, step: str, subject: str) -> None:
+        self._run(SYSTEM_PYTHON, "-c", _MON_COMMANDS, step, subject)
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CEPH_", "VIRTUAL_ENV"))}
@@ -361,8 +398,9 @@ def _make_keyring() -> str:
     """Fresh keys for every daemon and client. A key is type 1, creation time, length 16, 16 random bytes."""
     capabilities = {
         "mon.": {"mon": "allow *"},
-        "client.admin": {"mon": "allow *", "osd": "allow *", "mgr": "allow *"},
+        "client.admin": {"mon": "allow *", "osd": "allow *", "mgr": "allow *", "mds": "allow *"},
         "osd.0": {"mon": "allow profile osd", "mgr": "allow profile osd", "osd": "allow *"},
+        "mds.a": {"mon": "allow profile mds", "mgr": "allow profile mds", "osd": "allow *", "mds": "allow *"},
         "client.rgw": {"mon": "allow rw", "mgr": "allow rw", "osd": "allow rwx"},
     }
     lines = []
@@ -429,6 +467,15 @@ osd class default list = *
 osd op num shards = 2
 osd op num threads per shard = 2
 
+[mds]
+mds data = {root}/mds
+mds cache memory limit = 268435456
+mds beacon interval = 1
+# what one client has just changed is shown to another when the journal was written: by default up to 5 s later
+mds tick interval = 0.1
+# a restarted mds waits so long for clients that were killed
+mds reconnect timeout = 2
+
 [client]
 admin socket = {root}/sock/$name.$pid.$cctid.asok
 # a client that meets a dead cluster must not hang for 300 s
@@ -459,7 +506,7 @@ rgw gc processor max time = 30
 _MON_COMMANDS = """
 import json, os, sys, time
 import rados
-step, osd_uuid = sys.argv[1:]
+step, subject = sys.argv[1:]
 c = rados.Rados(conffile=os.environ["CEPH_CONF"], name="client.admin")
 c.connect(timeout=20)
 def do(prefix, **kw):
@@ -467,14 +514,28 @@ def do(prefix, **kw):
     if r:
         sys.exit("%s: %d %s" % (prefix, r, err))
     return out and json.loads(out)
-if step == "osd":
-    do("osd new", uuid=osd_uuid, id=0)
-else:
+def wait(what, is_so):
     end = time.time() + 30
-    while do("osd stat")["num_up_osds"] != 1:
+    while not is_so():
         if time.time() > end:
-            sys.exit("the osd did not come up in 30 s")
+            sys.exit(what + ": not in 30 s")
         time.sleep(0.02)
+if step == "osd":
+    do("osd new", uuid=subject, id=0)
+elif step == "up":
+    wait("osd up", lambda: do("osd stat")["num_up_osds"] == 1)
+elif step == "fs":
+    do("osd pool create", pool=subject + ".meta", pg_num=4)
+    do("osd pool create", pool=subject + ".data", pg_num=8)
+    do("fs new", fs_name=subject, metadata=subject + ".meta", data=subject + ".data")
+    # What a client that was killed has open stalls the others for so long (30 is the least allowed).
+    do("fs set", fs_name=subject, var="session_timeout", val="30")
+    do("fs set", fs_name=subject, var="session_autoclose", val="30")
+elif step == "mds":
+    def is_active():
+        info = do("fs dump")["filesystems"][0]["mdsmap"]["info"].values()
+        return any(i["state"] == "up:active" for i in info)
+    wait("mds active", is_active)
 c.shutdown()
 """
 

@@ -37,12 +37,12 @@ def open_directory(_request: pytest.FixtureRequest, root: Path, count: Callable[
         get,
         is_flat=False,
         reopen=open_once,
-        can_name=_can_name,
-        writes=False,
+        can_name=can_name,
     )
 
 
-def _can_name(name: str) -> bool:
+def can_name(name: str) -> bool:
+    """POSIX's names."""
     return name not in {"", ".", ".."} and len(name.encode("utf-8", "surrogateescape")) <= 255
 
 
