@@ -33,8 +33,8 @@ from alluxio_like.ufs.uri import StoreUri, is_monitors
 _PLACES = 12
 """Reads at once: places of CHUNK_BYTES in the shared memory, which the kernel gives when they are first used. Half of the
 helper's threads, so that metadata never waits for data. A guess."""
-_EXIT_S = 4.0
-"""Longest wait for a helper that was told to go (it unmounts for 2 s) before it is killed."""
+_EXIT_S = 12.0
+"""Longest wait for a helper that was told to go (it unmounts for 10 s) before it is killed. Only a thread waits."""
 _FAILED_START_S = 1.0
 """How long a failed start answers for those that follow: the cluster is not asked by each of a thousand callers."""
 
@@ -83,7 +83,7 @@ class HelperRunner:
         self._current: _Helper | None = None
         self._starting: asyncio.Task[_Helper] | None = None
         self._failure: tuple[float, errors.AlluxioLikeError] | None = None
-        self._endings: set[asyncio.Task[None]] = set()
+        self._endings: dict[asyncio.Task[None], _Helper] = {}
         self._closed = False
 
     async def run(self, step: str, *arguments: Any, fd: int = -1) -> Any:
@@ -105,6 +105,9 @@ class HelperRunner:
             await asyncio.gather(self._starting, return_exceptions=True)
         if self._current is not None:
             self._leave(self._current)
+        # At once: whoever still calls has gone, or is told that the store is closed.
+        for helper in self._endings.values():
+            helper.give_up()
         await asyncio.gather(*self._endings, return_exceptions=True)
 
     async def _call(self, step: str, arguments: tuple[Any, ...], fd: int, length: int | None) -> Any:
@@ -148,6 +151,8 @@ class HelperRunner:
                 await helper.start(self._settings)
         except BaseException as error:
             self._end(helper)
+            if isinstance(error, asyncio.CancelledError):  # by `close` alone
+                error = errors.StoreUnavailable("the store is closed", subject=self._describe())
             if isinstance(error, TimeoutError):
                 error = errors.StoreUnavailable(
                     f"no answer from the Ceph cluster within {self._timeout_s:g} s", subject=self._describe()
@@ -168,8 +173,11 @@ class HelperRunner:
 
     def _end(self, helper: "_Helper") -> None:
         task = asyncio.create_task(helper.end(self._timeout_s), name="end cephfs helper")
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+        self._endings[task] = helper
+        task.add_done_callback(self._forget_ending)
+
+    def _forget_ending(self, task: "asyncio.Task[None]") -> None:
+        self._endings.pop(task, None)
 
     def _describe(self) -> str:
         where = self._settings.monitors or self._settings.conf or "the default configuration"
@@ -302,9 +310,9 @@ class _Helper:
                 self._deliver(pickle.loads(memoryview(self._buffer)[:count]))
         except BlockingIOError:
             return
-        except OSError:
-            pass
-        self._fail_all()
+        except Exception:  # noqa: BLE001 - broken, or another release's: nothing more can be understood
+            self.is_lost = True
+        self.give_up()
 
     def _deliver(self, answer: Answer) -> None:
         self.is_lost = self.is_lost or answer.is_lost
@@ -321,8 +329,8 @@ class _Helper:
                 waiting.future.set_result(answer.value)
         self._forget(answer.number)
 
-    def _fail_all(self) -> None:
-        """The process has ended."""
+    def give_up(self) -> None:
+        """Fail all calls: the process has ended, or nobody waits for it any more."""
         self.is_lost = True
         if self._socket is not None:
             self._loop.remove_reader(self._socket)
@@ -340,8 +348,9 @@ class _Helper:
             async with asyncio.timeout(patience_s):
                 await self._idle.wait()
         except TimeoutError:
-            self._fail_all()
+            pass
         finally:
+            self.give_up()
             if self._socket is not None:
                 self._loop.remove_reader(self._socket)
                 self._socket.close()

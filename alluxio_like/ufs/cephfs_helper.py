@@ -20,8 +20,9 @@ from alluxio_like.ufs.cephfs_library import CephOps, CephSettings
 from alluxio_like.ufs.cephfs_messages import MAX_MESSAGE_BYTES, THREADS, Answer, Request
 from alluxio_like.ufs.posix_ufs import PosixSteps
 
-_UNMOUNT_S = 2.0
-"""Longest wait for the cluster to take back what it lent: else it waits until the client's session has timed out."""
+_UNMOUNT_S = 10.0
+"""Longest wait for the cluster to take back what it lent. Nobody waits for this process meanwhile; but if it went without, others
+would wait for what it held until its session has timed out (60 s)."""
 
 
 class _Server:
@@ -31,6 +32,7 @@ class _Server:
         self._ops = CephOps(settings)
         self._steps = PosixSteps(self._ops, settings.root)
         self._end = threading.Event()
+        signal.signal(signal.SIGTERM, lambda _number, _frame: self._end.set())
 
     def serve(self) -> None:
         """Until the parent has closed its end."""

@@ -18,6 +18,8 @@ from alluxio_like import errors
 from alluxio_like.types import Fingerprint, Kind
 from alluxio_like.ufs.api import Ufs
 from alluxio_like.ufs.open import open_ufs
+from alluxio_like.ufs.writing import WriteOptions, get_writable
+from tests.conformance.stores import make_source
 from tests.servers.ceph import Cluster, install_packages
 from tests.servers.fixtures_cephfs import CephFsServer, start_cephfs_server
 
@@ -327,6 +329,45 @@ async def test_an_osd_that_hangs_in_the_middle_of_a_read(own_server: CephFsServe
         finally:
             own_server.cluster.signal_daemon("osd", signal.SIGCONT)
         assert len(await retry(lambda: read(ufs, "k", fingerprint))) == fingerprint.size
+
+
+async def test_a_write_that_hangs_is_not_seen(own_server: CephFsServer) -> None:
+    async with open_own(own_server) as ufs:
+        writable = get_writable(ufs)
+        token = "5" * 32
+        await ufs.check()
+        own_server.cluster.signal_daemon("osd", signal.SIGSTOP)
+        try:
+            with make_source(os.urandom(5 << 20)) as source:
+                async with within(TIMEOUT_S + 2):
+                    with pytest.raises(errors.StoreUnavailable):
+                        await writable.put("new", source, WriteOptions(token))
+        finally:
+            own_server.cluster.signal_daemon("osd", signal.SIGCONT)
+        assert await retry(lambda: writable.lookup_written("new", token)) is None
+        with pytest.raises(errors.NotFound):
+            await ufs.stat("new")
+        for left in await retry(lambda: writable.list_uploads("")):
+            await retry(lambda left=left: writable.abort_upload(left))
+        with make_source(b"once more") as source:
+            await retry(lambda: writable.put("new", source, WriteOptions(token)))
+        assert own_server.client.call("read", b"/new") == "once more"
+        await writable.delete("new")
+
+
+async def test_a_store_with_hanging_calls_is_closed_at_once(own_server: CephFsServer) -> None:
+    async with open_own(own_server) as ufs:
+        fingerprint = await get_fingerprint(ufs, "k")
+        own_server.cluster.signal_daemon("osd", signal.SIGSTOP)
+        try:
+            call = asyncio.create_task(read(ufs, "k", fingerprint))
+            await asyncio.sleep(0.1)
+            async with within(1):
+                await ufs.close()
+            with pytest.raises(errors.StoreUnavailable):
+                await call
+        finally:
+            own_server.cluster.signal_daemon("osd", signal.SIGCONT)
 
 
 async def test_a_monitor_that_hangs(own_server: CephFsServer) -> None:
