@@ -17,6 +17,7 @@ no read of this process is under way (LMDB asks for that), so reads should be sh
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -120,6 +121,17 @@ class _Transaction:
         except lmdb.Error as error:
             raise self._store.fail(error) from error
 
+    def put_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, _ in pairs:
+            _check_key(key)
+        txn = self._open()
+        try:
+            for group, same in itertools.groupby(pairs, _get_group):
+                with txn.cursor(self._trees[group]) as cursor:
+                    cursor.putmulti(same)
+        except lmdb.Error as error:
+            raise self._store.fail(error) from error
+
     def delete(self, key: bytes) -> bool:
         _check_key(key)
         try:
@@ -178,6 +190,10 @@ class _Transaction:
         except lmdb.Error as error:
             raise self._store.fail(error) from error
         return found
+
+
+def _get_group(pair: tuple[bytes, bytes]) -> int:
+    return _GROUPS[pair[0][0]]
 
 
 def _check_key(key: bytes) -> None:

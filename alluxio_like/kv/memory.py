@@ -78,6 +78,10 @@ class _Writer(_Reader):
         self._open()
         self.changes[key] = bytes(value)
 
+    def put_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, value in pairs:
+            self.put(key, value)
+
     def delete(self, key: bytes) -> bool:
         there = self.get(key) is not None
         if there:

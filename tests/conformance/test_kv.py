@@ -108,6 +108,20 @@ def test_scans_over_the_whole_range_of_first_bytes(store: KeyValueStore, limit: 
             assert [key for key, _ in reader.scan(low, high, limit=limit, reverse=True)] == expected[::-1][:limit]
 
 
+def test_put_many(store: KeyValueStore) -> None:
+    """As many single calls: over several tables, with keys of before and twice, seen at once; nothing of a refused one."""
+    fill(store, 3)
+    pairs = [(b"z1", b"1"), (b"k00001", b"new"), (b"A", b""), (b"z1", b"2"), (b"\x00", b"3")]
+    with store.write() as txn:
+        txn.put_many([])
+        txn.put_many(pairs)
+        assert txn.get_many([b"z1", b"k00001", b"A", b"\x00"]) == [b"2", b"new", b"", b"3"]
+    with store.read() as reader:
+        assert [key for key, _ in read_all(reader)] == [b"\x00", b"A", b"k00000", b"k00001", b"k00002", b"z1"]
+    with store.write() as txn, pytest.raises(ValueError, match="1 to 511 bytes"):
+        txn.put_many([(b"fine", b""), (b"x" * 512, b"")])
+
+
 def test_large_values(store: KeyValueStore) -> None:
     value = os.urandom(3 << 20)
     with store.write() as txn:

@@ -14,7 +14,7 @@ from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.core import paths, records, tables
 from alluxio_like.master.core.model import NO_MOUNT, DirState, EntryPage, Resolved, Totals
 from alluxio_like.master.core.orphans import purge
-from alluxio_like.master.core.records import Inode
+from alluxio_like.master.core.records import Inode, State
 from alluxio_like.master.core.refresh import apply_missing, apply_page, apply_stat, begin_listing, is_covered
 from alluxio_like.master.core.tables import prepare
 from alluxio_like.types import (
@@ -75,11 +75,12 @@ def lookup(txn: ReadTransaction, parent: InodeId, name: str) -> Entry | None:
     shown = to_bytes(name)
     if len(shown) > paths.NAME_MAX_BYTES:
         raise errors.NameTooLong(f"a name has at most {paths.NAME_MAX_BYTES} bytes", subject=name)
-    found = _find_shown(txn, table, shown)
+    state = tables.get_state(txn, table)
+    found = _find_shown(txn, table, shown, state)
     if found is None:
         return None
     inode, record = found
-    return _make_entry(inode, record, name, _describe(txn, parent, directory))
+    return _make_entry(inode, record, name, _describe(txn, parent, directory, state))
 
 
 def get_entry(txn: ReadTransaction, inode: InodeId) -> Entry:
@@ -90,7 +91,8 @@ def get_entry(txn: ReadTransaction, inode: InodeId) -> Entry:
     parent = tables.get_inode(txn, record.parent)
     shadowed = _is_shadowed(txn, tables.get_table(txn, record.parent), record)
     name = to_str(paths.show_name(record.name, record.kind, shadowed))
-    return _make_entry(inode, record, name, _describe(txn, record.parent, parent))
+    state = tables.get_state(txn, tables.get_table(txn, record.parent))
+    return _make_entry(inode, record, name, _describe(txn, record.parent, parent, state))
 
 
 def lookup_parent(txn: ReadTransaction, inode: InodeId) -> InodeId | None:
@@ -106,7 +108,7 @@ def list_entries(txn: ReadTransaction, directory: InodeId, cursor: bytes = b"", 
     """
     record = tables.get_directory(txn, directory)
     table = tables.get_table(txn, directory)
-    place = _describe(txn, directory, record)
+    place = _describe(txn, directory, record, tables.get_state(txn, table))
     limit = min(max(1, limit), MAX_ENTRIES)
     if cursor[:1] not in (b"", b"/"):
         raise errors.InvalidArgument("not a cursor of a directory listing")
@@ -215,8 +217,8 @@ def set_pinned(txn: WriteTransaction, inode: InodeId, pinned: bool) -> bool:
     return True
 
 
-def _find_shown(txn: ReadTransaction, table: int, shown: bytes) -> tuple[InodeId, Inode] | None:
-    """The child that is shown under this name."""
+def _find_shown(txn: ReadTransaction, table: int, shown: bytes, state: State) -> tuple[InodeId, Inode] | None:
+    """The child that is shown under this name; `state` is the directory's."""
     asked = paths.read_name(shown)
     sort_names: tuple[bytes, ...]
     if asked.raw is None:
@@ -225,13 +227,14 @@ def _find_shown(txn: ReadTransaction, table: int, shown: bytes) -> tuple[InodeId
     elif asked.shadowed:
         sort_names = (asked.raw,)
     else:
-        sort_names = (asked.raw + b"/", asked.raw)
+        # In most directories all are files: then there is nothing to ask for under a directory's name.
+        sort_names = (asked.raw + b"/", asked.raw) if state.directories else (asked.raw,)
     for sort_name in sort_names:
         inode = tables.lookup_child(txn, table, sort_name)
         if inode is None:
             continue
         record = tables.get_inode(txn, inode)
-        if _show(record, _is_shadowed(txn, table, record)) == shown:
+        if _show(record, bool(state.shadowed) and _is_shadowed(txn, table, record)) == shown:
             return inode, record
     return None
 
@@ -245,9 +248,23 @@ def _is_shadowed(txn: ReadTransaction, table: int, record: Inode) -> bool:
     return record.kind is not Kind.DIRECTORY and tables.lookup_child(txn, table, record.name + b"/") is not None
 
 
-def _describe(txn: ReadTransaction, directory: InodeId, record: Inode) -> _Place:
-    state = tables.get_state(txn, tables.get_table(txn, directory))
-    return _Place(record.mount_id, _get_dir_key(txn, directory, record), is_pinned(txn, directory), state.shadowed)
+def _describe(txn: ReadTransaction, directory: InodeId, record: Inode, state: State) -> _Place:
+    """What a directory's children have in common, by one walk up to the root."""
+    mount_id = record.mount_id
+    pinned = bool(record.flags & records.PINNED)
+    names: list[bytes] = []
+    inside = mount_id != NO_MOUNT
+    while directory != ROOT_INODE:
+        inside = inside and not record.flags & records.MOUNT_POINT
+        if inside:
+            names.append(record.name + b"/")
+        elif pinned:
+            break
+        directory = record.parent
+        record = tables.get_inode(txn, directory)
+        pinned = pinned or bool(record.flags & records.PINNED)
+    names.reverse()
+    return _Place(mount_id, to_str(b"".join(names)), pinned, state.shadowed)
 
 
 def _get_dir_key(txn: ReadTransaction, directory: InodeId, record: Inode) -> str:

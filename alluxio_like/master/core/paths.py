@@ -85,6 +85,15 @@ def needs_index(raw: bytes) -> bool:
     return 3 * len(raw) > marked and len(_quote(raw)) > marked
 
 
+def is_plain(raw: bytes) -> bool:
+    """Whether a raw name is shown as it is and found without an index, told quickly: False also for some that are."""
+    return 2 < len(raw) <= PLAIN_BYTES and b"%" not in raw and b"\0" not in raw
+
+
+PLAIN_BYTES = (NAME_MAX_BYTES - len(_MARK) - len(_FILE)) // 3
+"""Names up to this length need no index, whatever they are made of."""
+
+
 def get_shown_hash(raw: bytes, kind: Kind) -> bytes:
     """What the index finds a name by."""
     return blake2b(raw + b"/" if kind is Kind.DIRECTORY else raw, digest_size=_SHOWN_HASH_BYTES).digest()

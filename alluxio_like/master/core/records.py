@@ -17,7 +17,7 @@ Other tables of the master begin with lower-case letters. A directory's table is
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields as get_fields
 from typing import Any, Final, NamedTuple
 
@@ -88,6 +88,10 @@ class Inode(NamedTuple):
         return self.name + b"/" if self.kind is Kind.DIRECTORY else self.name
 
 
+NewFile = tuple[bytes, int, int, bytes]
+"""What tells one new file from another: raw name, size, mtime in ns, packed token."""
+
+
 _MOUNT_FIELDS = tuple(field.name for field in get_fields(MountRecord))
 _KINDS: dict[int, Kind] = {int(kind): kind for kind in Kind}
 
@@ -101,6 +105,18 @@ def pack_inode(inode: Inode) -> bytes:
         flags |= _OWN_CTIME
     head = _INODE.pack(inode.kind, flags, *inode[2:9], *inode[10:13], len(inode.token))
     return head + ctime + inode.token + inode.name
+
+
+def make_file_packer(common: Inode) -> Callable[[NewFile], bytes]:
+    """`pack_inode` for files that have all but a `NewFile`'s fields in common."""
+    pack = _INODE.pack
+    before, version, sequence, parent = common[:7], common.version, common.sequence, common.parent
+
+    def pack_file(file: NewFile) -> bytes:
+        name, size, mtime_ns, token = file
+        return pack(*before, size, mtime_ns, version, sequence, parent, len(token)) + token + name
+
+    return pack_file
 
 
 def unpack_inode(data: bytes) -> Inode:
@@ -139,9 +155,18 @@ def pack_token(token: str) -> bytes:
     if len(token) > 2 and token[0] == token[-1] == '"':
         bare = token[1:-1]
         form = 2
-    if len(bare) >= 32 and (len(bare) == 32 or bare[32] == "-") and _is_hex(bare[:32]):
-        return bytes([form]) + bytes.fromhex(bare[:32]) + to_bytes(bare[32:])
+    if len(bare) >= 32 and (len(bare) == 32 or bare[32] == "-"):
+        digits = bare[:32]
+        try:
+            packed = bytes.fromhex(digits)
+        except ValueError:
+            packed = b""
+        if packed.hex() == digits:
+            return _FORMS[form] + packed + to_bytes(bare[32:])
     return b"\0" + to_bytes(token)
+
+
+_FORMS: Final = (b"\0", b"\1", b"\2")
 
 
 def unpack_token(data: bytes) -> str:
@@ -150,13 +175,6 @@ def unpack_token(data: bytes) -> str:
         return to_str(data[1:])
     text = data[1:17].hex() + to_str(data[17:])
     return f'"{text}"' if data[0] == 2 else text
-
-
-def _is_hex(text: str) -> bool:
-    try:
-        return bytes.fromhex(text).hex() == text
-    except ValueError:
-        return False
 
 
 def inode_key(inode: int) -> bytes:

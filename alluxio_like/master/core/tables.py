@@ -6,11 +6,13 @@ sequence number, an inode id is given once. Which changes to make is decided els
 concurrency: that of the transaction; of an `Edit`, one at a time in a transaction.
 """
 
+from collections.abc import Sequence
+
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.core import paths, records
 from alluxio_like.master.core.model import NO_MOUNT, Totals
-from alluxio_like.master.core.records import Inode, State
+from alluxio_like.master.core.records import Inode, NewFile, State
 from alluxio_like.types import ROOT_INODE, InodeId, Kind, MountId, VersionId
 
 DIRECTORY_MODE = 0o755
@@ -132,6 +134,25 @@ class Edit:
             self.txn.put(records.hash_key(directory.table, shown_hash), record.sort_name)
         self._count(directory, record, 1)
         return inode
+
+    def link_files(self, directory: Directory, common: Inode, files: Sequence[NewFile]) -> range:
+        """`link` for many new files at once, whose ids are the range returned: a third of the time.
+
+        `common` is what all of them share. Only for names that are shown as they are, in a directory without directories, so
+        that none is shadowed.
+        """
+        count = len(files)
+        first = self.new_inode_id()
+        self._next_inode = first + count
+        common = self._complete(directory, common)
+        pack, filed = records.make_file_packer(common), records.dentry_key(directory.table, b"")
+        ids = range(first, first + count)
+        self.txn.put_many([(records.inode_key(inode), pack(file)) for inode, file in zip(ids, files, strict=True)])
+        self.txn.put_many([(filed + file[0], records.pack_id(inode)) for inode, file in zip(ids, files, strict=True)])
+        directory.state = directory.state._replace(files=directory.state.files + count)
+        self._files += count
+        self._bytes += sum([file[1] for file in files])
+        return ids
 
     def unlink(self, directory: Directory, inode: InodeId, record: Inode) -> None:
         """Remove a child; its inode, with all below it, becomes an orphan."""
