@@ -59,6 +59,8 @@ class Master:
     jobs: JobManager
     registry: WorkerRegistry
     meta: MetaStore
+    mounts: MountTable
+    lister: Lister
     coherence: Coherence
 
     async def close(self) -> None:
@@ -170,6 +172,8 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             jobs,
             registry,
             meta,
+            mounts,
+            lister,
             coherence,
         )
     raise AssertionError("unreachable")
