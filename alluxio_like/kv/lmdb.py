@@ -74,7 +74,7 @@ def _translate(error: lmdb.Error, path: Path) -> errors.AlluxioLikeError:
     return errors.Internal(f"metadata store: {error}", subject=str(path))
 
 
-class _Transaction:
+class LmdbTransaction:
     """A read or write transaction; valid within its `with` block only."""
 
     def __init__(self, store: "LmdbStore", *, write: bool) -> None:
@@ -91,6 +91,18 @@ class _Transaction:
         txn, self._txn = self._txn, None
         assert txn is not None
         self._store.end(txn, write=self._write, commit=self._write and kind is None)
+
+    def finish(self, *, commit: bool) -> None:
+        """End what `begin_write` gave."""
+        self.__exit__(None if commit else InterruptedError, None, None)
+
+    def put_note(self, name: bytes, value: bytes) -> None:
+        """Note something beside the keys, in the same transaction; for a store opened with `notes`."""
+        assert self._store.notes is not None
+        try:
+            self._open().put(name, value, db=self._store.notes)
+        except lmdb.Error as error:
+            raise self._store.fail(error) from error
 
     def _open(self) -> "lmdb.Transaction[bytes]":
         if self._txn is None:
@@ -208,7 +220,7 @@ class LmdbStore:
     Raises Conflict (another process has it), FormatTooNew, Corrupt, NoSpace, DiskError, AccessDenied.
     """
 
-    def __init__(self, path: Path, *, map_bytes: int = DEFAULT_MAP_BYTES) -> None:
+    def __init__(self, path: Path, *, map_bytes: int = DEFAULT_MAP_BYTES, notes: bool = False) -> None:
         self._path = path
         self._gate = threading.Condition()
         self._reads = 0
@@ -218,6 +230,7 @@ class LmdbStore:
         self._lock_fd = -1
         self._env: lmdb.Environment | None = None
         self.trees: list[lmdb._Database] = []
+        self.notes: lmdb._Database | None = None
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock_fd = _lock_directory(path)
@@ -226,6 +239,8 @@ class LmdbStore:
             self._env.reader_check()
             with self._env.begin(write=True) as txn:
                 self.trees = [self._env.open_db(b"%02d" % group, txn=txn) for group in range(_GROUPS[-1] + 1)]
+                if notes:
+                    self.notes = self._env.open_db(b"notes", txn=txn)
         except BaseException as error:
             self.close()
             if isinstance(error, lmdb.Error):
@@ -235,10 +250,24 @@ class LmdbStore:
             raise
 
     def read(self) -> contextlib.AbstractContextManager[ReadTransaction]:
-        return _Transaction(self, write=False)
+        return LmdbTransaction(self, write=False)
 
     def write(self) -> contextlib.AbstractContextManager[WriteTransaction]:
-        return _Transaction(self, write=True)
+        return LmdbTransaction(self, write=True)
+
+    def begin_write(self) -> LmdbTransaction:
+        """A write transaction for who cannot use a `with` block: `finish` must end it."""
+        return LmdbTransaction(self, write=True).__enter__()
+
+    def get_note(self, name: bytes) -> bytes | None:
+        """What a transaction noted; for a store opened with `notes`."""
+        assert self.notes is not None
+        with self._gate:
+            try:
+                with self._get_env().begin(self.notes) as txn:
+                    return txn.get(name)
+            except lmdb.Error as error:
+                raise self.fail(error) from error
 
     def begin(self, write: bool) -> "lmdb.Transaction[bytes]":
         """For this module's transactions only."""
@@ -399,7 +428,7 @@ def _open_environment(path: Path, map_bytes: int) -> tuple[lmdb.Environment, int
         "max_readers": _MAX_READERS,
         "mode": 0o600,
         "readahead": False,
-        "max_dbs": _GROUPS[-1] + 1,
+        "max_dbs": _GROUPS[-1] + 2,
     }
     while True:
         try:

@@ -19,12 +19,17 @@ from alluxio_like.kv.lmdb import LmdbStore
 from alluxio_like.kv.open import open_store
 
 
-@pytest.fixture(params=["memory", "lmdb"])
+@pytest.fixture(params=["memory", "lmdb", pytest.param("postgresql", marks=pytest.mark.server)])
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], KeyValueStore]]:
     made: list[KeyValueStore] = []
 
     def make() -> KeyValueStore:
-        store = open_store("memory://" if request.param == "memory" else f"lmdb://{tmp_path}/kv{len(made)}")
+        place = tmp_path / f"kv{len(made)}"
+        url = {"memory": "memory://", "lmdb": f"lmdb://{place}"}.get(request.param, "")
+        if not url:
+            server = request.getfixturevalue("postgresql_server")
+            url = server.get_url(schema=server.make_schema())
+        store = open_store(url, mirror=place)
         made.append(store)
         return store
 
@@ -284,14 +289,16 @@ STEPS = st.lists(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, low=KEYS, high=KEYS, limit=st.none() | st.integers(0, 20), reverse=st.booleans())
 def test_against_a_dict(
-    make_store: Callable[[], KeyValueStore],
+    store: KeyValueStore,
     steps: list[tuple[str, bytes, bytes]],
     low: bytes,
     high: bytes,
     limit: int | None,
     reverse: bool,
 ) -> None:
-    store = make_store()
+    with store.write() as txn:
+        for key, _ in read_all(txn):
+            txn.delete(key)
     committed: dict[bytes, bytes] = {}
     for batch in split_batches(steps):
         draft = dict(committed)
@@ -335,10 +342,10 @@ def test_prefix_stop() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://x", "lmdb://relative", "lmdb:relative", "memory://x", "/plain", "", "lmdb:///a?b=c"]
+    "url", ["mysql://x", "lmdb://relative", "lmdb:relative", "memory://x", "/plain", "", "lmdb:///a?b=c"]
 )
 def test_unknown_url_says_what_there_is(url: str) -> None:
-    with pytest.raises(errors.ConfigError, match=r"lmdb:///absolute/directory.*memory://"):
+    with pytest.raises(errors.ConfigError, match=r"lmdb:///absolute/directory.*postgresql://.*memory://"):
         open_store(url)
 
 

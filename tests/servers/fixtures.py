@@ -1,4 +1,4 @@
-"""Fixtures of real servers, for all tests: `s3_server`, `s3_bucket`, `fault_proxy`, `s3_via_proxy`.
+"""Fixtures of real servers, for all tests: `s3_server`, `s3_bucket`, `fault_proxy`, `s3_via_proxy`, `postgresql_server`.
 
 The servers start with the first test that asks for them, once a session, and are gone when the session ends, also after Ctrl-C
 or SIGKILL (the kernel then ends the daemons). Tests that use them carry the mark `server`, which these fixtures' users get by
@@ -19,11 +19,12 @@ import pytest
 
 from tests.servers.ceph import Cluster, install_packages
 from tests.servers.fault_control import FaultProxy
+from tests.servers.postgresql import PostgresqlServer, run_postgresql
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-_SERVER_FIXTURES = {"s3_server", "s3_bucket", "fault_proxy"}
+_SERVER_FIXTURES = {"s3_server", "s3_bucket", "fault_proxy", "postgresql_server"}
 
 
 @dataclass
@@ -143,6 +144,13 @@ def start_s3_server(root: Path | None = None, *, size_bytes: int = 4 << 30) -> I
 def s3_server() -> Iterator[S3Server]:
     """The session's S3 server. Nobody stops it: a test of a dead store uses the fault proxy, or a server of its own."""
     with start_s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    """The session's PostgreSQL server: a test takes a schema of its own. Who stops it starts it again."""
+    with run_postgresql() as server:
         yield server
 
 
