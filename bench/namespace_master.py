@@ -135,9 +135,7 @@ class Session:
         """Random names looked up in the engine."""
         directories = self.list_directories()
         chooser = random.Random(count)
-        asked = [
-            (chooser.choice(directories), f"sample-{chooser.randrange(self._files):09}.jpg") for _ in range(count)
-        ]
+        asked = [(chooser.choice(directories), f"sample-{chooser.randrange(self._files):09}.jpg") for _ in range(count)]
         meta = self._master.meta
         begun, cpu, faults = time.perf_counter(), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         for parent, name in asked:

@@ -3,7 +3,7 @@
 # requirements.lock, checked by their hashes. Idempotent; a run that finds nothing to do takes a fraction of a second.
 #
 #   scripts/setup.sh            what it takes to run and to check
-#   scripts/setup.sh --servers  also the servers that the tests and the demo start (Ceph; for GCS and Azure what stands for them), and
+#   scripts/setup.sh --servers  also the servers that the tests and the demo start (Ceph, PostgreSQL; for GCS and Azure what stands for them), and
 #                               what the tests read and format with
 #   scripts/setup.sh --bench    also what the benchmarks hold us against
 #   PYTHON=/path/to/python3     the interpreter, 3.11 or newer      [the one before, else /usr/bin/python3, else python3]
@@ -15,8 +15,8 @@ die() { say "$*"; exit 1; }
 
 packages="python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3"
 case "${1:-}" in
-    --servers) packages="$packages fio xfsprogs linux-libc-dev" ;;
-    --bench) packages="$packages fio xfsprogs linux-libc-dev s3fs" ;;
+    --servers) packages="$packages fio xfsprogs linux-libc-dev postgresql" ;;
+    --bench) packages="$packages fio xfsprogs linux-libc-dev s3fs postgresql" ;;
 esac
 
 # --- system packages ---------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The engine for metadata that must outlive a machine: a PostgreSQL server, with a copy in LMDB that answers the reads.
 
-Owns two tables (the pairs; one row that says who writes), the connection, its place as the only writer, and the copy ("mirror") in
-a local directory. Does not know what is stored.
+Owns two tables (the pairs; one row that says who writes), the connection, its place as the only writer, and the copy ("mirror")
+in a local directory. Does not know what is stored.
 
 Reads come from the mirror: they take microseconds, hold nothing on the server, and go on while it is away. A write runs on the
 mirror first, in a transaction that is not committed; what it changed goes to the server as one statement; once that has committed
@@ -377,9 +377,7 @@ class PostgresqlStore:
         while True:
             left = deadline - time.monotonic()
             try:
-                connection = psycopg.connect(
-                    **{**self._settings, "connect_timeout": max(2, min(int(left), 10))}, autocommit=True
-                )
+                connection = psycopg.connect(**{**self._settings, "connect_timeout": max(2, min(int(left), 10))}, autocommit=True)
                 connection.prepare_threshold = 1
                 self._connection = connection
                 self._run(_SESSION_SETTINGS, results=False)

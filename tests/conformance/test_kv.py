@@ -341,9 +341,7 @@ def test_prefix_stop() -> None:
         get_prefix_stop(b"\xff")
 
 
-@pytest.mark.parametrize(
-    "url", ["mysql://x", "lmdb://relative", "lmdb:relative", "memory://x", "/plain", "", "lmdb:///a?b=c"]
-)
+@pytest.mark.parametrize("url", ["mysql://x", "lmdb://relative", "lmdb:relative", "memory://x", "/plain", "", "lmdb:///a?b=c"])
 def test_unknown_url_says_what_there_is(url: str) -> None:
     with pytest.raises(errors.ConfigError, match=r"lmdb:///absolute/directory.*postgresql://.*memory://"):
         open_store(url)

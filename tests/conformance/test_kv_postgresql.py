@@ -40,8 +40,6 @@ def via_proxy(url: str, postgresql_server: PostgresqlServer, proxy: CuttingProxy
     return url.replace(f":{postgresql_server.port}/", f":{proxy.port}/")
 
 
-
-
 def put(store: PostgresqlStore, key: bytes, value: bytes = b"x") -> None:
     with store.write() as txn:
         txn.put(key, value)
@@ -146,9 +144,7 @@ def test_unknown_until_the_server_is_back(via_proxy: str, url: str, proxy: Cutti
     store.close()
 
 
-def test_a_statement_that_arrives_late_changes_nothing(
-    via_proxy: str, url: str, proxy: CuttingProxy, tmp_path: Path
-) -> None:
+def test_a_statement_that_arrives_late_changes_nothing(via_proxy: str, url: str, proxy: CuttingProxy, tmp_path: Path) -> None:
     """The network keeps a commit while the master connects anew; delivered afterwards, it is refused."""
     store = PostgresqlStore(via_proxy, tmp_path)
     put(store, b"first")
@@ -163,9 +159,7 @@ def test_a_statement_that_arrives_late_changes_nothing(
     store.close()
 
 
-def test_a_master_that_lost_its_place_never_commits_again(
-    via_proxy: str, url: str, proxy: CuttingProxy, tmp_path: Path
-) -> None:
+def test_a_master_that_lost_its_place_never_commits_again(via_proxy: str, url: str, proxy: CuttingProxy, tmp_path: Path) -> None:
     """Cut off, with its session gone on the server, it is followed by another; then its connection is whole again."""
     old = PostgresqlStore(via_proxy, tmp_path / "old", timeout_s=1.0)
     put(old, b"first")
@@ -327,7 +321,9 @@ def test_wrong_password_and_no_server_in_one_line(postgresql_server: PostgresqlS
         assert "\n" not in text
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:hunter2%zz@h/d", "postgresql://u:hunter2@h/d?nonsense=1", "mysql://u:hunter2@h/d"])
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:hunter2%zz@h/d", "postgresql://u:hunter2@h/d?nonsense=1", "mysql://u:hunter2@h/d"]
+)
 def test_a_url_that_is_none_does_not_show_its_password(url: str, tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigError) as caught:
         open_store(url, mirror=tmp_path)

@@ -1,7 +1,7 @@
 """A real PostgreSQL server from the distribution's packages, for tests and benchmarks.
 
-Owns a new directory, the server's process (another user's where we are root, since PostgreSQL refuses root) and a port on loopback.
-It syncs what it commits, as in production, and is gone when this process is, however that ends. One caller a server.
+Owns a new directory, the server's process (another user's where we are root, since PostgreSQL refuses root) and a port
+on loopback. It syncs what it commits, as in production, and is gone when this process is, however that ends. One caller a server.
 """
 
 import contextlib

@@ -8,6 +8,7 @@ transaction, like namespace.py, which offers them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from operator import lt
 from typing import NamedTuple
 
@@ -133,7 +134,7 @@ def _check_order(page: Sequence[Listed], low: bytes | None, plan: ListingPlan) -
     sort_names = [to_bytes(listed.sort_name) for listed in page]
     before = sort_names if low is None else [low, *sort_names]
     if not all(map(lt, before, before[1:])):
-        wrong = next(name for name, following in zip(before, before[1:], strict=False) if name >= following)
+        wrong = next(name for name, following in pairwise(before) if name >= following)
         raise errors.StoreProtocol("the store's listing is not in order", subject=f"{plan.prefix}{to_str(wrong)}")
     for listed in page:
         if "/" in listed.name or (listed.fingerprint is None and listed.kind is not Kind.DIRECTORY):
