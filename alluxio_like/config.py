@@ -59,7 +59,9 @@ class ServiceConfig(_Frozen):
 class MasterConfig(ServiceConfig):
     bind: str = Field(DEFAULT_MASTER_ADDRESS, description="host:port to listen on")
     home: Path = Field(description="directory of the namespace and the mount table")
-    metadata_url: str = Field("", description="empty: lmdb://HOME/meta")
+    metadata_url: str = Field(
+        "", repr=False, description="empty: lmdb://HOME/meta; or postgresql://USER@HOST/DATABASE, for a master that may move"
+    )
     sync_interval_s: float = Field(300.0, description="how long a listing is believed, where a mount does not say otherwise")
     whole_file_limit_bytes: int = Field(1 << 30, description="files up to this size are placed whole, larger ones by block")
     worker_timeout_s: float = Field(5.0, description="a worker that was silent for so long is taken for dead")

@@ -58,6 +58,15 @@ CaOption = Annotated[
     Path | None, typer.Option("--tls-ca", metavar="PEM", help="Authority that signed the other servers' certificates.")
 ]
 TokenOption = Annotated[Path | None, typer.Option("--token-file", metavar="FILE", help="The cluster's token, mode 0600.")]
+MetadataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metadata",
+        metavar="URL",
+        help="Where the metadata is: postgresql://USER@HOST/DATABASE lets the master restart on any machine; default: in --home. "
+        "The password belongs into ~/.pgpass or PGPASSWORD.",
+    ),
+]
 ReadyOption = Annotated[
     Path | None, typer.Option("--ready-file", metavar="FILE", help="Gets one JSON line once the service is ready.")
 ]
@@ -76,6 +85,7 @@ LifelineOption = Annotated[int, typer.Option("--lifeline", hidden=True)]
 def run_master(
     config: ConfigOption = None,
     home: HomeOption = None,
+    metadata: MetadataOption = None,
     bind: BindOption = None,
     advertise: AdvertiseOption = None,
     http_bind: HttpOption = None,
@@ -101,10 +111,14 @@ def run_master(
     \b
     Examples:
       alluxio-like master --home /var/lib/alluxio-like
+      alluxio-like master --home /var/lib/alluxio-like --token-file /etc/alluxio-like.token \\
+          --metadata 'postgresql://alluxio@db.example/alluxio?sslmode=verify-full'
       alluxio-like master --config /etc/alluxio-like.toml --bind 0.0.0.0:19998 \\
           --tls-certificate host.pem --tls-key host.key --tls-ca ca.pem
     """
     flags = _common_flags(locals())
+    if metadata is not None:
+        flags["metadata_url"] = metadata
     loaded = load_config(MasterConfig, file=config, flags=flags)
 
     def start() -> Coroutine[Any, Any, int]:

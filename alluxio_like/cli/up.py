@@ -17,7 +17,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -41,6 +41,7 @@ from alluxio_like.config import (
 )
 from alluxio_like.errors import AlluxioLikeError, ConfigError, Conflict, InvalidArgument
 from alluxio_like.logs import setup_logging
+from alluxio_like.rpc.auth import read_token
 
 if TYPE_CHECKING:
     from alluxio_like.fuse.mountpoint import Mounted
@@ -80,6 +81,8 @@ class Plan:
     common: dict[str, Any]
     insecure: bool = False
     processes: int | None = None
+    metadata: str = field(default="", repr=False)
+    token_file: Path | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -117,6 +120,12 @@ def up(
         str, typer.Option("--bind", metavar="HOST:PORT", help="The master's; default: the first free one from 19998.")
     ] = "",
     insecure: Annotated[bool, typer.Option("--insecure", help="Let --bind be other than loopback, in the clear.")] = False,
+    metadata: Annotated[
+        str, typer.Option("--metadata", metavar="URL", help="Where the metadata is, such as postgresql://…; default: in --home.")
+    ] = "",
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="FILE", help="The cluster's token, mode 0600; default: in --home.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", envvar="ALLUXIO_LIKE_CONFIG", help="TOML file with more settings.")
     ] = None,
@@ -157,6 +166,8 @@ def up(
         config=config,
         common={"io_timeout_s": parse_duration(io_timeout) if io_timeout else None, "log_level": log_level or None},
         insecure=insecure,
+        metadata=metadata,
+        token_file=token_file,
     )
     raise typer.Exit(run_async(_Up(plan, as_json).run()))
 
@@ -178,6 +189,8 @@ def make_plan(
     common: dict[str, Any],
     processes: int | None = None,
     insecure: bool = False,
+    metadata: str = "",
+    token_file: Path | None = None,
 ) -> Plan:
     """Check what was asked for, without changing anything. Raises InvalidArgument, ConfigError."""
     named = [("/", uri)] if uri else []
@@ -210,6 +223,8 @@ def make_plan(
         config=config,
         common=common,
         insecure=insecure,
+        metadata=metadata,
+        token_file=token_file.absolute() if token_file is not None else None,
     )
 
 
@@ -291,12 +306,15 @@ def reserve_master_bind(bind: str, held: contextlib.ExitStack) -> str:
     raise Conflict(f"no free port from {port} on: give --bind HOST:PORT")
 
 
-def _make_token(file: Path) -> None:
-    """The cluster's token, made once."""
+def _make_token(file: Path, given: Path | None) -> None:
+    """The cluster's token: a copy of the given one, where commands look for it, or one made once."""
+    token = read_token(given) if given is not None else secrets.token_hex(32)
+    if given is not None and given != file:
+        file.unlink(missing_ok=True)
     with contextlib.suppress(FileExistsError):
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as stream:
-            stream.write(secrets.token_hex(32) + "\n")
+            stream.write(token + "\n")
 
 
 class _Up:
@@ -363,9 +381,11 @@ class _Up:
         plan = self._plan
         address = reserve_master_bind(plan.bind, self._held)
         token_file = plan.home / "token"
-        _make_token(token_file)
+        _make_token(token_file, plan.token_file)
         common = {**plan.common, "token_file": token_file, "bind": "127.0.0.1:0", "http_bind": "127.0.0.1:0"}
         master_flags = {**common, "home": plan.home / "master", "bind": address, "insecure": plan.insecure}
+        if plan.metadata:
+            master_flags["metadata_url"] = plan.metadata
         self._master = self._make_service("master", "master", MasterConfig, master_flags)
         self._workers = [
             self._make_service(f"worker-{number}", "worker", WorkerConfig, self._get_worker_flags(number, common, address))

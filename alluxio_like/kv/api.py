@@ -62,6 +62,11 @@ class KeyValueStore(Protocol):
         """Return when all that was committed survives a power loss."""
         ...
 
+    def keep(self) -> None:
+        """Look whether this process is still the one that may write: Conflict when another took its place (only where one can),
+        Unavailable when that cannot be told now."""
+        ...
+
     def get_size_bytes(self) -> int:
         """Bytes on disk (memory for the memory engine)."""
         ...

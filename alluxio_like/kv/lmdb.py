@@ -354,6 +354,9 @@ class LmdbStore:
         except lmdb.Error as error:
             raise self.fail(error) from error
 
+    def keep(self) -> None:
+        self._get_env()
+
     def get_size_bytes(self) -> int:
         return (self._path / "data.mdb").stat().st_blocks * 512
 

@@ -160,6 +160,9 @@ class MemoryStore:
     def flush(self) -> None:
         self._check_open()
 
+    def keep(self) -> None:
+        self._check_open()
+
     def get_size_bytes(self) -> int:
         with self._lock:
             return sum(len(key) + len(value) for key, value in self._table.values.items())

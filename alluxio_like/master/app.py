@@ -16,17 +16,17 @@ from alluxio_like import errors
 from alluxio_like.clock import Clock, SystemClock
 from alluxio_like.config import MasterConfig, write_ready_file
 from alluxio_like.kv.api import WriteTransaction
-from alluxio_like.kv.open import open_store
 from alluxio_like.master.asking import Asker
 from alluxio_like.master.coherence import Coherence
 from alluxio_like.master.core import namespace, operations
 from alluxio_like.master.core.leases import LeaseTable
 from alluxio_like.master.core.model import Purged
 from alluxio_like.master.home import Home
+from alluxio_like.master.keeping import identify, keep_place, open_meta, take_up_late
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.loading import JobManager
 from alluxio_like.master.meta_store import MetaStore
-from alluxio_like.master.mount_table import MountTable, SecretsFile, UfsOpener
+from alluxio_like.master.mount_table import MountTable, UfsOpener
 from alluxio_like.master.pacing import Pacer
 from alluxio_like.master.service_cache import CacheService
 from alluxio_like.master.service_namespace import MountsService, NamespaceService
@@ -62,6 +62,8 @@ class Master:
     mounts: MountTable
     lister: Lister
     coherence: Coherence
+    lost: asyncio.Event
+    """Set when another master has taken over the metadata: this one must stop."""
 
     async def close(self) -> None:
         """Stop serving, stop the jobs where they are, make all durable, let the home go."""
@@ -74,13 +76,14 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
     async with AsyncExitStack() as stack:
         home = Home.open(config.home)
         stack.callback(home.close)
-        cluster_id = home.get_cluster_id()
-        token, token_file = home.get_token(config.token_file)
         version = metadata.version("alluxio-like")
         metrics = Metrics(process=True)
         metrics.build.labels(version).set(1)
-        meta = MetaStore(open_store(config.metadata_url or f"lmdb://{config.home.absolute() / 'meta'}"))
+        late, lost = asyncio.Event(), asyncio.Event()
+        meta = await open_meta(config, late)
         stack.push_async_callback(meta.close)
+        identity = identify(config, home, meta)
+        cluster_id, token = identity.cluster_id, identity.token
         now_ns = clock.now_ns()
         meta.write_now(lambda txn: namespace.prepare(txn, now_ns))
 
@@ -97,7 +100,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         )
         mounts = MountTable(
             meta,
-            SecretsFile(config.home / "secrets.json"),
+            identity.secrets,
             opener,
             clock=clock,
             metrics=metrics,
@@ -157,6 +160,8 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             asyncio.create_task(_watch_leases(coherence), name="watch leases"),
             asyncio.create_task(_forget_old(meta, registry, pool, clock), name="forget old"),
             asyncio.create_task(mounts.check_all(), name="check mounts"),
+            asyncio.create_task(keep_place(meta, lost), name="keep place"),
+            asyncio.create_task(take_up_late(late, mounts, jobs, coherence), name="take up late"),
         ]
         stack.push_async_callback(_cancel, chores)
         await server.start()
@@ -167,7 +172,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             config.advertise or server.address,
             http.address if http is not None else "",
             cluster_id,
-            str(token_file),
+            str(identity.token_file),
             stack.pop_all(),
             jobs,
             registry,
@@ -175,6 +180,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             mounts,
             lister,
             coherence,
+            lost,
         )
     raise AssertionError("unreachable")
 
@@ -199,11 +205,14 @@ async def run(config: MasterConfig) -> int:
             cluster_id=master.cluster_id,
             token_file=master.token_file,
         )
-        await stopping.wait()
+        waits = [asyncio.create_task(event.wait()) for event in (stopping, master.lost)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
         log.info("master stops")
     finally:
         await master.close()
-    return 0
+    return 1 if master.lost.is_set() else 0
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

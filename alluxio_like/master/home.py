@@ -45,6 +45,10 @@ class Home:
         """The id given to the cluster at its first start."""
         return self._get_or_create("cluster_id", lambda: secrets.token_hex(8))
 
+    def has_token(self) -> bool:
+        """Whether a token was made or put here before."""
+        return (self.path / "token").exists()
+
     def get_token(self, configured: Path | None) -> tuple[str, Path]:
         """The cluster's token and its file: the configured one (which must exist), or one made here at the first start."""
         if configured is not None:

@@ -1,17 +1,13 @@
 """All load jobs: taking them on, taking them up again after a restart, watching, cancelling, forgetting them.
 
-Owns the jobs' records in memory, their tasks, and the files that hold long lists of paths (HOME/jobs/ID.paths: one JSON string
-a line, durable before the job is; read a few at a time; ID.index: where to begin). What one job does is job_runner.py's. Event
-loop alone; a record is changed by its own runner only.
+Owns the jobs' records in memory and their tasks. What one job does is job_runner.py's, where long lists of paths lie
+job_paths.py's. Event loop alone; a record is changed by its own runner only.
 """
 
 import asyncio
 import contextlib
-import json
 import logging
-import os
 import uuid
-from array import array
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.core import jobs as core
 from alluxio_like.master.core import operations
 from alluxio_like.master.core.jobs import JobRecord, JobState, LoadSpec, Problem
+from alluxio_like.master.job_paths import PathsWriter, StoredPaths, list_stored, remove_paths, take_over_files
 from alluxio_like.master.job_runner import JobRunner, Services
 from alluxio_like.master.listing import Lister, split_path
 from alluxio_like.master.meta_store import MetaStore, run_to_end
@@ -41,66 +38,6 @@ JOBS_AT_ONCE = 4
 WATCH_INTERVAL_S = 0.25
 MAX_PATH_BYTES = 1 << 16
 _SHOWN_PROBLEMS = 10
-
-
-class PathFile:
-    """A list of paths in a file, one JSON string a line, read from the event loop in small pieces.
-
-    Beside it lies where every STRIDE-th line begins, so that a walk goes on from any place at once.
-    """
-
-    STRIDE = 1024
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offsets = array("Q", [0])
-        with contextlib.suppress(OSError, ValueError):
-            self._offsets = array("Q", get_index_file(path).read_bytes()) or self._offsets
-
-    def read(self, start: int, limit: int) -> Sequence[str]:
-        """Lines `start` to `start + limit - 1`."""
-        with self._path.open("rb") as file:
-            mark = min(start // self.STRIDE, len(self._offsets) - 1)
-            file.seek(self._offsets[mark])
-            number = mark * self.STRIDE
-            found: list[str] = []
-            while len(found) < limit and (line := file.readline()):
-                number += 1
-                if number > start:
-                    found.append(json.loads(line))
-                if number == len(self._offsets) * self.STRIDE:
-                    self._offsets.append(file.tell())
-            return found
-
-
-class PathWriter:
-    """Writes what a PathFile reads; durable after `finish`. Blocking."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("wb")
-        self._offsets = array("Q", [0])
-        self._count = self._size = 0
-
-    def add(self, path: str) -> None:
-        self._size += self._file.write(json.dumps(path).encode("ascii") + b"\n")
-        self._count += 1
-        if self._count % PathFile.STRIDE == 0:
-            self._offsets.append(self._size)
-
-    def finish(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        # Without it, or with a part of it, the list is read from further ahead.
-        get_index_file(self._path).write_bytes(self._offsets.tobytes())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def get_index_file(path: Path) -> Path:
-    """The file with a list's offsets."""
-    return path.with_suffix(".index")
 
 
 def _drop_covered(paths: Sequence[str], *, nested: bool) -> list[str]:
@@ -137,6 +74,7 @@ class JobManager:
         self._services = Services(meta, lister, surveyor, registry, pool, clock, io_timeout_s, self.get_known_rate)
         self._runners: dict[JobId, JobRunner] = {}
         self._tasks: dict[JobId, asyncio.Task[None]] = {}
+        self._chores: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(JOBS_AT_ONCE)
         self._known_rate = 0.0
 
@@ -144,19 +82,30 @@ class JobManager:
 
     def restore(self) -> None:
         """Take up the stored jobs; those that have not ended go on. Lists of jobs that never came to be are removed."""
-        self._directory.mkdir(exist_ok=True)
         with self._meta.read() as txn:
             records = core.list_jobs(txn)
         known = {record.job_id for record in records}
-        for file in self._directory.iterdir():
-            if file.stem not in known and file.suffix in {".paths", ".index"}:
-                file.unlink()
+        take_over_files(self._meta, self._directory, known)
+        with self._meta.read() as txn:
+            orphans = set(list_stored(txn)) - known
+        for job_id in orphans:
+            task = asyncio.create_task(remove_paths(self._meta, job_id), name=f"forget the list of {job_id}")
+            self._chores.add(task)
+            task.add_done_callback(self._chores.discard)
         for record in records:
             self._add(record)
 
+    def take_up(self) -> None:
+        """Start the stored jobs that are not known here: their submitters were told that nobody could say whether they are."""
+        with self._meta.read() as txn:
+            records = core.list_jobs(txn)
+        for record in records:
+            if record.job_id not in self._runners:
+                self._add(record)
+
     def _add(self, record: JobRecord) -> None:
-        file = self._get_file(record.job_id)
-        targets = PathFile(file) if record.path_count > len(record.paths) else PathList(record.paths)
+        is_long = record.path_count > len(record.paths)
+        targets = StoredPaths(self._meta, record.job_id) if is_long else PathList(record.paths)
         runner = self._runners[record.job_id] = JobRunner(record, targets, self._services)
         if record.state.ended:
             runner.ended.set()
@@ -180,11 +129,11 @@ class JobManager:
             job_id = runner.record.job_id
             del self._runners[job_id]
             await self._meta.write(lambda txn, job_id=job_id: core.delete_job(txn, job_id))  # type: ignore[misc]
-            self._remove_list(job_id)
+            await remove_paths(self._meta, job_id)
 
     async def close(self) -> None:
         """Stop all jobs where they are; they go on at the next start."""
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._chores]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -192,14 +141,6 @@ class JobManager:
     def get_known_rate(self) -> float:
         """Bytes per second of the latest job that loaded enough to tell; 0: none."""
         return self._known_rate
-
-    def _get_file(self, job_id: JobId) -> Path:
-        return self._directory / f"{job_id}.paths"
-
-    def _remove_list(self, job_id: JobId) -> None:
-        file = self._get_file(job_id)
-        file.unlink(missing_ok=True)
-        get_index_file(file).unlink(missing_ok=True)
 
     # -- what users ask ------------------------------------------------------------------------------------------------
 
@@ -221,7 +162,7 @@ class JobManager:
                         raise errors.NotFound("no such file or directory", subject=path)
             self._services.registry.choose(spec.hosts if self._services.registry.get_live() else ())
         except BaseException:
-            self._remove_list(job_id)
+            await self._forget_list(job_id)
             raise
         record = JobRecord(job_id, spec, self._clock.now_ns(), tuple(first), count)
         return await run_to_end(self._take_on(operation_id, record))
@@ -239,41 +180,44 @@ class JobManager:
 
         try:
             stored = JobId((await self._meta.write(apply)).decode())
+        except errors.Unavailable:
+            # Nobody knows whether it is there: its list stays until the next start.
+            raise
         except errors.AlluxioLikeError:
-            self._remove_list(job_id)
+            await self._forget_list(job_id)
             raise
         if stored != job_id:
-            self._remove_list(job_id)
+            await self._forget_list(job_id)
+            self.take_up()
         else:
             self._add(record)
             log.info("job taken on", extra={"job": job_id, "paths": record.path_count})
         return stored
 
+    async def _forget_list(self, job_id: JobId) -> None:
+        """Of a job that did not come to be. What fails here is made good by the next start."""
+        with contextlib.suppress(errors.AlluxioLikeError):
+            await run_to_end(remove_paths(self._meta, job_id))
+
     async def _receive(self, job_id: JobId, pieces: AsyncIterator[Sequence[str]]) -> tuple[list[str], int]:
-        """The first paths and their number; a longer list is in the job's file, durable."""
+        """The first paths and their number; a longer list is stored, durable."""
         first: list[str] = []
         count = 0
-        file: PathWriter | None = None
-        try:
-            async for piece in pieces:
-                for given in piece:
-                    path = self._to_path(given)
-                    count += 1
-                    if count <= CHECKED_PATHS:
-                        first.append(path)
-                        continue
-                    if file is None:
-                        self._directory.mkdir(exist_ok=True)
-                        file = PathWriter(self._get_file(job_id))
-                        for one in first:
-                            file.add(one)
-                    file.add(path)
-            if file is not None:
-                await asyncio.to_thread(file.finish)
-                first = first[: core.SHOWN_PATHS]
-        finally:
-            if file is not None:
-                file.close()
+        writer = PathsWriter(self._meta, job_id)
+        async for piece in pieces:
+            for given in piece:
+                path = self._to_path(given)
+                count += 1
+                if count <= CHECKED_PATHS:
+                    first.append(path)
+                    continue
+                if count == CHECKED_PATHS + 1:
+                    for one in first:
+                        await writer.add(one)
+                await writer.add(path)
+        if count > CHECKED_PATHS:
+            await writer.finish()
+            first = first[: core.SHOWN_PATHS]
         return first, count
 
     def _to_path(self, given: str) -> str:

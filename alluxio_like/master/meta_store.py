@@ -49,6 +49,11 @@ class MetaStore:
         """Make what was written before survive a power loss too."""
         await asyncio.get_running_loop().run_in_executor(self._writer, self._store.flush)
 
+    async def keep(self) -> None:
+        """Look whether this process may still write. Raises Conflict when another took its place, Unavailable when the store is
+        away."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._store.keep)
+
     def get_size_bytes(self) -> int:
         return self._store.get_size_bytes()
 

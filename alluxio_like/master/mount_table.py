@@ -3,8 +3,9 @@
 Owns the open `Ufs` of each mount, the file of secrets, and the memory of failures that keeps a store that is down from being
 asked by everybody. The mount table itself is in the namespace's store (core/mounts.py).
 
-Secrets lie in a file of their own, mode 0600, never in the store, a log or a message. It is written before the mount commits, so
-a mount never lacks its secrets; what a crash between the two leaves is removed at the next start.
+Secrets lie in a file of their own, mode 0600, never in a log or a message. It is written before the mount commits, so a mount
+never lacks its secrets; what a crash between the two leaves is removed at the next start. Where the namespace's store outlives
+the machine they lie there, encrypted (cluster_state.py).
 
 Used from the event loop alone, but for the secrets' file, which the writer's thread changes (under the lock of that file).
 """
@@ -65,6 +66,22 @@ class UfsOpener(Protocol):
     ) -> Ufs: ...
 
 
+class Secrets(Protocol):
+    """Where mounts' secrets lie: `SecretsFile`, or with the namespace (cluster_state.py)."""
+
+    def get(self, mount_id: MountId) -> Mapping[str, str]: ...
+
+    def put(self, txn: WriteTransaction, mount_id: MountId, secrets: Mapping[str, str]) -> None:
+        """Durable when the transaction is, in which the mount is made or changed."""
+        ...
+
+    async def forget(self, mount_id: MountId) -> None: ...
+
+    def keep_only(self, mount_ids: set[MountId]) -> None:
+        """Remove the secrets of all other mounts."""
+        ...
+
+
 class SecretsFile:
     """Secrets by mount id, in one file that only its owner can read. Safe from any thread."""
 
@@ -77,8 +94,14 @@ class SecretsFile:
         with self._lock:
             return dict(self._secrets.get(str(mount_id), {}))
 
-    def put(self, mount_id: MountId, secrets: Mapping[str, str]) -> None:
-        """Durable when it returns."""
+    def put(self, txn: WriteTransaction, mount_id: MountId, secrets: Mapping[str, str]) -> None:
+        """Durable when it returns, before the transaction is."""
+        self._put(mount_id, secrets)
+
+    async def forget(self, mount_id: MountId) -> None:
+        self._put(mount_id, {})
+
+    def _put(self, mount_id: MountId, secrets: Mapping[str, str]) -> None:
         with self._lock:
             changed = {**self._secrets, str(mount_id): dict(secrets)}
             if not secrets:
@@ -87,7 +110,6 @@ class SecretsFile:
             self._replace(changed)
 
     def keep_only(self, mount_ids: set[MountId]) -> None:
-        """Remove the secrets of all other mounts."""
         with self._lock:
             kept = {key: value for key, value in self._secrets.items() if int(key) in mount_ids}
             self._replace(kept)
@@ -124,7 +146,7 @@ class MountTable:
     def __init__(
         self,
         meta: MetaStore,
-        secrets: SecretsFile,
+        secrets: Secrets,
         opener: UfsOpener,
         *,
         clock: Clock,
@@ -153,6 +175,13 @@ class MountTable:
         with self._meta.read() as txn:
             self._records = {record.mount_id: record for record in core.list_mounts(txn)}
         self._secrets.keep_only(set(self._records))
+
+    def take_up(self) -> None:
+        """Read the table again, after a change of it whose end nobody could tell: stores that were open stay so."""
+        with self._meta.read() as txn:
+            self._records = {record.mount_id: record for record in core.list_mounts(txn)}
+        for mount_id in [mount_id for mount_id in self._open if mount_id not in self._records]:
+            self._retired.append(self._open.pop(mount_id))
 
     # -- stores --------------------------------------------------------------------------------------------------------
 
@@ -256,7 +285,7 @@ class MountTable:
                     now_ns=now_ns,
                     sync_interval_s=interval,
                 )
-                self._secrets.put(record.mount_id, secret)
+                self._secrets.put(txn, record.mount_id, secret)
                 return str(int(record.mount_id)).encode()
 
             def apply(txn: WriteTransaction) -> bytes:
@@ -324,7 +353,7 @@ class MountTable:
 
         def change(txn: WriteTransaction) -> bytes:
             core.update_mount(txn, mount_id, options=public, sync_interval_s=interval)
-            self._secrets.put(mount_id, wanted)
+            self._secrets.put(txn, mount_id, wanted)
             return str(int(mount_id)).encode()
 
         def apply(txn: WriteTransaction) -> bytes:
@@ -363,7 +392,7 @@ class MountTable:
         await self._meta.flush()
         log.info("unmounted", extra={"path": path})
         # Its own alone: a mount that was stored meanwhile may not be in `_records` yet, and keeps its secrets.
-        self._secrets.put(mount_id, {})
+        await self._secrets.forget(mount_id)
         store = self._open.pop(mount_id, None)
         if store is not None:
             await store.close()

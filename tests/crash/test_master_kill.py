@@ -37,8 +37,11 @@ except AlluxioLikeError as error:
 class MasterProcess:
     """A master in a process of its own, always on the same port."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, metadata_url: str = "") -> None:
         self.directory = directory
+        self.home = directory / "home"
+        self.metadata_url = metadata_url
+        self.token_file: Path | None = None
         self.ready = directory / "ready.json"
         self.process: subprocess.Popen[bytes] | None = None
         self.address = "127.0.0.1:0"
@@ -47,7 +50,9 @@ class MasterProcess:
     async def start(self) -> None:
         self.ready.unlink(missing_ok=True)
         config = MasterConfig(
-            home=self.directory / "home",
+            home=self.home,
+            metadata_url=self.metadata_url,
+            token_file=self.token_file,
             bind=self.address,
             http_bind="",
             ready_file=self.ready,

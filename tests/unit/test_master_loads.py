@@ -1,6 +1,7 @@
 """Load jobs by a real master over real gRPC; workers are servers over a dictionary."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from alluxio_like import errors
+from alluxio_like.kv.memory import MemoryStore
 from alluxio_like.master import job_runner
-from alluxio_like.master.loading import PathFile, PathWriter, get_index_file
+from alluxio_like.master.job_paths import PathsWriter, StoredPaths, list_stored, remove_paths, take_over_files
+from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.rpc.messages import Heartbeat, JobState
-from alluxio_like.types import PAGE_BYTES
+from alluxio_like.types import PAGE_BYTES, JobId
 from alluxio_like.ufs.memory import Fault
 from tests.unit.master_parts import BLOCK, Cluster, wait_until
 
@@ -70,27 +73,55 @@ async def test_a_file_named_twice_counts_once(cluster: Cluster) -> None:
     assert (job.state, job.total_files) == (JobState.DONE, 10)
 
 
-def test_a_list_is_taken_up_anywhere_at_once(tmp_path: Path) -> None:
-    file = tmp_path / "job.paths"
-    writer = PathWriter(file)
+async def test_a_list_is_taken_up_anywhere_at_once() -> None:
+    meta = MetaStore(MemoryStore())
+    job_id, other = JobId("a1"), JobId("a10")
     paths = [f"/data/{number}/\udcff" for number in range(5000)]
-    for path in paths:
-        writer.add(path)
-    writer.finish()
-    writer.close()
-    assert PathFile(file).read(4990, 100) == paths[4990:]
-    assert PathFile(file).read(1023, 3) == paths[1023:1026]
-    reader = PathFile(file)
+    for name, some in ((job_id, paths), (other, paths[:3])):
+        writer = PathsWriter(meta, name)
+        for path in some:
+            await writer.add(path)
+        await writer.finish()
+    assert StoredPaths(meta, job_id).read(4990, 100) == paths[4990:]
+    assert StoredPaths(meta, job_id).read(1023, 3) == paths[1023:1026]
+    assert StoredPaths(meta, job_id).read(5000, 3) == []
+    reader = StoredPaths(meta, job_id)
     assert [path for start in range(0, 5100, 100) for path in reader.read(start, 100)] == paths
-    # The line of the nearest mark is where it begins to read: what lies before could be anything.
-    damaged = file.read_bytes()
-    file.write_bytes(b"#" * 100 + damaged[100:])
-    assert PathFile(file).read(2048, 1) == paths[2048:2049]
-    file.write_bytes(damaged)
-    get_index_file(file).unlink()
-    assert PathFile(file).read(4990, 100) == paths[4990:]
-    get_index_file(file).write_bytes(b"123")
-    assert PathFile(file).read(4990, 100) == paths[4990:]
+    with meta.read() as txn:
+        assert list_stored(txn) == [job_id, other]
+    await remove_paths(meta, job_id)
+    assert StoredPaths(meta, job_id).read(0, 1) == []
+    assert StoredPaths(meta, other).read(0, 10) == paths[:3]
+    await meta.close()
+
+
+async def test_a_piece_of_a_list_is_bounded_in_bytes() -> None:
+    meta = MetaStore(MemoryStore())
+    paths = [f"/{number}/" + "x" * 60_000 for number in range(50)]
+    writer = PathsWriter(meta, JobId("long"))
+    for path in paths:
+        await writer.add(path)
+    await writer.finish()
+    with meta.read() as txn:
+        sizes = [len(raw) for _, raw in txn.scan(b"jobl/", b"jobl0")]
+    assert max(sizes) < 2 << 20
+    reader = StoredPaths(meta, JobId("long"))
+    assert [reader.read(number, 1)[0] for number in (49, 0, 20)] == [paths[49], paths[0], paths[20]]
+    assert list(reader.read(10, 40)) == paths[10:]
+    await meta.close()
+
+
+async def test_lists_of_an_earlier_release_are_taken_over(tmp_path: Path) -> None:
+    meta = MetaStore(MemoryStore())
+    paths = [f"/data/{number}/\udcff" for number in range(3000)]
+    for name in ("known", "unknown"):
+        (tmp_path / f"{name}.paths").write_text("".join(json.dumps(path) + "\n" for path in paths))
+        (tmp_path / f"{name}.index").write_bytes(b"")
+    take_over_files(meta, tmp_path, {JobId("known")})
+    assert list(StoredPaths(meta, JobId("known")).read(0, 5000)) == paths
+    assert StoredPaths(meta, JobId("unknown")).read(0, 1) == []
+    assert list(tmp_path.iterdir()) == []
+    await meta.close()
 
 
 async def test_a_long_list_of_paths(cluster: Cluster) -> None:
