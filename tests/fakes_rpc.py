@@ -12,6 +12,7 @@ from alluxio_like.rpc.channel import RpcChannel, open_channel
 from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.messages import (
     BlockDelta,
+    BlockReport,
     DirPage,
     Filled,
     FilledPages,
@@ -145,8 +146,8 @@ class FakeMaster:
 
         return RegisterResult("c", self.cluster)
 
-    async def report_blocks(self, worker_id: WorkerId, session_id: str, chunks: AsyncIterator[Sequence[BlockDelta]]) -> None:
-        deltas = [delta async for chunk in chunks for delta in chunk]
+    async def report_blocks(self, worker_id: WorkerId, session_id: str, chunks: AsyncIterator[BlockReport]) -> None:
+        deltas = [delta async for chunk in chunks for delta in chunk.iter_deltas()]
         self.reports.append((worker_id, deltas))
 
     async def heartbeat(self, heartbeat: Any) -> Any:

@@ -133,7 +133,6 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         stack.push_async_callback(jobs.close)
 
         workers = WorkersService(meta, registry, pool, clock=clock, metrics=metrics)
-        stack.push_async_callback(workers.close)
         server = create_server(config.bind, tls=config.tls, insecure=config.insecure, token=token, metrics=metrics)
         add_master_services(
             server.grpc_server,
@@ -160,6 +159,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             asyncio.create_task(_watch_leases(coherence), name="watch leases"),
             asyncio.create_task(_forget_old(meta, registry, pool, clock), name="forget old"),
             asyncio.create_task(mounts.check_all(), name="check mounts"),
+            asyncio.create_task(workers.check_reported(), name="check reported"),
             asyncio.create_task(keep_place(meta, lost), name="keep place"),
             asyncio.create_task(take_up_late(late, mounts, jobs, coherence), name="take up late"),
         ]
@@ -231,6 +231,8 @@ async def _watch_workers(meta: MetaStore, registry: WorkerRegistry, jobs: JobMan
             for worker_id in registry.forget_dead():
                 await meta.write(partial(delete_worker, worker_id=worker_id))
             _set_gauges(meta, registry, jobs, metrics, clock)
+            while registry.block_map.sweep_some():
+                await asyncio.sleep(0)
         except Exception:
             log.exception("a chore failed")
 

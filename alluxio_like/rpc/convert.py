@@ -4,11 +4,15 @@ Owns every conversion: `to_x` reads a message into our type, a function named li
 any thread. An unknown enum number from a newer peer becomes the most harmless known one.
 """
 
-from collections.abc import Iterable
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
 
+from alluxio_like import errors
 from alluxio_like.rpc.messages import (
     BlockDelta,
     BlockLocation,
+    BlockReport,
     CacheStatus,
     DirPage,
     FreeResult,
@@ -324,6 +328,59 @@ def block_delta(value: BlockDelta) -> master_pb2.BlockDelta:
         present_bits=value.present_bits,
         bytes=value.present_bytes,
     )
+
+
+def block_report(worker_id: WorkerId, session_id: str, blocks: Sequence[BlockDelta]) -> master_pb2.BlockReport:
+    """A part of a report: what can be is sent as columns."""
+    others = []
+    inodes, versions, sizes = array("Q"), array("I"), array("I")
+    for delta in blocks:
+        size = delta.present_bytes
+        is_whole = delta.block == 0 and size > 0 and delta.present_bits == (1 << -(-size // PAGE_BYTES)) - 1
+        if is_whole and delta.file_id.version <= _MAX_U32:
+            inodes.append(delta.file_id.inode)
+            versions.append(delta.file_id.version)
+            sizes.append(size)
+        else:
+            others.append(block_delta(delta))
+    return master_pb2.BlockReport(
+        worker_id=worker_id,
+        session_id=session_id,
+        blocks=others,
+        whole_inodes=_to_little_endian(inodes),
+        whole_versions=_to_little_endian(versions),
+        whole_sizes=_to_little_endian(sizes),
+    )
+
+
+def to_block_report(message: master_pb2.BlockReport) -> BlockReport:
+    """The reverse. Raises InvalidArgument for columns that are cut."""
+    return BlockReport(
+        [to_block_delta(block) for block in message.blocks],
+        _from_little_endian("Q", message.whole_inodes),
+        _from_little_endian("I", message.whole_versions),
+        _from_little_endian("I", message.whole_sizes),
+    )
+
+
+_MAX_U32 = (1 << 32) - 1
+
+
+def _to_little_endian(column: "array[int]") -> bytes:
+    if sys.byteorder == "big":
+        column.byteswap()
+    return column.tobytes()
+
+
+def _from_little_endian(code: str, data: bytes) -> "array[int]":
+    column = array(code)
+    try:
+        column.frombytes(data)
+    except ValueError:
+        raise errors.InvalidArgument("a column of a block report is cut") from None
+    if sys.byteorder == "big":
+        column.byteswap()
+    return column
 
 
 def to_block_delta(message: master_pb2.BlockDelta) -> BlockDelta:

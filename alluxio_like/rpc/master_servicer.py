@@ -13,8 +13,8 @@ import grpc.aio
 
 from alluxio_like.rpc import convert, convert_report
 from alluxio_like.rpc.messages import (
-    BlockDelta,
     BlockLocation,
+    BlockReport,
     CacheStatus,
     DirPage,
     FreeResult,
@@ -86,7 +86,7 @@ class WorkersHandler(Protocol):
 
     async def register(self, worker: Worker, cluster_id: str, session_id: str) -> RegisterResult: ...
 
-    async def report_blocks(self, worker_id: WorkerId, session_id: str, chunks: AsyncIterator[Sequence[BlockDelta]]) -> None:
+    async def report_blocks(self, worker_id: WorkerId, session_id: str, chunks: AsyncIterator[BlockReport]) -> None:
         """A full report in chunks; it replaces what was known of this worker once the last chunk is here."""
         ...
 
@@ -216,10 +216,10 @@ class _Workers:
         if first is None:
             return master_pb2.ReportBlocksReply()
 
-        async def chunks() -> AsyncIterator[Sequence[BlockDelta]]:
-            yield [convert.to_block_delta(block) for block in first.blocks]
+        async def chunks() -> AsyncIterator[BlockReport]:
+            yield convert.to_block_report(first)
             async for message in requests:
-                yield [convert.to_block_delta(block) for block in message.blocks]
+                yield convert.to_block_report(message)
 
         await self._handler.report_blocks(WorkerId(first.worker_id), first.session_id, chunks())
         return master_pb2.ReportBlocksReply()

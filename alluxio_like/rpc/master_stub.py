@@ -153,8 +153,7 @@ class MasterStub:
             # At least one, which says whose report it is, also when it is empty.
             yield master_pb2.BlockReport(worker_id=worker_id, session_id=session_id)
             async for chunk in chunks:
-                blocks = [convert.block_delta(delta) for delta in chunk]
-                yield master_pb2.BlockReport(worker_id=worker_id, session_id=session_id, blocks=blocks)
+                yield convert.block_report(worker_id, session_id, chunk)
 
         await self._call("Workers", "ReportBlocks", messages(), timeout_s, repeat=False)
 

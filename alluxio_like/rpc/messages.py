@@ -4,11 +4,13 @@ Owns the shapes that handlers return and stubs give back; each mirrors the messa
 times nanoseconds since the epoch, durations seconds. Protobuf messages themselves stay in rpc/. Safe from any thread.
 """
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 from alluxio_like.types import (
+    PAGE_BYTES,
     Cluster,
     Entry,
     FileId,
@@ -162,6 +164,23 @@ class BlockDelta:
     block: int
     present_bits: int
     present_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockReport:
+    """A part of a worker's report. Of files whose block 0 is there from the first page on there are columns, of one length:
+    inodes (array "Q"), versions ("I") and bytes present ("I")."""
+
+    blocks: Sequence[BlockDelta]
+    inodes: "array[int]"
+    versions: "array[int]"
+    sizes: "array[int]"
+
+    def iter_deltas(self) -> Iterator[BlockDelta]:
+        """All of it one by one."""
+        yield from self.blocks
+        for inode, version, size in zip(self.inodes, self.versions, self.sizes, strict=True):
+            yield BlockDelta(FileId(InodeId(inode), VersionId(version)), 0, (1 << -(-size // PAGE_BYTES)) - 1, size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from alluxio_like.errors import NotFound
 from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.messages import (
     BlockDelta,
+    BlockReport,
     Heartbeat,
     HeartbeatResult,
     LookupResult,
@@ -66,11 +67,11 @@ class FakeMaster:
         self.epoch += 1
         return RegisterResult(self.cluster_id, await self.get_cluster())
 
-    async def report_blocks(self, worker_id: WorkerId, session_id: str, chunks: AsyncIterator[Sequence[BlockDelta]]) -> None:
+    async def report_blocks(self, worker_id: WorkerId, session_id: str, chunks: AsyncIterator[BlockReport]) -> None:
         for key in [key for key in self.blocks if key[0] == worker_id]:
             del self.blocks[key]
         async for chunk in chunks:
-            self._apply(worker_id, chunk)
+            self._apply(worker_id, list(chunk.iter_deltas()))
 
     async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatResult:
         if self.sessions.get(heartbeat.worker_id) != heartbeat.session_id:

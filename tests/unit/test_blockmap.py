@@ -1,15 +1,17 @@
 """The block map against a plain dictionary."""
 
+from array import array
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from alluxio_like.master.core.blockmap import BlockDelta, BlockMap, make_file_id
+from alluxio_like.master.core.blockmap import BlockDelta, BlockMap, WholeFiles, make_file_id
 from alluxio_like.types import PAGE_BYTES, FileId, WorkerId
 
 W = [WorkerId(f"w{n}") for n in range(3)]
 # Inodes of one chunk and of others, versions that do and do not fit a slot.
-FILES = [make_file_id(inode, version) for inode in (1, 2, 1023, 1024, 5_000_000) for version in (1, 2, 1 << 33)]
+FILES = [make_file_id(inode, version) for inode in (1, 2, 4095, 4096, 5_000_000) for version in (1, 2, 1 << 16, 1 << 33)]
 
 deltas = st.builds(
     BlockDelta,
@@ -57,6 +59,24 @@ class BlockMapMachine(RuleBasedStateMachine):
             assert self.map.add_report(worker, session, some)
             self.put(known, some)
 
+    @rule(worker=st.sampled_from(W), some=st.lists(st.tuples(st.sampled_from(FILES), st.sampled_from([1, 77, PAGE_BYTES + 5]))))
+    def add_whole(self, worker: WorkerId, some: list[tuple[FileId, int]]) -> None:
+        fitting = [(file, size) for file, size in some if file.version < 1 << 32]
+        files = WholeFiles(
+            array("Q", [file.inode for file, _ in fitting]),
+            array("I", [file.version for file, _ in fitting]),
+            array("I", [size for _, size in fitting]),
+        )
+        assert not self.map.add_whole_files(worker, "another", files)
+        if worker in self.building:
+            session, known, _ = self.building[worker]
+            assert self.map.add_whole_files(worker, session, files)
+            self.put(known, [BlockDelta(file, 0, (1 << -(-size // PAGE_BYTES)) - 1, size) for file, size in fitting])
+
+    @rule(chunks=st.integers(1, 2))
+    def sweep_some(self, chunks: int) -> None:
+        self.map.sweep_some(chunks, force=True)
+
     @rule(worker=st.sampled_from(W))
     def finish(self, worker: WorkerId) -> None:
         if worker in self.building:
@@ -100,11 +120,11 @@ TestBlockMap = BlockMapMachine.TestCase
 TestBlockMap.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 
-def test_whole_small_files_cost_ten_bytes_a_copy() -> None:
+def test_whole_small_files_cost_eight_bytes_a_copy() -> None:
     known = BlockMap()
     worker = WorkerId("w")
     known.apply_changes(worker, (BlockDelta(make_file_id(inode, 1), 0, 1, 110_000) for inode in range(1, 20_481)))
-    assert known.get_memory_bytes() <= 21 * 1024 * 10
+    assert known.get_memory_bytes() <= 6 * 4096 * 8
     assert known.get_worker_totals(worker) == (20_480, 20_480 * 110_000)
 
 
@@ -118,4 +138,4 @@ def test_generations_are_reused_over_many_reports() -> None:
         known.finish_report(worker, str(number))
         assert [h.bytes for h in known.get_holdings(file)] == [number + 1]
     known.sweep()
-    assert known.get_memory_bytes() <= 2 * 1024 * 10
+    assert known.get_memory_bytes() <= 4096 * 8

@@ -286,14 +286,20 @@ class BlockDelta(_message.Message):
     def __init__(self, inode: _Optional[int] = ..., version: _Optional[int] = ..., block: _Optional[int] = ..., present_bits: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class BlockReport(_message.Message):
-    __slots__ = ("worker_id", "session_id", "blocks")
+    __slots__ = ("worker_id", "session_id", "blocks", "whole_inodes", "whole_versions", "whole_sizes")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_INODES_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_SIZES_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     session_id: str
     blocks: _containers.RepeatedCompositeFieldContainer[BlockDelta]
-    def __init__(self, worker_id: _Optional[str] = ..., session_id: _Optional[str] = ..., blocks: _Optional[_Iterable[_Union[BlockDelta, _Mapping]]] = ...) -> None: ...
+    whole_inodes: bytes
+    whole_versions: bytes
+    whole_sizes: bytes
+    def __init__(self, worker_id: _Optional[str] = ..., session_id: _Optional[str] = ..., blocks: _Optional[_Iterable[_Union[BlockDelta, _Mapping]]] = ..., whole_inodes: _Optional[bytes] = ..., whole_versions: _Optional[bytes] = ..., whole_sizes: _Optional[bytes] = ...) -> None: ...
 
 class ReportBlocksReply(_message.Message):
     __slots__ = ()
