@@ -18,13 +18,20 @@ from bench.peers import measure_peers
 from bench.reading import measure_epochs, measure_warm_reads
 from bench.restarts import measure_restarts
 from bench.sdk import measure_sdk
+from bench.size import measure_size
 from tests.servers.fixtures import start_s3_server
 
 PARTS = ("loading", "reading", "mounted", "holding", "peers", "epochs", "metadata", "names", "listing", "sdk", "restarts")
 
 
-def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
+LONG_PARTS = ("size",)
+"""Run only when they are asked for."""
+
+
+def run_part(part: str, directory: Path, out: Path, *, quick: bool) -> list[Result]:
     """One part, on a server of its own, so that no part inherits another's data."""
+    if part == "size":
+        return measure_size(directory, out, quick=quick)
     if part == "restarts":
         return measure_restarts(directory, quick=quick)
     if part == "sdk":
@@ -49,7 +56,9 @@ def run_part(part: str, directory: Path, *, quick: bool) -> list[Result]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", choices=PARTS, action="append", help="a part (may be repeated); all of them by default")
+    parser.add_argument(
+        "--only", choices=PARTS + LONG_PARTS, action="append", help="a part (may be repeated); by default all but size"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes: to try the benchmark itself")
     parser.add_argument("--out", type=Path, default=Path("bench/out"))
     parser.add_argument("--dir", type=Path, help="where caches and files lie; a new directory beside --out by default")
@@ -62,7 +71,7 @@ def main() -> int:
     for part in arguments.only or PARTS:
         directory = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.dir or arguments.out)).resolve()
         try:
-            found = run_part(part, directory, quick=arguments.quick)
+            found = run_part(part, directory, arguments.out, quick=arguments.quick)
         finally:
             for log in directory.glob("*.log"):
                 shutil.copy(log, arguments.out / f"{part}-{log.name}")

@@ -131,10 +131,10 @@ class Session:
             if not cursor:
                 return found
 
-    async def lookups(self, count: int) -> dict[str, Any]:
+    async def lookups(self, count: int, seed: int = 1) -> dict[str, Any]:
         """Random names looked up in the engine."""
         directories = self.list_directories()
-        chooser = random.Random(count)
+        chooser = random.Random(seed)
         asked = [(chooser.choice(directories), f"sample-{chooser.randrange(self._files):09}.jpg") for _ in range(count)]
         meta = self._master.meta
         begun, cpu, faults = time.perf_counter(), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_majflt

@@ -1,0 +1,180 @@
+"""Namespaces of 1, 10 and 100 million files, and block maps of as many blocks: how everything grows.
+
+`python -m bench --only size` (not in the default run: the largest takes half an hour and 25 GB of disk). Each size is loaded by a
+master of its own (bench/namespace_master.py), started again, and asked under a limit of 4 GiB for all its memory, page cache
+included. Writes bench/out/size.json and size.png: a curve each, with the exponent fitted to it.
+"""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.limits import get_peak_bytes, join, limited_memory
+from bench.measure import Result, drop_page_cache
+from bench.metadata import count_disk_bytes
+
+FILES = 1000
+SIZES = (1_000_000, 10_000_000, 100_000_000)
+QUICK_SIZES = (20_000, 100_000)
+WORKERS = 5000
+LIMIT_BYTES = 4 << 30
+LOOKUPS = 200_000
+
+
+class NamespaceMaster:
+    """A bench/namespace_master.py process, in a cgroup where one is given."""
+
+    def __init__(self, home: Path, entries: int, group: Path | None = None) -> None:
+        command = [sys.executable, "-m", "bench.namespace_master", "--home", str(home), "--dirs", str(entries // FILES)]
+        self._process = subprocess.Popen(
+            [*command, "--files", str(FILES)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        if group is not None:
+            join(group, self._process.pid)
+        self.started: dict[str, Any] = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the master ended with status {self._process.wait()}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
+        """What a `Session` of it answers."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(300)
+        self._process.stdout.close()
+
+
+def measure_namespace(home: Path, entries: int, *, is_loaded: bool = False) -> dict[str, Any]:
+    """One size: loaded (unless it is there), restarted, asked under the limit."""
+    found: dict[str, Any] = {"entries": entries}
+    if not is_loaded:
+        master = NamespaceMaster(home, entries)
+        loaded = master.ask("load")
+        found["load_per_s"] = loaded["entries"] / loaded["seconds"]
+        found["load_cpu_us"] = loaded["cpu_seconds"] / loaded["entries"] * 1e6
+        master.close()
+    found["bytes_per_inode"] = count_disk_bytes(home / "meta") / entries
+    drop_page_cache()
+    with limited_memory(LIMIT_BYTES) as group:
+        master = NamespaceMaster(home, entries, group)
+        found["restart_s"] = master.started["started_s"]
+        for name in ("cold", "warm"):
+            asked = master.ask("lookups", count=min(LOOKUPS, entries), seed=1 if name == "cold" else 2)
+            found[f"{name}_lookups_per_s"] = asked["lookups"] / asked["seconds"]
+            found[f"{name}_major_faults"] = asked["major_faults"]
+        found |= master.ask("memory")
+        found["limit_bytes"] = LIMIT_BYTES if group is not None else 0
+        found["peak_bytes"] = get_peak_bytes(group) if group is not None else 0
+        master.close()
+    return found
+
+
+def measure_block_map(blocks: int) -> dict[str, Any]:
+    """One size of bench/block_map.py."""
+    workers = min(WORKERS, blocks // 100)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.block_map", str(blocks), str(workers)], capture_output=True, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def measure_size(directory: Path, out: Path, *, quick: bool) -> list[Result]:
+    """All sizes, smallest first."""
+    namespaces, maps = [], []
+    for entries in QUICK_SIZES if quick else SIZES:
+        home = directory / f"namespace-{entries}"
+        namespaces.append(measure_namespace(home, entries))
+        shutil.rmtree(home)
+        maps.append(measure_block_map(entries))
+        write_curves(out, namespaces, maps)
+    return [result for found in namespaces for result in describe_namespace(found)] + [
+        result for found in maps for result in describe_map(found)
+    ]
+
+
+def describe_namespace(found: dict[str, Any]) -> list[Result]:
+    size = f"{found['entries']:,} files"
+    limit = "4 GiB" if found["limit_bytes"] else "no limit (no cgroup could be made)"
+    results = [
+        Result(f"{size}: bytes an inode on disk", found["bytes_per_inode"], 200, "bytes", 1.0, at_most=True),
+        Result(f"{size}: start of the master", found["restart_s"], 1.0, "s", 1.0, at_most=True),
+        Result(f"{size}: random lookups in the engine, {limit}", found["warm_lookups_per_s"], 50_000, "1/s", 1.0),
+    ]
+    if "load_per_s" in found:
+        results.insert(0, Result(f"{size}: listed into the namespace", found["load_per_s"], 100_000, "entries/s", 1.0))
+    return results
+
+
+def describe_map(found: dict[str, Any]) -> list[Result]:
+    size = f"{found['blocks']:,} blocks on {found['workers']:,} workers"
+    return [
+        Result(f"{size}: memory a block", found["bytes_a_block"], 16, "bytes", 1.0, at_most=True),
+        Result(f"{size}: rebuilt from reports", found["rebuild_s"], 30, "s", 1.0, at_most=True),
+        Result(f"{size}: a heartbeat with 10 changes", found["heartbeat_us"], 0, "us"),
+        Result(f"{size}: longest pause meanwhile", found["rebuild_longest_pause_ms"], 0, "ms"),
+        Result(f"{size}: a worker's death", found["death_us"], 0, "us"),
+        Result(f"{size}: longest pause while it is swept out", found["sweep_longest_pause_ms"], 0, "ms"),
+    ]
+
+
+def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """b of value = a * size ** b, by least squares of the logarithms."""
+    xs, ys = [math.log(size) for size in sizes], [math.log(value) for value in values]
+    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
+    spread = sum((x - x_mean) ** 2 for x in xs)
+    return sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True)) / spread if spread else float("nan")
+
+
+CURVES = (
+    ("load_per_s", "entries/s listed"),
+    ("bytes_per_inode", "bytes an inode on disk"),
+    ("restart_s", "s, start of the master"),
+    ("warm_lookups_per_s", "lookups/s in 4 GiB"),
+    ("own_bytes", "bytes of the master's own memory"),
+    ("bytes_a_block", "bytes a block in the map"),
+    ("rebuild_s", "s, map rebuilt"),
+    ("heartbeat_us", "us a heartbeat"),
+    ("rebuild_longest_pause_ms", "ms, longest pause"),
+)
+
+
+def write_curves(out: Path, namespaces: list[dict[str, Any]], maps: list[dict[str, Any]]) -> None:
+    """size.json, and size.png with a plot for each curve."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    curves: dict[str, Any] = {}
+    figure, all_axes = plt.subplots(3, 3, figsize=(13, 10))
+    for axes, (name, label) in zip(all_axes.flat, CURVES, strict=True):
+        rows = [(found.get("entries", found.get("blocks")), found[name]) for found in namespaces + maps if found.get(name)]
+        if rows:
+            sizes, values = [row[0] for row in rows], [row[1] for row in rows]
+            exponent = fit_exponent(sizes, values)
+            curves[name] = {"sizes": sizes, "values": values, "exponent": exponent}
+            axes.loglog(sizes, values, "o-")
+            axes.set_title(f"{label}, exponent {exponent:.2f}", fontsize=9)
+            axes.grid(True, which="both", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(out / "size.png", dpi=110)
+    plt.close(figure)
+    (out / "size.json").write_text(json.dumps({"namespaces": namespaces, "maps": maps, "curves": curves}, indent=1) + "\n")
