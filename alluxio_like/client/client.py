@@ -17,7 +17,9 @@ from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.coherence import LeaseKeeper
 from alluxio_like.client.descriptor import LocalDescriptor, Opener
+from alluxio_like.client.far import FAR_FILE_BYTES, FarReader
 from alluxio_like.client.fetching import Fetcher
+from alluxio_like.client.guests import Guests
 from alluxio_like.client.local import LocalCaches
 from alluxio_like.client.many import Brought, Many, SmallFiles, iter_files_async
 from alluxio_like.client.metadata import OLD_VALID_S, Begun, MetadataCache
@@ -81,6 +83,7 @@ class Client:
         )
         self._local = LocalCaches(self._cluster, enabled=config.use_local_cache)
         self._fetcher = Fetcher(self._cluster, self._local, io_timeout_s=config.io_timeout_s, metrics=metrics)
+        self._guests = Guests(self._fetcher, io_timeout_s=config.io_timeout_s)
         self._budget = Budget(config.buffer_bytes)
         if metrics is not None:
             metrics.readahead_bytes.set_function(lambda: self._budget.used_bytes)
@@ -89,9 +92,14 @@ class Client:
         self._small = SmallFiles(self._keeper.is_live, most_open=config.open_files)
         resolver = Resolver(self._names, self._master, self._cluster, self.lookup_path, strict=config.strict)
         self._many = Many(
-            self._small, self._local, resolve=resolver.resolve, find_local=self.find_local, open_file=self.open_file
+            self._small,
+            self._local,
+            resolve=resolver.resolve,
+            find_local=self.find_local,
+            open_file=self.open_file,
+            open_far=self.open_far,
         )
-        self._readers: set[FileReader] = set()
+        self._readers: set[FileReader | FarReader] = set()
         self._closed = False
 
     def _open_channel(self, address: str) -> RpcChannel:
@@ -115,6 +123,7 @@ class Client:
             return
         self._closed = True
         await asyncio.gather(*(reader.close() for reader in list(self._readers)), return_exceptions=True)
+        await self._guests.close()
         await self._keeper.close()
         await self._prefetch.close()
         await self._many.close()
@@ -297,6 +306,27 @@ class Client:
 
         Does not wait."""
         return self._local.find_whole(ref)
+
+    def open_far(self, entry: Entry) -> FarReader | None:
+        """A reader of a small file whose home is a worker of another machine, all of it on its way from there; else None.
+
+        Does not wait, and does not look whether this machine has a copy (`find_whole`)."""
+        ref = entry.ref
+        if ref is None or not 0 < ref.size <= FAR_FILE_BYTES or entry.attr.kind is Kind.DIRECTORY:
+            return None
+        reader = FarReader(
+            entry,
+            ref,
+            budget=self._budget,
+            open_full=self.open_file,
+            io_timeout_s=self._timeout_s,
+            on_close=self._readers.discard,
+        )
+        if not reader.begin(self._fetcher):
+            return None
+        self._readers.add(reader)
+        self._guests.note_read(ref)
+        return reader
 
     @property
     def is_local_known(self) -> bool:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Final, Protocol, TypeVar
 
@@ -30,7 +30,7 @@ from alluxio_like.errors import (
     get_disposition,
 )
 from alluxio_like.metrics import Metrics
-from alluxio_like.rpc.data_pool import DataPool
+from alluxio_like.rpc.data_pool import BegunRead, DataPool
 from alluxio_like.rpc.messages import Filled
 from alluxio_like.types import BLOCK_BYTES, Cluster, FileRef, Worker
 from alluxio_like.waits import Waits
@@ -58,6 +58,36 @@ class FillTarget(Protocol):
     def has_local(self, offset: int, stop: int) -> bool:
         """Whether these bytes are in the cache file that is open."""
         ...
+
+
+class _Whole:
+    """All of a small content on its way from another machine."""
+
+    __slots__ = ("_fetcher", "_landed", "_on_end", "_ref", "_worker", "buffer")
+
+    def __init__(self, fetcher: "Fetcher", worker: Worker, ref: FileRef, on_end: Callable[[memoryview | None], None]) -> None:
+        self._fetcher = fetcher
+        self._worker = worker
+        self._ref = ref
+        self._on_end: Callable[[memoryview | None], None] | None = on_end
+        self._landed = 0
+        self.buffer = memoryview(bytearray(ref.size))
+
+    def on_frame(self, _start: int, length: int, _sums: object) -> None:
+        self._landed += length
+        if self._landed == self._ref.size:
+            # At once: whoever waits is not to wait for one more turn of the loop.
+            self._end(self.buffer)
+
+    def on_done(self, done: "asyncio.Future[None]") -> None:
+        error = done.exception()
+        self._fetcher.note_whole(self._worker, self._ref.size, error)
+        self._end(None)
+
+    def _end(self, data: memoryview | None) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(data)
 
 
 class Fetcher:
@@ -119,6 +149,34 @@ class Fetcher:
         if self._streamed is not None:
             self._streamed.inc(len(buffer))
         return buffer
+
+    def begin_whole(self, ref: FileRef, told: Waits, on_end: Callable[[memoryview | None], None]) -> BegunRead | None:
+        """Ask the home of a small content, if that is no worker of this machine, for all of it: one message there and one back,
+        no task, nothing waited for. None: it is to be had another way.
+
+        `on_end` is called on the loop, once, with all of it, verified, or with None when it did not come (that it was cancelled
+        is one reason). `told` gets what the worker says was waited for.
+        """
+        view, pool = self._cluster.view, self._cluster.pool
+        if view is None or pool is None or not self._local.is_current:
+            return None
+        worker = self._cluster.lookup_home(view, ref, 0)
+        if worker is None or self._local.is_local(worker):
+            return None
+        whole = _Whole(self, worker, ref, on_end)
+        begun = pool.try_begin(view, worker, ref, whole.buffer, on_frame=whole.on_frame, waits=told)
+        if begun is not None:
+            begun.done.add_done_callback(whole.on_done)
+        return begun
+
+    def note_whole(self, worker: Worker, size: int, error: BaseException | None) -> None:
+        """How a read that `begin_whole` began has ended."""
+        if error is None:
+            self._cluster.note_success(worker)
+            if self._streamed is not None:
+                self._streamed.inc(size)
+        elif isinstance(error, OTHER_WORKER_MAY) and not isinstance(error, Cancelled):
+            self._note(worker, error)
 
     async def _fill(self, target: FillTarget, flight: Flight, deadline: float) -> bool:
         """Have a local worker bring the range into its cache. False: read it as a stream."""

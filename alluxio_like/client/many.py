@@ -24,6 +24,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Itera
 
 from alluxio_like.cache.checksum import compute_checksums
 from alluxio_like.cache.reader import SmallPlace
+from alluxio_like.client.far import FarReader
 from alluxio_like.client.local import LocalCaches
 from alluxio_like.client.readahead import SMALL_FILE_BYTES
 from alluxio_like.client.reading import FileReader
@@ -178,12 +179,14 @@ class Many:
         resolve: Callable[[Sequence[str]], Awaitable[list[LookupResult | AlluxioLikeError]]],
         find_local: Callable[[], Awaitable[None]],
         open_file: Callable[[Entry], FileReader],
+        open_far: Callable[[Entry], FarReader | None],
     ) -> None:
         self._small = small
         self._local = local
         self._resolve = resolve
         self._find_local = find_local
         self._open_file = open_file
+        self._open_far = open_far
         self._directories: dict[object, Descriptor] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._last_expires = 0.0
@@ -293,14 +296,15 @@ class Many:
             if left < 0:
                 # Asked for again when their turn has come.
                 break
-            fetches.append(self._fetch(gate, path, entry))
+            fetches.append(self._fetch(gate, path, entry, through=through))
         brought.update(await asyncio.gather(*fetches))
         return brought
 
-    async def _fetch(self, gate: asyncio.Semaphore, path: str, entry: Entry) -> tuple[str, Brought]:
+    async def _fetch(self, gate: asyncio.Semaphore, path: str, entry: Entry, *, through: bool) -> tuple[str, Brought]:
         async with gate:
             try:
-                reader = self._open_file(entry)
+                # What is to come through a reader may be here, and bad: then its worker has to hear of it.
+                reader = (None if through else self._open_far(entry)) or self._open_file(entry)
                 try:
                     data = bytes(await reader.read(0, reader.size))
                 finally:

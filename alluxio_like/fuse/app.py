@@ -229,7 +229,10 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
         io_timeout_s,
     )
     address = _Address()
-    nodes, clock, device = Nodes(connection.generation), SystemClock(), connection.device
+    # Where no daemon of the mount can have a backing file open, an earlier one's node ids are as good as ours. To send an open
+    # on from them would fail it, if this daemon were killed between that and the open that follows.
+    nodes = Nodes(connection.generation if connection.handshake.passthrough else 0)
+    clock, device = SystemClock(), connection.device
     opener = Opener(backend, device, nodes, settings, clock, metrics)
     notifier = Notifier(DeviceWriter(device), enabled=may_tell())
     operations = Operations(

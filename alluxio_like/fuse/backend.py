@@ -174,6 +174,12 @@ class Backend(Protocol):
         """A reader of the content the entry names; no I/O yet."""
         ...
 
+    def open_far(self, entry: Entry) -> Reader | None:
+        """A reader of a small file that is best read from another machine, its bytes on their way here already; else None. Quick,
+        waits for nothing.
+        """
+        ...
+
     def find_whole(self, entry: Entry) -> WholeFile | None:
         """The file on this machine that holds all of a file's content, if there is one; the caller closes it. Quick, waits for
         nothing.

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.client import Client, FileReader
+from alluxio_like.client.far import FarReader
 from alluxio_like.fuse.backend import Answer, CachedCopy, CacheState, Listing, Totals, WholeFile
 from alluxio_like.rpc.messages import BlockLocation
 from alluxio_like.types import (
@@ -64,6 +65,9 @@ class ClientBackend:
 
     def open_file(self, entry: Entry) -> FileReader:
         return self._client.open_file(entry)
+
+    def open_far(self, entry: Entry) -> FarReader | None:
+        return self._client.open_far(entry)
 
     def find_whole(self, entry: Entry) -> LocalFile | None:
         return None if entry.ref is None else self._client.find_whole(entry.ref)

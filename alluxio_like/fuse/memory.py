@@ -236,6 +236,9 @@ class MemoryBackend:
 
     # Backend
 
+    def open_far(self, entry: Entry) -> "MemoryReader | None":
+        return None
+
     def find_whole(self, entry: Entry) -> MemoryWhole | None:
         path = self._get_whole_path(entry.attr.inode)
         return MemoryWhole(path, self) if path is not None and path.exists() else None

@@ -138,13 +138,34 @@ class Opener:
             whole.close()
             return None
         if whole is None:
-            if self._is_worth_waiting_for(entry):
-                return None
+            far = self._open_far(node, entry, thread, unique)
+            if far is not None or self._is_worth_waiting_for(entry):
+                return far
             return self.decide(node, entry, thread, unique, None)
         try:
             return self.decide(node, entry, thread, unique, whole)
         finally:
             whole.close()
+
+    def _open_far(self, node: int, entry: Entry, thread: int, unique: int) -> Choice | None:
+        """How an open is answered of a small file that another machine has: at once, and its bytes are on their way to the READ
+        that comes next. None: it is no such file, or the open is to wait until it is here. Raises Stale.
+        """
+        reader = self._backend.open_far(entry) if entry.attr.size > self._settings.open_wait_bytes else None
+        if reader is None:
+            return None
+        try:
+            # Whether it is ever brought here is the backend's to say, not the filler's.
+            return self.decide(node, entry, thread, unique, None, note=False)._replace(reader=reader)
+        except BaseException:
+            self._begin_close(reader)
+            raise
+
+    def _begin_close(self, reader: Reader) -> None:
+        ending = reader.begin_close()
+        if ending is not None:
+            self._closing.add(task := asyncio.create_task(ending, name="close"))
+            task.add_done_callback(self._closing.discard)
 
     async def open(self, node: int, entry: Entry, thread: int, unique: int) -> Choice:
         """As `try_open`; brings the file first where that is wanted, for at most io_timeout_s. Raises Stale."""
@@ -161,6 +182,9 @@ class Opener:
                 return self.decide(node, entry, thread, unique, whole)
             finally:
                 whole.close()
+        far = self._open_far(node, entry, thread, unique)
+        if far is not None:
+            return far
         if not self._is_worth_waiting_for(entry):
             return self.decide(node, entry, thread, unique, None)
         reader = self._backend.open_file(entry)
@@ -175,10 +199,7 @@ class Opener:
             return choice._replace(reader=reader)
         finally:
             if choice is None or choice.way is Way.PASSTHROUGH:
-                ending = reader.begin_close()
-                if ending is not None:
-                    self._closing.add(task := asyncio.create_task(ending, name="close"))
-                    task.add_done_callback(self._closing.discard)
+                self._begin_close(reader)
 
     async def _bring(self, entry: Entry, reader: Reader) -> WholeFile | None:
         filled = False
@@ -220,8 +241,10 @@ class Opener:
         until_s = self._unfilled.lookup(entry.attr.inode)
         return until_s is None or self._clock.monotonic() >= until_s
 
-    def decide(self, node: int, entry: Entry, thread: int, unique: int, whole: WholeFile | None) -> Choice:
-        """How an open is answered, with the file that holds all of the content if there is one. Raises Stale."""
+    def decide(self, node: int, entry: Entry, thread: int, unique: int, whole: WholeFile | None, *, note: bool = True) -> Choice:
+        """How an open is answered, with the file that holds all of the content if there is one. Raises Stale. `note`: a file that
+        is not whole may be brought in the background.
+        """
         inode = entry.attr.inode
         wish = Wish.PASSTHROUGH if whole is not None and self._may_pass(whole) else Wish.CACHED
         is_back = self._is_back(thread, inode, unique)
@@ -253,7 +276,7 @@ class Opener:
                 self._backings.close_backing(backing_id)
             raise
         self._opens[way].inc()
-        if whole is None:
+        if whole is None and note:
             self._note_not_whole(entry)
         passing = way is Way.PASSTHROUGH or way is Way.REROUTED
         return Choice(way, _FLAGS[way], backing_id if passing else 0)
@@ -306,7 +329,8 @@ class Opener:
 
     def note_read(self, entry: Entry, read_bytes: int) -> None:
         """So many bytes of a file that the kernel does not read by itself were read through one handle by now."""
-        if self._passes and self._settings.fill_in_background:
+        # (Small ones are brought at their open, or the backend sees to it.)
+        if self._passes and self._settings.fill_in_background and entry.attr.size > self._settings.fill_at_open_bytes:
             self._filler.note_read(entry, read_bytes)
 
     def _note_not_whole(self, entry: Entry) -> None:

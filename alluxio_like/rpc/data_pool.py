@@ -160,6 +160,35 @@ class DataPool:
             ),
         )
 
+    def try_begin(
+        self, cluster: Cluster, worker: Worker, ref: FileRef, buffer: memoryview, *, on_frame: OnFrame, waits: Waits
+    ) -> BegunRead | None:
+        """As `begin`, verified, for the first bytes of a content, if a connection is open: without waiting.
+
+        None: none is, or it has just broken; one is being opened then for those who come later.
+        """
+        connection = self._lookup(cluster, worker, len(buffer))
+        if connection is None:
+            self._open_later(cluster, worker, len(buffer))
+            return None
+        try:
+            # Each small file is asked for once: nothing is gained by remembering how it is called.
+            encoded = wire.encode_ref(ref)
+            check = self._make_check(connection, ref, encoded, 0, buffer, on_frame)
+            read = connection.start(
+                encoded,
+                ref.size,
+                0,
+                buffer,
+                priority=int(Priority.DEMAND),
+                cached_only=False,
+                on_frame=check,
+                on_text=_make_listener(waits),
+            )
+        except (wire.Malformed, AlluxioLikeError):
+            return None
+        return BegunRead(connection, read)
+
     async def fill(
         self,
         cluster: Cluster,
@@ -270,6 +299,11 @@ class DataPool:
         if best.outstanding_bytes and len(lane.open) < lane.limit:
             self._begin(cluster, worker, peer, lane)
         return best
+
+    def _open_later(self, cluster: Cluster, worker: Worker, size: int) -> None:
+        if self.can_read(worker):
+            peer = self._get_peer(worker)
+            self._begin(cluster, worker, peer, peer.small if size <= SMALL_BYTES else peer.bulk)
 
     async def _open(self, cluster: Cluster, worker: Worker, size: int) -> DataConnection:
         if not worker.data_address or self._closed:

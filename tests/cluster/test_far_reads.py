@@ -82,6 +82,90 @@ def test_small_and_large_files_come_by_the_data_socket(
     assert get_metric(get_http(stack, 2), "alluxio_like_data_connections") > 0
 
 
+def find_cache_file(home: Path, data: bytes) -> Path:
+    """The far worker's cache file of a content."""
+    files = (home / "worker-2" / "cache" / "files").rglob("*")
+    [found] = [one for one in files if one.is_file() and one.stat().st_size == len(data) and one.read_bytes() == data]
+    return found
+
+
+def test_small_far_files_pass_this_machine_by_until_they_are_read_again(
+    make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str
+) -> None:
+    objects = put_samples(s3_server, s3_bucket, 60)
+    stack = start_far(make_stack, workplace)
+    stack.load("/")
+    far = list_far(stack, objects)
+    first, *names, flipped, replaced = far
+    # The first one of all finds no connection, and is brought.
+    assert (stack.mountpoint / first).read_bytes() == objects[first]
+    wait_until("a connection", lambda: get_metric(get_http(stack, 2), "alluxio_like_data_connections") >= 2, timeout_s=20)
+    brought = get_metric(get_http(stack, 1), "alluxio_like_peer_bytes_total")
+    assert [name for name in names if (stack.mountpoint / name).read_bytes() != objects[name]] == []
+    assert get_metric(get_http(stack, 1), "alluxio_like_peer_bytes_total") == brought, "read once, no copy is made here"
+
+    # A bit that flips on the other machine's disk is not given out.
+    path = find_cache_file(workplace / "home", objects[flipped])
+    fd = os.open(path, os.O_WRONLY)
+    os.pwrite(fd, bytes([objects[flipped][5000] ^ 1]), 5000)
+    os.close(fd)
+    assert (stack.mountpoint / flipped).read_bytes() == objects[flipped]
+
+    # A content that is replaced between open and read, and one that is evicted.
+    new = make_data(99, 110_000)
+    with open(stack.mountpoint / replaced, "rb", buffering=0) as old:
+        s3_server.put(s3_bucket, replaced, new)
+        stack.run_command("alluxio-like", "fs", "sync", "/train")
+        stack.free("/")
+        assert old.read(200_000) == objects[replaced]
+    assert (stack.mountpoint / replaced).read_bytes() == new
+    objects[replaced] = new
+
+    # Read again, it is brought behind the answer, and read by the kernel from then on.
+    stack.load("/")
+    for name in names:
+        fd = os.open(stack.mountpoint / name, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+    for name in names:
+        assert (stack.mountpoint / name).read_bytes() == objects[name]
+    if os.getxattr(stack.mountpoint, "user.alluxio_like.session") == b"kernel with passthrough":
+        for name in names:
+            wait_until(
+                "a copy here",
+                lambda name=name: os.getxattr(stack.mountpoint / name, "user.alluxio_like.passthrough") == b"passthrough",
+                timeout_s=30,
+            )
+            assert (stack.mountpoint / name).read_bytes() == objects[name]
+
+
+def test_small_files_of_a_far_worker_that_is_killed(
+    make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str
+) -> None:
+    objects = put_samples(s3_server, s3_bucket, 400, size=30_000)
+    stack = start_far(make_stack, workplace)
+    stack.load("/")
+    names = list_far(stack, objects)
+    [pid] = [one["pid"] for one in stack.ready["workers"] if one["http_address"] == get_http(stack, 2)]
+
+    def read(name: str) -> tuple[str, float]:
+        began = time.monotonic()
+        try:
+            wrong = "" if (stack.mountpoint / name).read_bytes() == objects[name] else "wrong bytes"
+        except OSError as error:
+            wrong = str(error)
+        return wrong, time.monotonic() - began
+
+    with ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(read, name) for name in names]
+        for one in pending[: len(names) // 4]:
+            one.result(60)
+        os.kill(pid, signal.SIGKILL)
+        results = [one.result(120) for one in pending]
+    assert [wrong for wrong, _ in results if wrong] == []
+    assert max(longest for _, longest in results) < IO_TIMEOUT_S + MARGIN_S
+
+
 def test_random_small_reads_of_a_far_file(make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str) -> None:
     objects = put_large(s3_server, s3_bucket, 5)
     stack = start_far(make_stack, workplace)

@@ -190,6 +190,18 @@ def test_mappings_and_handles_outlive_daemons(hold: Hold) -> None:
     wait_until(lambda: get_metric(mount, "fuse_open_nodes") == 0, "everything closed")
 
 
+def test_without_passthrough_opens_go_on_where_an_earlier_daemon_looked_names_up(hold: Hold) -> None:
+    """Else an open that comes between two daemons' deaths would be sent to look its name up twice, and fail."""
+    config = WAYS["reads"]
+    mount = hold(plan=make_plan(config), **config)
+    os.stat(mount.path / "big")
+    mount.kill_daemon()
+    mount.wait_ready(2, 30)
+    assert len((mount.path / "big").read_bytes()) == SIZE
+    wait_until(lambda: mount.facts()["http_address"], "its address")
+    assert get_metric(mount, "fuse_moves_total") == 0
+
+
 def is_passing(mount: HeldMount) -> bool:
     return os.getxattr(mount.path, "user.alluxio_like.session") == b"kernel with passthrough"
 
