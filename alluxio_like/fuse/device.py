@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alluxio_like.errors import AccessDenied, AlluxioLikeError, ConfigError, Conflict, TimedOut, Unsupported
 from alluxio_like.fuse import libc, wire
-from alluxio_like.fuse.ledger import Ledger
+from alluxio_like.fuse.ledger import Ledger, SentAway
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -197,6 +197,20 @@ class Device:
         if ledger is not None:
             ledger.add(backing_id)
         return backing_id
+
+    def note_sent(self, sent: SentAway) -> None:
+        """Let a daemon that comes after this one know whom it has sent away."""
+        if self._ledger is not None:
+            self._ledger.note_sent(sent)
+
+    def forget_sent(self, thread: int, inode: int) -> None:
+        """A thread is back."""
+        if self._ledger is not None:
+            self._ledger.forget_sent(thread, inode)
+
+    def list_sent(self) -> list[SentAway]:
+        """Whom the daemon before this one has sent away."""
+        return [] if self._ledger is None else self._ledger.list_sent()
 
     def close_backing(self, backing_id: int) -> bool:
         """Give a backing id back; open handles keep what they have. False if there is no such id."""

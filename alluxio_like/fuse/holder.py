@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from alluxio_like.errors import AlluxioLikeError, ConfigError, InvalidArgument
-from alluxio_like.fuse import control, holding, libc, wire
+from alluxio_like.fuse import control, holding, ledger, libc, wire
 from alluxio_like.fuse.device import Device, Handshake
 from alluxio_like.fuse.holder_child import Child, Launch, Plan, Standby, start_child
 from alluxio_like.fuse.holding import Action, Holding
@@ -46,6 +46,8 @@ class Holder:
         self._handshake = Handshake(0, 0, 0, 0)
         self._dead: list[Device] = []
         self._leaks = Leaks()
+        self._last_ledger = -1
+        """Of the daemon that was the last to serve, alive or not."""
         self._refuser: Refuser | None = None
         self._standby = Standby()
         self._listener: socket.socket | None = None
@@ -290,6 +292,7 @@ class Holder:
         except (AlluxioLikeError, OSError) as error:
             child.kill(f"it can be given no descriptor ({error})")
             return
+        self._hand_on(child)
         resend = resend and self._handshake.resend
         handshake = self._handshake._asdict()
         child.send(
@@ -306,6 +309,19 @@ class Holder:
         else:
             # Without resend, what a dead daemon leaves ends with an error: when the last copy of its descriptor goes, with it.
             clone.close()
+
+    def _hand_on(self, child: Child) -> None:
+        """Let a daemon know whom the one before has sent away."""
+        before, self._last_ledger = self._last_ledger, -1
+        try:
+            if before >= 0:
+                ledger.copy_sent(before, child.ledger_fd)
+            self._last_ledger = os.dup(child.ledger_fd)
+        except OSError as error:
+            self._log("WARNING", f"an open may fail that is under way ({error.strerror})")
+        finally:
+            if before >= 0:
+                os.close(before)
 
     def _refuse(self, on: bool) -> None:
         assert self._device is not None

@@ -1,4 +1,4 @@
-"""Which backing ids a daemon has open, in memory that outlives it.
+"""Which backing ids a daemon has open, and whom it sent to look a name up again, in memory that outlives it.
 
 The kernel keeps a registered backing file until its id is closed or the mount ends, so the ids of a daemon that was killed must
 be closed by somebody else, or the worker could never evict those files. The daemon writes each id into a piece of shared memory
@@ -6,19 +6,40 @@ that the
 holder keeps; the holder reads what is left in it. Standard library only. A Ledger is one thread's; `list_left` is for when its
 writer is dead.
 
+The kernel looks a name up again once for an open that was answered ESTALE (opening.py). If the daemon that said so is killed
+before the thread is back, the next one must know, or it would send it away again, which fails the open. So the holder hands on
+what the one before has written of that.
+
     word 0    MAGIC                            word 2    1 while an id is being registered
     word 1    the layout's number              word 3    the last id that was written down
-    from 4    ids, 0 for a free place
+    from 4    the last _SENT threads that were sent away
+    behind    ids, 0 for a free place
 """
 
 import mmap
 import os
+import struct
+from typing import NamedTuple
 
 _MAGIC = 0x42414B47
-_LAYOUT = 1
-_HEAD = 4
+_LAYOUT = 2
 _WORD = 4
+_SENT = 64
+"""More threads than this are hardly between an open and its second try when a daemon dies. A guess."""
+_SENT_AWAY = struct.Struct("<IIQQd")
+_SENT_START = 4 * _WORD
+_SENT_BYTES = _SENT * _SENT_AWAY.size
+_HEAD = (_SENT_START + _SENT_BYTES) // _WORD
 _FIRST_BYTES = 4096
+
+
+class SentAway(NamedTuple):
+    """A thread that is to come back to an inode until then (by the machine's monotonic clock); with another request than this."""
+
+    thread: int
+    inode: int
+    unique: int
+    until_s: float
 
 
 def make_memory() -> int:
@@ -39,6 +60,26 @@ class Ledger:
         self._words = memoryview(self._map).cast("I")
         self._words[0], self._words[1], self._words[2] = _MAGIC, _LAYOUT, 0
         self._used = _HEAD
+        self._sent = 0
+
+    def note_sent(self, sent: SentAway) -> None:
+        """Write down a thread that is being sent away."""
+        _SENT_AWAY.pack_into(
+            self._map, _SENT_START + self._sent * _SENT_AWAY.size, sent.thread, 0, sent.inode, sent.unique, sent.until_s
+        )
+        self._sent = (self._sent + 1) % _SENT
+
+    def forget_sent(self, thread: int, inode: int) -> None:
+        """A thread is back."""
+        for start in range(_SENT_START, _SENT_START + _SENT_BYTES, _SENT_AWAY.size):
+            known, _, of_inode, _, until_s = _SENT_AWAY.unpack_from(self._map, start)
+            if until_s and known == thread and of_inode == inode:
+                _SENT_AWAY.pack_into(self._map, start, 0, 0, 0, 0, 0.0)
+
+    def list_sent(self) -> list[SentAway]:
+        """Those whom the daemon before has written down."""
+        records = _SENT_AWAY.iter_unpack(self._map[_SENT_START : _SENT_START + _SENT_BYTES])
+        return [SentAway(thread, inode, unique, until_s) for thread, _, inode, unique, until_s in records if until_s]
 
     def begin(self) -> None:
         """An id is about to be registered: from here to `add` or `abandon` only the kernel may know it."""
@@ -88,6 +129,12 @@ class Ledger:
         self._map.close()
         self._map = mmap.mmap(self._fd, size)
         self._words = memoryview(self._map).cast("I")
+
+
+def copy_sent(source: int, target: int) -> None:
+    """Hand on what one writer has written of threads to the memory of the next, before that reads it."""
+    if os.pread(source, 2 * _WORD, 0) == struct.pack("=II", _MAGIC, _LAYOUT):
+        os.pwrite(target, os.pread(source, _SENT_BYTES, _SENT_START), _SENT_START)
 
 
 def list_left(fd: int) -> tuple[list[int], int | None]:

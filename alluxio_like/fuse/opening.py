@@ -25,6 +25,7 @@ from alluxio_like.fuse import wire
 from alluxio_like.fuse.backend import Backend, Reader, WholeFile
 from alluxio_like.fuse.filling import Filler
 from alluxio_like.fuse.handles import BoundedDict
+from alluxio_like.fuse.ledger import SentAway
 from alluxio_like.fuse.modes import Mode, Modes, Way, Wish
 from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.metrics import Metrics
@@ -34,8 +35,9 @@ from alluxio_like.waits import NONE, Seconds
 
 log = logging.getLogger(__name__)
 
-_SENT_AWAY_S = 5.0
-"""How long a thread that was sent to look a name up again may take to come back. A guess."""
+_SENT_AWAY_S = 30.0
+"""How long a thread that was sent to look a name up again may take to come back: the daemon may die meanwhile, and be started
+again. A guess."""
 _SENT_AWAY = 10_000
 _REFUSAL_S = 60.0
 """How long a small file that could not be brought at its open is not tried again at once. A guess."""
@@ -62,6 +64,18 @@ class Backings(Protocol):
 
     def close_backing(self, backing_id: int) -> bool:
         """Give an id back; open handles keep what they have."""
+        ...
+
+    def note_sent(self, sent: SentAway) -> None:
+        """Write down, for the daemon after this one, whom an open was sent away from."""
+        ...
+
+    def forget_sent(self, thread: int, inode: int) -> None:
+        """It is back."""
+        ...
+
+    def list_sent(self) -> list[SentAway]:
+        """What the daemon before has written down."""
         ...
 
 
@@ -104,7 +118,10 @@ class Opener:
         self._passes = not settings.why_not
         self._why_not = settings.why_not
         self._sent_away: BoundedDict[tuple[int, InodeId], tuple[float, int]] = BoundedDict(_SENT_AWAY)
-        """By thread and inode: until when it is expected back, and the request by which it came."""
+        """By thread and inode: until when it is expected back, and the request by which it came. (What a daemon before this one
+        has said of that, too.)"""
+        for sent in backings.list_sent():
+            self._sent_away.set((sent.thread, InodeId(sent.inode)), (sent.until_s, sent.unique))
         self._refused: WeakKeyDictionary[Hashable, str] = WeakKeyDictionary()
         """Cache directories whose files the kernel does not read by itself, and why."""
         self._has_refused = False
@@ -251,6 +268,7 @@ class Opener:
         if is_back and thread:
             # (All threads of other process namespaces are 0: which of them comes back cannot be told.)
             self._sent_away.discard((thread, inode))
+            self._backings.forget_sent(thread, inode)
         can_move = not is_back
         while True:
             way = self._modes.decide(node, wish, can_move=can_move)
@@ -302,7 +320,9 @@ class Opener:
         return known is not None and known[1] != unique and self._clock.monotonic() < known[0]
 
     def _note_sent_away(self, thread: int, inode: InodeId, unique: int) -> None:
-        self._sent_away.set((thread, inode), (self._clock.monotonic() + _SENT_AWAY_S, unique))
+        until_s = self._clock.monotonic() + _SENT_AWAY_S
+        self._sent_away.set((thread, inode), (until_s, unique))
+        self._backings.note_sent(SentAway(thread, inode, unique, until_s))
         self._metrics.fuse_moves.inc()
 
     def _send_away(self, node: int, inode: InodeId, wish: Wish) -> bool:

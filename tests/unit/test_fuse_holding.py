@@ -347,7 +347,7 @@ class Machine(RuleBasedStateMachine):
         world = self.world
         assert len(world.reading) <= 1
         assert world.core.refusing == world.refusing
-        if world.core.serving:
+        if world.core.serving and not self.over():
             assert world.core.serving in world.alive
 
     def teardown(self) -> None:
@@ -396,9 +396,9 @@ TestAnyOrder.settings = settings(max_examples=40, stateful_step_count=40, deadli
 def test_the_ledger_tells_what_was_left(tmp_path: object) -> None:
     import os
 
-    from alluxio_like.fuse.ledger import Ledger, list_left, make_memory
+    from alluxio_like.fuse.ledger import Ledger, SentAway, copy_sent, list_left, make_memory
 
-    fd = make_memory()
+    fd, successor = make_memory(), make_memory()
     kept = os.dup(fd)
     try:
         assert list_left(kept) == ([], None)
@@ -418,9 +418,23 @@ def test_the_ledger_tells_what_was_left(tmp_path: object) -> None:
         assert list_left(kept)[1] == 3000
         ledger.add(3001)
         assert len(ledger) == 4
+        assert ledger.list_sent() == []
+        away = [SentAway(thread, 1 << 47 | thread, 2 * thread, 1e6 + thread) for thread in range(1, 101)]
+        for one in away:
+            ledger.note_sent(one)
+        ledger.forget_sent(100, 1 << 47 | 100)
+        assert sorted(ledger.list_sent()) == away[36:99]
+        copy_sent(kept, successor)
+        assert sorted(list_left(kept)[0]) == [1000, 2000, 3000, 3001], "beside it"
+        other = Ledger(os.dup(successor))
+        assert sorted(other.list_sent()) == away[36:99]
+        assert list_left(successor) == ([], None)
+        other.close()
         assert sorted(list_left(kept)[0]) == [1000, 2000, 3000, 3001]
         ledger.close()
         os.ftruncate(kept, 0)
         assert list_left(kept) == ([], None)
+        copy_sent(kept, successor)
     finally:
         os.close(kept)
+        os.close(successor)

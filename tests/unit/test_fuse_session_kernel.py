@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from alluxio_like.clock import SystemClock
 from alluxio_like.fuse import wire
 from alluxio_like.fuse.accounting import Accounting
+from alluxio_like.fuse.ledger import Ledger, SentAway, copy_sent, make_memory
 from alluxio_like.fuse.memory import MemoryBackend
 from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.nodes import Nodes
@@ -35,8 +36,9 @@ HEADER = wire.OUT_HEADER.size
 class FakeDevice:
     """The session's end of a socket, and backing ids that are counted."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, ledger: Ledger | None = None) -> None:
         self.fd = fd
+        self.ledger = Ledger(make_memory()) if ledger is None else ledger
         self.backings: set[int] = set()
         self._next = 1
 
@@ -50,8 +52,18 @@ class FakeDevice:
         self.backings.remove(backing_id)
         return True
 
+    def note_sent(self, sent: SentAway) -> None:
+        self.ledger.note_sent(sent)
+
+    def forget_sent(self, thread: int, inode: int) -> None:
+        self.ledger.forget_sent(thread, inode)
+
+    def list_sent(self) -> list[SentAway]:
+        return self.ledger.list_sent()
+
     def close(self) -> None:
         os.close(self.fd)
+        self.ledger.close()
 
 
 class Kernel:
@@ -124,7 +136,8 @@ async def serving(tmp_path: Any = None, **given: Any) -> Any:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
-    device, metrics, nodes, clock = FakeDevice(ours.detach()), Metrics(), Nodes(given.get("generation", 0)), SystemClock()
+    device = FakeDevice(ours.detach(), given.get("ledger"))
+    metrics, nodes, clock = Metrics(), Nodes(given.get("generation", 0)), SystemClock()
     why_not = "" if tmp_path is not None else "not here"
     opener = Opener(
         backend, device, nodes, OpenSettings(why_not, given.get("fill", 1 << 20), False, 0, False, 2.0), clock, metrics
@@ -232,6 +245,23 @@ async def test_an_open_that_is_sent_again_is_sent_away_again(tmp_path: Any) -> N
             assert kernel.answers.pop(7777 | mark)[0] == errno.ESTALE
         kernel.counts.clear()
         assert (await kernel.open(old_node, thread=7))[0] == 0, "another request of that thread has no name to look up"
+
+
+async def test_an_open_that_one_daemon_sent_away_is_served_by_the_next(tmp_path: Any) -> None:
+    """The kernel looks a name up again once only: killed between that and the open that follows, a daemon must not fail it."""
+    memory, successor = make_memory(), make_memory()
+    async with serving(tmp_path, generation=3, ledger=Ledger(os.dup(memory))) as kernel:
+        node = await kernel.look_up(b"file")
+        assert (await kernel.open(node & (1 << 48) - 1 | 2 << 54, thread=9))[0] == errno.ESTALE
+    copy_sent(memory, successor)
+    async with serving(tmp_path, generation=4, ledger=Ledger(os.dup(successor))) as kernel:
+        kernel._unique = 1000
+        assert (await kernel.open(node, thread=8))[0] == errno.ESTALE, "another thread has not been sent away"
+        assert (await kernel.open(node, thread=9))[0] == 0
+        assert (await kernel.open(node, thread=9))[0] == errno.ESTALE, "it was back"
+        assert [sent.thread for sent in kernel.device.list_sent()] == [8, 9]
+    os.close(memory)
+    os.close(successor)
 
 
 async def test_requests_cancelled_before_their_first_step_are_answered() -> None:
