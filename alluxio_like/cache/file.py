@@ -52,6 +52,18 @@ class Owner(Protocol):
         """The file's bytes are gone from the disk: drop it from the index."""
 
 
+_scratch = threading.local()
+
+
+def _get_scratch() -> memoryview:
+    """A page of memory of this thread's own: pages that are only looked at touch no fresh memory (which the host of a virtual
+    machine may take milliseconds to give)."""
+    page: memoryview | None = getattr(_scratch, "page", None)
+    if page is None:
+        page = _scratch.page = memoryview(bytearray(PAGE_BYTES))
+    return page
+
+
 class CachedFile:
     """A cached content. There is one object per file id at a time; it stays valid while somebody refers to it.
 
@@ -241,13 +253,16 @@ class CachedFile:
         bad: list[int] = []
         if self._present_bytes == 0 or not len(pages):
             return bad
+        scratch = _get_scratch()
         with self._using() as fd:
             for page in range(pages.first, pages.stop):
                 with self._lock:
                     there = not self._removed and self._get_block(page // PAGES_PER_BLOCK).bits >> page % PAGES_PER_BLOCK & 1
                 if there:
                     start = page * PAGE_BYTES
-                    data = self._read_some(fd, start, min(PAGE_BYTES, self._size - start))
+                    room = scratch[: min(PAGE_BYTES, self._size - start)]
+                    count = self._io(lambda: os.preadv(fd, (room,), start))  # noqa: B023 (called before the next turn)
+                    data = room if count == len(room) else self._read_some(fd, start, len(room))
                     bad += self._find_bad(PageRange(page, page + 1), data, trust=True)
         return bad
 
@@ -510,7 +525,7 @@ class CachedFile:
                 self._dir.give_back(surplus)
         self._owner.mark_dirty(self)
 
-    def _find_bad(self, pages: PageRange, data: bytes, *, trust: bool = False) -> list[int]:
+    def _find_bad(self, pages: PageRange, data: bytes | memoryview, *, trust: bool = False) -> list[int]:
         """Not under the lock. Compare pages with their checksums; drop the bad ones, with `trust` believe the good ones."""
         view = memoryview(data)
         bad: list[int] = []

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from alluxio_like import pauses
 from alluxio_like.cli.common import run_async
 from alluxio_like.config import (
     FuseConfig,
@@ -361,7 +362,10 @@ def _serve(
 async def _guard(start: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run the service; a loop's unhandled errors are logged, with a traceback, and end nothing."""
     asyncio.get_running_loop().set_exception_handler(_log_unhandled)
-    return await start()
+    service = start()
+    # With it everything it needs was imported.
+    pauses.keep_short()
+    return await service
 
 
 def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 REPORT_READS = 1 << 14
 """Reads of an open file after which its worker is told of them; a guess."""
 FEW_IN_ALL_BYTES = 1 << 20
-"""After so much was read in that way a worker here is asked again whether it wants to keep the file. A guess."""
+"""After so much was read in that way a worker here is asked again whether it wants to keep the file, with the page that is being
+read. A guess."""
 FILL_BYTES = 64 << 20
 """How much of a file is asked for at once when all of it is to be filled: little is queued with the worker. A guess."""
 SLICE_BYTES = 4 * PIECE_BYTES
@@ -345,8 +346,9 @@ class FileReader:
         if any(one.start < stop and offset < one.stop for one in self._flights):
             return None
         if self._few_bytes >= FEW_IN_ALL_BYTES:
+            # Behind this read, which is answered as any other: to bring a page takes ten times as long.
             self._report_few()
-            return None
+            self._begin(offset, stop, Priority.DEMAND)
         data = await self._fetcher.read_few(self.ref, offset, stop, told)
         if data is not None:
             self._few_bytes += len(data)

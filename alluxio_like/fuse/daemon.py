@@ -12,6 +12,7 @@ from typing import Any
 
 import uvloop
 
+from alluxio_like import pauses
 from alluxio_like.config import FuseConfig
 from alluxio_like.errors import AlluxioLikeError, InvalidArgument
 from alluxio_like.fuse import app_held
@@ -49,4 +50,5 @@ async def _run(descriptor: int) -> int:
 
 if __name__ == "__main__":
     setup_logging("fuse")
+    pauses.keep_short()
     sys.exit(uvloop.run(_run(int(sys.argv[-1]))))

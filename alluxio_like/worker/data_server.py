@@ -273,11 +273,14 @@ class DataServer:
             page = start // PAGE_BYTES
             if whole or self._trust.has(file, page):
                 continue
+            one = PageRange(page, page + 1)
             try:
-                await self._reads.submit(lambda page=page: file.read(page * PAGE_BYTES, PAGE_BYTES), alone=True)  # type: ignore[misc]
-            except (errors.AlluxioLikeError, OSError) as error:
-                if isinstance(error, errors.Corrupt):
-                    self._note_bad(file.file_id, [page], ref)
+                bad = await self._reads.submit(lambda one=one: file.verify(one), alone=True)  # type: ignore[misc]
+            except (errors.AlluxioLikeError, OSError):
+                return False
+            if bad:
+                self._note_bad(file.file_id, bad, ref)
+            if bad or file.missing_pages(one):
                 return False
             self._trust.add(file, page)
             found = True
