@@ -138,7 +138,8 @@ class FuseConfig(ServiceConfig):
     )
     fill_at_open_bytes: int = Field(
         8 << 20,
-        description="a file up to this size that is not local is brought when it is opened, and read by the kernel at once",
+        description="a file up to this size that is not local is brought when it is opened, and read by the kernel at once; "
+        "one up to 1 MiB that another machine holds is read from there, and brought when it is read again",
     )
     fill_in_background: bool = Field(
         True,

@@ -20,7 +20,7 @@ from alluxio_like.client.reading import FileReader
 from alluxio_like.errors import Internal, TimedOut
 from alluxio_like.rpc.data_pool import BegunRead
 from alluxio_like.rpc.messages import Priority
-from alluxio_like.types import Entry, FileRef
+from alluxio_like.types import Entry, FileRef, SharedRange
 from alluxio_like.waits import Cause, Seconds, SharedWaits, Waits, subtract
 
 FAR_FILE_BYTES = 1 << 20
@@ -146,6 +146,15 @@ class FarReader:
         buffer[:] = data[offset : offset + len(buffer)]
         self._note_served(len(buffer))
         return True
+
+    def share(self, offset: int, length: int) -> SharedRange | None:
+        """See FileReader."""
+        return None if self._full is None else self._full.share(offset, length)
+
+    def note_shared(self, shared: SharedRange) -> None:
+        """See FileReader."""
+        if self._full is not None:
+            self._full.note_shared(shared)
 
     def try_read(self, offset: int, length: int) -> bytes | memoryview | None:
         """See FileReader."""
