@@ -82,7 +82,10 @@ async def to_known_path(client: "Client", path: str) -> str:
 
 def mount(
     path: Annotated[str, typer.Argument(help="Where in the namespace.", show_default=False)] = "",
-    uri: Annotated[str, typer.Argument(help="What: s3://bucket/prefix or file:///directory.", show_default=False)] = "",
+    uri: Annotated[
+        str,
+        typer.Argument(help="What: s3://bucket/prefix, gs://bucket, az://container or file:///directory.", show_default=False),
+    ] = "",
     options: MountOptionsOption = [],  # noqa: B006
     sync_interval: SyncOption = "",
     read_only: Annotated[

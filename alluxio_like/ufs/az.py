@@ -17,7 +17,7 @@ from alluxio_like.types import Fingerprint, Kind, to_bytes
 from alluxio_like.ufs import az_listing as listing
 from alluxio_like.ufs.api import ListPage, StoreEntry
 from alluxio_like.ufs.az_client import AzSettings, connect
-from alluxio_like.ufs.cloud import PARTS, Clients, CloudUfs, check_prefix
+from alluxio_like.ufs.cloud import PARTS, Clients, CloudUfs, check_prefix, make_reader
 from alluxio_like.ufs.cloud_errors import convert_az
 from alluxio_like.ufs.options import OptionValue
 from alluxio_like.ufs.rest import Answer, Request, quote_component
@@ -35,19 +35,26 @@ _GATHERED = "sorted:"
 class AzUfs(CloudUfs):
     """`Ufs` on Azure Blob Storage."""
 
-    def __init__(self, settings: AzSettings, prefix: str, *, on_request: Callable[[str], None]) -> None:
-        self._settings = settings
+    def __init__(
+        self, make_settings: Callable[[], AzSettings], prefix: str, *, on_request: Callable[[str], None], may_change: bool
+    ) -> None:
+        """`make_settings` reads the mount's options, with its secrets as they are now."""
+        self._make_settings = make_settings
+        self._settings = settings = make_settings()
         self._gathers = False
         self._gathered: OrderedDict[tuple[str, str], list[StoreEntry]] = OrderedDict()
         self._serials = itertools.count(1)
-        super().__init__(settings.http, prefix, on_request=on_request, io_timeout_s=settings.io_timeout_s)
+        super().__init__(settings.http, prefix, on_request=on_request, io_timeout_s=settings.io_timeout_s, may_change=may_change)
 
     @classmethod
     def open(
         cls, uri: StoreUri, values: Mapping[str, OptionValue], *, on_request: Callable[[str], None], io_timeout_s: float
     ) -> "AzUfs":
         """The store of an az:// URI with its parsed options; nothing is asked yet."""
-        return cls(AzSettings.make(uri.authority, values, io_timeout_s), uri.prefix, on_request=on_request)
+        read, may_change = make_reader(uri.scheme, values)
+        return cls(
+            lambda: AzSettings.make(uri.authority, read(), io_timeout_s), uri.prefix, on_request=on_request, may_change=may_change
+        )
 
     @property
     def bucket(self) -> str:
@@ -152,6 +159,8 @@ class AzUfs(CloudUfs):
     # -- for CloudUfs ---------------------------------------------------------------------------------------------------------
 
     def _open_clients(self) -> Clients:
+        if self._may_change:
+            self._settings = self._make_settings()
         return connect(self._settings, self._pool)
 
     def _make_condition(self, fingerprint: Fingerprint) -> "GetOptions":

@@ -10,7 +10,7 @@ the clients, which are made with the first call.
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +23,8 @@ from urllib3.response import BaseHTTPResponse
 from alluxio_like import errors
 from alluxio_like.types import Fingerprint
 from alluxio_like.ufs.api import ListPage, StoreEntry
+from alluxio_like.ufs.options import OptionValue, get_secret_names
+from alluxio_like.ufs.references import Secrets
 from alluxio_like.ufs.rest import (
     CONNECT_TIMEOUT_S,
     USER_AGENT,
@@ -104,8 +106,13 @@ class Clients:
 class CloudUfs(ABC):
     """`Ufs` but for asking; see the module."""
 
-    def __init__(self, http: HttpSettings, prefix: str, *, on_request: Callable[[str], None], io_timeout_s: float) -> None:
+    def __init__(
+        self, http: HttpSettings, prefix: str, *, on_request: Callable[[str], None], io_timeout_s: float, may_change: bool = False
+    ) -> None:
+        """`may_change`: its secrets are named (references.py), and may be others after a refusal."""
         self._http = http
+        self._may_change = may_change
+        self._connected_s = 0.0
         self._prefix = prefix
         self._on_request = on_request
         self._timeout_s = io_timeout_s
@@ -282,6 +289,7 @@ class CloudUfs(ABC):
             if answer.status == 416:
                 await self._explain(key, fingerprint, "the store does not have the range")
             if answer.status >= 300:
+                self._note_refusal(clients, answer)
                 error = self._make_error(answer, key)
                 raise (
                     errors.Stale("the object is no longer in the store", subject=key) if type(error) is errors.NotFound else error
@@ -329,9 +337,19 @@ class CloudUfs(ABC):
                 request.body.abandon()
         if answer.status < 300 or answer.status in accept:
             return answer
+        self._note_refusal(clients, answer)
+        raise self._make_error(answer, subject)
+
+    def _note_refusal(self, clients: Clients, answer: Answer) -> None:
+        """After 401 and 403 credentials are looked for again: a token at once, secrets in files with the next call, but not with
+        each of many refused ones."""
+        if answer.status not in {401, 403}:
+            return
         if answer.status == 401 and clients.tokens is not None:
             clients.tokens.forget()
-        raise self._make_error(answer, subject)
+        age_s = asyncio.get_running_loop().time() - self._connected_s
+        if self._may_change and self._clients is clients and age_s >= self._http.stall_s:
+            self._clients = None
 
     async def _connect(self) -> Clients:
         """The clients, made by the first call; callers share the attempt, and a failed one is made again by the next."""
@@ -346,6 +364,7 @@ class CloudUfs(ABC):
         self._connecting = None
         if not task.cancelled() and task.exception() is None:
             self._clients = task.result()
+            self._connected_s = task.get_loop().time()
 
     async def _run(self, call: Callable[[], T], timeout_s: float | None = None) -> T:
         """A blocking call in a thread."""
@@ -359,6 +378,12 @@ class CloudUfs(ABC):
 
     def _make_broken(self, key: str) -> errors.StoreUnavailable:
         return errors.StoreUnavailable("the connection to the store broke, or stalled, within the answer", subject=key)
+
+
+def make_reader(scheme: str, values: Mapping[str, OptionValue]) -> tuple[Callable[[], Mapping[str, OptionValue]], bool]:
+    """What gives the options with their secrets as they are now, and whether these may change."""
+    named = Secrets({name: str(values[name]) for name in get_secret_names(scheme) & values.keys()})
+    return lambda: {**values, **{name: named.get(name) for name in values if name in named}}, named.may_change
 
 
 def make_client_options(http: HttpSettings, io_timeout_s: float, headers: dict[str, str] | None = None) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from alluxio_like import errors
 from alluxio_like.types import Fingerprint, Kind, to_bytes
 from alluxio_like.ufs.api import ListPage, StoreEntry
-from alluxio_like.ufs.cloud import PARTS, Clients, CloudUfs, check_prefix
+from alluxio_like.ufs.cloud import PARTS, Clients, CloudUfs, check_prefix, make_reader
 from alluxio_like.ufs.cloud_errors import convert_gs
 from alluxio_like.ufs.gs_client import AS_STORED, GsSettings, connect
 from alluxio_like.ufs.options import OptionValue
@@ -28,16 +28,23 @@ if TYPE_CHECKING:
 class GsUfs(CloudUfs):
     """`Ufs` on Google Cloud Storage."""
 
-    def __init__(self, settings: GsSettings, prefix: str, *, on_request: Callable[[str], None]) -> None:
-        self._settings = settings
-        super().__init__(settings.http, prefix, on_request=on_request, io_timeout_s=settings.io_timeout_s)
+    def __init__(
+        self, make_settings: Callable[[], GsSettings], prefix: str, *, on_request: Callable[[str], None], may_change: bool
+    ) -> None:
+        """`make_settings` reads the mount's options, with its secrets as they are now."""
+        self._make_settings = make_settings
+        self._settings = settings = make_settings()
+        super().__init__(settings.http, prefix, on_request=on_request, io_timeout_s=settings.io_timeout_s, may_change=may_change)
 
     @classmethod
     def open(
         cls, uri: StoreUri, values: Mapping[str, OptionValue], *, on_request: Callable[[str], None], io_timeout_s: float
     ) -> "GsUfs":
         """The store of a gs:// URI with its parsed options; nothing is asked or read yet."""
-        return cls(GsSettings.make(uri.authority, values, io_timeout_s), uri.prefix, on_request=on_request)
+        read, may_change = make_reader(uri.scheme, values)
+        return cls(
+            lambda: GsSettings.make(uri.authority, read(), io_timeout_s), uri.prefix, on_request=on_request, may_change=may_change
+        )
 
     @property
     def bucket(self) -> str:
@@ -84,6 +91,8 @@ class GsUfs(CloudUfs):
     # -- for CloudUfs ---------------------------------------------------------------------------------------------------------
 
     def _open_clients(self) -> Clients:
+        if self._may_change:
+            self._settings = self._make_settings()
         return connect(self._settings, self._pool)
 
     def _make_condition(self, fingerprint: Fingerprint) -> "GetOptions":

@@ -52,7 +52,7 @@ def open_ufs(
     """
     parsed = parse_uri(uri)
     values = parse_options(parsed.scheme, {**options, **secrets})
-    if parsed.scheme != "s3":  # which looks itself, again and again
+    if parsed.scheme not in {"s3", "gs", "az"}:  # which look themselves, again and again
         named = Secrets({name: str(values[name]) for name in get_secret_names(parsed.scheme) & values.keys()})
         values.update({name: named.get(name) for name in values if name in named})
     try:

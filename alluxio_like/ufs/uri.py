@@ -38,7 +38,9 @@ def parse_uri(uri: str) -> StoreUri:
     """Read a URI. Raises ConfigError with one line that says what is wrong and what would be right."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
-        raise errors.ConfigError("not a store's URI: it looks like s3://bucket/prefix or file:///directory", subject=uri)
+        raise errors.ConfigError(
+            "not a store's URI: it looks like s3://bucket/prefix, gs://bucket, az://container or file:///directory", subject=uri
+        )
     describe_options(scheme)
     if scheme == "file":
         return _parse_file(uri, rest)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -373,6 +374,21 @@ def open_whole(server: GsServer | AzServer, bucket: str) -> WritableUfs:
     return get_writable(open_ufs(uri, public, secrets=secret, on_request=lambda _op: None, io_timeout_s=10))
 
 
+async def test_kept_versions_are_read_on(gs_server: GsServer) -> None:
+    """On a bucket that keeps versions what was replaced is still there, under its generation."""
+    name = gs_server.make_bucket(keeps_versions=True)
+    gs_server.put(name, "k", b"first")
+    ufs = open_whole(gs_server, name)
+    first = (await ufs.stat("k")).fingerprint
+    gs_server.put(name, "k", b"other")
+    second = (await ufs.stat("k")).fingerprint
+    assert first is not None and second is not None and first != second
+    for fingerprint, data in [(first, b"first"), (second, b"other")]:
+        assert b"".join([bytes(chunk) async for chunk in ufs.read("k", fingerprint, 0, 5)]) == data
+    assert [entry.fingerprint for entry in (await ufs.list_page("")).entries] == [second]
+    await ufs.close()
+
+
 async def test_more_parts_than_one_request_takes(gs_server: GsServer, gs_bucket: str) -> None:
     """Google composes 32 at once; more in two steps."""
     ufs = open_whole(gs_server, gs_bucket)
@@ -495,6 +511,25 @@ async def test_wrong_credentials(cloud: Cloud, proxy: FaultProxy) -> None:
     else:
         proxy.set_rules({"op": "LIST", **make_reason(401, "authError")})
         await check(cloud.open(), errors.StoreDenied, "not valid, or have expired")
+
+
+async def test_credentials_replaced_in_their_file(cloud: Cloud, tmp_path: Path) -> None:
+    if not isinstance(cloud.server, AzServer):
+        pytest.skip("the server takes any token")
+    file = tmp_path / "key"
+    file.write_text(AZ_KEY.replace("Eby8", "Aaaa"))
+    ufs = cloud.open(account_key=f"file:{file}", timeout_s="0.2")
+    with pytest.raises(errors.StoreDenied):
+        await ufs.list_page("")
+    file.write_text(AZ_KEY)
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                assert len((await ufs.list_page("")).entries) == 2
+                break
+            except errors.StoreDenied:
+                await asyncio.sleep(0.05)
+    await ufs.close()
 
 
 async def test_a_store_that_comes_back(cloud: Cloud) -> None:

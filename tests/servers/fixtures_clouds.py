@@ -54,11 +54,12 @@ class GsServer:
             )
         return self._client
 
-    def make_bucket(self) -> str:
+    def make_bucket(self, *, keeps_versions: bool = False) -> str:
         """A new bucket; its name."""
-        name = f"bucket-{os.getpid()}-{next(self._numbers)}"
-        self.client.create_bucket(name)
-        return name
+        bucket = self.client.bucket(f"bucket-{os.getpid()}-{next(self._numbers)}")
+        bucket.versioning_enabled = keeps_versions
+        self.client.create_bucket(bucket)
+        return str(bucket.name)
 
     def get_bucket(self, name: str) -> "Bucket":
         """Google's handle of a bucket."""

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -9,13 +10,14 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from alluxio_like import errors
-from alluxio_like.types import Kind
+from alluxio_like.types import Fingerprint, Kind
 from alluxio_like.ufs.az_client import AzSettings, sign_by_key
 from alluxio_like.ufs.az_listing import has_astral, is_ordered, parse_page
 from alluxio_like.ufs.cloud import TokenSource
@@ -208,11 +210,17 @@ class Answers(BaseHTTPRequestHandler):
         self.reply(200, b'{"access_token": "fetched-token", "expires_in": 3600, "token_type": "Bearer"}')
 
     def do_GET(self) -> None:
+        self.server.headers.append(self.headers)  # type: ignore[attr-defined]
+        if "generation=" in self.path:
+            self.reply(206, b"bytes", **{"Content-Range": "bytes 0-4/5", "x-goog-generation": "7", "ETag": '"1"'})
+            return
         right = self.headers.get("Authorization") == "Bearer fetched-token"
         self.reply(200 if right else 401, self.server.listing if right else b"")  # type: ignore[attr-defined]
 
-    def reply(self, status: int, body: bytes) -> None:
+    def reply(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
+        for name, text in {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT", **headers}.items():
+            self.send_header(name, text)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -225,7 +233,7 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def answers() -> Iterator[Any]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        server.asked = []  # type: ignore[attr-defined]
+        server.asked, server.headers = [], []  # type: ignore[attr-defined]
         server.listing = b"{}"  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -248,6 +256,45 @@ async def test_a_service_account_signs_in(answers: Any) -> None:
     assert len(answers.asked) == 1 and "jwt-bearer" in answers.asked[0]
     assert "PRIVATE KEY" not in f"{ufs!r} {vars(ufs)!r}"
     await ufs.close()
+
+
+async def test_who_pays_is_said_with_every_request(answers: Any) -> None:
+    endpoint = f"http://127.0.0.1:{answers.server_port}"
+    ufs = open_store("gs://bucket", access_token="fetched-token", user_project="payer", endpoint=endpoint)
+    await ufs.list_page("")
+    assert [bytes(chunk) async for chunk in ufs.read("k", Fingerprint("7", 5), 0, 5)] == [b"bytes"]
+    assert [headers["x-goog-user-project"] for headers in answers.headers] == ["payer", "payer"]
+    assert [headers["Accept-Encoding"] for headers in answers.headers] == ["identity", "gzip"]
+    await ufs.close()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1, its key beside it."""
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    make += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
+    subprocess.run([*make, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True, timeout=30)
+    return certificate
+
+
+async def test_tls_with_an_authority_of_its_own(answers: Any, certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("tls.key"))
+    answers.socket = context.wrap_socket(answers.socket, server_side=True)
+    options = {"access_token": "fetched-token", "endpoint": f"https://127.0.0.1:{answers.server_port}"}
+    for trust in ({"ca_file": str(certificate)}, {"verify": "false"}):
+        counted: list[str] = []
+        ufs = open_ufs("gs://bucket", {**options, **trust}, secrets={}, on_request=counted.append, io_timeout_s=5)
+        await ufs.check()
+        assert [bytes(chunk) async for chunk in ufs.read("k", Fingerprint("7", 5), 0, 5)] == [b"bytes"]
+        assert counted == ["LIST", "GET"], "obstore failed and plain HTTP stood in for it"
+        await ufs.close()
+    for options_too, words in [({}, "ca_file"), ({"ca_file": "/nonexistent"}, "ca_file: cannot be read")]:
+        ufs = open_store("gs://bucket", **options, **options_too)
+        with pytest.raises(errors.AlluxioLikeError, match=words):
+            await ufs.check()
+        await ufs.close()
 
 
 async def test_a_service_principal_signs_in(answers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
