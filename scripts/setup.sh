@@ -3,8 +3,8 @@
 # requirements.lock, checked by their hashes. Idempotent; a run that finds nothing to do takes a fraction of a second.
 #
 #   scripts/setup.sh            what it takes to run and to check
-#   scripts/setup.sh --servers  also the servers that the tests and the demo start (Ceph, PostgreSQL; for GCS and Azure what stands for them), and
-#                               what the tests read and format with
+#   scripts/setup.sh --servers  also the servers that the tests and the demo start (Ceph, PostgreSQL; HDFS, with Java; for GCS and
+#                               Azure what stands for them), and what the tests read and format with
 #   scripts/setup.sh --bench    also what the benchmarks hold us against
 #   PYTHON=/path/to/python3     the interpreter, 3.11 or newer      [the one before, else /usr/bin/python3, else python3]
 set -euo pipefail
@@ -73,8 +73,12 @@ fi
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$python is $version; 3.11 or newer is needed: PYTHON=/path/to/python3"
 stamp="$python $version $(cat requirements.lock pyproject.toml scripts/setup.sh | sha256sum | cut -d' ' -f1) $PWD"
-# What tests and demo start of npm's and Go's: kept outside of the checkout, so that it is made once for all of them.
-servers() { [ "$1" != --servers ] || .venv/bin/python tests/servers/clouds.py install || die "the servers for GCS and Azure are missing"; }
+# What the tests start of Maven's, npm's and Go's: kept outside of the checkout, so that it is made once for all of them.
+servers() {
+    [ "$1" = --servers ] || return 0
+    .venv/bin/python tests/servers/hdfs.py install || die "the server for HDFS is missing"
+    .venv/bin/python tests/servers/clouds.py install || die "the servers for GCS and Azure are missing"
+}
 if [ -f .venv/.setup-stamp ] && [ "$(cat .venv/.setup-stamp)" = "$stamp" ]; then
     servers "${1:-}"
     exit 0

@@ -72,6 +72,10 @@ def open_ufs(
             from alluxio_like.ufs.cephfs import CephUfs
 
             return CephUfs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
+        if parsed.scheme == "hdfs":
+            from alluxio_like.ufs.hdfs_writing import WritableHdfsUfs
+
+            return WritableHdfsUfs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)
         from alluxio_like.ufs.file import FileUfs
 
         return FileUfs.open(parsed, values, on_request=on_request, io_timeout_s=io_timeout_s)

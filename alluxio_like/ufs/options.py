@@ -140,6 +140,22 @@ _AZ = (
     *_CONNECTION,
 )
 
+_HDFS = (
+    Option("namenodes", "text", "HOST:PORT of each NameNode, separated by commas, of the nameservice that the URI names"),
+    Option("config_dir", "text", "directory with core-site.xml and hdfs-site.xml", default="HADOOP_CONF_DIR, where that is set"),
+    Option("user", "text", "user to act as, without Kerberos", default="HADOOP_USER_NAME, else the process's own"),
+    Option("principal", "text", "Kerberos principal to act as", default="where config_dir asks for Kerberos: the ticket cache's"),
+    Option("keytab", "text", "file with the principal's key, at the same path on every machine", default="a ticket from kinit"),
+    Option("ticket_cache", "text", "Kerberos ticket cache, such as FILE:/run/krb5/job", default="KRB5CCNAME"),
+    Option("use_datanode_hostname", "switch", "reach DataNodes by host name, not by the address they report", default="false"),
+    Option(
+        "timeout_s",
+        "number",
+        "longest silence of a DataNode in a read before the next replica is asked",
+        default="a fifth of the I/O timeout",
+    ),
+)
+
 _SOURCES = (
     *("access_key", "profile"),
     *("service_account_file", "service_account_key", "access_token"),
@@ -152,6 +168,7 @@ _BY_SCHEME: dict[str, tuple[Option, ...]] = {
     "cephfs": _CEPHFS + _COMMON,
     "file": _FILE + _COMMON,
     "gs": _GS + _COMMON,
+    "hdfs": _HDFS + _COMMON,
     "s3": _S3 + _COMMON,
 }
 
@@ -242,6 +259,11 @@ def _check_combinations(parsed: Mapping[str, OptionValue]) -> None:
         raise errors.ConfigError("give only one of anonymous, role_arn", subject="role_arn")
     if "client_secret" in parsed and not ("tenant_id" in parsed and "client_id" in parsed):
         raise errors.ConfigError("client_secret needs tenant_id and client_id", subject="client_secret")
+    for name in ("keytab", "ticket_cache"):
+        if name in parsed and "principal" not in parsed:
+            raise errors.ConfigError(f"{name} needs principal", subject=name)
+    if "user" in parsed and "principal" in parsed:
+        raise errors.ConfigError("give only one of user, principal", subject="user")
     sources = [name for name in _SOURCES if name in parsed] + (["anonymous"] if parsed.get("anonymous") else [])
     if len(sources) > 1:
         raise errors.ConfigError(f"give only one of {', '.join(sources)}", subject=sources[0])

@@ -12,15 +12,16 @@ from alluxio_like.ufs.options import describe_options
 _FILE_SYSTEM = re.compile(r"[A-Za-z0-9._-]*")
 _MONITORS = re.compile(r"[A-Za-z0-9.:,\[\]-]+")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_HDFS_AUTHORITY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,254}|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
 class StoreUri:
     """A parsed URI.
 
-    `authority` is the bucket (s3, gs), the container (az), the file system's name or its monitors (cephfs), or empty (file).
-    `prefix` is "" or ends in "/", and has no leading slash: the key prefix of the root, or the directory's absolute path without
-    its leading slash (cephfs, file). It is taken literally, byte for byte.
+    `authority` is the bucket (s3, gs), the container (az), the file system's name or its monitors (cephfs), HOST:PORT or a
+    nameservice (hdfs), or empty (file). `prefix` is "" or ends in "/", and has no leading slash: the key prefix of the root, or
+    the directory's absolute path without its leading slash (cephfs, hdfs, file). It is taken literally, byte for byte.
     """
 
     scheme: str
@@ -44,6 +45,8 @@ def parse_uri(uri: str) -> StoreUri:
     describe_options(scheme)
     if scheme == "file":
         return _parse_file(uri, rest)
+    if scheme == "hdfs":
+        return _parse_hdfs(uri, rest)
     authority, _, path = rest.partition("/")
     if scheme == "cephfs":
         if not (_FILE_SYSTEM.fullmatch(authority) or is_monitors(authority)):
@@ -79,3 +82,14 @@ def _parse_path(uri: str, path: str) -> str:
     if "\0" in path or "." in parts or ".." in parts:
         raise errors.ConfigError("a directory is given by its plain absolute path, without . and ..", subject=repr(uri))
     return "".join(f"{part}/" for part in parts)
+
+
+def _parse_hdfs(uri: str, rest: str) -> StoreUri:
+    authority, _, path = rest.partition("/")
+    if not _HDFS_AUTHORITY.fullmatch(authority):
+        what = "the URI names no NameNode: it looks like hdfs://HOST:8020/path or hdfs://NAMESERVICE/path"
+        raise errors.ConfigError(what, subject=uri)
+    parts = [part for part in path.split("/") if part]
+    if "\0" in path or any(part in {".", ".."} or ":" in part for part in parts):
+        raise errors.ConfigError("HDFS has no paths with . or .. or colons in them", subject=repr(uri))
+    return StoreUri("hdfs", authority, "".join(f"{part}/" for part in parts))

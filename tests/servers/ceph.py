@@ -47,22 +47,22 @@ class CephError(RuntimeError):
 # -- packages ---------------------------------------------------------------------------------------------------------------
 
 
-def get_missing_packages() -> list[str]:
-    """Packages that are not installed."""
-    command = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\\n", *PACKAGES]
+def get_missing_packages(packages: tuple[str, ...] = PACKAGES) -> list[str]:
+    """Those that are not installed."""
+    command = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\\n", *packages]
     known = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-    return [package for package in PACKAGES if f"{package} installed" not in known]
+    return [package for package in packages if f"{package} installed" not in known]
 
 
-def install_packages() -> None:
+def install_packages(packages: tuple[str, ...] = PACKAGES) -> None:
     """Install what is missing, by apt, without letting any daemon start by itself. Raises CephError."""
-    missing = get_missing_packages()
+    missing = get_missing_packages(packages) if packages else []
     if not missing:
         return
     sudo = [] if os.geteuid() == 0 else ["sudo"]
     if sudo and shutil.which("sudo") is None:
         raise CephError(f"not installed, and neither root nor sudo to do it: {' '.join(missing)}")
-    print(f"ceph: installing {' '.join(missing)}", file=sys.stderr)  # noqa: T201
+    print(f"servers: installing {' '.join(missing)}", file=sys.stderr)  # noqa: T201
     apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=300", "-q"]
     with _no_autostart(sudo):
         if not any(Path("/var/lib/apt/lists").glob("*Packages*")):
