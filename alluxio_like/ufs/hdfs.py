@@ -98,6 +98,8 @@ class HdfsUfs:
         now_ms = time.time_ns() // 1_000_000
         # Asked first, as this call can be given up, and a listing's thread cannot.
         if not (await self._get_status(path, prefix)).isdir:
+            if not prefix:
+                raise errors.StoreMissing("not a directory", subject=f"{self._address}{path}")
             raise errors.NotFound("not a directory", subject=prefix)
 
         def look(client: "Client") -> tuple[Listing, tuple[StoreEntry, ...], bool]:

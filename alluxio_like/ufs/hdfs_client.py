@@ -147,6 +147,7 @@ class HdfsLink:
         self._clients: Clients | None = None
         self._connecting: asyncio.Task[Clients] | None = None
         self._user_claimed = False
+        self._is_closed = False
 
     async def call(self, ask: Callable[[AsyncClient], Awaitable[T]], subject: str) -> T:
         """What the NameNode answers to `ask`."""
@@ -191,6 +192,7 @@ class HdfsLink:
 
     async def close(self) -> None:
         """Calls under way are not waited for."""
+        self._is_closed = True
         if self._connecting is not None:
             self._connecting.cancel()
         if self._clients is not None:
@@ -222,6 +224,8 @@ class HdfsLink:
         """Made by the first call; callers share the attempt, and a failed one is made again by the next."""
         if self._clients is not None:
             return self._clients
+        if self._is_closed:
+            raise errors.StoreUnavailable("the store is closed", subject=self._settings.address)
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect())
             self._connecting.add_done_callback(self._finish_connecting)

@@ -9,6 +9,7 @@ from alluxio_like import errors
 from alluxio_like.types import to_bytes, to_str
 
 _OURS = re.compile(r"\..*\.alluxio-like\.[0-9a-f]{32}", re.DOTALL)
+_TOKEN = re.compile(r"[0-9a-f]{32}")
 MAX_NAME_BYTES = 255
 
 
@@ -32,6 +33,8 @@ def is_ours(name: str) -> bool:
 
 def make_temporary(path: str, token: str) -> str:
     """The path of the temporary of a write to `path`, in the same directory: encryption, erasure coding and quotas go by that."""
+    if not _TOKEN.fullmatch(token):
+        raise errors.InvalidArgument("a token is 32 hex digits", subject=token)
     parent, _, name = path.rpartition("/")
     rest = f".alluxio-like.{token}"
     kept = to_bytes(name)[: MAX_NAME_BYTES - 1 - len(rest)]

@@ -171,7 +171,6 @@ class WritableHdfsUfs(HdfsUfs):
     async def list_uploads(self, prefix: str) -> Sequence[Upload]:
         """Walks the directory that `prefix` begins in, with all below: choose it narrow."""
         directory = prefix.rpartition("/")[0]
-        top = make_path(self._prefix, directory) if directory else "/" + self._prefix.rstrip("/")
         self._on_request("LIST")
         found: dict[str, Upload] = {}
         skip = len(self._prefix) + 1
@@ -184,8 +183,8 @@ class WritableHdfsUfs(HdfsUfs):
             elif inside := _CONTENT.fullmatch(status.path, skip):
                 found[status.path[: inside.end(1)]] = Upload(inside[2] + inside[4], inside[3], begun_ns)
 
-        with suppress(errors.NotFound):
-            await self._walk(top, add)
+        with suppress(errors.NotFound, errors.NotADirectory):
+            await self._walk(make_path(self._prefix, directory) if directory else "/" + self._prefix.rstrip("/"), add)
         return [upload for upload in found.values() if upload.key.startswith(prefix)]
 
     # -- removal, renames, directories ------------------------------------------------------------------------------------------

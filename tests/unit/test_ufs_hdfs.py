@@ -112,6 +112,12 @@ def test_temporaries_fit_and_are_known() -> None:
         assert make_temporary(f"/d/{made[1:-46]}", TOKEN).rpartition("/")[2] == made
 
 
+def test_a_token_cannot_lead_elsewhere() -> None:
+    for token in ("", "x", "../" * 10 + "ab", TOKEN.upper() + "x"):
+        with pytest.raises(errors.InvalidArgument):
+            make_temporary("/d/name", token)
+
+
 # -- errors -----------------------------------------------------------------------------------------------------------------
 
 
