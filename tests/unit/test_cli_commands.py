@@ -103,7 +103,7 @@ def test_help_loads_no_grpc() -> None:
         ("cache", ("status", "/x", "--master", "nonsense"), 2, "is not host:port"),
         ("main", ("up",), 2, "alluxio-like up s3://bucket/prefix /mnt/data"),
         ("main", ("up", "s3://bucket"), 2, "where to?"),
-        ("main", ("up", "hdfss://bucket", "/mnt"), 2, "there are file://, s3://"),
+        ("main", ("up", "hdfss://bucket", "/mnt"), 2, "unknown store hdfss://; there are az://"),
         ("main", ("up", "s3://bucket", "/mnt", "-o", "endpont=x"), 2, "did you mean endpoint?"),
         ("main", ("mount", "/x", "s3://b", "-o", "endpoint"), 2, "write -o KEY=VALUE"),
         ("main", ("worker",), 2, "'home' is not set: give --home"),
