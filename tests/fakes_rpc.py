@@ -24,6 +24,7 @@ from alluxio_like.rpc.messages import (
     MountInfo,
     MountSpec,
     Priority,
+    SyncInterval,
     Touched,
 )
 from alluxio_like.rpc.server import RpcServer, create_server
@@ -135,6 +136,12 @@ class FakeMaster:
 
     async def list_mounts(self) -> list[MountInfo]:
         return []
+
+    async def set_sync_interval(self, operation_id: str, path: str, interval_s: float) -> SyncInterval:
+        return SyncInterval(interval_s, path)
+
+    async def get_sync_interval(self, path: str) -> SyncInterval:
+        return SyncInterval(1.0, "")
 
     async def get_mount_secrets(self, mount_id: MountId) -> Any:
         from alluxio_like.rpc.messages import MountSecrets

@@ -23,7 +23,7 @@ from alluxio_like.types import Entry, Kind
 if TYPE_CHECKING:
     from alluxio_like.client import Client
 
-fs = make_app("Look at the namespace: ls, stat, cat, get, du, locate, checksum, sync.")
+fs = make_app("Look at the namespace: ls, stat, cat, get, du, locate, checksum, sync, sync-interval.")
 
 PathArgument = Annotated[str, typer.Argument(help="A path of the namespace, a path below a mount, or a store's URI.")]
 OptionsOption = Annotated[
@@ -222,13 +222,19 @@ def mounts(master: MasterOption = "", as_json: JsonOption = False) -> None:
     run_async(run())
 
 
+def show_interval(seconds: float) -> str:
+    """A sync interval as a person reads it."""
+    return "never" if seconds < 0 else "always" if seconds < 0.01 else show_seconds(seconds)
+
+
 def print_mounts(found: Any) -> None:
     """Mounts as a table."""
     rows = []
     for m in found:
-        sync = "never" if m.sync_interval_s < 0 else show_seconds(m.sync_interval_s) if m.sync_interval_s else "default"
+        sync = show_interval(m.sync_interval_s) if m.sync_interval_s else "default"
         options = ",".join(f"{key}={value}" for key, value in sorted(m.options.items()))
         rows.append([show_name(m.path), m.uri, "ro" if m.read_only else "rw", sync, options or "-"])
+        rows += [[show_name(path), "", "", show_interval(s), ""] for path, s in sorted(m.sync_paths.items())]
     print_table(["PATH", "STORE", "MODE", "SYNC", "OPTIONS"], rows, left=(0, 1, 2, 4))
     for m in found:
         if m.trouble:
@@ -239,6 +245,7 @@ def print_mounts(found: Any) -> None:
 def fs_ls(
     path: PathArgument = "/",
     long: Annotated[bool, typer.Option("-l", help="Mode, owner, size and time too.")] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="Ask the store first, whatever the sync interval says.")] = False,
     master: MasterOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -248,11 +255,15 @@ def fs_ls(
     Examples:
       alluxio-like fs ls /data
       alluxio-like fs ls -l s3://bucket/prefix
+      alluxio-like fs ls --sync /data/new
     """
 
     async def run() -> None:
         async with open_client(master, path) as client:
-            entry = await client.get_path(await to_known_path(client, path))
+            known_path = await to_known_path(client, path)
+            if sync:
+                await client.sync_path(known_path)
+            entry = await client.get_path(known_path)
             if entry.attr.kind is not Kind.DIRECTORY:
                 _show_entry(entry, long, as_json)
                 return
@@ -382,24 +393,32 @@ def fs_get(
 
 
 @fs.command("du")
-def fs_du(path: PathArgument = "/", master: MasterOption = "", as_json: JsonOption = False) -> None:
+def fs_du(
+    path: PathArgument = "/",
+    sync: Annotated[bool, typer.Option("--sync", help="List all of it first, whatever is known.")] = False,
+    master: MasterOption = "",
+    as_json: JsonOption = False,
+) -> None:
     """Files and bytes known below a path, and how much of it is cached.
 
     \b
     Example:
-      alluxio-like fs du /data/train
+      alluxio-like fs du --sync /data/train
     """
 
     async def run() -> None:
         async with open_client(master, path) as client:
-            found = await client.get_cache_status(await to_known_path(client, path))
+            known_path = await to_known_path(client, path)
+            if sync:
+                await client.sync_path(known_path, recursive=True)
+            found = await client.get_cache_status(known_path)
         if as_json:
             print_json(found)
             return
         part = show_percent(found.cached_bytes, found.known_bytes)
         print(
             f"{found.files:,} files, {show_size(found.known_bytes)}, {part} cached"
-            + ("" if found.complete else "; not all of it is listed yet")
+            + ("" if found.complete else "; not all of it is listed yet (fs du --sync lists it)")
         )
 
     run_async(run())
@@ -492,6 +511,43 @@ def fs_sync(
             print_json(found)
             return
         print(f"{found.directories:,} directories: {found.added:,} added, {found.removed:,} removed, {found.replaced:,} replaced")
+
+    run_async(run())
+
+
+@fs.command("sync-interval")
+def fs_sync_interval(
+    path: PathArgument,
+    interval: Annotated[
+        str, typer.Argument(metavar="[TIME]", help="30s, 5m, 0 (ask each time), never, or default (as above it).")
+    ] = "",
+    master: MasterOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """How long the store's listings of a directory, and of all below it, are believed; with TIME set it.
+
+    It holds below the directory down to where another one is set, and goes before the mount's.
+
+    \b
+    Examples:
+      alluxio-like fs sync-interval /data/incoming 10s
+      alluxio-like fs sync-interval /data/archive never
+      alluxio-like fs sync-interval /data/incoming
+    """
+
+    async def run() -> None:
+        seconds = parse_sync_interval("" if interval == "default" else interval)
+        async with open_client(master, path) as client:
+            known_path = await to_known_path(client, path)
+            if interval:
+                found = await client.set_sync_interval(known_path, seconds)
+            else:
+                found = await client.get_sync_interval(known_path)
+        if as_json:
+            print_json(found)
+            return
+        where = f"set at {show_name(found.set_at)}" if found.set_at else "the default"
+        print(f"{show_interval(found.interval_s)} ({where})")
 
     run_async(run())
 

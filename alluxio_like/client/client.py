@@ -47,6 +47,7 @@ from alluxio_like.rpc.messages import (
     MountSpec,
     ProblemPage,
     Report,
+    SyncInterval,
     SyncResult,
 )
 from alluxio_like.types import Cluster, Entry, FileId, FileRef, InodeId, JobId, Kind, Recall
@@ -408,6 +409,15 @@ class Client:
 
     async def list_mounts(self) -> list[MountInfo]:
         return await self._master.list_mounts()
+
+    async def set_sync_interval(self, path: str, interval_s: float) -> SyncInterval:
+        """How long listings of a directory and of all below it are believed; 0: as above it, negative: for ever."""
+        found = await self._master.set_sync_interval(path, interval_s)
+        self._names.clear()
+        return found
+
+    async def get_sync_interval(self, path: str) -> SyncInterval:
+        return await self._master.get_sync_interval(path)
 
     # the cluster and its caches
 

@@ -27,6 +27,7 @@ from alluxio_like.rpc.messages import (
     MountSpec,
     ProblemPage,
     Report,
+    SyncInterval,
     SyncResult,
 )
 from alluxio_like.types import Cluster, Entry, InodeId, JobId, Kind
@@ -151,6 +152,12 @@ class SyncClient:
 
     def list_mounts(self) -> list[MountInfo]:
         return self._holder.run(lambda client: client.list_mounts())
+
+    def set_sync_interval(self, path: str, interval_s: float) -> SyncInterval:
+        return self._holder.run(lambda client: client.set_sync_interval(path, interval_s))
+
+    def get_sync_interval(self, path: str) -> SyncInterval:
+        return self._holder.run(lambda client: client.get_sync_interval(path))
 
     # the cluster and its caches
 

@@ -137,7 +137,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         add_master_services(
             server.grpc_server,
             namespace=NamespaceService(meta, lister, surveyor, registry, clock=clock),
-            mounts=MountsService(mounts),
+            mounts=MountsService(mounts, lister),
             workers=workers,
             cache=CacheService(meta, lister, mounts, registry, pool, jobs, coherence, clock=clock, version=version),
         )

@@ -327,7 +327,7 @@ class Lister:
         return self._get_left_s(state) > 0
 
     def _get_left_s(self, state: DirState) -> float:
-        interval = self._mounts.get_sync_interval_s(state.mount_id)
+        interval = self._mounts.get_sync_interval_s(state.mount_id, state.directory)
         if state.untrusted:
             interval = min(interval, YOUNG_S)
         age_s = (self._clock.now_ns() - state.listed_ns) / 1e9
@@ -369,7 +369,7 @@ class Lister:
         if state.mount_id == NO_MOUNT:
             return MAX_LEASED_S
         if flight is not None and not (flight.done and flight.error is None):
-            interval = self._mounts.get_sync_interval_s(state.mount_id)
+            interval = self._mounts.get_sync_interval_s(state.mount_id, state.directory)
             age_s = max(0.0, (self._clock.now_ns() - flight.started_ns) / 1e9)
             return min(MAX_LEASED_S, (min(interval, YOUNG_S) if state.untrusted else interval) - age_s)
         return min(MAX_LEASED_S, self._get_left_s(state)) if state.complete else 0.0
@@ -378,7 +378,9 @@ class Lister:
         if state.mount_id == NO_MOUNT:
             return SHORT_VALID_S
         left = self._get_left_s(state)
-        return min(left, MAX_VALID_S) if left > 0 else min(SHORT_VALID_S, self._mounts.get_sync_interval_s(state.mount_id))
+        if left > 0:
+            return min(left, MAX_VALID_S)
+        return min(SHORT_VALID_S, self._mounts.get_sync_interval_s(state.mount_id, state.directory))
 
     # -- flights -------------------------------------------------------------------------------------------------------
 

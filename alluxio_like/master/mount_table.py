@@ -24,13 +24,13 @@ from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.core import mounts as core
-from alluxio_like.master.core import operations
-from alluxio_like.master.core.model import MountRecord
-from alluxio_like.master.core.paths import split_path
+from alluxio_like.master.core import namespace, operations
+from alluxio_like.master.core.model import NO_MOUNT, MountRecord
+from alluxio_like.master.core.paths import show_name, split_path
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.metrics import Metrics
-from alluxio_like.rpc.messages import MountInfo, MountSecrets, MountSpec
-from alluxio_like.types import EVERYWHERE, InodeId, MountId, Recall
+from alluxio_like.rpc.messages import MountInfo, MountSecrets, MountSpec, SyncInterval
+from alluxio_like.types import EVERYWHERE, InodeId, Kind, MountId, Recall, to_bytes, to_str
 from alluxio_like.ufs.api import Ufs
 from alluxio_like.ufs.open import change_options, get_secret_names, parse_uri, split_secrets
 
@@ -168,12 +168,15 @@ class MountTable:
         self._open: dict[MountId, Ufs] = {}
         self._troubles: dict[MountId, dict[InodeId | None, _Trouble]] = {}
         """By directory; None: what concerns the whole store."""
+        self._intervals: dict[MountId, dict[str, float]] = {}
+        """Of mounts where directories have intervals of their own, those, by their prefixes."""
         self._retired: list[Ufs] = []
 
     def restore(self) -> None:
         """Take up the stored mounts; no store is asked."""
         with self._meta.read() as txn:
             self._records = {record.mount_id: record for record in core.list_mounts(txn)}
+            self._intervals = {m: found for m in self._records if (found := core.list_intervals(txn, m))}
         self._secrets.keep_only(set(self._records))
 
     def take_up(self) -> None:
@@ -204,11 +207,55 @@ class MountTable:
             raise errors.NotFound("no such mount", subject=str(mount_id))
         return record
 
-    def get_sync_interval_s(self, mount_id: MountId) -> float:
-        """How long a listing is believed; infinity for never to be asked again."""
-        record = self._records.get(mount_id)
-        interval = self._default_interval_s if record is None or record.sync_interval_s is None else record.sync_interval_s
+    def get_sync_interval_s(self, mount_id: MountId, directory: InodeId) -> float:
+        """How long a directory's listing is believed; infinity for never to be asked again."""
+        interval = self._find_interval(mount_id, directory).interval_s
         return interval if interval >= 0 else float("inf")
+
+    def _find_interval(self, mount_id: MountId, directory: InodeId) -> SyncInterval:
+        intervals = self._intervals.get(mount_id)
+        record = self._records.get(mount_id)
+        if intervals and record is not None:
+            try:
+                with self._meta.read() as txn:
+                    prefix = namespace.get_key(txn, directory)[1]
+            except errors.NotFound:
+                prefix = ""
+            found = core.find_interval(intervals, prefix)
+            if found is not None:
+                return SyncInterval(intervals[found], _make_path(record, found))
+        if record is None or record.sync_interval_s is None:
+            return SyncInterval(self._default_interval_s, "")
+        return SyncInterval(record.sync_interval_s, record.path)
+
+    def describe_sync_interval(self, directory: InodeId) -> SyncInterval:
+        """What holds for a directory, and where it is set. Raises NotFound, and InvalidArgument where nothing is mounted."""
+        return self._find_interval(self._get_place(directory)[0], directory)
+
+    def _get_place(self, directory: InodeId) -> tuple[MountId, str]:
+        with self._meta.read() as txn:
+            mount_id, prefix = namespace.get_key(txn, directory)
+            if mount_id == NO_MOUNT:
+                raise errors.InvalidArgument(
+                    "no store is mounted there: name a mount, or a directory of one; see `alluxio-like mounts`",
+                    subject=namespace.get_path(txn, directory),
+                )
+        return mount_id, prefix
+
+    async def set_sync_interval(self, directory: InodeId, seconds: float | None) -> SyncInterval:
+        """Set a directory's sync interval (None: what holds above it; negative: never). Raises as `describe_sync_interval`."""
+        mount_id, prefix = self._get_place(directory)
+
+        async def commit() -> None:
+            await self._meta.write(lambda txn: core.set_interval(txn, mount_id, prefix, seconds))
+            with self._meta.read() as txn:
+                self._records[mount_id] = core.get_mount(txn, mount_id)
+                self._intervals[mount_id] = core.list_intervals(txn, mount_id)
+            # Answers hold as long as the interval was when they were given.
+            self._tell([Recall(EVERYWHERE, all_names=True)])
+
+        await run_to_end(commit())
+        return self.describe_sync_interval(directory)
 
     def note_failure(self, mount_id: MountId, directory: InodeId, error: errors.AlluxioLikeError) -> None:
         """A listing failed: for a while (longer each time) the store is left alone by those who can do without it.
@@ -384,6 +431,7 @@ class MountTable:
         )
         mount_id = MountId(int(raw))
         self._records.pop(mount_id, None)
+        self._intervals.pop(mount_id, None)
         self._troubles.pop(mount_id, None)
         with self._meta.read() as txn:
             recalls += core.list_recalls(txn, path)
@@ -429,6 +477,7 @@ class MountTable:
             gid=record.gid,
             created_ns=record.created_ns,
             trouble=self._describe_trouble(record.mount_id),
+            sync_paths={_make_path(record, prefix): s for prefix, s in self._intervals.get(record.mount_id, {}).items()},
         )
 
     def _describe_trouble(self, mount_id: MountId) -> str:
@@ -441,3 +490,9 @@ class MountTable:
             await store.close()
         self._open.clear()
         self._retired.clear()
+
+
+def _make_path(record: MountRecord, prefix: str) -> str:
+    """The namespace's path of a prefix of a mount's store."""
+    shown = (to_str(show_name(to_bytes(name), Kind.DIRECTORY, shadowed=False)) for name in prefix[:-1].split("/"))
+    return record.path.rstrip("/") + "/" + "/".join(shown)

@@ -9,13 +9,23 @@ from collections.abc import Sequence
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.master.core import namespace
+from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.listing import Answer, Lister
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.master.surveying import Survey, Surveyor
 from alluxio_like.master.workers import WorkerRegistry
 from alluxio_like.rpc.context import get_lease
-from alluxio_like.rpc.messages import DirPage, FsTotals, LookupResult, MountInfo, MountSecrets, MountSpec, SyncResult
+from alluxio_like.rpc.messages import (
+    DirPage,
+    FsTotals,
+    LookupResult,
+    MountInfo,
+    MountSecrets,
+    MountSpec,
+    SyncInterval,
+    SyncResult,
+)
 from alluxio_like.types import InodeId, Kind, MountId
 
 DEFAULT_PAGE = 1000
@@ -66,20 +76,31 @@ class NamespaceService:
             if entry.attr.kind is not Kind.DIRECTORY:
                 path = namespace.get_path(txn, inode).rpartition("/")[0] or "/"
                 inode = namespace.resolve(txn, path).entry.attr.inode
-        if not recursive:
-            flight = await self._lister.refresh(inode, now_ns)
-            return (
-                SyncResult(flight.directories, flight.added, flight.removed, flight.replaced)
-                if flight
-                else SyncResult(0, 0, 0, 0)
-            )
         survey = self._surveyor.begin(now_ns, strict=True)
         try:
-            await self._sync_below(inode, survey)
+            if recursive:
+                await self._sync_below(inode, survey)
+            else:
+                await survey.bring(inode)
+            if (parent := self._lookup_doubtful(inode)) is not None:
+                await survey.bring(parent)
         finally:
             await survey.close()
         total = survey.total
         return SyncResult(total.directories, total.added, total.removed, total.replaced)
+
+    def _lookup_doubtful(self, directory: InodeId) -> InodeId | None:
+        """Where to look whether a directory that turned out empty is there at all: in a store without directories of its own, its
+        listing alone does not tell."""
+        with self._meta.read() as txn:
+            try:
+                state = namespace.get_dir_state(txn, directory)
+                parent = namespace.lookup_parent(txn, directory)
+                if state.files or state.directories or parent is None or parent == directory:
+                    return None
+                return parent if namespace.get_dir_state(txn, parent).mount_id == state.mount_id != NO_MOUNT else None
+            except errors.NotFound:
+                return None
 
     async def _sync_below(self, top: InodeId, survey: Survey) -> None:
         """A directory and all below it, a few at a time, the deepest first, else in their order: what waits is one page of each
@@ -143,8 +164,9 @@ def get_totals(meta: MetaStore, registry: WorkerRegistry) -> FsTotals:
 class MountsService:
     """MountsHandler of rpc.master_servicer."""
 
-    def __init__(self, mounts: MountTable) -> None:
+    def __init__(self, mounts: MountTable, lister: Lister) -> None:
         self._mounts = mounts
+        self._lister = lister
 
     async def mount(self, operation_id: str, spec: MountSpec) -> MountInfo:
         return await self._mounts.mount(operation_id, spec)
@@ -154,6 +176,21 @@ class MountsService:
 
     async def list_mounts(self) -> list[MountInfo]:
         return self._mounts.list_mounts()
+
+    async def set_sync_interval(self, operation_id: str, path: str, interval_s: float) -> SyncInterval:
+        # Idempotent by itself.
+        return await self._mounts.set_sync_interval(await self._get_directory(path), interval_s or None)
+
+    async def get_sync_interval(self, path: str) -> SyncInterval:
+        return self._mounts.describe_sync_interval(await self._get_directory(path))
+
+    async def _get_directory(self, path: str) -> InodeId:
+        entry = (await self._lister.resolve_path(path)).entry
+        if entry is None:
+            raise errors.NotFound("no such directory: see `alluxio-like fs ls` of the one above it", subject=path)
+        if entry.attr.kind is not Kind.DIRECTORY:
+            raise errors.NotADirectory("only directories are listed: name the one that the file is in", subject=path)
+        return entry.attr.inode
 
     async def get_mount_secrets(self, mount_id: MountId) -> MountSecrets:
         return self._mounts.get_mount_secrets(mount_id)

@@ -17,6 +17,7 @@ _PROTECTED_METHODS = frozenset(
     for name in (
         "Mounts/Mount",
         "Mounts/Unmount",
+        "Mounts/SetSyncInterval",
         "Mounts/GetMountSecrets",
         "Workers/Register",
         "Workers/ReportBlocks",

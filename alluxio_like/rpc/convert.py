@@ -299,6 +299,7 @@ def mount_info(value: MountInfo) -> master_pb2.MountInfo:
         gid=value.gid,
         created_ns=value.created_ns,
         trouble=value.trouble,
+        sync_paths=[master_pb2.PathInterval(path=to_bytes(path), interval_s=s) for path, s in sorted(value.sync_paths.items())],
     )
 
 
@@ -314,6 +315,7 @@ def to_mount_info(message: master_pb2.MountInfo) -> MountInfo:
         gid=message.gid,
         created_ns=message.created_ns,
         trouble=message.trouble,
+        sync_paths={to_str(one.path): one.interval_s for one in message.sync_paths},
     )
 
 

@@ -30,11 +30,12 @@ from alluxio_like.rpc.messages import (
     ProblemPage,
     RegisterResult,
     Report,
+    SyncInterval,
     SyncResult,
 )
 from alluxio_like.rpc.streams import closing
 from alluxio_like.rpc.v1 import common_pb2, master_pb2, master_pb2_grpc
-from alluxio_like.types import Cluster, FileId, InodeId, JobId, MountId, Worker, WorkerId, to_str
+from alluxio_like.types import Cluster, FileId, InodeId, JobId, MountId, Worker, WorkerId, to_bytes, to_str
 
 
 class NamespaceHandler(Protocol):
@@ -75,6 +76,12 @@ class MountsHandler(Protocol):
     async def unmount(self, operation_id: str, path: str) -> None: ...
 
     async def list_mounts(self) -> list[MountInfo]: ...
+
+    async def set_sync_interval(self, operation_id: str, path: str, interval_s: float) -> SyncInterval:
+        """0 takes the directory's own setting away; negative: never."""
+        ...
+
+    async def get_sync_interval(self, path: str) -> SyncInterval: ...
 
     async def get_mount_secrets(self, mount_id: MountId) -> MountSecrets:
         """Only callers with the cluster token get here."""
@@ -196,6 +203,14 @@ class _Mounts:
     async def ListMounts(self, request: master_pb2.ListMountsRequest, _: Any) -> master_pb2.ListMountsReply:
         mounts = await self._handler.list_mounts()
         return master_pb2.ListMountsReply(mounts=[convert.mount_info(info) for info in mounts])
+
+    async def SetSyncInterval(self, request: master_pb2.SetSyncIntervalRequest, _: Any) -> master_pb2.SyncIntervalReply:
+        found = await self._handler.set_sync_interval(request.operation_id, to_str(request.path), request.interval_s)
+        return master_pb2.SyncIntervalReply(interval_s=found.interval_s, set_at=to_bytes(found.set_at))
+
+    async def GetSyncInterval(self, request: master_pb2.GetSyncIntervalRequest, _: Any) -> master_pb2.SyncIntervalReply:
+        found = await self._handler.get_sync_interval(to_str(request.path))
+        return master_pb2.SyncIntervalReply(interval_s=found.interval_s, set_at=to_bytes(found.set_at))
 
     async def GetMountSecrets(self, request: master_pb2.GetMountSecretsRequest, _: Any) -> master_pb2.MountSecrets:
         result = await self._handler.get_mount_secrets(MountId(request.mount_id))

@@ -30,10 +30,11 @@ from alluxio_like.rpc.messages import (
     ProblemPage,
     RegisterResult,
     Report,
+    SyncInterval,
     SyncResult,
 )
 from alluxio_like.rpc.v1 import master_pb2, master_pb2_grpc
-from alluxio_like.types import Cluster, FileId, InodeId, JobId, MountId, Worker, WorkerId, to_bytes
+from alluxio_like.types import Cluster, FileId, InodeId, JobId, MountId, Worker, WorkerId, to_bytes, to_str
 
 _PATHS_PER_MESSAGE = 1000
 
@@ -126,6 +127,21 @@ class MasterStub:
         request = master_pb2.ListMountsRequest()
         reply = await self._call("Mounts", "ListMounts", request, timeout_s)
         return [convert.to_mount_info(one) for one in reply.mounts]
+
+    async def set_sync_interval(
+        self, path: str, interval_s: float, *, operation_id: str = "", timeout_s: float | None = None
+    ) -> SyncInterval:
+        """0 takes a directory's own setting away; negative: never."""
+        request = master_pb2.SetSyncIntervalRequest(
+            operation_id=operation_id or make_operation_id(), path=to_bytes(path), interval_s=interval_s
+        )
+        reply = await self._call("Mounts", "SetSyncInterval", request, timeout_s)
+        return SyncInterval(reply.interval_s, to_str(reply.set_at))
+
+    async def get_sync_interval(self, path: str, *, timeout_s: float | None = None) -> SyncInterval:
+        request = master_pb2.GetSyncIntervalRequest(path=to_bytes(path))
+        reply = await self._call("Mounts", "GetSyncInterval", request, timeout_s)
+        return SyncInterval(reply.interval_s, to_str(reply.set_at))
 
     async def get_mount_secrets(self, mount_id: MountId, *, timeout_s: float | None = None) -> MountSecrets:
         request = master_pb2.GetMountSecretsRequest(mount_id=mount_id)

@@ -138,6 +138,17 @@ class MountInfo:
     gid: int
     created_ns: int
     trouble: str = ""
+    sync_paths: Mapping[str, float] = field(default_factory=dict)
+    """Directories below it with an interval of their own, in seconds (negative: never)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncInterval:
+    """How long listings of a directory are believed (seconds; negative: for ever); `set_at` is where that is set, "" the
+    default."""
+
+    interval_s: float
+    set_at: str
 
 
 @dataclass(frozen=True, slots=True)

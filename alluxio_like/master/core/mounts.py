@@ -15,6 +15,9 @@ from alluxio_like.master.core.records import Inode
 from alluxio_like.master.core.tables import Directory, Edit
 from alluxio_like.types import ROOT_INODE, InodeId, Kind, MountId, Recall, to_bytes
 
+MAX_INTERVALS = 1000
+"""Directories of one mount with a sync interval of their own: they are one record. A guess."""
+
 
 def add_mount(
     txn: WriteTransaction,
@@ -80,6 +83,7 @@ def remove_mount(txn: WriteTransaction, path: str, now_ns: int) -> MountRecord:
         _clear_way(edit, directory, parts[:-1], [other.path for other in others])
     edit.finish()
     txn.delete(records.mount_key(mount.mount_id))
+    txn.delete(records.intervals_key(mount.mount_id))
     return mount
 
 
@@ -89,6 +93,45 @@ def get_mount(txn: ReadTransaction, mount_id: MountId) -> MountRecord:
     if data is None:
         raise errors.NotFound("no such mount", subject=str(mount_id))
     return records.unpack_mount(data)
+
+
+def list_intervals(txn: ReadTransaction, mount_id: MountId) -> dict[str, float]:
+    """The sync intervals (seconds; negative: never) of directories of a mount, by their prefixes in the store."""
+    return records.unpack_intervals(txn.get(records.intervals_key(mount_id)))
+
+
+def set_interval(txn: WriteTransaction, mount_id: MountId, prefix: str, seconds: float | None) -> None:
+    """Set a directory's sync interval; the mount's own for its root. None: what holds above it.
+
+    It stays with the prefix, whatever becomes of the directory. Raises NotFound, and InvalidArgument for too many.
+    """
+    mount = get_mount(txn, mount_id)
+    if not prefix:
+        update_mount(txn, mount_id, options=mount.options, sync_interval_s=seconds)
+        return
+    intervals = list_intervals(txn, mount_id)
+    if seconds is None:
+        intervals.pop(prefix, None)
+    else:
+        intervals[prefix] = seconds
+    if len(intervals) > MAX_INTERVALS:
+        raise errors.InvalidArgument(
+            f"a mount has at most {MAX_INTERVALS} directories with an interval of their own: set it above them", subject=prefix
+        )
+    if intervals:
+        txn.put(records.intervals_key(mount_id), records.pack_intervals(intervals))
+    else:
+        txn.delete(records.intervals_key(mount_id))
+
+
+def find_interval(intervals: Mapping[str, float], prefix: str) -> str | None:
+    """Whose setting holds for a directory: the longest prefix of its own that has one."""
+    at = len(prefix)
+    while at > 0:
+        if prefix[:at] in intervals:
+            return prefix[:at]
+        at = prefix.rfind("/", 0, at - 1) + 1
+    return None
 
 
 def list_mounts(txn: ReadTransaction) -> list[MountRecord]:

@@ -10,6 +10,7 @@ Owns the format on disk: its number, keys, and the bytes of values. No decisions
     T table(8) filed-name  what we removed, while a listing that began before may still bring it back
     X time(8) inode(8)     orphans by the time of their removal
     M mount(4)             mount (JSON)
+    V mount(4)             sync intervals of directories below it, by their prefixes (JSON)
     O operation id, P time(8) operation id    results of mutating calls, and when they can go
 
 Other tables of the master begin with lower-case letters. A directory's table is its inode id, but for the root's (tables.py).
@@ -213,6 +214,18 @@ def unpack_orphan_key(key: bytes) -> tuple[int, InodeId]:
 
 def mount_key(mount_id: int) -> bytes:
     return b"M" + _U32.pack(mount_id)
+
+
+def intervals_key(mount_id: int) -> bytes:
+    return b"V" + _U32.pack(mount_id)
+
+
+def pack_intervals(intervals: Mapping[str, float]) -> bytes:
+    return json.dumps(dict(intervals), sort_keys=True, separators=(",", ":")).encode()
+
+
+def unpack_intervals(data: bytes | None) -> dict[str, float]:
+    return {str(prefix): float(seconds) for prefix, seconds in json.loads(data).items()} if data is not None else {}
 
 
 def pack_id(number: int) -> bytes:

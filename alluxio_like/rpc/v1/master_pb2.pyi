@@ -202,7 +202,7 @@ class ListMountsReply(_message.Message):
     def __init__(self, mounts: _Optional[_Iterable[_Union[MountInfo, _Mapping]]] = ...) -> None: ...
 
 class MountInfo(_message.Message):
-    __slots__ = ("mount_id", "path", "uri", "options", "read_only", "sync_interval_s", "uid", "gid", "created_ns", "trouble")
+    __slots__ = ("mount_id", "path", "uri", "options", "read_only", "sync_interval_s", "uid", "gid", "created_ns", "trouble", "sync_paths")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +220,7 @@ class MountInfo(_message.Message):
     GID_FIELD_NUMBER: _ClassVar[int]
     CREATED_NS_FIELD_NUMBER: _ClassVar[int]
     TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    SYNC_PATHS_FIELD_NUMBER: _ClassVar[int]
     mount_id: int
     path: bytes
     uri: str
@@ -230,7 +231,40 @@ class MountInfo(_message.Message):
     gid: int
     created_ns: int
     trouble: str
-    def __init__(self, mount_id: _Optional[int] = ..., path: _Optional[bytes] = ..., uri: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., read_only: _Optional[bool] = ..., sync_interval_s: _Optional[float] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., created_ns: _Optional[int] = ..., trouble: _Optional[str] = ...) -> None: ...
+    sync_paths: _containers.RepeatedCompositeFieldContainer[PathInterval]
+    def __init__(self, mount_id: _Optional[int] = ..., path: _Optional[bytes] = ..., uri: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., read_only: _Optional[bool] = ..., sync_interval_s: _Optional[float] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., created_ns: _Optional[int] = ..., trouble: _Optional[str] = ..., sync_paths: _Optional[_Iterable[_Union[PathInterval, _Mapping]]] = ...) -> None: ...
+
+class PathInterval(_message.Message):
+    __slots__ = ("path", "interval_s")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    interval_s: float
+    def __init__(self, path: _Optional[bytes] = ..., interval_s: _Optional[float] = ...) -> None: ...
+
+class SetSyncIntervalRequest(_message.Message):
+    __slots__ = ("operation_id", "path", "interval_s")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    path: bytes
+    interval_s: float
+    def __init__(self, operation_id: _Optional[str] = ..., path: _Optional[bytes] = ..., interval_s: _Optional[float] = ...) -> None: ...
+
+class GetSyncIntervalRequest(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    def __init__(self, path: _Optional[bytes] = ...) -> None: ...
+
+class SyncIntervalReply(_message.Message):
+    __slots__ = ("interval_s", "set_at")
+    INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    SET_AT_FIELD_NUMBER: _ClassVar[int]
+    interval_s: float
+    set_at: bytes
+    def __init__(self, interval_s: _Optional[float] = ..., set_at: _Optional[bytes] = ...) -> None: ...
 
 class GetMountSecretsRequest(_message.Message):
     __slots__ = ("mount_id",)

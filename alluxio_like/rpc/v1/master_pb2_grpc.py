@@ -391,6 +391,16 @@ class MountsStub:
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ListMountsRequest.SerializeToString,
                 response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ListMountsReply.FromString,
                 _registered_method=True)
+        self.SetSyncInterval = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Mounts/SetSyncInterval',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SetSyncIntervalRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SyncIntervalReply.FromString,
+                _registered_method=True)
+        self.GetSyncInterval = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Mounts/GetSyncInterval',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.GetSyncIntervalRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SyncIntervalReply.FromString,
+                _registered_method=True)
         self.GetMountSecrets = channel.unary_unary(
                 '/alluxio_like.rpc.v1.Mounts/GetMountSecrets',
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.GetMountSecretsRequest.SerializeToString,
@@ -423,6 +433,20 @@ class MountsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetSyncInterval(self, request, context):
+        """How long listings of a directory, and of all below it, are believed. Needs the cluster token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSyncInterval(self, request, context):
+        """How long listings of a directory are believed, and where that is set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetMountSecrets(self, request, context):
         """A mount with its secrets, for workers; needs the cluster token.
         """
@@ -447,6 +471,16 @@ def add_MountsServicer_to_server(servicer, server):
                     servicer.ListMounts,
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ListMountsRequest.FromString,
                     response_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ListMountsReply.SerializeToString,
+            ),
+            'SetSyncInterval': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSyncInterval,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SetSyncIntervalRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SyncIntervalReply.SerializeToString,
+            ),
+            'GetSyncInterval': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSyncInterval,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.GetSyncIntervalRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SyncIntervalReply.SerializeToString,
             ),
             'GetMountSecrets': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMountSecrets,
@@ -536,6 +570,60 @@ class Mounts:
             '/alluxio_like.rpc.v1.Mounts/ListMounts',
             alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ListMountsRequest.SerializeToString,
             alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ListMountsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSyncInterval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Mounts/SetSyncInterval',
+            alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SetSyncIntervalRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SyncIntervalReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSyncInterval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Mounts/GetSyncInterval',
+            alluxio__like_dot_rpc_dot_v1_dot_master__pb2.GetSyncIntervalRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SyncIntervalReply.FromString,
             options,
             channel_credentials,
             insecure,
