@@ -165,7 +165,7 @@ class Client:
         return None if record is None else (record.entry, record.parent)
 
     def list_known_names(self, directory: InodeId, limit: int) -> list[bytes] | None:
-        """The names of a directory that are remembered, however old; None: more than `limit`."""
+        """The names of a directory that were ever answered, there or not; None: more than `limit`, or not all are remembered."""
         return self._names.list_names(directory, limit)
 
     async def lookup_path(self, path: str, *, sync: bool = False) -> LookupResult:

@@ -74,14 +74,15 @@ _NO_CHANGES: set[bytes] = set()
 
 class _Directory:
     """`stamp`: of what is covered now; a number drawn anew when all of it is recalled. `changed`: when it was last recalled
-    from."""
+    from. `has_lost`: names were answered that are not remembered any more."""
 
-    __slots__ = ("changed", "changed_names", "firsts", "pages", "session", "stamp")
+    __slots__ = ("changed", "changed_names", "firsts", "has_lost", "pages", "session", "stamp")
 
     def __init__(self) -> None:
         self.session = -1
         self.stamp = 0
         self.changed = 0
+        self.has_lost = False
         self.forget_listing()
 
     def forget_listing(self) -> None:
@@ -161,6 +162,9 @@ class MetadataCache:
         if left_s <= 0:
             return None
         if link.inode == _NOTHING:
+            if (parent, to_bytes(name)) not in self._names:
+                # By a listing: whoever is told may keep it, so it has to be among the names that can be taken back.
+                self._put_name((parent, to_bytes(name)), link)
             return LookupResult(None, left_s)
         record = self._entries.lookup(link.inode)
         if record is None or record.parent != parent or record.entry.name != name:
@@ -253,8 +257,10 @@ class MetadataCache:
         return DirPage(tuple(entries), page.next_cursor, left_s, page.mount_id, page.dir_key)
 
     def list_names(self, parent: InodeId, limit: int) -> list[bytes] | None:
-        """All names of a directory that are remembered, however old; None: more than `limit`."""
+        """All names of a directory that were ever answered, there or not; None: more than `limit`, or not all are remembered."""
         directory = self._directories.get(parent)
+        if directory is not None and directory.has_lost:
+            return None
         pages = () if directory is None else directory.pages
         if sum(len(page.inodes) for page in pages) > limit:
             return None
@@ -460,7 +466,9 @@ class MetadataCache:
         self._names.pop(key, None)
         self._names[key] = link
         if len(self._names) > self._max_names:
-            del self._names[next(iter(self._names))]
+            oldest = next(iter(self._names))
+            del self._names[oldest]
+            self._get_directory(oldest[0]).has_lost = True
 
     def _get_directory(self, inode: InodeId) -> _Directory:
         directory = self._directories.get(inode)

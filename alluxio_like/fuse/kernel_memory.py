@@ -152,7 +152,8 @@ class KernelMemory:
         may_drop = self._drop_listing(node)
         names: Sequence[bytes] | None = recall.names
         if recall.all_names:
-            names = self._backend.list_known_names(recall.directory, _NAMES_TOLD)
+            known = self._backend.list_known_names(recall.directory, _NAMES_TOLD)
+            names = None if known is None else list({*known, *recall.names})
             if names is not None and self._teller.can_tell_all and self._has_directory(recall.directory, names):
                 # A directory that is told by its name is nameless to who works in it until somebody looks it up again.
                 names = None

@@ -345,13 +345,13 @@ class Lister:
             own_s = self._cover_attributes(session, entry.attr.inode)
             if own_s > 0:
                 return Answer(entry, min(left_s, own_s), True, state.directory)
-        return Answer(entry, self._get_valid_s(state) if flight is None or flight.done else SHORT_VALID_S)
+        return Answer(entry, self._get_uncovered_s(session, state, flight))
 
     def _cover_page(self, session: str, state: DirState, page: EntryPage, flight: Flight | None = None) -> Listed:
         """As `_cover`, for a page of a listing."""
         left_s = self._get_lease_s(state, flight)
         if not session or left_s <= 0 or not self._leases.grant(session, state.directory):
-            return Listed(page, self._get_valid_s(state) if flight is None or flight.done else SHORT_VALID_S)
+            return Listed(page, self._get_uncovered_s(session, state, flight))
         below = [entry.attr.inode for entry in page.entries if entry.attr.kind is Kind.DIRECTORY]
         unleased = tuple([inode for inode in below if self._cover_attributes(session, inode) < left_s])
         return Listed(page, left_s, True, unleased)
@@ -373,6 +373,13 @@ class Lister:
             age_s = max(0.0, (self._clock.now_ns() - flight.started_ns) / 1e9)
             return min(MAX_LEASED_S, (min(interval, YOUNG_S) if state.untrusted else interval) - age_s)
         return min(MAX_LEASED_S, self._get_left_s(state)) if state.complete else 0.0
+
+    def _get_uncovered_s(self, session: str, state: DirState, flight: Flight | None) -> float:
+        """How long an answer that no lease covers is usable. Whoever asks for a lease and gets none (the directory changes all
+        the time) is not told of changes, so that it has to ask again soon."""
+        if session or not (flight is None or flight.done):
+            return min(SHORT_VALID_S, self._get_valid_s(state))
+        return self._get_valid_s(state)
 
     def _get_valid_s(self, state: DirState) -> float:
         if state.mount_id == NO_MOUNT:

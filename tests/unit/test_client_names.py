@@ -144,6 +144,26 @@ def test_a_listing_answers_for_names_that_are_there_and_not_there() -> None:
     assert names.list_page(ROOT, b"") is None
 
 
+def test_every_name_that_was_answered_can_be_taken_back() -> None:
+    """Who asked may keep the answer until told otherwise, also that a name of a known listing is not there."""
+    names, _ = make_leased(ManualClock())
+    entry = make_entry("there", 10, 1)
+    names.keep_page(ROOT, b"", DirPage((entry,), b"", 300.0, MountId(1), "data/", leased=True), names.begin())
+    assert names.lookup(ROOT, "not there") == LookupResult(None, pytest.approx(300, abs=0.2))
+    known = names.list_names(ROOT, 100)
+    assert known is not None
+    assert set(known) == {b"there", b"not there"}
+
+
+def test_a_directory_of_which_answers_are_forgotten_has_names_that_cannot_be_told() -> None:
+    clock = ManualClock()
+    names = MetadataCache(clock.monotonic, lambda: True, max_names=10)
+    for number in range(11):
+        answer = LookupResult(None, 300.0, leased=True, directory=ROOT)
+        names.keep(ROOT, str(number), answer, names.begin())
+    assert names.list_names(ROOT, 100) is None
+
+
 def test_a_listing_that_has_not_ended_says_nothing_of_what_is_behind() -> None:
     names, _ = make_leased(ManualClock())
     names.keep_page(ROOT, b"", DirPage((make_entry("b", 2, 1), make_entry("d", 3, 1)), b"d", 9.0, leased=True), names.begin())

@@ -246,6 +246,24 @@ async def test_names_are_kept_until_they_change(cluster: Cluster) -> None:
         assert names == sorted({f"{number:03}" for number in range(250)} - {"012"} | {"nothing"})
 
 
+async def test_answers_about_a_directory_that_changes_all_the_time_are_short_lived(cluster: Cluster) -> None:
+    """Nobody is told of its changes any more, so everybody has to ask again soon."""
+    store = await cluster.add_store()
+    store.put("a/0", b"x")
+    async with watching(cluster) as client:
+        directory = (await client.lookup_path("/data/a")).entry
+        assert directory is not None
+        assert (await client.lookup(directory.attr.inode, "0")).valid_s > 200
+        for number in range(HOT_RECALLS + 1):
+            store.put("a/0", b"y" * number)
+            await cluster.stub.sync("/data/a")
+            await wait_until(lambda: client.lookup_known(directory.attr.inode, "0") is None, "the recall")
+            found = await client.lookup(directory.attr.inode, "0")
+        assert 0 < found.valid_s <= 1.0
+        page = await client.list_dir(directory.attr.inode)
+        assert 0 < page.valid_s <= 1.0
+
+
 async def test_mounting_pinning_and_unmounting_are_told(cluster: Cluster) -> None:
     store = await cluster.add_store()
     store.put("f", b"x")

@@ -15,7 +15,7 @@ recalls a session is told to forget everything. Not thread-safe.
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from alluxio_like import errors
@@ -210,7 +210,7 @@ class LeaseTable:
                 heat.rest_until_s = now_s + HOT_REST_S
             return []
         if recall.all_names or self._is_hot(directory, now_s):
-            return self._take_back(directory, Recall(directory, all_names=True, inodes=recall.inodes), now_s)
+            return self._take_back(directory, replace(recall, all_names=True), now_s)
         return self._queue([s for s in self._list_holders(held) if s.session_id != source], recall, now_s)
 
     def _take_back(self, directory: InodeId, recall: Recall, now_s: float) -> list[Duty]:
