@@ -49,6 +49,7 @@ from alluxio_like.rpc.messages import (
     Report,
     SyncInterval,
     SyncResult,
+    TreePage,
 )
 from alluxio_like.types import Cluster, Entry, FileId, FileRef, InodeId, JobId, Kind, Recall
 
@@ -267,6 +268,16 @@ class Client:
 
     def _note_epoch(self, epoch: int) -> None:
         self._cluster.note_epoch(epoch)
+
+    async def list_tree(self, path: str = "/", *, unless: int = 0) -> AsyncGenerator[TreePage]:
+        """All below a directory, as columns (`tree.make_batch` makes Arrow batches of them); the last page has the tree's mark.
+
+        With `unless`, the mark of an earlier call: one page that is `unchanged`, if the tree is. Raises what `stat` raises, and
+        the store's error where a directory cannot be listed.
+        """
+        async with aclosing(self._master.list_tree(path, unless)) as pages:
+            async for page in pages:
+                yield page
 
     async def sync_path(self, path: str, *, recursive: bool = False) -> SyncResult:
         """Ask the store again about a path; what was remembered is dropped."""

@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import io
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from alluxio_like.client.client import MANY_BYTES, Client
 from alluxio_like.client.descriptor import LocalDescriptor
 from alluxio_like.client.many import SmallFiles, iter_files
 from alluxio_like.client.reading import FileReader
 from alluxio_like.client.runtime import RuntimeClosed, RuntimeHolder
+from alluxio_like.client.tree import make_batch
 from alluxio_like.config import ClientConfig
 from alluxio_like.errors import InvalidArgument, IsADirectory, NotADirectory, TimedOut
 from alluxio_like.rpc.messages import (
@@ -29,8 +30,12 @@ from alluxio_like.rpc.messages import (
     Report,
     SyncInterval,
     SyncResult,
+    TreePage,
 )
 from alluxio_like.types import Cluster, Entry, InodeId, JobId, Kind
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 T = TypeVar("T")
 
@@ -177,6 +182,15 @@ class SyncClient:
     def list_jobs(self) -> list[Job]:
         return self._holder.run(lambda client: client.list_jobs())
 
+    def list_tree(self, path: str = "/", *, unless: "TreeListing | None" = None) -> "TreeListing":
+        """All below a directory as Arrow record batches, which come as they are iterated over (the extra `arrow`).
+
+        `unless`: an earlier listing of it that was read to its end. If the tree has not changed since, nothing is read
+        again: the new listing is `unchanged` and has no batches.
+        """
+        mark = unless.mark if unless is not None else 0
+        return TreeListing(self._iterate(lambda client: client.list_tree(path, unless=mark)))
+
     def watch_job(self, job_id: JobId) -> Iterator[Job]:
         """States until the job has ended."""
         return self._iterate(lambda client: client.watch_job(job_id))
@@ -215,6 +229,22 @@ async def _wait_job(client: Client, job_id: JobId, timeout_s: float | None) -> J
         raise TimedOut(f"job {job_id} has not ended within {timeout_s:g} s", subject=job_id) from None
     assert job is not None
     return job
+
+
+class TreeListing:
+    """The batches of a tree: directory, name, kind, inode, size, mtime, etag. Iterated over once."""
+
+    def __init__(self, pages: Iterator[TreePage]) -> None:
+        self._pages = pages
+        self.mark = 0
+        """Names what the tree was, once all of it is here; 0: it changed meanwhile."""
+        self.unchanged = False
+
+    def __iter__(self) -> "Iterator[pa.RecordBatch]":
+        for page in self._pages:
+            self.mark, self.unchanged = page.mark, page.unchanged
+            if len(page.columns):
+                yield make_batch(page)
 
 
 class File(io.RawIOBase):

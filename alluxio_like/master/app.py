@@ -61,6 +61,7 @@ class Master:
     meta: MetaStore
     mounts: MountTable
     lister: Lister
+    surveyor: Surveyor
     coherence: Coherence
     lost: asyncio.Event
     """Set when another master has taken over the metadata: this one must stop."""
@@ -179,6 +180,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             meta,
             mounts,
             lister,
+            surveyor,
             coherence,
             lost,
         )

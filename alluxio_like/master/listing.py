@@ -326,6 +326,14 @@ class Lister:
             return True
         return self._get_left_s(state) > 0
 
+    def get_believed_s(self, directory: InodeId) -> float:
+        """For how long a directory that was just listed is believed; 0: not at all. Raises NotFound."""
+        with self._meta.read() as txn:
+            state = namespace.get_dir_state(txn, directory)
+        if state.mount_id == NO_MOUNT:
+            return float("inf")
+        return max(0.0, self._get_left_s(state)) if state.complete else 0.0
+
     def _get_left_s(self, state: DirState) -> float:
         interval = self._mounts.get_sync_interval_s(state.mount_id, state.directory)
         if state.untrusted:

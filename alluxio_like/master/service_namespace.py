@@ -4,7 +4,7 @@ Owns how a question becomes reads and listings; the answers' conversion is rpc's
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from alluxio_like import errors
 from alluxio_like.clock import Clock
@@ -14,6 +14,7 @@ from alluxio_like.master.listing import Answer, Lister
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.master.surveying import Survey, Surveyor
+from alluxio_like.master.tree import TreeLister
 from alluxio_like.master.workers import WorkerRegistry
 from alluxio_like.rpc.context import get_lease
 from alluxio_like.rpc.messages import (
@@ -25,6 +26,7 @@ from alluxio_like.rpc.messages import (
     MountSpec,
     SyncInterval,
     SyncResult,
+    TreePage,
 )
 from alluxio_like.types import InodeId, Kind, MountId
 
@@ -42,6 +44,7 @@ class NamespaceService:
         self._surveyor = surveyor
         self._registry = registry
         self._clock = clock
+        self._trees = TreeLister(meta, lister, surveyor, clock=clock)
 
     async def lookup(self, parent: InodeId, name: str) -> LookupResult:
         return _make_result(await self._lister.lookup(parent, name, session=get_lease()))
@@ -143,6 +146,9 @@ class NamespaceService:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    def list_tree(self, path: str, unless: int) -> AsyncIterator[TreePage]:
+        return self._trees.list_tree(path, unless)
 
     async def stat_fs(self) -> FsTotals:
         return get_totals(self._meta, self._registry)

@@ -30,6 +30,7 @@ from alluxio_like.rpc.messages import (
     RateShare,
     ReplicaCount,
     Throttle,
+    TreePage,
 )
 from alluxio_like.rpc.v1 import common_pb2, master_pb2, worker_pb2
 from alluxio_like.types import (
@@ -45,6 +46,7 @@ from alluxio_like.types import (
     JobId,
     Kind,
     MountId,
+    TreeColumns,
     VersionId,
     Worker,
     WorkerId,
@@ -332,6 +334,40 @@ def block_delta(value: BlockDelta) -> master_pb2.BlockDelta:
     )
 
 
+def tree_page(value: TreePage) -> master_pb2.TreePage:
+    columns = value.columns
+    return master_pb2.TreePage(
+        directories=columns.directories,
+        counts=_to_little_endian(columns.counts),
+        inodes=_to_little_endian(columns.inodes),
+        kinds=bytes(columns.kinds),
+        sizes=_to_little_endian(columns.sizes),
+        mtimes_ns=_to_little_endian(columns.mtimes_ns),
+        names=bytes(columns.names),
+        name_ends=_to_little_endian(columns.name_ends),
+        tokens=bytes(columns.tokens),
+        token_ends=_to_little_endian(columns.token_ends),
+        mark=value.mark,
+        unchanged=value.unchanged,
+    )
+
+
+def to_tree_page(message: master_pb2.TreePage) -> TreePage:
+    columns = TreeColumns(
+        _from_little_endian("Q", message.inodes),
+        bytearray(message.kinds),
+        _from_little_endian("q", message.sizes),
+        _from_little_endian("q", message.mtimes_ns),
+        bytearray(message.names),
+        _from_little_endian("i", message.name_ends),
+        bytearray(message.tokens),
+        _from_little_endian("i", message.token_ends),
+        list(message.directories),
+        _from_little_endian("I", message.counts),
+    )
+    return TreePage(columns, message.mark, message.unchanged)
+
+
 def block_report(worker_id: WorkerId, session_id: str, blocks: Sequence[BlockDelta]) -> master_pb2.BlockReport:
     """A part of a report: what can be is sent as columns."""
     others = []
@@ -379,7 +415,7 @@ def _from_little_endian(code: str, data: bytes) -> "array[int]":
     try:
         column.frombytes(data)
     except ValueError:
-        raise errors.InvalidArgument("a column of a block report is cut") from None
+        raise errors.InvalidArgument("a column is cut") from None
     if sys.byteorder == "big":
         column.byteswap()
     return column

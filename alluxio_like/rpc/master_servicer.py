@@ -32,6 +32,7 @@ from alluxio_like.rpc.messages import (
     Report,
     SyncInterval,
     SyncResult,
+    TreePage,
 )
 from alluxio_like.rpc.streams import closing
 from alluxio_like.rpc.v1 import common_pb2, master_pb2, master_pb2_grpc
@@ -63,6 +64,10 @@ class NamespaceHandler(Protocol):
 
     async def sync(self, path: str | None, inode: InodeId | None, *, recursive: bool) -> SyncResult:
         """Ask the store again about a path or an inode (one of them is given), whatever the sync interval says."""
+        ...
+
+    def list_tree(self, path: str, unless: int) -> AsyncIterator[TreePage]:
+        """All below a directory; one page that says so if it still is what it was when the mark `unless` was given."""
         ...
 
     async def stat_fs(self) -> FsTotals: ...
@@ -183,6 +188,12 @@ class _Namespace:
         return master_pb2.SyncReply(
             directories=result.directories, added=result.added, removed=result.removed, replaced=result.replaced
         )
+
+    async def ListTree(self, request: master_pb2.ListTreeRequest, _: Any) -> AsyncGenerator[master_pb2.TreePage]:
+        pages = self._handler.list_tree(to_str(request.path), request.unless)
+        async with closing(pages):
+            async for one in pages:
+                yield convert.tree_page(one)
 
     async def StatFs(self, request: master_pb2.StatFsRequest, _: Any) -> master_pb2.StatFsReply:
         return convert.fs_totals_reply(await self._handler.stat_fs())

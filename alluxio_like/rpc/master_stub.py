@@ -32,6 +32,7 @@ from alluxio_like.rpc.messages import (
     Report,
     SyncInterval,
     SyncResult,
+    TreePage,
 )
 from alluxio_like.rpc.v1 import master_pb2, master_pb2_grpc
 from alluxio_like.types import Cluster, FileId, InodeId, JobId, MountId, Worker, WorkerId, to_bytes, to_str
@@ -103,6 +104,13 @@ class MasterStub:
         request = master_pb2.SyncRequest(path=to_bytes(path or ""), inode=inode or 0, recursive=recursive)
         reply = await self._call("Namespace", "Sync", request, timeout_s)
         return SyncResult(reply.directories, reply.added, reply.removed, reply.replaced)
+
+    def list_tree(self, path: str, unless: int = 0, *, timeout_s: float | None = None) -> AsyncGenerator[TreePage]:
+        """Pages to the last one, which has the mark. No deadline unless one is given."""
+        request = master_pb2.ListTreeRequest(path=to_bytes(path), unless=unless)
+        return call_stream(
+            Method(self._channel, "master", "Namespace", "ListTree"), request, timeout_s or 0, convert.to_tree_page
+        )
 
     async def stat_fs(self, *, timeout_s: float | None = None) -> FsTotals:
         request = master_pb2.StatFsRequest()

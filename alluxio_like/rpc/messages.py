@@ -20,6 +20,7 @@ from alluxio_like.types import (
     MountId,
     PageRange,
     Recall,
+    TreeColumns,
     VersionId,
     Worker,
     WorkerId,
@@ -58,6 +59,16 @@ class DirPage:
     leased: bool = False
     unleased: tuple[InodeId, ...] = ()
     """Directories among the entries whose attributes no lease covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreePage:
+    """Part of a whole tree. `mark`, on the last page, names what the tree was (0: it changed meanwhile); `unchanged`: it is still
+    what it was when the mark that was given was."""
+
+    columns: TreeColumns
+    mark: int = 0
+    unchanged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

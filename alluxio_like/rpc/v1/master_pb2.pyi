@@ -124,6 +124,42 @@ class SyncReply(_message.Message):
     replaced: int
     def __init__(self, directories: _Optional[int] = ..., added: _Optional[int] = ..., removed: _Optional[int] = ..., replaced: _Optional[int] = ...) -> None: ...
 
+class ListTreeRequest(_message.Message):
+    __slots__ = ("path", "unless")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    UNLESS_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    unless: int
+    def __init__(self, path: _Optional[bytes] = ..., unless: _Optional[int] = ...) -> None: ...
+
+class TreePage(_message.Message):
+    __slots__ = ("directories", "counts", "inodes", "kinds", "sizes", "mtimes_ns", "names", "name_ends", "tokens", "token_ends", "mark", "unchanged")
+    DIRECTORIES_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    MTIMES_NS_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    NAME_ENDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ENDS_FIELD_NUMBER: _ClassVar[int]
+    MARK_FIELD_NUMBER: _ClassVar[int]
+    UNCHANGED_FIELD_NUMBER: _ClassVar[int]
+    directories: _containers.RepeatedScalarFieldContainer[bytes]
+    counts: bytes
+    inodes: bytes
+    kinds: bytes
+    sizes: bytes
+    mtimes_ns: bytes
+    names: bytes
+    name_ends: bytes
+    tokens: bytes
+    token_ends: bytes
+    mark: int
+    unchanged: bool
+    def __init__(self, directories: _Optional[_Iterable[bytes]] = ..., counts: _Optional[bytes] = ..., inodes: _Optional[bytes] = ..., kinds: _Optional[bytes] = ..., sizes: _Optional[bytes] = ..., mtimes_ns: _Optional[bytes] = ..., names: _Optional[bytes] = ..., name_ends: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., token_ends: _Optional[bytes] = ..., mark: _Optional[int] = ..., unchanged: _Optional[bool] = ...) -> None: ...
+
 class StatFsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

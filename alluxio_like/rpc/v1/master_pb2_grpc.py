@@ -66,6 +66,11 @@ class NamespaceStub:
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SyncRequest.SerializeToString,
                 response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SyncReply.FromString,
                 _registered_method=True)
+        self.ListTree = channel.unary_stream(
+                '/alluxio_like.rpc.v1.Namespace/ListTree',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ListTreeRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.TreePage.FromString,
+                _registered_method=True)
         self.StatFs = channel.unary_unary(
                 '/alluxio_like.rpc.v1.Namespace/StatFs',
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.StatFsRequest.SerializeToString,
@@ -119,6 +124,13 @@ class NamespaceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTree(self, request, context):
+        """All below a directory, as columns. The last page has the tree's mark, by which a later call may ask whether it has changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StatFs(self, request, context):
         """Totals of the known namespace and of the caches, for statfs.
         """
@@ -158,6 +170,11 @@ def add_NamespaceServicer_to_server(servicer, server):
                     servicer.Sync,
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SyncRequest.FromString,
                     response_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SyncReply.SerializeToString,
+            ),
+            'ListTree': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListTree,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ListTreeRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.TreePage.SerializeToString,
             ),
             'StatFs': grpc.unary_unary_rpc_method_handler(
                     servicer.StatFs,
@@ -328,6 +345,33 @@ class Namespace:
             '/alluxio_like.rpc.v1.Namespace/Sync',
             alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SyncRequest.SerializeToString,
             alluxio__like_dot_rpc_dot_v1_dot_master__pb2.SyncReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTree(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Namespace/ListTree',
+            alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ListTreeRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_master__pb2.TreePage.FromString,
             options,
             channel_credentials,
             insecure,
