@@ -313,18 +313,23 @@ def status(path: PathArgument, master: MasterOption = "", as_json: JsonOption = 
             return
         part = show_percent(found.cached_bytes, found.known_bytes)
         print(f"{show_name(known)}: {count_files(found.files)}, {show_size(found.known_bytes)}")
-        whole = count_files(found.cached_files, "whole ")
-        print(f"cached: {part} of the bytes, {whole}; {show_size(found.stored_bytes)} with all copies")
+        if found.summed:
+            print(f"cached: at most {part} of the bytes; {show_size(found.stored_bytes)} with all copies")
+            print("so many files are summed up, not looked at one by one: ask for a directory to see its copies")
+        else:
+            whole = count_files(found.cached_files, "whole ")
+            print(f"cached: {part} of the bytes, {whole}; {show_size(found.stored_bytes)} with all copies")
         if found.version:
             print(f"version: {found.version}")
         if found.pinned_files:
             print(f"pinned: {count_files(found.pinned_files)}")
-        if not found.complete:
+        if not found.complete and not found.summed:
             print("not all of it has been listed yet: what is not known is not counted")
         for one in found.replicas:
             print(f"{count_files(one.files)} with {one.replicas} whole {'copy' if one.replicas == 1 else 'copies'}")
         rows = [
-            [holder.address, f"{holder.files:,}", show_size(holder.cached_bytes), holder.worker_id] for holder in found.holders
+            [holder.address, "-" if found.summed else f"{holder.files:,}", show_size(holder.cached_bytes), holder.worker_id]
+            for holder in found.holders
         ]
         print_table(["WORKER", "FILES", "BYTES", "ID"], rows, left=(0, 3))
 

@@ -15,6 +15,7 @@ from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.core import namespace, operations
 from alluxio_like.master.core.blockmap import BlockDelta, Holding
 from alluxio_like.master.core.jobs import LoadSpec, format_bytes
+from alluxio_like.master.core.model import Totals
 from alluxio_like.master.listing import Leases, Lister, split_path
 from alluxio_like.master.loading import JobManager
 from alluxio_like.master.meta_store import MetaStore, run_to_end
@@ -35,9 +36,23 @@ from alluxio_like.rpc.messages import (
     ReplicaCount,
     Report,
 )
-from alluxio_like.types import BLOCK_BYTES, EVERYWHERE, Entry, FileId, FileRef, JobId, Kind, Recall, VersionId, WorkerId
+from alluxio_like.types import (
+    BLOCK_BYTES,
+    EVERYWHERE,
+    ROOT_INODE,
+    Entry,
+    FileId,
+    FileRef,
+    JobId,
+    Kind,
+    Recall,
+    VersionId,
+    WorkerId,
+)
 
 FILES_PER_CALL = 1000
+SUMMED_FILES = 1_000_000
+"""With more files than this the status of the root is a sum of totals: a walk over them takes some 10 s a million."""
 REPORTED_JOBS = 10
 _CROWDED = 0.9
 """A worker whose disks leave less than this of its capacity is warned of (a guess)."""
@@ -166,8 +181,32 @@ class CacheService:
             async for step in walk:
                 visit(step)
 
+    def _sum_up(self, totals: Totals) -> CacheStatus:
+        """The status of the whole namespace from what is counted anyway."""
+        holders = []
+        for worker in self._registry.get_live():
+            _, size = self._registry.block_map.get_worker_totals(worker.worker_id)
+            if size:
+                holders.append(HolderStatus(worker.worker_id, worker.address, 0, size))
+        stored = sum(one.cached_bytes for one in holders)
+        return CacheStatus(
+            files=totals.files,
+            known_bytes=totals.known_bytes,
+            cached_bytes=min(stored, totals.known_bytes),
+            stored_bytes=stored,
+            holders=tuple(sorted(holders, key=lambda one: one.worker_id)),
+            # Whether every directory was ever listed only a walk can tell.
+            complete=False,
+            summed=True,
+        )
+
     async def get_cache_status(self, path: str) -> CacheStatus:
         entry = await self._get_known(path)
+        if entry.attr.inode == ROOT_INODE:
+            with self._meta.read() as txn:
+                totals = namespace.get_totals(txn)
+            if totals.files > SUMMED_FILES:
+                return self._sum_up(totals)
         total = _Summary()
 
         def visit(step: Step) -> None:

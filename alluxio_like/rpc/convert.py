@@ -586,6 +586,7 @@ def cache_status_reply(value: CacheStatus) -> master_pb2.CacheStatusReply:
         replicas=[master_pb2.ReplicaCount(replicas=one.replicas, files=one.files) for one in value.replicas],
         version=value.version,
         complete=value.complete,
+        summed=value.summed,
     )
 
 
@@ -601,6 +602,7 @@ def to_cache_status(message: master_pb2.CacheStatusReply) -> CacheStatus:
         replicas=tuple(ReplicaCount(one.replicas, one.files) for one in message.replicas),
         version=VersionId(message.version),
         complete=message.complete,
+        summed=message.summed,
     )
 
 

@@ -559,7 +559,7 @@ async def test_throttles_become_shares_of_one_rate(cluster: Cluster) -> None:
     assert limited["s3://bucket"] < 100
 
 
-async def test_status_free_and_pin(cluster: Cluster) -> None:
+async def test_status_free_and_pin(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await cluster.add_store()
     for number in range(20):
         store.put(f"d/{number}", b"x" * 1000)
@@ -578,6 +578,13 @@ async def test_status_free_and_pin(cluster: Cluster) -> None:
     assert (status.files, status.cached_files, status.cached_bytes, status.stored_bytes) == (20, 20, 20_000, 40_000)
     assert [(holder.files, holder.cached_bytes) for holder in status.holders] == [(20, 20_000)] * 2
     assert status.complete
+    with monkeypatch.context() as patch:
+        # Of very many files the root's status is a sum.
+        patch.setattr("alluxio_like.master.service_cache.SUMMED_FILES", 19)
+        assert not (await cluster.stub.get_cache_status("/data")).summed
+        root = await cluster.stub.get_cache_status("/")
+        assert (root.summed, root.files, root.known_bytes, root.cached_bytes) == (True, 20, 20_000, 20_000)
+        assert [(holder.files, holder.cached_bytes) for holder in root.holders] == [(0, 20_000)] * 2
     assert await cluster.stub.set_pinned("/data/d", pinned=True) == 20
     assert all(len(worker.pinned) == 20 for worker in workers)
     assert (await cluster.stub.get_cache_status("/data/d")).pinned_files == 20

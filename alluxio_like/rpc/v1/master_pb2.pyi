@@ -614,7 +614,7 @@ class CacheStatusRequest(_message.Message):
     def __init__(self, path: _Optional[bytes] = ...) -> None: ...
 
 class CacheStatusReply(_message.Message):
-    __slots__ = ("files", "bytes", "cached_files", "cached_bytes", "stored_bytes", "pinned_files", "holders", "replicas", "version", "complete")
+    __slots__ = ("files", "bytes", "cached_files", "cached_bytes", "stored_bytes", "pinned_files", "holders", "replicas", "version", "complete", "summed")
     FILES_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     CACHED_FILES_FIELD_NUMBER: _ClassVar[int]
@@ -625,6 +625,7 @@ class CacheStatusReply(_message.Message):
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    SUMMED_FIELD_NUMBER: _ClassVar[int]
     files: int
     bytes: int
     cached_files: int
@@ -635,7 +636,8 @@ class CacheStatusReply(_message.Message):
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaCount]
     version: int
     complete: bool
-    def __init__(self, files: _Optional[int] = ..., bytes: _Optional[int] = ..., cached_files: _Optional[int] = ..., cached_bytes: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., pinned_files: _Optional[int] = ..., holders: _Optional[_Iterable[_Union[HolderStatus, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaCount, _Mapping]]] = ..., version: _Optional[int] = ..., complete: _Optional[bool] = ...) -> None: ...
+    summed: bool
+    def __init__(self, files: _Optional[int] = ..., bytes: _Optional[int] = ..., cached_files: _Optional[int] = ..., cached_bytes: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., pinned_files: _Optional[int] = ..., holders: _Optional[_Iterable[_Union[HolderStatus, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaCount, _Mapping]]] = ..., version: _Optional[int] = ..., complete: _Optional[bool] = ..., summed: _Optional[bool] = ...) -> None: ...
 
 class HolderStatus(_message.Message):
     __slots__ = ("worker_id", "address", "files", "bytes")
