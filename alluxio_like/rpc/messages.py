@@ -374,8 +374,8 @@ class CacheStatus:
     version: VersionId = VersionId(0)
     complete: bool = True
     summed: bool = False
-    """From totals, where there are too many files to look at each: nothing is said of `cached_files`, `pinned_files`, `replicas` and
-    the holders' files, and `cached_bytes` is the most that it can be."""
+    """From totals, where there are too many files to look at each: nothing is said of `cached_files`, `pinned_files`, `replicas`
+    and the holders' files, and `cached_bytes` is the most that it can be."""
 
 
 @dataclass(frozen=True, slots=True)
