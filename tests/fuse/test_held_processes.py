@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from alluxio_like.fuse import mountpoint as places
 from tests.fuse.held_mounts import HeldMount, show, wait_until
 from tests.fuse.test_held_mount import SIZE, Hold, Load, hold
 
@@ -128,7 +129,9 @@ def test_readers_answer_reads(hold: Hold) -> None:
     # What was read is booked, whoever answered.
     assert json.loads(fetch(mount, "/jobs.json"))["total"]["read_bytes"] >= sum(sweeps.rounds) * LARGE
     readers = get_readers(mount)
-    assert mount.stop() == 0
+    # Unmounted from outside, readers and all.
+    places.detach(mount.path)
+    assert mount.process.wait(10) == 0
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in readers), "the readers' end")
 
 
