@@ -119,7 +119,12 @@ class S3Ufs:
 
         def ask() -> listing.Answer:
             parsed: dict[str, Any] = {**clients.client.list_objects_v2(**arguments)}
-            answer = listing.parse_page(parsed[listing.PAGE_KEY], arguments["Prefix"], is_flat="Delimiter" not in arguments)
+            answer = listing.parse_page(
+                parsed[listing.PAGE_KEY],
+                arguments["Prefix"],
+                is_flat="Delimiter" not in arguments,
+                token=arguments.get("ContinuationToken"),
+            )
             listing.check_order(answer, last, self.bucket)
             return answer
 

@@ -60,9 +60,10 @@ def parse_keys(body: bytes) -> list[str]:
         raise errors.StoreProtocol("the store's listing was not understood") from error
 
 
-def parse_page(body: bytes, prefix: str, *, is_flat: bool = False) -> Answer:
+def parse_page(body: bytes, prefix: str, *, is_flat: bool = False, token: str | None = None) -> Answer:
     """Entries below `prefix` (the whole key prefix that was asked for); `is_flat`: asked without a delimiter, see
-    ufs.api.FlatUfs. Raises StoreProtocol."""
+    ufs.api.FlatUfs; `token`: the store's own that was asked with. Raises StoreProtocol, also for the answer to another
+    question."""
     try:
         root = ElementTree.fromstring(body)
         space = root.tag.rpartition("}")[0]
@@ -81,7 +82,8 @@ def parse_page(body: bytes, prefix: str, *, is_flat: bool = False) -> Answer:
                 raise ValueError("prefixes in a listing of keys")
             name = _get_name(found.findtext(f"{tag}Prefix"), raw_prefix, is_encoded)
             entries.append((name, StoreEntry(to_str(name[:-1]), Kind.DIRECTORY)))
-        is_truncated = root.findtext(f"{tag}IsTruncated") == "true"
+        _check_question(root, tag, prefix, token)
+        is_truncated = {"true": True, "false": False}[root.findtext(f"{tag}IsTruncated") or ""]
         continuation = root.findtext(f"{tag}NextContinuationToken")
     except (ElementTree.ParseError, ValueError, KeyError, TypeError) as error:
         raise errors.StoreProtocol("the store's listing was not understood", subject=prefix) from error
@@ -89,6 +91,16 @@ def parse_page(body: bytes, prefix: str, *, is_flat: bool = False) -> Answer:
         raise errors.StoreProtocol("the store's listing ends without an end", subject=prefix)
     entries.sort(key=_get_sort_key)
     return Answer(tuple(entry for _, entry in entries), continuation if is_truncated else None, len(entries))
+
+
+def _check_question(root: ElementTree.Element, tag: str, prefix: str, token: str | None) -> None:
+    """Stores repeat in the answer what they were asked: where that is something else, a proxy or a server has mixed up answers,
+    and what is not in this one is not absent."""
+    for name, asked in (("Prefix", prefix), ("ContinuationToken", token or "")):
+        said = root.findtext(f"{tag}{name}", asked)
+        may_be = (said, to_str(unquote_to_bytes(said.replace("+", " "))))
+        if (said or name == "Prefix") and asked.isprintable() and asked not in may_be:
+            raise ValueError(f"the answer is for another {name}")
 
 
 def _get_sort_key(item: tuple[bytes, StoreEntry]) -> bytes:

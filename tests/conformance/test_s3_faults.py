@@ -14,7 +14,7 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.types import Fingerprint
-from alluxio_like.ufs.api import Ufs
+from alluxio_like.ufs.api import FlatUfs, Ufs
 from alluxio_like.ufs.open import open_ufs
 from tests.servers.fault_control import FaultProxy
 from tests.servers.fixtures import S3Server
@@ -224,6 +224,105 @@ async def test_a_listing_out_of_order_is_refused(opened: Opened, fault_proxy: Fa
     assert [entry.name for entry in page.entries] == ["a", "c"]
     with pytest.raises(errors.StoreProtocol):
         await opened.ufs.list_page("", page.token)
+
+
+# What makes a listing say less or more than there is, without a status that tells.
+
+
+async def list_all(ufs: Ufs, prefix: str, *, flat: bool) -> list[str]:
+    """All names below a prefix, two on a page."""
+    assert isinstance(ufs, FlatUfs)
+    names, token = [], None
+    for _ in range(100):
+        if flat:
+            page = await ufs.list_flat(prefix, token, max_entries=2)
+        else:
+            page = await ufs.list_page(prefix, token, max_entries=2)
+        names += [entry.sort_name for entry in page.entries]
+        token = page.token
+        if token is None:
+            return names
+    raise AssertionError("the listing does not end")
+
+
+MIXED_UP: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # What is remembered of a listing of "d/" or "e/", and what another listing of "d/" is answered.
+    "a page comes again": ({"keep_body": "x"}, {"skip": 1, "give_body": "x"}),
+    "one page for ever": ({"skip": 1, "times": 1, "keep_body": "x"}, {"skip": 1, "give_body": "x"}),
+    "a page is left out": ({"skip": 2, "times": 1, "keep_body": "x"}, {"skip": 1, "times": 1, "give_body": "x"}),
+    "the last page comes first": ({"skip": 3, "times": 1, "keep_body": "x"}, {"times": 1, "give_body": "x"}),
+    "pages change places": ({"skip": 1, "times": 1, "keep_body": "x"}, {"skip": 2, "times": 1, "give_body": "x"}),
+    "another listing's answer": ({"prefix": "e/", "times": 1, "keep_body": "x"}, {"times": 1, "give_body": "x"}),
+    "another listing's page": (
+        {"prefix": "e/", "skip": 1, "times": 1, "keep_body": "x"},
+        {"skip": 1, "times": 1, "give_body": "x"},
+    ),
+    "its parent's answer": ({"prefix": "", "times": 1, "keep_body": "x"}, {"times": 1, "give_body": "x"}),
+    "an empty answer of nothing": ({"times": 0}, {"replace_body": "<ListBucketResult></ListBucketResult>"}),
+    "XML that was cut and closed": (
+        {"times": 0},
+        {"replace_body": "<ListBucketResult><Contents><Key>d/1</Key><Size>1</Size><ETag>1</ETag></Contents></ListBucketResult>"},
+    ),
+}
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["delimited", "flat"])
+@pytest.mark.parametrize(("kept", "given"), MIXED_UP.values(), ids=MIXED_UP)
+async def test_answers_that_are_mixed_up_are_refused(
+    s3_server: S3Server, s3_bucket: str, fault_proxy: FaultProxy, kept: dict[str, Any], given: dict[str, Any], flat: bool
+) -> None:
+    """An error, and soon: no name is taken for absent, and none for present."""
+    wanted = [f"{number}" for number in range(8)]
+    for prefix in ("d/", "e/"):
+        for name in wanted:
+            s3_server.put(s3_bucket, prefix + name, b"x")
+    ufs = open_at(fault_proxy.endpoint, s3_bucket)
+    kept = dict(kept)
+    kept_prefix = kept.pop("prefix", "d/")
+    try:
+        fault_proxy.set_rules({"op": "LIST", **kept})
+        await list_all(ufs, kept_prefix, flat=flat)
+        fault_proxy.set_rules({"op": "LIST", **given})
+        async with asyncio.timeout(10):
+            with pytest.raises(errors.StoreProtocol):
+                await list_all(ufs, "d/", flat=flat)
+        fault_proxy.set_rules()
+        assert await list_all(ufs, "d/", flat=flat) == wanted
+    finally:
+        fault_proxy.set_rules()
+        await ufs.close()
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["delimited", "flat"])
+@pytest.mark.parametrize("code", ["ExpiredToken", "RequestTimeTooSkewed", "AccessDenied"])
+async def test_credentials_that_expire_within_a_listing(opened: Opened, fault_proxy: FaultProxy, code: str, flat: bool) -> None:
+    fault_proxy.set_rules({"op": "LIST", "skip": 1, "status": 403 if code != "ExpiredToken" else 400, "code": code})
+    assert isinstance(opened.ufs, FlatUfs)
+    first = await (opened.ufs.list_flat("", max_entries=1) if flat else opened.ufs.list_page("", max_entries=1))
+    with pytest.raises(errors.StoreDenied):
+        await (opened.ufs.list_flat("", first.token) if flat else opened.ufs.list_page("", first.token))
+    fault_proxy.set_rules()
+    rest = await (opened.ufs.list_flat("", first.token) if flat else opened.ufs.list_page("", first.token))
+    assert len(rest.entries) == 1 and rest.token is None
+
+
+async def test_credentials_that_expire_within_a_read(opened: Opened, fault_proxy: FaultProxy) -> None:
+    """The connection breaks within the body, and going on where it broke is refused."""
+    fault_proxy.set_rules(
+        {"op": "GET", "times": 1, "cut_after_bytes": 1 << 20}, {"op": "GET", "status": 400, "code": "ExpiredToken"}
+    )
+    got = bytearray()
+    with pytest.raises(errors.StoreUnavailable):
+        async for chunk in opened.ufs.read("plain", opened.fingerprint, 0, SIZE):
+            got += chunk
+    assert got == DATA[: len(got)]
+    with pytest.raises(errors.StoreDenied):
+        async for chunk in opened.ufs.read("plain", opened.fingerprint, len(got), SIZE - len(got)):
+            got += chunk
+    fault_proxy.set_rules()
+    async for chunk in opened.ufs.read("plain", opened.fingerprint, len(got), SIZE - len(got)):
+        got += chunk
+    assert got == DATA
 
 
 async def test_heads_that_fail(opened: Opened, fault_proxy: FaultProxy) -> None:

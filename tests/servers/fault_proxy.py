@@ -27,6 +27,8 @@ Control (JSON over HTTP on control_port): POST /rules, POST /limits, POST /reset
     set_status            pass the answer on with another status
     set_headers           pass the answer on with these headers replaced, e.g. {"etag": "\\"0\\""}
     replace_body          pass the answer on with this text as its body
+    keep_body             remember the answer's body under this name (until the next reset)
+    give_body             pass the answer on with the body that was remembered under this name: an answer to another request
 """
 
 import argparse
@@ -98,6 +100,7 @@ class State:
     rules: list[dict[str, Any]] = field(default_factory=list)
     log: list[Entry] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    bodies: dict[str, bytes] = field(default_factory=dict)
     latency_s: float = 0.0
     bytes_per_s: float = 0.0
     next_free_s: float = 0.0
@@ -313,8 +316,11 @@ class Proxy:
         has_body = entry.method != "HEAD" and status not in {"204", "304"}
         chunked = "chunked" in answer.get("transfer-encoding").lower()
         length = int(answer.get("content-length") or 0) if has_body else 0
-        if "replace_body" in rule or (chunked and has_body):
+        if any(name in rule for name in ("replace_body", "keep_body", "give_body")) or (chunked and has_body):
             body = await (_read_chunked(source) if chunked else source.readexactly(length))
+            if "keep_body" in rule:
+                self.state.bodies[rule["keep_body"]] = body
+            body = self.state.bodies[rule["give_body"]] if "give_body" in rule else body
             body = rule.get("replace_body", body.decode("latin-1")).encode("latin-1")
             answer.drop("transfer-encoding")
             answer.set("content-length", str(len(body)))
