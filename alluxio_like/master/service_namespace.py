@@ -72,7 +72,10 @@ class NamespaceService:
             known = await self._lister.resolve_path(path or "/")
             found = known.entry or (await self._lister.resolve_path(path or "/", sync=True)).entry
             if found is None:
-                raise errors.NotFound("no such file or directory", subject=path or "/")
+                raise errors.NotFound(
+                    "neither known nor in the store: see what is there with `alluxio-like fs ls` of the directory above it",
+                    subject=path or "/",
+                )
             inode = found.attr.inode
         with self._meta.read() as txn:
             entry = namespace.get_entry(txn, inode)

@@ -128,7 +128,7 @@ async def test_a_directory_that_is_gone_from_the_store_is_gone_after_a_sync(clus
     changes = await cluster.stub.sync("/data/a/b")
     assert changes.removed == 2  # the file, and the directory
     assert not await is_there(cluster, "/data/a/b")
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="neither known nor in the store"):
         await cluster.stub.sync("/data/a/b")
 
 
