@@ -23,6 +23,7 @@
     ├── StoreError              what the store did wrong
     │   ├── StoreDenied         credentials refused
     │   ├── StoreMissing        no such bucket, file system, directory
+    │   ├── StoreArchived       in the store's archive, to be asked back before it can be read
     │   ├── StoreThrottled      SlowDown, 429, 503
     │   ├── StoreUnavailable    cannot be reached, 5xx, broken connection
     │   └── StoreProtocol       an answer other than what was asked: length, range, ETag
@@ -142,6 +143,10 @@ class StoreMissing(StoreError):
     code = "store_missing"
 
 
+class StoreArchived(StoreError):
+    code = "store_archived"
+
+
 class StoreThrottled(StoreError):
     code = "store_throttled"
 
@@ -198,6 +203,7 @@ TABLE: dict[type[AlluxioLikeError], Disposition] = {
     StoreError: Disposition(errno.EIO, "UNKNOWN", False),
     StoreDenied: Disposition(errno.EACCES, "PERMISSION_DENIED", False),
     StoreMissing: Disposition(errno.EIO, "NOT_FOUND", False),
+    StoreArchived: Disposition(errno.ENODATA, "FAILED_PRECONDITION", False),
     StoreThrottled: Disposition(errno.EIO, "UNAVAILABLE", True),
     StoreUnavailable: Disposition(errno.EIO, "UNAVAILABLE", True),
     StoreProtocol: Disposition(errno.EIO, "DATA_LOSS", True),

@@ -3,6 +3,7 @@
 Owns their options and output; everything they say comes from the master. One command a process.
 """
 
+import asyncio
 import os
 import stat
 import sys
@@ -13,17 +14,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alluxio_like.cli.common import JsonOption, MasterOption, make_app, open_client, print_json, run_async
+from alluxio_like.cli.common import JsonOption, MasterOption, make_app, open_client, print_json, run_async, to_plain
 from alluxio_like.cli.finding import match_uri, to_namespace_path
 from alluxio_like.cli.render import print_table, show_name, show_percent, show_seconds, show_size
 from alluxio_like.config import parse_duration
-from alluxio_like.errors import AlreadyExists, Corrupt, InvalidArgument, IsADirectory
+from alluxio_like.errors import (
+    AlreadyExists,
+    Corrupt,
+    InvalidArgument,
+    IsADirectory,
+    NotFound,
+    StoreError,
+    Unavailable,
+    Unsupported,
+)
 from alluxio_like.types import Entry, Kind
 
 if TYPE_CHECKING:
     from alluxio_like.client import Client
+    from alluxio_like.rpc.messages import ArchiveStatus
 
-fs = make_app("Look at the namespace: ls, stat, cat, get, du, locate, checksum, sync, sync-interval.")
+fs = make_app("Look at the namespace: ls, stat, cat, get, restore, du, locate, checksum, sync, sync-interval.")
 
 PathArgument = Annotated[str, typer.Argument(help="A path of the namespace, a path below a mount, or a store's URI.")]
 OptionsOption = Annotated[
@@ -45,6 +56,8 @@ SyncOption = Annotated[
 ]
 
 _CHUNK_BYTES = 8 << 20
+_ASIDE_S = 2.0
+"""What a store gets to add what is not known without it. A guess."""
 
 
 def parse_options(options: list[str]) -> dict[str, str]:
@@ -304,8 +317,9 @@ def fs_stat(
     async def run() -> None:
         async with open_client(master, path) as client:
             entry = await client.get_path(await to_known_path(client, path), sync=sync)
+            archive = await _get_archive(client, entry)
         if as_json:
-            print_json(entry)
+            print_json({**to_plain(entry), "archive": to_plain(archive)})
             return
         attr = entry.attr
         rows = [("kind", attr.kind.name.lower()), ("mode", f"{attr.mode:04o}"), ("owner", f"{attr.uid}:{attr.gid}")]
@@ -317,8 +331,57 @@ def fs_stat(
         if entry.ref:
             rows += [("version", str(attr.version)), ("mount", str(entry.ref.mount_id)), ("key", show_name(entry.ref.key))]
             rows += [("fingerprint", entry.ref.fingerprint.token), ("pinned", "yes" if entry.ref.pinned else "no")]
+        if archive:
+            rows.append(("archive", show_archive(archive)))
         for name, value in rows:
             print(f"{name:12} {value}")
+
+    run_async(run())
+
+
+async def _get_archive(client: "Client", entry: Entry) -> "ArchiveStatus | None":
+    """What the store says of a file's archive; None where there is none, or where the store does not say so at once."""
+    if entry.ref is None:
+        return None
+    try:
+        async with asyncio.timeout(_ASIDE_S):
+            return await client.get_archive_status(entry.ref)
+    except (Unsupported, NotFound, StoreError, Unavailable, TimeoutError):
+        return None
+
+
+def show_archive(status: "ArchiveStatus") -> str:
+    """The state of a file's archive, for a person."""
+    until = f" until {time.ctime(status.until_ns / 1e9)}" if status.until_ns else ""
+    return f"{status.state}{until} ({status.storage_class})" if status.storage_class else status.state
+
+
+@fs.command("restore")
+def fs_restore(
+    path: PathArgument,
+    days: Annotated[int, typer.Option("--days", min=1, help="How long it is to stay readable.")] = 7,
+    tier: Annotated[
+        str, typer.Option("--tier", help="Speed and price, by the store's words: of S3 Standard, Bulk or Expedited.")
+    ] = "",
+    master: MasterOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the store for the return of an archived file, which takes minutes to hours; `fs stat` shows how it stands.
+
+    Asked for again, or for what can be read, it does nothing. The store bills it.
+
+    \b
+    Example:
+      alluxio-like fs restore /data/2019/train.tar --days 3 --tier Bulk
+    """
+
+    async def run() -> None:
+        async with open_client(master, path) as client:
+            entry = await client.get_path(await to_known_path(client, path))
+            if entry.ref is None:
+                raise IsADirectory("only files are asked back, one by one", subject=path)
+            status = await client.restore(entry.ref, days, tier)
+        print_json(status) if as_json else print(f"{show_name(path)}: {show_archive(status)}")
 
     run_async(run())
 
@@ -341,8 +404,6 @@ def fs_cat(path: PathArgument, master: MasterOption = "") -> None:
 
 
 async def _copy(client: "Client", entry: Entry, descriptor: int) -> None:
-    import asyncio
-
     if entry.attr.kind is Kind.DIRECTORY:
         raise IsADirectory("this is a directory", subject=entry.name)
     reader = client.open_file(entry)

@@ -35,6 +35,7 @@ from alluxio_like.rpc.channel import RpcChannel, open_channel
 from alluxio_like.rpc.data_pool import DataPool
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import (
+    ArchiveStatus,
     BlockLocation,
     CacheStatus,
     DirPage,
@@ -429,6 +430,14 @@ class Client:
 
     async def get_sync_interval(self, path: str) -> SyncInterval:
         return await self._master.get_sync_interval(path)
+
+    async def get_archive_status(self, ref: FileRef) -> ArchiveStatus:
+        """Whether a file is in its store's archive. Raises Unsupported where the store has none."""
+        return await self._master.get_archive_status(ref.mount_id, ref.key)
+
+    async def restore(self, ref: FileRef, days: int = 1, tier: str = "") -> ArchiveStatus:
+        """Ask the store for an archived file's return; what holds then. Raises Unsupported, InvalidArgument."""
+        return await self._master.restore(ref.mount_id, ref.key, days, tier)
 
     # the cluster and its caches
 

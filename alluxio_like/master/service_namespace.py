@@ -18,6 +18,7 @@ from alluxio_like.master.tree import TreeLister
 from alluxio_like.master.workers import WorkerRegistry
 from alluxio_like.rpc.context import get_lease
 from alluxio_like.rpc.messages import (
+    ArchiveStatus,
     DirPage,
     FsTotals,
     LookupResult,
@@ -29,6 +30,8 @@ from alluxio_like.rpc.messages import (
     TreePage,
 )
 from alluxio_like.types import InodeId, Kind, MountId
+from alluxio_like.ufs import archive
+from alluxio_like.ufs.archive import get_archiving
 
 DEFAULT_PAGE = 1000
 MAX_PAGE = 10_000
@@ -203,3 +206,13 @@ class MountsService:
 
     async def get_mount_secrets(self, mount_id: MountId) -> MountSecrets:
         return self._mounts.get_mount_secrets(mount_id)
+
+    async def get_archive_status(self, mount_id: MountId, key: str) -> ArchiveStatus:
+        return _describe_archive(await get_archiving(self._mounts.get_ufs(mount_id)).get_archive_status(key))
+
+    async def restore(self, mount_id: MountId, key: str, days: int, tier: str) -> ArchiveStatus:
+        return _describe_archive(await get_archiving(self._mounts.get_ufs(mount_id)).restore(key, days, tier))
+
+
+def _describe_archive(status: archive.ArchiveStatus) -> ArchiveStatus:
+    return ArchiveStatus(str(status.state), status.storage_class, status.until_ns)

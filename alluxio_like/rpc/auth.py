@@ -19,6 +19,7 @@ _PROTECTED_METHODS = frozenset(
         "Mounts/Unmount",
         "Mounts/SetSyncInterval",
         "Mounts/GetMountSecrets",
+        "Mounts/Restore",
         "Workers/Register",
         "Workers/ReportBlocks",
         "Workers/Heartbeat",

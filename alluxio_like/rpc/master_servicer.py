@@ -13,6 +13,7 @@ import grpc.aio
 
 from alluxio_like.rpc import convert, convert_report
 from alluxio_like.rpc.messages import (
+    ArchiveStatus,
     BlockLocation,
     BlockReport,
     CacheStatus,
@@ -91,6 +92,10 @@ class MountsHandler(Protocol):
     async def get_mount_secrets(self, mount_id: MountId) -> MountSecrets:
         """Only callers with the cluster token get here."""
         ...
+
+    async def get_archive_status(self, mount_id: MountId, key: str) -> ArchiveStatus: ...
+
+    async def restore(self, mount_id: MountId, key: str, days: int, tier: str) -> ArchiveStatus: ...
 
 
 class WorkersHandler(Protocol):
@@ -226,6 +231,14 @@ class _Mounts:
     async def GetMountSecrets(self, request: master_pb2.GetMountSecretsRequest, _: Any) -> master_pb2.MountSecrets:
         result = await self._handler.get_mount_secrets(MountId(request.mount_id))
         return master_pb2.MountSecrets(mount=convert.mount_info(result.mount), secrets=dict(result.secrets))
+
+    async def GetArchiveStatus(self, request: master_pb2.GetArchiveStatusRequest, _: Any) -> master_pb2.ArchiveStatus:
+        status = await self._handler.get_archive_status(MountId(request.mount_id), to_str(request.key))
+        return master_pb2.ArchiveStatus(state=status.state, storage_class=status.storage_class, until_ns=status.until_ns)
+
+    async def Restore(self, request: master_pb2.RestoreRequest, _: Any) -> master_pb2.ArchiveStatus:
+        status = await self._handler.restore(MountId(request.mount_id), to_str(request.key), request.days, request.tier)
+        return master_pb2.ArchiveStatus(state=status.state, storage_class=status.storage_class, until_ns=status.until_ns)
 
 
 class _Workers:

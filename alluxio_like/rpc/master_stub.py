@@ -13,6 +13,7 @@ from typing import Any
 from alluxio_like.rpc import convert, convert_report
 from alluxio_like.rpc.channel import Method, RpcChannel, call_stream, call_unary
 from alluxio_like.rpc.messages import (
+    ArchiveStatus,
     BlockDelta,
     BlockLocation,
     CacheStatus,
@@ -155,6 +156,18 @@ class MasterStub:
         request = master_pb2.GetMountSecretsRequest(mount_id=mount_id)
         reply = await self._call("Mounts", "GetMountSecrets", request, timeout_s)
         return MountSecrets(convert.to_mount_info(reply.mount), dict(reply.secrets))
+
+    async def get_archive_status(self, mount_id: MountId, key: str, *, timeout_s: float | None = None) -> ArchiveStatus:
+        request = master_pb2.GetArchiveStatusRequest(mount_id=mount_id, key=to_bytes(key))
+        reply = await self._call("Mounts", "GetArchiveStatus", request, timeout_s)
+        return ArchiveStatus(reply.state, reply.storage_class, reply.until_ns)
+
+    async def restore(
+        self, mount_id: MountId, key: str, days: int, tier: str, *, timeout_s: float | None = None
+    ) -> ArchiveStatus:
+        request = master_pb2.RestoreRequest(mount_id=mount_id, key=to_bytes(key), days=days, tier=tier)
+        reply = await self._call("Mounts", "Restore", request, timeout_s)
+        return ArchiveStatus(reply.state, reply.storage_class, reply.until_ns)
 
     async def register(
         self, worker: Worker, cluster_id: str, session_id: str, *, timeout_s: float | None = None

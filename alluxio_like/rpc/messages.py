@@ -136,6 +136,16 @@ class MountSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchiveStatus:
+    """What a store says of a file's archive: `state` is "online", "archived", "restoring" or "restored"; `until_ns` is the end of
+    the last, 0: not known."""
+
+    state: str
+    storage_class: str = ""
+    until_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MountInfo:
     """A mount without its secrets: their values read "***". `trouble` says why its store failed last; empty: it did not."""
 

@@ -95,7 +95,7 @@ class S3Ufs:
             Kind.FILE,
             get_fingerprint(found, key),
             listing.get_time_ns(found["LastModified"]),
-            archived=found.get("StorageClass") in {"GLACIER", "DEEP_ARCHIVE"},
+            archived=found.get("StorageClass") in listing.ARCHIVED,
         )
 
     async def list_page(self, prefix: str, token: str | None = None, *, max_entries: int = 1000) -> ListPage:

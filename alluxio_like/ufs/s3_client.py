@@ -111,9 +111,9 @@ def _make_client(session: boto3.session.Session, settings: S3Settings, region: s
         config=config,
     )
     events = client.meta.events
-    events.register("before-parse.s3.ListObjectsV2", before_parse)
+    # Under these names they come before boto3's own handler, which parses all of it and takes what it cannot parse for a failure.
+    events.register("before-parse.*.ListObjectsV2", before_parse)
     for answer in ("CreateMultipartUpload", "ListParts", "CompleteMultipartUpload"):
-        # Under this name it comes before boto3's own handler, which takes what cannot be parsed for a failure.
         events.register(f"before-parse.*.{answer}", drop_control_characters)
     if not _is_aws(client.meta.endpoint_url):
         events.register("before-sign.s3.CopyObject", _spell_for_radosgw)

@@ -18,7 +18,8 @@ from alluxio_like.types import Fingerprint, Kind, to_bytes, to_str
 from alluxio_like.ufs.api import StoreEntry
 
 PAGE_KEY = "AlluxioLikePage"
-_ARCHIVED = {"GLACIER", "DEEP_ARCHIVE"}
+ARCHIVED = {"GLACIER", "DEEP_ARCHIVE"}
+"""Storage classes whose objects must be asked back (Glacier Instant Retrieval is not one)."""
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#(?:x0*(?:[0-8bBcCeEfF]|1[0-9a-fA-F])|0*(?:[0-8]|1[124-9]|2[0-9]|3[01]));")
 
 
@@ -32,7 +33,7 @@ class Answer:
 
 
 def before_parse(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_others: object) -> None:
-    """boto3's event before-parse.s3.ListObjectsV2: takes the page out, so that there is next to nothing left to parse.
+    """boto3's event before-parse of ListObjectsV2: takes the page out, so that there is next to nothing left to parse.
 
     An answer that is none is left to boto3, whose own parser then says so.
     """
@@ -52,7 +53,7 @@ def drop_control_characters(response_dict: dict[str, Any], **_others: object) ->
 def parse_keys(body: bytes) -> list[str]:
     """All keys of a listing without a delimiter. Raises StoreProtocol."""
     try:
-        root = ElementTree.fromstring(body)
+        root = _parse(body)
         tag = root.tag[: root.tag.rfind("}") + 1]
         is_encoded = (root.findtext(f"{tag}EncodingType") or "") == "url"
         return [to_str(_get_name(found.findtext(f"{tag}Key"), b"", is_encoded)) for found in root.iterfind(f"{tag}Contents")]
@@ -65,7 +66,7 @@ def parse_page(body: bytes, prefix: str, *, is_flat: bool = False, token: str | 
     ufs.api.FlatUfs; `token`: the store's own that was asked with. Raises StoreProtocol, also for the answer to another
     question."""
     try:
-        root = ElementTree.fromstring(body)
+        root = _parse(body)
         space = root.tag.rpartition("}")[0]
         tag = f"{space}}}" if space else ""
         is_encoded = (root.findtext(f"{tag}EncodingType") or "") == "url"
@@ -103,6 +104,17 @@ def _check_question(root: ElementTree.Element, tag: str, prefix: str, token: str
             raise ValueError(f"the answer is for another {name}")
 
 
+def _parse(body: bytes) -> ElementTree.Element:
+    """A listing. Its keys are encoded; the prefix that it repeats may not be, and may have what XML cannot say."""
+    try:
+        return ElementTree.fromstring(body)
+    except ElementTree.ParseError:
+        root = ElementTree.fromstring(_CONTROL.sub(b"?", body))
+        if root.findtext("{*}EncodingType") != "url":
+            raise
+        return root
+
+
 def _get_sort_key(item: tuple[bytes, StoreEntry]) -> bytes:
     return item[0]
 
@@ -130,7 +142,7 @@ def _make_file(name: bytes, fields: dict[str, str | None]) -> StoreEntry:
         Kind.FILE,
         Fingerprint(token, int(fields["Size"] or "")),
         get_time_ns(datetime.fromisoformat(modified)) if modified else 0,
-        archived=fields.get("StorageClass") in _ARCHIVED,
+        archived=fields.get("StorageClass") in ARCHIVED,
     )
 
 

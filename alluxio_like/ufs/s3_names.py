@@ -14,8 +14,9 @@ from alluxio_like.types import Fingerprint
 from alluxio_like.ufs import s3_listing as listing
 from alluxio_like.ufs.api import StoreEntry
 from alluxio_like.ufs.s3 import get_fingerprint
+from alluxio_like.ufs.s3_archive import S3Archive
 from alluxio_like.ufs.s3_errors import get_refusal
-from alluxio_like.ufs.s3_writing import S3Writer, get_etag, make_entry, make_metadata
+from alluxio_like.ufs.s3_writing import get_etag, make_entry, make_metadata
 from alluxio_like.ufs.writing import Expected, Part, Upload, WriteOptions
 
 _MARKER_TYPE = "application/x-directory"
@@ -24,8 +25,8 @@ _KEPT_HEADERS = ("CacheControl", "ContentDisposition", "ContentEncoding", "Conte
 """What a copy takes over beside its bytes; metadata is what the caller gives."""
 
 
-class WritableS3Ufs(S3Writer):
-    """`WritableUfs` on S3."""
+class WritableS3Ufs(S3Archive):
+    """`WritableUfs` and `ArchivingUfs` on S3."""
 
     copy_limit_bytes = 5 << 30
     """Up to here one request copies; S3's limit."""

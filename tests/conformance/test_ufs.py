@@ -278,3 +278,16 @@ async def test_cancelled_reads_leave_the_store_usable(store: StoreUnderTest) -> 
 async def test_nothing_secret_is_shown(store: StoreUnderTest) -> None:
     shown = f"{store.ufs!r} {store.ufs.bucket} {vars(store.ufs)!r}"
     assert all(secret not in shown for secret in ("testsecret", "testaccess", AZ_KEY, repr(b64decode(AZ_KEY))))
+
+
+async def test_directories_of_odd_names(store: StoreUnderTest) -> None:
+    names = ["a b", "a+b", "%41", "q?x", "h#1", "n\nl", "t\tb", "\x01", "\x7f", "é", "e\u0301", "<&>", "~%~"]
+    names += ["x" * 255, "w" * 700]
+    names = [name for name in names if store.can_name(name)]
+    for name in names:
+        store.put(f"{name}/x", to_bytes(name))
+    assert sorted(entry.name for entry in await store.list_all("", 4)) == sorted(names)
+    for name in names:
+        (entry,) = await store.list_all(f"{name}/")
+        assert (entry.name, entry.kind) == ("x", Kind.FILE)
+        assert await store.read_all(f"{name}/x") == to_bytes(name)

@@ -176,6 +176,36 @@ class StatFsReply(_message.Message):
     used_bytes: int
     def __init__(self, files: _Optional[int] = ..., known_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ...) -> None: ...
 
+class GetArchiveStatusRequest(_message.Message):
+    __slots__ = ("mount_id", "key")
+    MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    mount_id: int
+    key: bytes
+    def __init__(self, mount_id: _Optional[int] = ..., key: _Optional[bytes] = ...) -> None: ...
+
+class RestoreRequest(_message.Message):
+    __slots__ = ("mount_id", "key", "days", "tier")
+    MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DAYS_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    mount_id: int
+    key: bytes
+    days: int
+    tier: str
+    def __init__(self, mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., days: _Optional[int] = ..., tier: _Optional[str] = ...) -> None: ...
+
+class ArchiveStatus(_message.Message):
+    __slots__ = ("state", "storage_class", "until_ns")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_NS_FIELD_NUMBER: _ClassVar[int]
+    state: str
+    storage_class: str
+    until_ns: int
+    def __init__(self, state: _Optional[str] = ..., storage_class: _Optional[str] = ..., until_ns: _Optional[int] = ...) -> None: ...
+
 class MountRequest(_message.Message):
     __slots__ = ("operation_id", "path", "uri", "options", "read_only", "sync_interval_s", "uid", "gid", "skip_check", "update", "keep_others")
     class OptionsEntry(_message.Message):

@@ -450,6 +450,16 @@ class MountsStub:
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.GetMountSecretsRequest.SerializeToString,
                 response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.MountSecrets.FromString,
                 _registered_method=True)
+        self.GetArchiveStatus = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Mounts/GetArchiveStatus',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.GetArchiveStatusRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ArchiveStatus.FromString,
+                _registered_method=True)
+        self.Restore = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Mounts/Restore',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.RestoreRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ArchiveStatus.FromString,
+                _registered_method=True)
 
 
 class MountsServicer:
@@ -498,6 +508,20 @@ class MountsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetArchiveStatus(self, request, context):
+        """Whether a file is in its store's archive; fails with unsupported where the store has none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Restore(self, request, context):
+        """Asks the store for an archived file's return, once however often it is called. Needs the cluster token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MountsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -530,6 +554,16 @@ def add_MountsServicer_to_server(servicer, server):
                     servicer.GetMountSecrets,
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.GetMountSecretsRequest.FromString,
                     response_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.MountSecrets.SerializeToString,
+            ),
+            'GetArchiveStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetArchiveStatus,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.GetArchiveStatusRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ArchiveStatus.SerializeToString,
+            ),
+            'Restore': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.RestoreRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ArchiveStatus.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -695,6 +729,60 @@ class Mounts:
             '/alluxio_like.rpc.v1.Mounts/GetMountSecrets',
             alluxio__like_dot_rpc_dot_v1_dot_master__pb2.GetMountSecretsRequest.SerializeToString,
             alluxio__like_dot_rpc_dot_v1_dot_master__pb2.MountSecrets.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetArchiveStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Mounts/GetArchiveStatus',
+            alluxio__like_dot_rpc_dot_v1_dot_master__pb2.GetArchiveStatusRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ArchiveStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Mounts/Restore',
+            alluxio__like_dot_rpc_dot_v1_dot_master__pb2.RestoreRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_master__pb2.ArchiveStatus.FromString,
             options,
             channel_credentials,
             insecure,
