@@ -350,7 +350,7 @@ async def test_an_archived_blob_is_shown_and_refused(az_server: AzServer, az_con
     assert ((await ufs.stat("k")).archived, (await ufs.stat("hot")).archived) == (True, False)
     fingerprint = found["k"].fingerprint
     assert fingerprint is not None
-    with pytest.raises(errors.StoreDenied, match="rehydrated"):
+    with pytest.raises(errors.StoreArchived, match="rehydrated"):
         async for _ in ufs.read("k", fingerprint, 0, 5):
             pass
     await ufs.close()
