@@ -21,6 +21,7 @@ from alluxio_like.ufs.writing import Expected, Part, Upload, WriteOptions
 
 _MARKER_TYPE = "application/x-directory"
 """What s3fs, goofys and others give the marker of a directory."""
+_AWS_COPY_BYTES = 5 << 30
 _KEPT_HEADERS = ("CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage", "ContentType", "StorageClass")
 """What a copy takes over beside its bytes; metadata is what the caller gives."""
 
@@ -28,10 +29,11 @@ _KEPT_HEADERS = ("CacheControl", "ContentDisposition", "ContentEncoding", "Conte
 class WritableS3Ufs(S3Archive):
     """`WritableUfs` and `ArchivingUfs` on S3."""
 
-    copy_limit_bytes = 5 << 30
-    """Up to here one request copies; S3's limit."""
-    copy_part_bytes = 512 << 20
-    """Of larger ones; a guess: some seconds each, four at once."""
+    copy_limit_bytes = 256 << 20
+    """Up to here one request copies. A guess. On AWS it is 5 GiB: there the answer is kept alive meanwhile, while other servers may be
+    silent, which is taken for a stall after timeout_s."""
+    copy_part_bytes = 64 << 20
+    """Of larger ones; a guess: well below timeout_s each, four at once."""
 
     # -- copies -------------------------------------------------------------------------------------------------------------
 
@@ -41,7 +43,8 @@ class WritableS3Ufs(S3Archive):
         found = await self._get_source(source, fingerprint)
         await self._compare(target, expected)
         headers = {name: found[name] for name in _KEPT_HEADERS if found.get(name)}
-        if fingerprint.size > self.copy_limit_bytes:
+        clients = await self._connect()
+        if fingerprint.size > (_AWS_COPY_BYTES if clients.is_aws else self.copy_limit_bytes):
             return await self._copy_in_parts(source, fingerprint, target, options, headers, expected)
         arguments: Any = {
             **self._place(target),
@@ -57,7 +60,7 @@ class WritableS3Ufs(S3Archive):
         except (errors.NotFound, errors.Stale):
             raise errors.Stale("the store holds another content by now", subject=source) from None
         token = get_etag(answer.get("CopyObjectResult", {}), target)
-        if token != fingerprint.token and not (await self._connect()).is_aws:
+        if token != fingerprint.token and not clients.is_aws:
             # The server may not mind the condition, and gives a copy another ETag: only the source can still tell.
             await self._check_copied(source, fingerprint, target, options)
         return make_entry(target, token, fingerprint.size)

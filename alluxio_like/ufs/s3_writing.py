@@ -33,6 +33,7 @@ _SLOWEST_BYTES_PER_S = 1 << 20
 within it is timeout_s all the same."""
 _SLOWEST_COPY_BYTES_PER_S = 16 << 20
 """The same of bytes that the server moves by itself; a guess."""
+_MAX_PUT_BYTES = 5 << 30
 _MAX_KEY_BYTES = 1024
 _MAX_DELETED = 1000
 
@@ -60,15 +61,17 @@ class S3Writer(S3Ufs):
             finishes_conditionally=known.finish.is_conditional,
             keeps_metadata=True,
             ordered_parts=False,
-            max_put_bytes=5 << 30,
+            max_put_bytes=_MAX_PUT_BYTES,
             min_part_bytes=5 << 20,
-            max_part_bytes=5 << 30,
+            max_part_bytes=_MAX_PUT_BYTES,
             max_parts=10_000,
         )
 
     # -- whole contents -----------------------------------------------------------------------------------------------------
 
     async def put(self, key: str, source: Source, options: WriteOptions, *, expected: Expected | None = None) -> StoreEntry:
+        if source.length > _MAX_PUT_BYTES:
+            raise errors.InvalidArgument("S3 takes at most 5 GiB in one request: send it in parts", subject=key)
         arguments = {**self._place(key), "Metadata": make_metadata(options)}
         condition = await self._make_condition(key, expected, lambda known: known.put)
 

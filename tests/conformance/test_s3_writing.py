@@ -4,6 +4,7 @@ Nothing is lost, doubled, or believed without reason.
 """
 
 import asyncio
+import os
 import random
 import secrets
 import time
@@ -22,7 +23,7 @@ from alluxio_like.ufs.s3_names import WritableS3Ufs
 from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WriteOptions
 from tests.conformance.stores import make_source
 from tests.servers.fault_control import FaultProxy
-from tests.servers.fixtures import S3Server
+from tests.servers.fixtures import S3Server, start_s3_server
 
 STALL_S = 1.0
 PART_BYTES = 5 << 20
@@ -32,7 +33,8 @@ ABSENT = Expected(None)
 
 def open_at(server: S3Server, bucket: str, **options: str) -> WritableS3Ufs:
     public = {"endpoint": server.endpoint, "timeout_s": f"{STALL_S}", "region": server.region, **options}
-    ufs = open_ufs(f"s3://{bucket}/p", public, secrets=server.secrets, on_request=lambda op: None, io_timeout_s=10 * STALL_S)
+    io_timeout_s = max(10 * STALL_S, 3 * float(public["timeout_s"]))
+    ufs = open_ufs(f"s3://{bucket}/p", public, secrets=server.secrets, on_request=lambda op: None, io_timeout_s=io_timeout_s)
     assert isinstance(ufs, WritableS3Ufs)
     return ufs
 
@@ -378,3 +380,36 @@ async def test_a_copy_that_the_server_did_not_check_is_undone(
 def _drop_conditions(request: Any, **_others: object) -> None:
     for name in ("x-amz-copy-if-match", "x-amz-copy-source-if-match"):
         del request.headers[name]
+
+
+@pytest.mark.skipif(not os.environ.get("ALLUXIO_LIKE_TEST_SOAK"), reason="10 GiB of memory and minutes: make soak")
+@pytest.mark.timeout(1800)
+async def test_an_object_of_more_than_five_gigabytes() -> None:
+    """Sparse here, not at the server: uploaded, read behind its fifth gigabyte, and copied at that size."""
+    size = (5 << 30) + 12_345
+    part_bytes = 256 << 20
+    fd = os.memfd_create("sparse")
+    with start_s3_server(size_bytes=12 << 30) as server:
+        ufs = open_at(server, server.make_bucket(), timeout_s="60")
+        try:
+            os.ftruncate(fd, size)
+            os.pwrite(fd, b"the end", size - 7)
+            options = make_options()
+            upload = await ufs.begin_upload("big", options)
+            parts = []
+            for number, start in enumerate(range(0, size, part_bytes), start=1):
+                part = Source(fd, start, min(part_bytes, size - start))
+                parts.append(await ufs.upload_part(upload, number, part, start))
+            entry = await ufs.finish_upload(upload, parts, options, expected=ABSENT)
+            assert entry.fingerprint is not None and entry.fingerprint.size == size
+            with pytest.raises(errors.InvalidArgument):
+                await ufs.put("too-big", Source(fd, 0, size), options)
+            copied = await ufs.copy("big", entry.fingerprint, "copy", make_options(), expected=ABSENT)
+            for key, fingerprint in (("big", entry.fingerprint), ("copy", copied.fingerprint)):
+                assert fingerprint is not None
+                assert (await ufs.stat(key)).fingerprint == fingerprint
+                end = b"".join([bytes(chunk) async for chunk in ufs.read(key, fingerprint, size - 1000, 1000)])
+                assert end == bytes(993) + b"the end"
+        finally:
+            os.close(fd)
+            await ufs.close()
