@@ -30,8 +30,8 @@ class WritableS3Ufs(S3Archive):
     """`WritableUfs` and `ArchivingUfs` on S3."""
 
     copy_limit_bytes = 256 << 20
-    """Up to here one request copies. A guess. On AWS it is 5 GiB: there the answer is kept alive meanwhile, while other servers may
-    be silent, which is taken for a stall after timeout_s."""
+    """Up to here one request copies. A guess. On AWS it is 5 GiB: there the answer is kept alive meanwhile, while other servers
+    may be silent, which is taken for a stall after timeout_s."""
     copy_part_bytes = 64 << 20
     """Of larger ones; a guess: well below timeout_s each, four at once."""
 
