@@ -24,6 +24,7 @@ from alluxio_like.cache.format import FileRecord
 from alluxio_like.cache.index import BlockPut, FilePut
 from alluxio_like.cache.layout import CacheDirectory
 from alluxio_like.cache.pages import NO_BLOCK, Block, PresentRun, Role, split_pages, write_all
+from alluxio_like.cache.scratch import get_scratch
 from alluxio_like.types import (
     PAGE_BYTES,
     PAGES_PER_BLOCK,
@@ -50,18 +51,6 @@ class Owner(Protocol):
 
     def forget_lost(self, file: "CachedFile") -> None:
         """The file's bytes are gone from the disk: drop it from the index."""
-
-
-_scratch = threading.local()
-
-
-def _get_scratch() -> memoryview:
-    """A page of memory of this thread's own: pages that are only looked at touch no fresh memory (which the host of a virtual
-    machine may take milliseconds to give)."""
-    page: memoryview | None = getattr(_scratch, "page", None)
-    if page is None:
-        page = _scratch.page = memoryview(bytearray(PAGE_BYTES))
-    return page
 
 
 class CachedFile:
@@ -253,14 +242,13 @@ class CachedFile:
         bad: list[int] = []
         if self._present_bytes == 0 or not len(pages):
             return bad
-        scratch = _get_scratch()
         with self._using() as fd:
             for page in range(pages.first, pages.stop):
                 with self._lock:
                     there = not self._removed and self._get_block(page // PAGES_PER_BLOCK).bits >> page % PAGES_PER_BLOCK & 1
                 if there:
                     start = page * PAGE_BYTES
-                    room = scratch[: min(PAGE_BYTES, self._size - start)]
+                    room = get_scratch(min(PAGE_BYTES, self._size - start))
                     count = self._io(lambda: os.preadv(fd, (room,), start))  # noqa: B023 (called before the next turn)
                     data = room if count == len(room) else self._read_some(fd, start, len(room))
                     bad += self._find_bad(PageRange(page, page + 1), data, trust=True)

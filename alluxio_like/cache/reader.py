@@ -25,6 +25,7 @@ from alluxio_like import errors
 from alluxio_like.cache import format as fmt
 from alluxio_like.cache.checksum import compute_checksum
 from alluxio_like.cache.layout import check_format
+from alluxio_like.cache.scratch import get_scratch
 from alluxio_like.types import (
     BLOCK_BYTES,
     PAGE_BYTES,
@@ -251,10 +252,10 @@ class LocalFile:
             if self._is_verified(page, page + 1):
                 continue
             start = page * PAGE_BYTES
-            data = bytearray(min(PAGE_BYTES, self.size - start))
+            data = get_scratch(min(PAGE_BYTES, self.size - start))
             if os.preadv(self.fd, (data,), start, nowait) != len(data):
                 return False
-            self._check(page, memoryview(data))
+            self._check(page, data)
         return True
 
     def add_present(self, generation: int, pages: PageRange, checksums: Sequence[int]) -> bool:
