@@ -186,7 +186,12 @@ class Caller:
     def _begin(self, call: wire.Call, ref: FileRef) -> None:
         task = self._loop.create_task(self._answer(call, ref), name="data read")
         self._tasks[call.request_id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(call.request_id, None))
+        self._server.under_way += 1
+        task.add_done_callback(lambda _: self._forget(call.request_id))
+
+    def _forget(self, request_id: int) -> None:
+        self._server.under_way -= 1
+        self._tasks.pop(request_id, None)
 
     def _send(self, call: wire.Call, ref: FileRef, frames: list[Frame]) -> None:
         if not call.cached_only:
