@@ -5,15 +5,22 @@ master of its own (bench/namespace_master.py), started again, and asked under a 
 included. Writes bench/out/size.json and size.png: a curve each, with the exponent fitted to it.
 """
 
+import asyncio
 import json
 import math
+import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from alluxio_like.client.tree import make_batch
+from alluxio_like.rpc.channel import open_channel
+from alluxio_like.rpc.master_stub import MasterStub
 from bench.limits import get_peak_bytes, join, limited_memory
 from bench.measure import Result, drop_page_cache
 from bench.metadata import count_disk_bytes
@@ -24,6 +31,7 @@ QUICK_SIZES = (20_000, 100_000)
 WORKERS = 5000
 LIMIT_BYTES = 4 << 30
 LOOKUPS = 200_000
+CALLS_S = 3.0
 TREE_ENTRIES = 10_000_000
 """The largest namespace that is listed whole: the figure is one of entries per second."""
 
@@ -63,7 +71,7 @@ class NamespaceMaster:
         self._process.stdout.close()
 
 
-def measure_namespace(home: Path, entries: int, *, is_loaded: bool = False) -> dict[str, Any]:
+def measure_namespace(home: Path, entries: int, *, is_loaded: bool = False, lookups: int = LOOKUPS) -> dict[str, Any]:
     """One size: loaded (unless it is there), restarted, asked under the limit."""
     found: dict[str, Any] = {"entries": entries}
     if not is_loaded:
@@ -78,7 +86,7 @@ def measure_namespace(home: Path, entries: int, *, is_loaded: bool = False) -> d
         master = NamespaceMaster(home, entries, group)
         found["restart_s"] = master.started["started_s"]
         for name in ("cold", "warm"):
-            asked = master.ask("lookups", count=min(LOOKUPS, entries), seed=1 if name == "cold" else 2)
+            asked = master.ask("lookups", count=min(lookups, entries), seed=1 if name == "cold" else 2)
             found[f"{name}_lookups_per_s"] = asked["lookups"] / asked["seconds"]
             found[f"{name}_major_faults"] = asked["major_faults"]
         found |= master.ask("memory")
@@ -87,7 +95,45 @@ def measure_namespace(home: Path, entries: int, *, is_loaded: bool = False) -> d
             found["tree_entries_per_s"] = tree["first_entries"] / tree["first_seconds"]
         found["limit_bytes"] = LIMIT_BYTES if group is not None else 0
         found["peak_bytes"] = get_peak_bytes(group) if group is not None else 0
+        found |= asyncio.run(measure_calls(master.started["address"], entries))
         master.close()
+    return found
+
+
+async def measure_calls(address: str, entries: int) -> dict[str, Any]:
+    """What arrives over gRPC at a client beside the master: lookups, pages of directories, a whole tree as Arrow batches."""
+    chooser = random.Random(5)
+    directories = entries // FILES
+    channel = open_channel(address)
+    try:
+        stub = MasterStub(channel, timeout_s=30)
+        inodes = []
+        for number in chooser.sample(range(directories), min(100, directories)):
+            entry = (await stub.resolve_path(f"/d{number:07}")).entry
+            assert entry is not None
+            inodes.append(entry.attr.inode)
+        ends = time.perf_counter() + CALLS_S
+
+        async def look() -> int:
+            count = 0
+            while time.perf_counter() < ends:
+                await stub.lookup(chooser.choice(inodes), f"sample-{chooser.randrange(FILES):09}.jpg")
+                count += 1
+            return count
+
+        found: dict[str, Any] = {"grpc_lookups_per_s": sum(await asyncio.gather(*(look() for _ in range(16)))) / CALLS_S}
+        begun, listed = time.perf_counter(), 0
+        for inode in inodes:
+            listed += len((await stub.list_dir(inode, b"", FILES)).entries)
+        found["grpc_listed_per_s"] = listed / (time.perf_counter() - begun)
+        if entries <= TREE_ENTRIES:
+            begun, rows = time.perf_counter(), 0
+            async with aclosing(stub.list_tree("/")) as pages:
+                async for page in pages:
+                    rows += make_batch(page).num_rows
+            found["grpc_tree_per_s"] = rows / (time.perf_counter() - begun)
+    finally:
+        await channel.close()
     return found
 
 
@@ -123,6 +169,13 @@ def describe_namespace(found: dict[str, Any]) -> list[Result]:
         Result(f"{size}: start of the master", found["restart_s"], 1.0, "s", 1.0, at_most=True),
         Result(f"{size}: random lookups in the engine, {limit}", found["warm_lookups_per_s"], 50_000, "1/s", 1.0),
     ]
+    for name, what in (
+        ("grpc_lookups_per_s", "lookups over gRPC, a call each"),
+        ("grpc_listed_per_s", "entries over gRPC, a directory page a call"),
+        ("grpc_tree_per_s", "whole tree over gRPC to Arrow batches"),
+    ):
+        if name in found:
+            results.append(Result(f"{size}: {what}", found[name], 0, "1/s"))
     if "tree" in found:
         again = found["tree"]["again_seconds"]
         results.append(Result(f"{size}: whole tree as columns, engine", found["tree_entries_per_s"], 5e6, "entries/s", 1.0))
