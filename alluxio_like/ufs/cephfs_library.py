@@ -153,7 +153,7 @@ class CephOps:
         _configure(self._library, self._mount, settings)
         result = self._library.ceph_mount(self._mount, settings.root.encode())
         if result:
-            raise _explain_mount(-result, settings, self._get_option("mon_host"))
+            raise self._explain_mount(-result, settings)
         self._permissions = c_void_p(self._library.ceph_mount_perms(self._mount))
         self._hidden = frozenset({self._get_option("client_snapdir").encode()})
 
@@ -318,6 +318,20 @@ class CephOps:
 
     # -- calls
 
+    def _explain_mount(self, code: int, settings: CephSettings) -> errors.AlluxioLikeError:
+        """Why the mount failed, in one line."""
+        if code != errno.ENOENT:
+            return _explain_mount(code, settings, self._get_option("mon_host"))
+        # The library says the same of three things.
+        user = f"client.{settings.user}"
+        paths = self._get_option("keyring").replace(";", ",").split(",")
+        if not settings.key and not any(os.access(path.strip(), os.R_OK) for path in paths):
+            return errors.StoreDenied(f"no key of {user} was found: give -o keyring=FILE or -o key=KEY", subject=user)
+        if settings.root != "/" and self._library.ceph_mount(self._mount, b"/") == 0:
+            return errors.StoreMissing("there is no such directory in the file system", subject=settings.root)
+        name = f"named {settings.file_system}" if settings.file_system else "by default"
+        return errors.StoreMissing(f"there is no file system {name}, or no directory {settings.root}", subject="cephfs")
+
     def _call(self, name: str, *arguments: Any) -> int:
         """The call's result, if it is none of its errors."""
         result = int(getattr(self._library, name)(*arguments))
@@ -408,12 +422,6 @@ def _explain_mount(code: int, settings: CephSettings, monitors: str) -> errors.A
     if code in {errno.EPERM, errno.EACCES}:
         return errors.StoreDenied(
             f"the Ceph cluster refuses client.{settings.user}: is its key right, and may it mount {settings.root}?", subject=where
-        )
-    if code == errno.ENOENT:
-        return errors.StoreMissing(
-            f"there is no file system {settings.file_system or '(the default one)'} or no directory in it, or no key of "
-            f"client.{settings.user} was found (give -o keyring=FILE or -o key=KEY)",
-            subject=settings.root,
         )
     if code == errno.ENOTDIR:
         return errors.StoreMissing("not a directory", subject=settings.root)

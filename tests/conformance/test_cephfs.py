@@ -180,10 +180,16 @@ async def test_wrong_settings_are_told_in_one_line(
     assert "\n" not in str(raised.value) and "AQCv1" not in str(raised.value)
 
 
-@pytest.mark.parametrize("uri", ["cephfs://another/", "cephfs:///no/such/directory"])
-async def test_what_is_not_there_is_told(cephfs_server: CephFsServer, uri: str) -> None:
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("cephfs://another/", "there is no file system named another"),
+        ("cephfs:///no/such/directory", "there is no such directory in the file system: /no/such/directory"),
+    ],
+)
+async def test_what_is_not_there_is_told(cephfs_server: CephFsServer, uri: str, message: str) -> None:
     made = open_ufs(uri, cephfs_server.options, secrets={}, on_request=lambda _op: None, io_timeout_s=20)
-    with pytest.raises(errors.StoreMissing, match="there is no file system"):
+    with pytest.raises(errors.StoreMissing, match=message):
         await made.check()
     await made.close()
 
