@@ -86,18 +86,24 @@ class WorkersService:
         while True:
             await self._unchecked.wait()
             self._unchecked.clear()
-            known = self._registry.block_map
-            gone: dict[WorkerId, list[FileId]] = {}
-            for part in known.list_parts():
-                with self._meta.read() as txn:
-                    unknown = namespace.list_unknown(txn, known.list_files(part))
-                for file_id in unknown:
-                    for worker_id in known.get_bytes_by_worker(file_id):
-                        gone.setdefault(worker_id, []).append(file_id)
-                await asyncio.sleep(0)
-            for worker_id, files in gone.items():
-                await self._free(worker_id, files)
+            try:
+                await self._check_map()
+            except Exception:
+                log.exception("a chore failed")
             await asyncio.sleep(CHECK_PAUSE_S)
+
+    async def _check_map(self) -> None:
+        known = self._registry.block_map
+        gone: dict[WorkerId, list[FileId]] = {}
+        for part in known.list_parts():
+            with self._meta.read() as txn:
+                unknown = namespace.list_unknown(txn, known.list_files(part))
+            for file_id in unknown:
+                for worker_id in known.get_bytes_by_worker(file_id):
+                    gone.setdefault(worker_id, []).append(file_id)
+            await asyncio.sleep(0)
+        for worker_id, files in gone.items():
+            await self._free(worker_id, files)
 
     async def _free(self, worker_id: WorkerId, files: list[FileId]) -> None:
         try:
