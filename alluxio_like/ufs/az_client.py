@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 from obstore.store import AzureStore
 
 from alluxio_like import errors
-from alluxio_like.ufs.cloud import Clients, TokenSource, make_client_options
+from alluxio_like.ufs.cloud import Clients, TokenSource, make_client_options, make_store
 from alluxio_like.ufs.gs_client import make_http
 from alluxio_like.ufs.options import OptionValue
 from alluxio_like.ufs.rest import HttpSettings, Request, RestClient
@@ -112,15 +112,19 @@ def connect(settings: AzSettings, pool: BlockingPool) -> Clients:
         "use_emulator": False,  # else a variable of the environment would
         "skip_signature": settings.anonymous,
     }
+    # By a provider whatever it is: it goes before all that obstore finds in the environment by itself.
+    provider: Any = tokens
     if settings.account_key:
-        config["account_key"] = base64.b64encode(settings.account_key).decode()
-    if settings.sas_token:
-        config["sas_key"] = settings.sas_token
-    store = AzureStore(
-        config=config,  # type: ignore[arg-type]
+        key = base64.b64encode(settings.account_key).decode()
+        provider = lambda: {"access_key": key, "expires_at": None}  # noqa: E731
+    elif settings.sas_token:
+        provider = lambda: {"sas_token": settings.sas_token, "expires_at": None}  # noqa: E731
+    store = make_store(
+        AzureStore,
+        config=config,
         client_options=make_client_options(settings.http, settings.io_timeout_s),
         retry_config={"max_retries": 0},
-        credential_provider=tokens,
+        credential_provider=provider,
     )
     return Clients(RestClient(settings.http), _make_signer(settings, tokens), store, tokens)
 

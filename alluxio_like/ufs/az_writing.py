@@ -12,6 +12,7 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
@@ -20,6 +21,7 @@ from alluxio_like.types import Fingerprint
 from alluxio_like.ufs.api import StoreEntry
 from alluxio_like.ufs.az import AzUfs, add_quotes, make_entry
 from alluxio_like.ufs.az_client import make_batch_part, make_copy_source
+from alluxio_like.ufs.cloud import SLOWEST_COPY_BYTES_PER_S
 from alluxio_like.ufs.cloud_errors import convert_az
 from alluxio_like.ufs.cloud_writing import CloudWriter, check_named, make_metadata, make_record
 from alluxio_like.ufs.rest import Answer, Body, Request
@@ -33,7 +35,6 @@ _COPY_AT_ONCE_BYTES = 256 << 20
 """Up to here one request copies; the service's limit."""
 _COPY_BLOCK_BYTES = 512 << 20
 """Of larger ones; a guess: some seconds each, four at once."""
-_SLOWEST_COPY_BYTES_PER_S = 16 << 20
 
 
 class WritableAzUfs(CloudWriter, AzUfs):
@@ -204,8 +205,8 @@ class WritableAzUfs(CloudWriter, AzUfs):
 
     async def _ask_copy(self, request: Request, source: str, target: str, size: int) -> Answer:
         """Raises Stale for the source, Conflict for the target."""
-        timeout_s = size / _SLOWEST_COPY_BYTES_PER_S
-        answer = await self._ask("COPY", request, target, accept=(404, 409, 412), more_s=timeout_s)
+        patient = replace(request, patience_s=size / SLOWEST_COPY_BYTES_PER_S)
+        answer = await self._ask("COPY", patient, target, accept=(404, 409, 412))
         if answer.status < 300:
             return answer
         if answer.headers.get("x-ms-error-code") in _SOURCE_CHANGED:

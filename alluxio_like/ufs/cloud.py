@@ -56,6 +56,8 @@ _CHUNK_S = 0.05
 """A chunk is what arrives in about this time, as in s3.py, which has the measurement."""
 _SLOWEST_BYTES_PER_S = 1 << 20
 """Bounds an upload together with the I/O timeout; a guess."""
+SLOWEST_COPY_BYTES_PER_S = 16 << 20
+"""The same of bytes that the service moves by itself; a guess."""
 _RENEW_BEFORE = timedelta(minutes=5)
 
 
@@ -322,10 +324,10 @@ class CloudUfs(ABC):
 
     # -- how every request goes -----------------------------------------------------------------------------------------------
 
-    async def _ask(self, op: str, request: Request, subject: str, *, accept: tuple[int, ...] = (), more_s: float = 0.0) -> Answer:
+    async def _ask(self, op: str, request: Request, subject: str, *, accept: tuple[int, ...] = ()) -> Answer:
         """One counted request over plain HTTP. Raises what the answer means, unless it is a success or in `accept`. It may take
-        as long as its body does, and `more_s` seconds, beyond the I/O timeout."""
-        timeout_s = self._timeout_s + more_s
+        as long as its body does, and the request's patience, beyond the I/O timeout."""
+        timeout_s = self._timeout_s + request.patience_s
         if request.body is not None:
             timeout_s += len(request.body) / _SLOWEST_BYTES_PER_S
         try:
@@ -405,6 +407,16 @@ def make_client_options(http: HttpSettings, io_timeout_s: float, headers: dict[s
     if root_certificate is not None:
         options["root_certificate"] = root_certificate
     return options
+
+
+def make_store(kind: Callable[..., T], **arguments: Any) -> T:
+    """A store of obstore's, which looks into the environment by itself. Raises ConfigError."""
+    try:
+        return kind(**arguments)
+    except (BaseError, ValueError, OSError):
+        raise errors.ConfigError(
+            "obstore cannot use these settings: look at the mount's options, and at GOOGLE_… and AZURE_… of the environment"
+        ) from None
 
 
 def is_plain(key: str) -> bool:

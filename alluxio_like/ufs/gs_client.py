@@ -15,7 +15,7 @@ from typing import Any
 from obstore.store import GCSStore
 
 from alluxio_like import errors
-from alluxio_like.ufs.cloud import Clients, TokenSource, make_client_options
+from alluxio_like.ufs.cloud import Clients, TokenSource, make_client_options, make_store
 from alluxio_like.ufs.options import OptionValue
 from alluxio_like.ufs.rest import HttpSettings, Request, RestClient
 from alluxio_like.ufs.threads import BlockingPool
@@ -72,7 +72,8 @@ def connect(settings: GsSettings, pool: BlockingPool) -> Clients:
             headers["Authorization"] = f"Bearer {tokens.get()[0]}"
         return replace(request, headers=headers)
 
-    store = GCSStore(
+    store = make_store(
+        GCSStore,
         config={"bucket": settings.bucket, "base_url": settings.http.endpoint, "skip_signature": tokens is None},
         client_options=make_client_options(settings.http, settings.io_timeout_s, {**common, **AS_STORED}),
         retry_config={"max_retries": 0},

@@ -17,7 +17,7 @@ from typing import Any
 from alluxio_like import errors
 from alluxio_like.types import Fingerprint, Kind
 from alluxio_like.ufs.api import StoreEntry
-from alluxio_like.ufs.cloud import PARTS
+from alluxio_like.ufs.cloud import PARTS, SLOWEST_COPY_BYTES_PER_S
 from alluxio_like.ufs.cloud_writing import CloudWriter, check_named, make_metadata
 from alluxio_like.ufs.gs import GsUfs, make_entry, parse_object
 from alluxio_like.ufs.rest import Answer, Body, Request, quote_component
@@ -152,10 +152,10 @@ class WritableGsUfs(CloudWriter, GsUfs):
         }
         query = [("fields", _FIELDS), *_make_condition(key, expected)]
         body = json.dumps(request).encode()
+        path = self._make_path(key, after="/compose")
         try:
-            answer = await self._ask(
-                "COMPOSE", Request("POST", self._make_path(key, after="/compose"), query, _JSON, body), key, accept=(412,)
-            )
+            asked = Request("POST", path, query, _JSON, body, patience_s=size / SLOWEST_COPY_BYTES_PER_S)
+            answer = await self._ask("COMPOSE", asked, key, accept=(412,))
         except errors.NotFound:
             raise errors.NotFound("parts of the upload are no longer in the store", subject=key) from None
         return self._take_entry(answer, key, size)
@@ -206,7 +206,9 @@ class WritableGsUfs(CloudWriter, GsUfs):
         body = json.dumps({"contentType": _TYPE, "metadata": make_metadata(options)}).encode()
         token: list[tuple[str, str]] = []
         while True:
-            request = Request("POST", self._make_path(source, after=place), [*query, *token], _JSON, body)
+            path = self._make_path(source, after=place)
+            patience_s = fingerprint.size / SLOWEST_COPY_BYTES_PER_S
+            request = Request("POST", path, [*query, *token], _JSON, body, patience_s)
             try:
                 answer = await self._ask("COPY", request, source, accept=(412,))
             except errors.NotFound:

@@ -63,13 +63,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`path` begins with a slash and is percent-encoded already, `query` is not."""
+    """`path` begins with a slash and is percent-encoded already, `query` is not. `patience_s`: how much longer than others the
+    server may think about it in silence."""
 
     method: str
     path: str
     query: Sequence[tuple[str, str]] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     body: "bytes | Body | None" = None
+    patience_s: float = 0.0
 
     @property
     def target(self) -> str:
@@ -141,7 +143,7 @@ class RestClient:
     def __init__(self, settings: HttpSettings) -> None:
         """Raises ConfigError for an authorities' file that cannot be used."""
         self._endpoint = settings.endpoint
-        self._timeout = urllib3.Timeout(connect=min(CONNECT_TIMEOUT_S, settings.stall_s), read=settings.stall_s)
+        self._stall_s = settings.stall_s
         parts = urlsplit(settings.endpoint)
         secure = parts.scheme == "https"
         # Kept idle, not a limit: streams hold theirs beside what the threads do.
@@ -182,7 +184,7 @@ class RestClient:
                 headers=headers,
                 retries=False,
                 redirect=False,
-                timeout=self._timeout,
+                timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT_S, self._stall_s), read=self._stall_s + request.patience_s),
                 preload_content=False,
                 decode_content=False,
             )

@@ -552,8 +552,15 @@ async def test_other_ways_in(cloud: Cloud, proxy: FaultProxy, monkeypatch: pytes
         ways = [{"sas_token": "?" + server.signature, "endpoint": proxy.endpoint, "account": "devstoreaccount1"}]
         ways += [{"connection_string": text}, {}]
         monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", text)
+        ways += [{"account_key": AZ_KEY, "endpoint": proxy.endpoint, "account": "devstoreaccount1"}]
     else:
-        ways = [{"anonymous": "true", "endpoint": proxy.endpoint}]
+        ways = [{"anonymous": "true", "endpoint": proxy.endpoint}, {"access_token": "t", "endpoint": proxy.endpoint}]
+    # What obstore would take from the environment by itself must not matter.
+    others = {"AZURE_STORAGE_TOKEN": "x", "AZURE_STORAGE_SAS_KEY": "sv=1&sig=x", "AZURE_STORAGE_USE_EMULATOR": "true"}
+    others |= {"AZURE_STORAGE_ENDPOINT": "http://127.0.0.1:1", "AZURE_SKIP_SIGNATURE": "true"}
+    others |= {"GOOGLE_BASE_URL": "http://127.0.0.1:1", "GOOGLE_BEARER_TOKEN": "x", "GOOGLE_SKIP_SIGNATURE": "true"}
+    for name, text in others.items():
+        monkeypatch.setenv(name, text)
     for way in ways:
         public, secret = split_secrets(cloud.scheme, way)
         requests: Counter[str] = Counter()
