@@ -1,6 +1,6 @@
-"""What READs can give on this machine at most, answered in Python: a mount of one file, always the same bytes, and nothing else.
+"""What READs can give on this machine at most, answered in Python: a mount of one local file, and nothing else.
 
-python -m bench.bare_reads MOUNTPOINT SIZE    mounts, says so, serves until standard input is closed
+python -m bench.bare_reads MOUNTPOINT FILE    mounts, says so, serves until something comes on standard input
 """
 
 import argparse
@@ -21,8 +21,9 @@ _FILE_NODE = 2
 _HEAD_BYTES = wire.OUT_HEADER.size
 
 
-def serve(device: Device, size: int, until: int) -> None:
+def serve(device: Device, file: int, until: int) -> None:
     """Answer requests until there is something to read from `until`."""
+    size = os.fstat(file).st_size
     buffer = bytearray(BUFFER_BYTES)
     reply = memoryview(bytearray(_HEAD_BYTES + BUFFER_BYTES))
     poll = select.poll()
@@ -38,7 +39,7 @@ def serve(device: Device, size: int, until: int) -> None:
         _, opcode, unique, node, *_ = wire.IN_HEADER.unpack_from(buffer)
         if opcode == wire.READ:
             _, offset, length, *_ = wire.READ_IN.unpack_from(buffer, wire.IN_HEADER.size)
-            count = _HEAD_BYTES + max(0, min(length, size - offset))
+            count = _HEAD_BYTES + os.preadv(file, [reply[_HEAD_BYTES : _HEAD_BYTES + length]], offset)
             wire.OUT_HEADER.pack_into(reply, 0, count, 0, unique)
             os.write(device.fd, reply[:count])
         elif opcode not in wire.UNANSWERED:
@@ -77,10 +78,11 @@ def _pack_attr(node: int, size: int) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mountpoint", type=Path)
-    parser.add_argument("size", type=int)
+    parser.add_argument("file", type=Path)
     arguments = parser.parse_args()
     place = arguments.mountpoint
     place.mkdir(parents=True, exist_ok=True)
+    file = os.open(arguments.file, os.O_RDONLY)
     device = Device.mount(place, allow_other=False)
     try:
         device.shake_hands(passthrough=False)
@@ -88,7 +90,7 @@ def main() -> None:
         if top is not None:
             mountpoint.tune(top.device, READ_AHEAD_KB)
         print("ready", flush=True)
-        serve(device, arguments.size, sys.stdin.fileno())
+        serve(device, file, sys.stdin.fileno())
     finally:
         libc.unmount(place)
         device.close()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from bench.measure import MB, Result
 from bench.mounted import start_baseline
-from bench.stack import fill_bucket, run_baseline
+from bench.stack import fill_bucket, make_bytes, run_baseline
 from tests.servers.fixtures import S3Server
 from tests.servers.stack import Stack, start_stack
 
+PIECE_BYTES = 32 << 20
 READS_BYTES_S = 3e9
 """What is asked for, where the machine can answer so many bytes of READs at all."""
 
@@ -22,14 +23,17 @@ def measure_holding(server: S3Server, directory: Path, *, quick: bool) -> list[R
     bucket = server.make_bucket()
     large = fill_bucket(server, bucket, "large/", 3, size)
     environment = {"ALLUXIO_LIKE_SESSION": "kernel", **server.environment}
-    limit = statistics.median(_measure_limit(directory / "bare", size) for _ in range(3))
+    limit = statistics.median(_measure_limit(directory, size) for _ in range(3))
     with start_stack(directory, {"/": f"s3://{bucket}"}, environment, "--workers", "1") as stack:
         return [_measure_early_handles(stack, large, limit)]
 
 
-def _measure_limit(place: Path, size: int) -> float:
-    """Bytes/s of a mount that answers READs from one piece of memory and does nothing else (bare_reads.py)."""
-    command = [sys.executable, "-m", "bench.bare_reads", str(place), str(size)]
+def _measure_limit(directory: Path, size: int) -> float:
+    """Bytes/s of a mount that answers READs from a local file, in the page cache, and does nothing else (bare_reads.py)."""
+    place, file = directory / "bare", directory / "local.bin"
+    if not file.exists():
+        file.write_bytes(make_bytes(1, PIECE_BYTES) * (size // PIECE_BYTES))
+    command = [sys.executable, "-m", "bench.bare_reads", str(place), str(file)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
