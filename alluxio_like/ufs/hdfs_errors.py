@@ -64,4 +64,4 @@ def convert_error(error: BaseException, subject: str, address: str) -> errors.Al
 
 def _shorten(text: str) -> str:
     """The first line: a Java stack follows it, with its line breaks escaped where the text is a quoted one."""
-    return text.partition("\n")[0].partition("\\n")[0][:300].rstrip('")')
+    return text.partition("\n")[0].partition("\\n")[0][:300].replace('\\"', '"').rstrip('")')

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hdfs_native import WriteOptions as CreateOptions
@@ -18,6 +19,7 @@ from alluxio_like.ufs.open import open_ufs
 from alluxio_like.ufs.writing import Expected, Source, WriteOptions
 from tests.conformance.stores import make_source
 from tests.servers.fixtures_hdfs import HdfsProxies, HdfsServer, start_hdfs_server
+from tests.servers.kdc import start_kdc
 
 pytestmark = pytest.mark.server
 TIMEOUT_S = 3.0
@@ -446,3 +448,38 @@ async def test_dead_datanodes(open_store: Open, large_server: HdfsServer) -> Non
         except errors.StoreUnavailable:
             assert time.monotonic() < end_s
             await asyncio.sleep(0.2)
+
+
+async def test_kerberos(open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with start_kdc(tmp_path / "kdc", "nn/localhost", "dn/localhost", "HTTP/localhost", "alice") as kdc:
+        settings = {
+            "hadoop.security.authentication": "kerberos",
+            "dfs.namenode.kerberos.principal": "nn/localhost@TEST",
+            "dfs.namenode.keytab.file": str(kdc.get_keytab("nn")),
+            "dfs.datanode.kerberos.principal": "dn/localhost@TEST",
+            "dfs.datanode.keytab.file": str(kdc.get_keytab("dn")),
+            "dfs.web.authentication.kerberos.principal": "HTTP/localhost@TEST",
+            "dfs.web.authentication.kerberos.keytab": str(kdc.get_keytab("HTTP")),
+            "dfs.block.access.token.enable": "true",
+            "dfs.data.transfer.protection": "privacy",
+            "ignore.secure.ports.for.testing": "true",
+            "dfs.permissions.enabled": "false",
+        }
+        monkeypatch.setenv("KRB5_CONFIG", str(kdc.config))
+        with start_hdfs_server(settings=settings, jvm_options=(f"-Djava.security.krb5.conf={kdc.config}",)) as server:
+            uri = f"hdfs://localhost:{server.cluster.namenode_port}"
+            with pytest.raises(errors.StoreUnavailable):
+                await open_store(uri, {"user": "alice"}).check()
+            directory = {"config_dir": str(server.cluster.config_dir)}
+            alice = {"principal": "alice@TEST"}
+            bob = {"principal": "bob@TEST", "keytab": str(kdc.get_keytab("alice"))}
+            with pytest.raises(errors.StoreDenied):
+                await open_store(uri, directory | bob).check()
+            ticket = kdc.get_ticket("alice")
+            ways = [alice | {"keytab": str(kdc.get_keytab("alice"))}, alice | {"ticket_cache": ticket}, {}]
+            monkeypatch.setenv("KRB5CCNAME", ticket)
+            for number, way in enumerate(ways):
+                ufs = open_store(uri, directory | way)
+                with make_source(b"%d" % number) as source:
+                    await ufs.put("k", source, make_options())
+                assert await read(ufs, "k", await get_fingerprint(ufs, "k")) == b"%d" % number

@@ -61,7 +61,12 @@ class HdfsServer:
 
 @contextlib.contextmanager
 def start_hdfs_server(
-    *, datanodes: int = 1, replication: int = 1, is_ha: bool = False, settings: dict[str, str] | None = None
+    *,
+    datanodes: int = 1,
+    replication: int = 1,
+    is_ha: bool = False,
+    settings: dict[str, str] | None = None,
+    jvm_options: tuple[str, ...] = (),
 ) -> Iterator[HdfsServer]:
     """An HDFS for as long as the context lasts; installs what is missing."""
     with tempfile.TemporaryDirectory(prefix="hdfs-", ignore_cleanup_errors=True) as directory:
@@ -72,6 +77,7 @@ def start_hdfs_server(
             is_ha=is_ha,
             datanode_host=PROXIED_HOST,
             settings=settings or {},
+            jvm_options=jvm_options,
             die_with_parent=True,
         )
         try:

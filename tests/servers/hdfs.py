@@ -163,6 +163,7 @@ class Cluster:
     is_ha: bool = False
     datanode_host: str = "localhost"
     settings: dict[str, str] = field(default_factory=dict)
+    jvm_options: tuple[str, ...] = ()
     die_with_parent: bool = False
     ports: list[int] = field(default_factory=list)
     _processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
@@ -298,7 +299,7 @@ class Cluster:
     @property
     def _jvm(self) -> tuple[str, ...]:
         home = get_home()
-        return (*_JVM, f"-XX:SharedArchiveFile={home / ARCHIVE}", "-cp", f"{home / 'lib'}/*:{self.config_dir}")
+        return (*_JVM, *self.jvm_options, f"-XX:SharedArchiveFile={home / ARCHIVE}", "-cp", f"{home / 'lib'}/*:{self.config_dir}")
 
     def _start_once(self, home: Path) -> None:
         self.ports = find_ports(4 + 3 * self.datanodes)

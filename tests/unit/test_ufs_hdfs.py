@@ -129,10 +129,10 @@ def test_a_token_cannot_lead_elsewhere() -> None:
         (OSError("Connection refused (os error 111)"), errors.StoreUnavailable, "hdfs://nn:8020 cannot be reached"),
         (
             RuntimeError(
-                'RPCError("org.apache.hadoop.security.AccessControlException", "Permission denied: user=bob\\n\\tat org.x")'
+                'RPCError("org.apache.hadoop.security.AccessControlException", "Permission denied: user=bob, \\"/\\"\\n\\tat x")'
             ),
             errors.StoreDenied,
-            "the NameNode says: Permission denied: user=bob: /x",
+            'the NameNode says: Permission denied: user=bob, "/: /x',
         ),
         (
             RuntimeError(
