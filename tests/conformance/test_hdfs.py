@@ -468,8 +468,10 @@ async def test_kerberos(open_store: Open, tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv("KRB5_CONFIG", str(kdc.config))
         with start_hdfs_server(settings=settings, jvm_options=(f"-Djava.security.krb5.conf={kdc.config}",)) as server:
             uri = f"hdfs://localhost:{server.cluster.namenode_port}"
+            without = open_store(uri, {"user": "alice"})
             with pytest.raises(errors.StoreUnavailable):
-                await open_store(uri, {"user": "alice"}).check()
+                await without.check()
+            await without.close()
             directory = {"config_dir": str(server.cluster.config_dir)}
             alice = {"principal": "alice@TEST"}
             bob = {"principal": "bob@TEST", "keytab": str(kdc.get_keytab("alice"))}
