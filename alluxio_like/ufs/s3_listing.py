@@ -40,6 +40,8 @@ def before_parse(response_dict: dict[str, Any], customized_response_dict: dict[s
     body = response_dict["body"]
     if response_dict["status_code"] != 200 or b"<ListBucketResult" not in body[:400]:
         return
+    if not body.rstrip().endswith(b"ListBucketResult>"):  # the connection broke
+        return
     customized_response_dict[PAGE_KEY] = body
     response_dict["body"] = b"<ListBucketResult/>"
 
