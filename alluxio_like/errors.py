@@ -10,6 +10,8 @@
     │   └── ConfigError         a configuration that cannot be used
     ├── NameTooLong
     ├── AccessDenied            the caller may not (POSIX permissions, tokens)
+    ├── NotPermitted            nobody may: a hard link to a directory
+    ├── CrossDevice             a rename or link between two mounts
     ├── ReadOnly                a write where nothing can be written
     ├── Stale                   the content asked for is no longer in the store
     ├── NoSpace                 a full disk or cache
@@ -89,6 +91,14 @@ class NameTooLong(AlluxioLikeError):
 
 class AccessDenied(AlluxioLikeError):
     code = "access_denied"
+
+
+class NotPermitted(AlluxioLikeError):
+    code = "not_permitted"
+
+
+class CrossDevice(AlluxioLikeError):
+    code = "cross_device"
 
 
 class ReadOnly(AlluxioLikeError):
@@ -190,6 +200,8 @@ TABLE: dict[type[AlluxioLikeError], Disposition] = {
     ConfigError: Disposition(errno.EINVAL, "INVALID_ARGUMENT", False),
     NameTooLong: Disposition(errno.ENAMETOOLONG, "INVALID_ARGUMENT", False),
     AccessDenied: Disposition(errno.EACCES, "PERMISSION_DENIED", False),
+    NotPermitted: Disposition(errno.EPERM, "FAILED_PRECONDITION", False),
+    CrossDevice: Disposition(errno.EXDEV, "FAILED_PRECONDITION", False),
     ReadOnly: Disposition(errno.EROFS, "FAILED_PRECONDITION", False),
     Stale: Disposition(errno.ESTALE, "ABORTED", False),
     NoSpace: Disposition(errno.ENOSPC, "RESOURCE_EXHAUSTED", False),

@@ -44,6 +44,10 @@ class Kind(IntEnum):
     FILE = 1
     DIRECTORY = 2
     SYMLINK = 3
+    FIFO = 4
+    SOCKET = 5
+    CHARACTER_DEVICE = 6
+    BLOCK_DEVICE = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,10 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class Attr:
-    """An inode's attributes; `mode` holds permission bits only, times are nanoseconds since the epoch."""
+    """An inode's attributes; `mode` holds permission bits only, times are nanoseconds since the epoch.
+
+    `atime_ns` is None where it was never set: it is mtime then. `device` is the device number of a special file.
+    """
 
     inode: InodeId
     kind: Kind
@@ -71,6 +78,8 @@ class Attr:
     ctime_ns: int
     nlink: int
     version: VersionId
+    atime_ns: int | None = None
+    device: int = 0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -85,7 +94,9 @@ class FileId:
 class FileRef:
     """One content and where it comes from: all that a worker needs to fetch and cache it.
 
-    `key` is relative to the root of the mount `mount_id`.
+    `key` is relative to the root of the mount `mount_id`. `fingerprint` stands for the content in caches. `source` is what the
+    store says of it, where that is another: a content that was written here is known by its version, from before the store has it
+    and for ever.
     """
 
     inode: InodeId
@@ -94,6 +105,7 @@ class FileRef:
     key: str
     fingerprint: Fingerprint
     pinned: bool = False
+    source: Fingerprint | None = None
 
     @property
     def file_id(self) -> FileId:

@@ -21,7 +21,7 @@ NAMES = st.binary(max_size=1024) | st.sampled_from([b"p" * 470, b"p" * 469 + b"\
     st.builds(
         records.Inode,
         st.sampled_from(Kind),
-        st.integers(0, 2**15 - 1),
+        st.integers(0, 2**14 - 1),
         U16,
         U16,
         U32,
@@ -35,6 +35,7 @@ NAMES = st.binary(max_size=1024) | st.sampled_from([b"p" * 470, b"p" * 469 + b"\
         U64.map(InodeId),
         st.binary(max_size=1000),
         st.binary(max_size=1000),
+        st.none() | TIMES,
     ),
     st.booleans(),
 )

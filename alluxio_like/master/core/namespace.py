@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import paths, records, tables
+from alluxio_like.master.core import keys, paths, records, tables
 from alluxio_like.master.core.model import NO_MOUNT, DirState, EntryPage, Resolved, Totals
 from alluxio_like.master.core.orphans import purge
 from alluxio_like.master.core.records import Inode, State
@@ -76,23 +76,23 @@ def lookup(txn: ReadTransaction, parent: InodeId, name: str) -> Entry | None:
     if len(shown) > paths.NAME_MAX_BYTES:
         raise errors.NameTooLong(f"a name has at most {paths.NAME_MAX_BYTES} bytes", subject=name)
     state = tables.get_state(txn, table)
-    found = _find_shown(txn, table, shown, state)
+    found = find_child(txn, table, shown, state)
     if found is None:
         return None
     inode, record = found
-    return _make_entry(inode, record, name, _describe(txn, parent, directory, state))
+    return _make_entry(txn, inode, record, name, _describe(txn, parent, directory, state))
 
 
 def get_entry(txn: ReadTransaction, inode: InodeId) -> Entry:
     """An inode by its id, orphans included while they are kept (nlink 0). Raises NotFound."""
     record = tables.get_inode(txn, inode)
     if inode == ROOT_INODE:
-        return _make_entry(inode, record, "/", _Place(record.mount_id, "", False, 0))
+        return _make_entry(txn, inode, record, "/", _Place(record.mount_id, "", False, 0))
     parent = tables.get_inode(txn, record.parent)
     shadowed = _is_shadowed(txn, tables.get_table(txn, record.parent), record)
     name = to_str(paths.show_name(record.name, record.kind, shadowed))
     state = tables.get_state(txn, tables.get_table(txn, record.parent))
-    return _make_entry(inode, record, name, _describe(txn, record.parent, parent, state))
+    return _make_entry(txn, inode, record, name, _describe(txn, record.parent, parent, state))
 
 
 def lookup_parent(txn: ReadTransaction, inode: InodeId) -> InodeId | None:
@@ -116,13 +116,15 @@ def list_entries(txn: ReadTransaction, directory: InodeId, cursor: bytes = b"", 
     dentries = list(txn.scan(start, records.dentry_stop(table), limit=limit))
     ids = [InodeId(records.unpack_id(data)) for _, data in dentries]
     entries = []
-    for inode, data in zip(ids, txn.get_many([records.inode_key(inode) for inode in ids]), strict=True):
+    found = txn.get_many([records.inode_key(inode) for inode in ids])
+    for inode, (key, _), data in zip(ids, dentries, found, strict=True):
         if data is None:
             raise errors.Internal("a name without an inode", subject=str(inode))
         child = records.unpack_inode(data)
-        shadowed = bool(place.shadowed) and _is_shadowed(txn, table, child)
-        name = to_str(child.name if not child.flags & records.ODD and not shadowed else _show(child, shadowed))
-        entries.append(_make_entry(inode, child, name, place))
+        named = child if not child.flags & records.LINKED else tables.rename_record(child, directory, key[9:])
+        shadowed = bool(place.shadowed) and _is_shadowed(txn, table, named)
+        name = to_str(named.name if not named.flags & records.ODD and not shadowed else _show(named, shadowed))
+        entries.append(_make_entry(txn, inode, child, name, place))
     more = len(dentries) == limit
     return EntryPage(tuple(entries), b"/" + dentries[-1][0][9:] if more else b"", place.mount_id, place.dir_key)
 
@@ -142,9 +144,7 @@ def get_key(txn: ReadTransaction, inode: InodeId) -> tuple[MountId, str]:
     Orphans keep theirs. Raises NotFound.
     """
     record = tables.get_inode(txn, inode)
-    if record.kind is Kind.DIRECTORY:
-        return record.mount_id, _get_dir_key(txn, inode, record)
-    return record.mount_id, _get_dir_key(txn, record.parent, tables.get_inode(txn, record.parent)) + to_str(record.name)
+    return record.mount_id, keys.get_key(txn, inode, record)
 
 
 def get_path(txn: ReadTransaction, inode: InodeId) -> str:
@@ -217,8 +217,12 @@ def set_pinned(txn: WriteTransaction, inode: InodeId, pinned: bool) -> bool:
     return True
 
 
-def _find_shown(txn: ReadTransaction, table: int, shown: bytes, state: State) -> tuple[InodeId, Inode] | None:
-    """The child that is shown under this name; `state` is the directory's."""
+def find_child(
+    txn: ReadTransaction, table: int, shown: bytes, state: State | None = None
+) -> tuple[InodeId, Inode] | None:
+    """The child that is shown under this name, in the directory with this table (`state` is the directory's, if it is at hand);
+    its record is its own, whatever its other names are."""
+    state = tables.get_state(txn, table) if state is None else state
     asked = paths.read_name(shown)
     sort_names: tuple[bytes, ...]
     if asked.raw is None:
@@ -234,7 +238,8 @@ def _find_shown(txn: ReadTransaction, table: int, shown: bytes, state: State) ->
         if inode is None:
             continue
         record = tables.get_inode(txn, inode)
-        if _show(record, bool(state.shadowed) and _is_shadowed(txn, table, record)) == shown:
+        named = record if record.sort_name == sort_name else record._replace(name=sort_name)
+        if _show(named, bool(state.shadowed) and _is_shadowed(txn, table, named)) == shown:
             return inode, record
     return None
 
@@ -250,35 +255,28 @@ def _is_shadowed(txn: ReadTransaction, table: int, record: Inode) -> bool:
 
 def _describe(txn: ReadTransaction, directory: InodeId, record: Inode, state: State) -> _Place:
     """What a directory's children have in common, by one walk up to the root."""
+    top, top_record = directory, record
     mount_id = record.mount_id
     pinned = bool(record.flags & records.PINNED)
     names: list[bytes] = []
     inside = mount_id != NO_MOUNT
+    moves = False
     while directory != ROOT_INODE:
         inside = inside and not record.flags & records.MOUNT_POINT
         if inside:
             names.append(record.name + b"/")
+            moves = moves or bool(record.flags & records.MOVED)
         elif pinned:
             break
         directory = record.parent
         record = tables.get_inode(txn, directory)
         pinned = pinned or bool(record.flags & records.PINNED)
     names.reverse()
-    return _Place(mount_id, to_str(b"".join(names)), pinned, state.shadowed)
+    prefix = to_str(b"".join(names)) if not moves else keys.get_prefix(txn, top, top_record)
+    return _Place(mount_id, prefix, pinned, state.shadowed)
 
 
-def _get_dir_key(txn: ReadTransaction, directory: InodeId, record: Inode) -> str:
-    """A directory's prefix: the raw names from below its mount's root down."""
-    names: list[bytes] = []
-    at = directory
-    while at != ROOT_INODE and not record.flags & records.MOUNT_POINT:
-        names.append(record.name + b"/")
-        at = record.parent
-        record = tables.get_inode(txn, at)
-    return to_str(b"".join(reversed(names))) if record.mount_id != NO_MOUNT else ""
-
-
-def _make_entry(inode: InodeId, record: Inode, name: str, place: _Place) -> Entry:
+def _make_entry(txn: ReadTransaction, inode: InodeId, record: Inode, name: str, place: _Place) -> Entry:
     attr = Attr(
         inode,
         record.kind,
@@ -290,15 +288,19 @@ def _make_entry(inode: InodeId, record: Inode, name: str, place: _Place) -> Entr
         record.ctime_ns,
         record.nlink,
         record.version,
+        record.atime_ns,
+        tables.get_device(txn, inode, record),
     )
-    if record.kind is Kind.DIRECTORY:
+    if record.kind is not Kind.FILE:
         return Entry(name, attr)
+    elsewhere = record.flags & (records.LINKED | records.MOVED | records.LOCAL)
     ref = FileRef(
         inode,
         VersionId(record.version),
         record.mount_id,
-        place.dir_key + to_str(record.name),
+        keys.get_key(txn, inode, record) if elsewhere else place.dir_key + to_str(record.name),
         record.fingerprint,
         place.pinned or bool(record.flags & records.PINNED),
+        record.source,
     )
     return Entry(name, attr, ref)

@@ -11,6 +11,13 @@ Owns the format on disk: its number, keys, and the bytes of values. No decisions
     X time(8) inode(8)     orphans by the time of their removal
     M mount(4)             mount (JSON)
     V mount(4)             sync intervals of directories below it, by their prefixes (JSON)
+    N inode(8) order(8)    a further name of an inode with several: parent(8) name; the oldest is in the inode's record
+    K inode(8)             where the bytes of what has moved still are at the store (JSON)
+    W inode(8)             a version that the store does not have (JSON)
+    Y inode(8)             a symbolic link's target; a special file's device number
+    A inode(8) name        extended attribute
+    Q number(8)            journal: what is still to be done at the store (JSON)
+    J mount(4) hash(16) number(8)    which steps of the journal touch a key
     O operation id, P time(8) operation id    results of mutating calls, and when they can go
 
 Other tables of the master begin with lower-case letters. A directory's table is its inode id, but for the root's (tables.py).
@@ -25,7 +32,8 @@ from typing import Any, Final, NamedTuple
 from alluxio_like.master.core.model import DirState, MountRecord, Totals
 from alluxio_like.types import Fingerprint, InodeId, Kind, MountId, VersionId, to_bytes, to_str
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""1 had nothing of what programs write: no flag from LOCAL on, and none of the tables N, K, W, Y, A, Q."""
 
 KEY_FORMAT: Final = b"Cformat"
 KEY_NEXT_INODE: Final = b"Cinode"
@@ -33,6 +41,7 @@ KEY_NEXT_MOUNT: Final = b"Cmount"
 KEY_SEQUENCE: Final = b"Cseq"
 KEY_TOTALS: Final = b"Ctotals"
 KEY_ROOT_TABLE: Final = b"Croot"
+KEY_JOURNAL: Final = b"Cjournal"
 
 PINNED: Final = 1
 MOUNT_POINT: Final = 2
@@ -46,6 +55,14 @@ UNTRUSTED: Final = 32
 """Its fingerprint was too young to stand for the content."""
 STORE_TIMES: Final = 64
 """A directory whose times come from the store."""
+LOCAL: Final = 128
+"""The store does not have it, or not as we know it: no listing removes or replaces it."""
+LINKED: Final = 256
+"""It has more names than one: table N."""
+MOVED: Final = 512
+"""Its bytes, a directory's with all below it, are under another key at the store: table K."""
+OWN: Final = 1024
+"""The content was written here, and is known by its version."""
 
 _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")
@@ -53,6 +70,7 @@ _U32 = struct.Struct(">I")
 _INODE = struct.Struct("<BHHHIIIQqIQQH")
 _CTIME = struct.Struct("<q")
 _OWN_CTIME = 1 << 15
+_OWN_ATIME = 1 << 14
 _TOTALS = struct.Struct("<qqqqq")
 _STATE = struct.Struct("<BqQQQQ")
 _STATE_COMPLETE = 1
@@ -79,10 +97,27 @@ class Inode(NamedTuple):
     parent: InodeId
     token: bytes
     name: bytes
+    atime_ns: int | None = None
 
     @property
     def fingerprint(self) -> Fingerprint:
-        return Fingerprint(unpack_token(self.token), self.size)
+        """What the content is known by in caches."""
+        if self.flags & OWN:
+            return Fingerprint(f"own-{self.version:x}", self.size)
+        token = self.token
+        return Fingerprint(unpack_token(token if token[:1] != _TWO else _split_two(token)[0]), self.size)
+
+    @property
+    def stored(self) -> Fingerprint:
+        """What the store says of the content, if it has it."""
+        return Fingerprint(unpack_token(get_stored_token(self.token)), self.size)
+
+    @property
+    def source(self) -> Fingerprint | None:
+        """What the store says of the content, where that is another fingerprint and the store has it."""
+        if self.flags & OWN:
+            return None if self.flags & LOCAL else self.stored
+        return self.stored if self.token[:1] == _TWO else None
 
     @property
     def sort_name(self) -> bytes:
@@ -98,12 +133,15 @@ _KINDS: dict[int, Kind] = {int(kind): kind for kind in Kind}
 
 
 def pack_inode(inode: Inode) -> bytes:
-    """Its bytes: 57, 8 more if ctime is not mtime, and those of the token and the name."""
+    """Its bytes: 57, 8 more if ctime is not mtime and 8 if atime was set, and those of the token and the name."""
     ctime = b""
     flags = inode.flags
     if inode.ctime_ns != inode.mtime_ns:
         ctime = _CTIME.pack(inode.ctime_ns)
         flags |= _OWN_CTIME
+    if inode.atime_ns is not None:
+        ctime += _CTIME.pack(inode.atime_ns)
+        flags |= _OWN_ATIME
     head = _INODE.pack(inode.kind, flags, *inode[2:9], *inode[10:13], len(inode.token))
     return head + ctime + inode.token + inode.name
 
@@ -129,6 +167,11 @@ def unpack_inode(data: bytes) -> Inode:
         flags ^= _OWN_CTIME
         (ctime,) = _CTIME.unpack_from(data, at)
         at += _CTIME.size
+    atime = None
+    if flags & _OWN_ATIME:
+        flags ^= _OWN_ATIME
+        (atime,) = _CTIME.unpack_from(data, at)
+        at += _CTIME.size
     name_at = at + token_bytes
     return Inode(
         _KINDS[kind],
@@ -146,6 +189,7 @@ def unpack_inode(data: bytes) -> Inode:
         parent,
         data[at:name_at],
         data[name_at:],
+        atime,
     )
 
 
@@ -176,6 +220,28 @@ def unpack_token(data: bytes) -> str:
         return to_str(data[1:])
     text = data[1:17].hex() + to_str(data[17:])
     return f'"{text}"' if data[0] == 2 else text
+
+
+_TWO = b"\3"
+
+
+def keep_identity(token: bytes, stored: str) -> bytes:
+    """The token of a content that the store gave another one, as it was moved there: caches go on to know it by the first."""
+    packed = pack_token(stored)
+    first = _split_two(token)[0] if token[:1] == _TWO else token
+    if packed == first:
+        return packed
+    return _TWO + len(first).to_bytes(2, "big") + first + packed
+
+
+def get_stored_token(token: bytes) -> bytes:
+    """Of a packed token what the store knows the content by."""
+    return _split_two(token)[1] if token[:1] == _TWO else token
+
+
+def _split_two(token: bytes) -> tuple[bytes, bytes]:
+    stop = 3 + int.from_bytes(token[1:3], "big")
+    return token[3:stop], token[stop:]
 
 
 def inode_key(inode: int) -> bytes:
@@ -210,6 +276,44 @@ def orphan_key(removed_ns: int, inode: int) -> bytes:
 def unpack_orphan_key(key: bytes) -> tuple[int, InodeId]:
     """(time of removal, inode)."""
     return int.from_bytes(key[1:9], "big"), InodeId(int.from_bytes(key[9:17], "big"))
+
+
+def name_key(inode: int, order: int) -> bytes:
+    """A further name of an inode; `order` grows with each."""
+    return b"N" + _U64.pack(inode) + _U64.pack(order)
+
+
+def name_stop(inode: int) -> bytes:
+    return b"N" + _U64.pack(inode + 1)
+
+
+def pack_name(parent: int, name: bytes) -> bytes:
+    return _U64.pack(parent) + name
+
+
+def unpack_name(data: bytes) -> tuple[InodeId, bytes]:
+    """(directory, name)."""
+    return InodeId(int.from_bytes(data[:8], "big")), data[8:]
+
+
+def moved_key(inode: int) -> bytes:
+    return b"K" + _U64.pack(inode)
+
+
+def dirty_key(inode: int) -> bytes:
+    return b"W" + _U64.pack(inode)
+
+
+def target_key(inode: int) -> bytes:
+    return b"Y" + _U64.pack(inode)
+
+
+def xattr_key(inode: int, name: bytes) -> bytes:
+    return b"A" + _U64.pack(inode) + name
+
+
+def journal_key(number: int) -> bytes:
+    return b"Q" + _U64.pack(number)
 
 
 def mount_key(mount_id: int) -> bytes:
@@ -283,6 +387,47 @@ def pack_totals(totals: Totals) -> bytes:
 
 def unpack_totals(data: bytes | None) -> Totals:
     return Totals(*_TOTALS.unpack(data)) if data is not None else Totals(0, 0, 0, 0, 0)
+
+
+class Moved(NamedTuple):
+    """Where the bytes of an inode still are (`key`; of a directory a prefix), and what the store has where they belong (None:
+    nothing)."""
+
+    key: str
+    base: Fingerprint | None = None
+
+
+class Dirty(NamedTuple):
+    """A version that the store does not have: who holds it, and what the store has at its key (None: nothing)."""
+
+    holders: tuple[str, ...] = ()
+    base: Fingerprint | None = None
+
+
+def pack_moved(moved: Moved) -> bytes:
+    return json.dumps([moved.key.encode("utf-8", "surrogateescape").hex(), _list_fingerprint(moved.base)]).encode()
+
+
+def unpack_moved(data: bytes) -> Moved:
+    key, base = json.loads(data)
+    return Moved(to_str(bytes.fromhex(key)), _make_fingerprint(base))
+
+
+def pack_dirty(dirty: Dirty) -> bytes:
+    return json.dumps([dirty.holders, _list_fingerprint(dirty.base)]).encode()
+
+
+def unpack_dirty(data: bytes) -> Dirty:
+    holders, base = json.loads(data)
+    return Dirty(tuple(holders), _make_fingerprint(base))
+
+
+def _list_fingerprint(fingerprint: Fingerprint | None) -> list[Any] | None:
+    return [fingerprint.token, fingerprint.size] if fingerprint is not None else None
+
+
+def _make_fingerprint(fields: list[Any] | None) -> Fingerprint | None:
+    return Fingerprint(fields[0], fields[1]) if fields is not None else None
 
 
 def pack_mount(mount: MountRecord) -> bytes:

@@ -14,13 +14,15 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import paths, records, tables
+from alluxio_like.master.core import keys, paths, records, tables
 from alluxio_like.master.core.model import NO_MOUNT, Changes, Listed, ListingPlan, MountRecord
 from alluxio_like.master.core.records import Inode
 from alluxio_like.master.core.tables import Directory, Edit
-from alluxio_like.types import ROOT_INODE, InodeId, Kind, VersionId, to_bytes, to_str
+from alluxio_like.types import ROOT_INODE, InodeId, Kind, VersionId, to_bytes
 
 _FIXED = records.MOUNT_POINT | records.ANCHOR
+_OURS = records.LOCAL | records.MOVED | records.LINKED
+"""Not as the store has it, since the store is still to follow; or (LINKED) more than the store can tell."""
 _FIRST_VERSION = VersionId(1)
 
 
@@ -34,18 +36,16 @@ def begin_listing(txn: ReadTransaction, directory: InodeId, now_ns: int) -> List
     record = tables.get_directory(txn, directory)
     if record.mount_id == NO_MOUNT:
         raise errors.Unsupported("no store stands behind this directory", subject=str(directory))
-    names: list[bytes] = []
     at = directory
     parent = record
     while not parent.flags & records.MOUNT_POINT:
-        names.append(parent.name + b"/")
         at = parent.parent
         parent = tables.get_directory(txn, at)
         if at == ROOT_INODE and not parent.flags & records.MOUNT_POINT:
             break
     if parent.mount_id != record.mount_id:
         raise errors.NotFound("the directory was unmounted", subject=str(directory))
-    prefix = to_str(b"".join(reversed(names)))
+    prefix = keys.get_prefix(txn, directory, record)
     return ListingPlan(directory, record.mount_id, prefix, tables.get_sequence(txn), now_ns)
 
 
@@ -112,7 +112,12 @@ def apply_missing(txn: WriteTransaction, plan: ListingPlan, now_ns: int) -> Chan
     """
     edit = Edit(txn, now_ns)
     record = _open(edit, plan).record
-    if record.flags & _FIXED or record.sequence > plan.start_seq or plan.directory == ROOT_INODE:
+    if (
+        record.flags & (_FIXED | _OURS)
+        or record.sequence > plan.start_seq
+        or plan.directory == ROOT_INODE
+        or tables.has_pending_below(txn, plan.directory)
+    ):
         return apply_page(txn, plan, None, (), True, now_ns)
     parent = edit.open_directory(record.parent)
     edit.unlink(parent, plan.directory, record)
@@ -175,7 +180,7 @@ def _read_range(txn: ReadTransaction, table: int, low: bytes | None, high: bytes
         if data is None:
             raise errors.Internal("a name without an inode", subject=str(inode))
         record = records.unpack_inode(data)
-        sort_name = record.sort_name
+        sort_name = record.sort_name if not record.flags & records.LINKED else key[9:]
         if len(key) - 9 == paths.HASHED_BYTES and (
             (low is not None and sort_name <= low) or (high is not None and sort_name > high)
         ):
@@ -251,6 +256,8 @@ class _Applier:
                 self._touched.append(known.inode)
         elif _is_same(record, listed):
             self._unchanged += 1
+        elif record.flags & _OURS:
+            self._kept += 1
         else:
             carried = self._make(listed)._replace(mode=record.mode, uid=record.uid, gid=record.gid)
             carried = carried._replace(flags=carried.flags | record.flags & records.PINNED)
@@ -262,7 +269,10 @@ class _Applier:
         if known.record.flags & _FIXED:
             self._unchanged += 1
             return False
-        if known.record.sequence > self._plan.start_seq:
+        if known.record.sequence > self._plan.start_seq or known.record.flags & _OURS:
+            self._kept += 1
+            return False
+        if known.record.kind is Kind.DIRECTORY and tables.has_pending_below(self._edit.txn, known.inode):
             self._kept += 1
             return False
         self._edit.unlink(self._directory, known.inode, known.record)
@@ -368,7 +378,7 @@ def _is_same(record: Inode, listed: Listed) -> bool:
     assert fingerprint is not None
     return (
         record.size == fingerprint.size
-        and record.token == records.pack_token(fingerprint.token)
+        and records.get_stored_token(record.token) == records.pack_token(fingerprint.token)
         and record.kind is listed.kind
         and not (record.flags & records.UNTRUSTED and listed.trusted)
     )

@@ -17,6 +17,8 @@ from alluxio_like.types import ROOT_INODE, InodeId, Kind, MountId, VersionId
 
 DIRECTORY_MODE = 0o755
 FILE_MODE = 0o644
+_PENDING_SCANNED = 10_000
+"""More than so many are not looked through: then a directory counts as having some below it."""
 
 
 def lookup_inode(txn: ReadTransaction, inode: InodeId) -> Inode | None:
@@ -63,6 +65,43 @@ def lookup_child(txn: ReadTransaction, table: int, sort_name: bytes) -> InodeId 
 def get_state(txn: ReadTransaction, table: int) -> State:
     """A directory's state; the empty one if it was never listed and has no children."""
     return records.unpack_state(txn.get(records.state_key(table)))
+
+
+def get_device(txn: ReadTransaction, inode: InodeId, record: Inode) -> int:
+    """The device number of a special file; 0 for anything else."""
+    if record.kind not in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE):
+        return 0
+    return records.unpack_id(txn.get(records.target_key(inode)) or b"")
+
+
+def rename_record(record: Inode, directory: InodeId, filed: bytes) -> Inode:
+    """A record as one of the names of its inode has it: the dentry filed like this in a directory."""
+    if record.parent == directory and paths.file_name(record.sort_name) == filed:
+        return record
+    return record._replace(parent=directory, name=filed)
+
+
+def has_pending_below(txn: ReadTransaction, directory: InodeId) -> bool:
+    """Whether anything at or below a directory is not at the store as it is here, and would be lost with it."""
+    scanned = 0
+    for prefix, stop in ((b"W", b"X"), (b"K", b"L"), (b"N", b"O")):
+        for key, data in txn.scan(prefix, stop, limit=_PENDING_SCANNED + 1):
+            scanned += 1
+            if scanned > _PENDING_SCANNED or _is_below(txn, InodeId(int.from_bytes(key[1:9], "big")), directory):
+                return True
+            if prefix == b"N" and _is_below(txn, records.unpack_name(data)[0], directory):
+                return True
+    return False
+
+
+def _is_below(txn: ReadTransaction, inode: InodeId, directory: InodeId) -> bool:
+    at = inode
+    while at not in (directory, ROOT_INODE):
+        record = lookup_inode(txn, at)
+        if record is None or record.flags & records.ORPHAN:
+            return False
+        at = record.parent
+    return at == directory
 
 
 def get_sequence(txn: ReadTransaction) -> int:
@@ -128,11 +167,8 @@ class Edit:
         inode = self.new_inode_id()
         record = self._complete(directory, record)
         self.txn.put(records.inode_key(inode), records.pack_inode(record))
-        self.txn.put(records.dentry_key(directory.table, paths.file_name(record.sort_name)), records.pack_id(inode))
-        if paths.needs_index(record.name):
-            shown_hash = paths.get_shown_hash(record.name, record.kind)
-            self.txn.put(records.hash_key(directory.table, shown_hash), record.sort_name)
-        self._count(directory, record, 1)
+        self.attach(directory, inode, record)
+        self._count_totals(record, 1)
         return inode
 
     def link_files(self, directory: Directory, common: Inode, files: Sequence[NewFile]) -> range:
@@ -156,11 +192,24 @@ class Edit:
 
     def unlink(self, directory: Directory, inode: InodeId, record: Inode) -> None:
         """Remove a child; its inode, with all below it, becomes an orphan."""
-        self.txn.delete(records.dentry_key(directory.table, paths.file_name(record.sort_name)))
-        if paths.needs_index(record.name):
-            self.txn.delete(records.hash_key(directory.table, paths.get_shown_hash(record.name, record.kind)))
-        self._count(directory, record, -1)
+        self.detach(directory, record)
+        self._count_totals(record, -1)
         self.abandon(inode, record)
+
+    def attach(self, directory: Directory, inode: InodeId, named: Inode) -> None:
+        """Add a name of an inode that is there; `named` is its record with that name. Its record stays as it is."""
+        self.txn.put(records.dentry_key(directory.table, paths.file_name(named.sort_name)), records.pack_id(inode))
+        if paths.needs_index(named.name):
+            shown_hash = paths.get_shown_hash(named.name, named.kind)
+            self.txn.put(records.hash_key(directory.table, shown_hash), named.sort_name)
+        self._count(directory, named, 1)
+
+    def detach(self, directory: Directory, named: Inode) -> None:
+        """Take a name away, and nothing else."""
+        self.txn.delete(records.dentry_key(directory.table, paths.file_name(named.sort_name)))
+        if paths.needs_index(named.name):
+            self.txn.delete(records.hash_key(directory.table, paths.get_shown_hash(named.name, named.kind)))
+        self._count(directory, named, -1)
 
     def bury(self, directory: Directory, sort_name: bytes) -> None:
         """Remember a removal of ours, so that a listing that began before does not bring the name back."""
@@ -174,6 +223,14 @@ class Edit:
         self._bytes += new.size - old.size
         self.abandon(inode, old)
         return fresh
+
+    def change(self, inode: InodeId, old: Inode, new: Inode) -> Inode:
+        """Write another record of an inode in place, under this change's number; the record as written."""
+        new = new._replace(sequence=self.sequence)
+        if new.kind is not Kind.DIRECTORY:
+            self._bytes += new.size - old.size
+        self.update(inode, new)
+        return new
 
     def update(self, inode: InodeId, record: Inode) -> None:
         """Write an inode's record in place."""
@@ -192,6 +249,11 @@ class Edit:
     def forget(self, inode: InodeId, record: Inode, *, was_orphan: bool) -> None:
         """Remove an inode's record for good."""
         self.txn.delete(records.inode_key(inode))
+        if record.flags & (records.LOCAL | records.MOVED):
+            self.txn.delete(records.dirty_key(inode))
+            self.txn.delete(records.moved_key(inode))
+        if record.kind not in (Kind.FILE, Kind.DIRECTORY):
+            self.txn.delete(records.target_key(inode))
         if was_orphan:
             self._orphans -= 1
         else:
@@ -242,7 +304,6 @@ class Edit:
             state = state._replace(files=state.files + sign, shadowed=state.shadowed + sign * shadowed)
         directory.state = state
         self._odd += sign * shadowed
-        self._count_totals(record, sign)
 
     def _count_totals(self, record: Inode, sign: int) -> None:
         if record.kind is Kind.DIRECTORY:

@@ -1,0 +1,519 @@
+"""What programs change in the namespace: names, links, attributes.
+
+Owns what POSIX says of creating, linking, renaming and removing names, and which steps of the journal each of these needs so that the
+store follows. Versions of contents are in versions.py, carrying out the journal in following.py. Functions over a write transaction
+and a given time; each is whole when that commits, and returns what is no longer as clients may know it.
+
+The caller sees to it that what is said of a name is known: a name that no listing has covered is not known to be free, and a
+directory that was not listed is not known to be empty (Stale). What lies below a directory whose own move the store has not followed
+yet cannot be changed (Unavailable: wait for it and try again). Permissions are checked by the kernel, before.
+"""
+
+import stat
+from typing import NamedTuple
+
+from alluxio_like import errors
+from alluxio_like.kv.api import ReadTransaction, WriteTransaction
+from alluxio_like.master.core import journal, keys, mounts, namespace, paths, records, tables
+from alluxio_like.master.core.journal import Op, Step
+from alluxio_like.master.core.model import NO_MOUNT
+from alluxio_like.master.core.records import Dirty, Inode, Moved
+from alluxio_like.master.core.tables import Directory, Edit
+from alluxio_like.types import ROOT_INODE, Fingerprint, InodeId, Kind, Recall, VersionId, to_bytes
+
+MAX_LINKS = 65_000
+MAX_SYMLINK_BYTES = 4095
+_FIXED = records.MOUNT_POINT | records.ANCHOR
+
+
+class NewInode(NamedTuple):
+    """What is to be created. `mode` holds permission bits; `target` is a symbolic link's, `device` a special file's."""
+
+    kind: Kind
+    mode: int
+    uid: int
+    gid: int
+    target: bytes = b""
+    device: int = 0
+
+
+class Outcome(NamedTuple):
+    """The inode that was made or changed, and what is no longer so."""
+
+    inode: InodeId
+    recalls: tuple[Recall, ...]
+
+
+class _Found(NamedTuple):
+    inode: InodeId
+    record: Inode
+
+
+def create(txn: WriteTransaction, parent: InodeId, name: bytes, new: NewInode, now_ns: int, *, max_key_bytes: int) -> Outcome:
+    """Make a file, directory, symbolic link or special file.
+
+    Raises AlreadyExists, NotFound (no such directory), NotADirectory, NameTooLong, InvalidArgument (a name that cannot be),
+    ReadOnly.
+    """
+    edit = Edit(txn, now_ns)
+    directory = _open_writable(edit, parent)
+    _check_name(txn, directory, name, max_key_bytes)
+    if namespace.find_child(txn, directory.table, name) is not None:
+        raise errors.AlreadyExists("it exists", subject=_show(name))
+    mode, gid = new.mode, new.gid
+    if directory.record.mode & stat.S_ISGID:
+        gid = directory.record.gid
+        mode |= stat.S_ISGID if new.kind is Kind.DIRECTORY else 0
+    size = len(new.target) if new.kind is Kind.SYMLINK else 0
+    version = VersionId(1 if new.kind is Kind.FILE else 0)
+    flags = records.LOCAL | (records.OWN if new.kind is Kind.FILE else 0)
+    record = Inode(
+        new.kind, flags, mode, 1, new.uid, gid, directory.record.mount_id, size, now_ns, now_ns, version, 0, parent, b"", name
+    )
+    inode = edit.link(directory, record)
+    txn.put(records.dirty_key(inode), records.pack_dirty(Dirty()))
+    if new.kind is Kind.SYMLINK:
+        txn.put(records.target_key(inode), new.target)
+    elif new.device:
+        txn.put(records.target_key(inode), records.pack_id(new.device))
+    directory.set_changed(now_ns)
+    if new.kind is Kind.DIRECTORY:
+        # Nothing is below it that we do not know of: it need not be listed.
+        made = records.State(complete=True, listed_ns=now_ns, start_seq=edit.sequence)
+        txn.put(records.state_key(inode), records.pack_state(made))
+        key = keys.get_prefix(txn, parent, directory.record, natural=True) + _to_key(name) + "/"
+        journal.append(txn, Step(0, Op.MAKE_DIRECTORY, record.mount_id, inode, key))
+    edit.finish()
+    return Outcome(inode, (_recall(parent, name),))
+
+
+def link(txn: WriteTransaction, inode: InodeId, parent: InodeId, name: bytes, now_ns: int, *, max_key_bytes: int) -> Outcome:
+    """Give an inode a further name. Raises NotPermitted (a directory), CrossDevice, and as `create`."""
+    edit = Edit(txn, now_ns)
+    directory = _open_writable(edit, parent)
+    record = tables.get_inode(txn, inode)
+    if record.kind is Kind.DIRECTORY:
+        raise errors.NotPermitted("a directory has one name", subject=_show(record.name))
+    if record.flags & records.ORPHAN:
+        raise errors.NotFound("the file was removed", subject=_show(record.name))
+    if record.mount_id != directory.record.mount_id:
+        raise errors.CrossDevice("the name lies in another mount", subject=_show(name))
+    _check_name(txn, directory, name, max_key_bytes)
+    if namespace.find_child(txn, directory.table, name) is not None:
+        raise errors.AlreadyExists("it exists", subject=_show(name))
+    if record.nlink >= MAX_LINKS:
+        raise errors.NotPermitted(f"a file has at most {MAX_LINKS} names", subject=_show(record.name))
+    edit.attach(directory, inode, record._replace(parent=parent, name=name))
+    txn.put(records.name_key(inode, edit.sequence), records.pack_name(parent, name))
+    edit.change(inode, record, record._replace(nlink=record.nlink + 1, ctime_ns=now_ns, flags=record.flags | records.LINKED))
+    directory.set_changed(now_ns)
+    edit.finish()
+    return Outcome(inode, (_recall(parent, name, inode), *_recall_names(txn, inode, record)))
+
+
+def unlink(txn: WriteTransaction, parent: InodeId, name: bytes, now_ns: int) -> Outcome:
+    """Take a name of anything but a directory away; with its last name an inode becomes an orphan.
+
+    Raises NotFound, IsADirectory, NotADirectory, Conflict (a mount hangs on it), ReadOnly.
+    """
+    edit = Edit(txn, now_ns)
+    directory = _open_writable(edit, parent)
+    found = _get_child(txn, directory, name)
+    if found.record.kind is Kind.DIRECTORY:
+        raise errors.IsADirectory("a directory", subject=_show(name))
+    recalls = (_recall(parent, name, found.inode), *_recall_names(txn, found.inode, found.record))
+    _drop_name(edit, directory, found, name)
+    directory.set_changed(now_ns)
+    edit.finish()
+    return Outcome(found.inode, recalls)
+
+
+def rmdir(txn: WriteTransaction, parent: InodeId, name: bytes, now_ns: int) -> Outcome:
+    """Remove an empty directory. Raises DirectoryNotEmpty, Stale (list it first), and as `unlink`."""
+    edit = Edit(txn, now_ns)
+    directory = _open_writable(edit, parent)
+    found = _get_child(txn, directory, name)
+    _check_empty(txn, found, name)
+    _drop_directory(edit, directory, found)
+    directory.set_changed(now_ns)
+    edit.finish()
+    return Outcome(found.inode, (_recall(parent, name, found.inode),))
+
+
+def rename(
+    txn: WriteTransaction,
+    old_parent: InodeId,
+    old_name: bytes,
+    new_parent: InodeId,
+    new_name: bytes,
+    now_ns: int,
+    *,
+    max_key_bytes: int,
+    replace: bool = True,
+) -> Outcome:
+    """Another name for what has `old_name`; what had `new_name` is removed in the same step.
+
+    Raises AlreadyExists (not `replace`), InvalidArgument (into itself), CrossDevice, Conflict (a mount hangs on one of them), Stale
+    (list the directory that is to be replaced first), and what rename(2) says of kinds.
+    """
+    edit = Edit(txn, now_ns)
+    source = _open_writable(edit, old_parent)
+    target = _open_writable(edit, new_parent)
+    if source.record.mount_id != target.record.mount_id:
+        raise errors.CrossDevice("a rename stays within a mount", subject=_show(new_name))
+    moving = _get_child(txn, source, old_name)
+    if moving.record.kind is Kind.DIRECTORY:
+        _check_movable(txn, moving.inode, new_parent)
+    _check_name(txn, target, new_name, max_key_bytes)
+    there = _find_child(txn, target, new_name)
+    recalls = [_recall(old_parent, old_name, moving.inode), _recall(new_parent, new_name, moving.inode)]
+    if there is not None:
+        if not replace:
+            raise errors.AlreadyExists("it exists", subject=_show(new_name))
+        if there.inode == moving.inode:
+            return Outcome(moving.inode, ())
+        _check_replaceable(txn, moving, there, new_name)
+        recalls += [_recall(new_parent, new_name, there.inode), *_recall_names(txn, there.inode, there.record)]
+    base = _clear_target(edit, target, there, new_name)
+    recalls += _recall_names(txn, moving.inode, moving.record)
+    _move(edit, source, old_name, target, new_name, moving, base)
+    source.set_changed(now_ns)
+    target.set_changed(now_ns)
+    edit.finish()
+    return Outcome(moving.inode, tuple(recalls))
+
+
+def exchange(
+    txn: WriteTransaction,
+    old_parent: InodeId,
+    old_name: bytes,
+    new_parent: InodeId,
+    new_name: bytes,
+    now_ns: int,
+    *,
+    max_key_bytes: int,
+) -> Outcome:
+    """Swap two names in one step (RENAME_EXCHANGE). Raises as `rename`."""
+    edit = Edit(txn, now_ns)
+    left, right = _open_writable(edit, old_parent), _open_writable(edit, new_parent)
+    if left.record.mount_id != right.record.mount_id:
+        raise errors.CrossDevice("a rename stays within a mount", subject=_show(new_name))
+    one, two = _get_child(txn, left, old_name), _get_child(txn, right, new_name)
+    recalls = (
+        _recall(old_parent, old_name, one.inode, two.inode),
+        _recall(new_parent, new_name, one.inode, two.inode),
+        *_recall_names(txn, one.inode, one.record),
+        *_recall_names(txn, two.inode, two.record),
+    )
+    if one.inode == two.inode:
+        return Outcome(one.inode, ())
+    for moving, into in ((one, new_parent), (two, old_parent)):
+        if moving.record.kind is Kind.DIRECTORY:
+            _check_movable(txn, moving.inode, into)
+    # By way of a name that nobody can have: each of the two moves is then a plain one.
+    aside = b"%~" + records.pack_id(edit.sequence)
+    _move(edit, left, old_name, left, aside, one, None)
+    _move(edit, right, new_name, left, old_name, _Found(two.inode, two.record), None)
+    moved = _Found(one.inode, tables.get_inode(txn, one.inode))
+    _move(edit, left, aside, right, new_name, moved, None)
+    left.set_changed(now_ns)
+    right.set_changed(now_ns)
+    edit.finish()
+    return Outcome(one.inode, recalls)
+
+
+class Attributes(NamedTuple):
+    """Attributes to be set; None leaves one as it is."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+def set_attributes(txn: WriteTransaction, inode: InodeId, wanted: Attributes, now_ns: int) -> Outcome:
+    """chmod, chown, utimens. Raises NotFound, ReadOnly."""
+    edit = Edit(txn, now_ns)
+    record = _get_writable(txn, inode)
+    given = {name: value for name, value in wanted._asdict().items() if value is not None}
+    if "mtime_ns" in given:
+        given["flags"] = record.flags & ~records.STORE_TIMES
+    changed = record._replace(**given, ctime_ns=now_ns)
+    edit.change(inode, record, changed)
+    edit.finish()
+    return Outcome(inode, _recall_all(txn, inode, changed))
+
+
+def read_link(txn: ReadTransaction, inode: InodeId) -> bytes:
+    """A symbolic link's target. Raises NotFound, InvalidArgument (no link)."""
+    if tables.get_inode(txn, inode).kind is not Kind.SYMLINK:
+        raise errors.InvalidArgument("not a symbolic link", subject=str(inode))
+    return txn.get(records.target_key(inode)) or b""
+
+
+# -- names ------------------------------------------------------------------------------------------------------------------------
+
+
+def _move(
+    edit: Edit, source: Directory, old_name: bytes, target: Directory, new_name: bytes, moving: _Found, base: Fingerprint | None
+) -> None:
+    """Give what has `old_name` the free name `new_name`; `base` is what the store has there."""
+    txn, inode, record = edit.txn, moving.inode, moving.record
+    named = record._replace(parent=source.inode, name=old_name)
+    is_first = record.parent == source.inode and record.name == old_name
+    renamed = record._replace(parent=target.inode, name=new_name, ctime_ns=edit.now_ns)
+    edit.detach(source, named)
+    edit.attach(target, inode, renamed)
+    if base is not None and (not is_first or record.kind not in (Kind.FILE, Kind.DIRECTORY)):
+        # No bytes come to this name: a further one, or what is kept in the namespace alone.
+        key = keys.get_prefix(txn, target.inode, target.record, natural=True) + _to_key(new_name)
+        journal.append(txn, Step(0, Op.DELETE, record.mount_id, inode, key, base))
+    if not is_first:
+        _rename_further(txn, inode, named, target.inode, new_name)
+        edit.change(inode, record, record._replace(ctime_ns=edit.now_ns))
+        return
+    if record.kind is Kind.DIRECTORY or not record.flags & records.LOCAL:
+        _leave_key(edit, source, named, inode, record, keys.get_key(txn, inode, record), base)
+        renamed = renamed._replace(flags=renamed.flags | records.MOVED)
+    elif record.kind is Kind.FILE:
+        _leave_local(edit, source, named, inode, base)
+    edit.change(inode, record, renamed)
+
+
+def _leave_key(
+    edit: Edit, source: Directory, named: Inode, inode: InodeId, record: Inode, key: str, base: Fingerprint | None
+) -> None:
+    """Something that the store has goes to another name: its bytes stay at `key` until the store has followed."""
+    txn, mount_id = edit.txn, record.mount_id
+    if record.flags & records.MOVED:
+        # It was on its way to the name that is left now, and may have arrived there: whatever is there goes.
+        natural = keys.get_key(txn, inode, record, natural=True)
+        _bury(edit, source, named, Step(0, Op.DELETE, mount_id, inode, natural, keys.get_moved(txn, inode).base))
+    else:
+        _bury(edit, source, named, Step(0, Op.SETTLE, mount_id, inode, key))
+    txn.put(records.moved_key(inode), records.pack_moved(Moved(key, base)))
+
+
+def _leave_local(edit: Edit, source: Directory, named: Inode, inode: InodeId, base: Fingerprint | None) -> None:
+    """A file that the store does not have, or in an older version, goes to another name."""
+    txn = edit.txn
+    dirty = get_dirty(txn, inode)
+    key = keys.get_key(txn, inode, tables.get_inode(txn, inode), natural=True)
+    _bury(edit, source, named, Step(0, Op.DELETE, named.mount_id, inode, key, dirty.base))
+    txn.put(records.dirty_key(inode), records.pack_dirty(dirty._replace(base=base)))
+
+
+def _clear_target(edit: Edit, target: Directory, there: _Found | None, name: bytes) -> Fingerprint | None:
+    """Take away what a rename replaces; what the store has at its key, which the new content is to replace."""
+    if there is None:
+        return None
+    if there.record.kind is Kind.DIRECTORY:
+        _drop_directory(edit, target, there)
+        return None
+    if there.record.flags & records.LINKED:
+        _drop_name(edit, target, there, name)
+        return None
+    base = drop_stored(edit.txn, there.inode, there.record)
+    edit.unlink(target, there.inode, there.record)
+    return base
+
+
+def _drop_name(edit: Edit, directory: Directory, found: _Found, name: bytes) -> None:
+    """Take a name of a file away, and the file with its last one."""
+    txn, inode, record = edit.txn, found.inode, found.record
+    named = record._replace(parent=directory.inode, name=name)
+    if record.flags & records.LINKED:
+        _drop_one_of_many(edit, directory, found, named)
+        return
+    natural = keys.get_key(txn, inode, record, natural=True)
+    base = drop_stored(txn, inode, record)
+    edit.unlink(directory, inode, record)
+    if record.kind is Kind.FILE:
+        _bury(edit, directory, named, Step(0, Op.DELETE, record.mount_id, inode, natural, base))
+
+
+def _drop_one_of_many(edit: Edit, directory: Directory, found: _Found, named: Inode) -> None:
+    txn, inode, record = edit.txn, found.inode, found.record
+    further = list(txn.scan(records.name_key(inode, 0), records.name_stop(inode)))
+    flags = record.flags if len(further) > 1 else record.flags & ~records.LINKED
+    left = record._replace(nlink=record.nlink - 1, ctime_ns=edit.now_ns, flags=flags)
+    edit.detach(directory, named)
+    if (record.parent, record.name) != (named.parent, named.name):
+        order = next(key for key, data in further if records.unpack_name(data) == (named.parent, named.name))
+        txn.delete(order)
+        edit.change(inode, record, left)
+        return
+    # The oldest name is the object's key: the next one takes its place.
+    order, data = further[0]
+    parent, name = records.unpack_name(data)
+    txn.delete(order)
+    left = left._replace(parent=parent, name=name)
+    if record.flags & records.LOCAL:
+        if record.kind is Kind.FILE:
+            _leave_local(edit, directory, named, inode, None)
+    else:
+        _leave_key(edit, directory, named, inode, record, keys.get_key(txn, inode, record), None)
+        left = left._replace(flags=left.flags | records.MOVED)
+    edit.change(inode, record, left)
+
+
+def _drop_directory(edit: Edit, directory: Directory, found: _Found) -> None:
+    """Remove an empty directory."""
+    prefix = keys.get_prefix(edit.txn, found.inode, found.record)
+    edit.unlink(directory, found.inode, found.record)
+    _bury(edit, directory, found.record, Step(0, Op.REMOVE_DIRECTORY, found.record.mount_id, found.inode, prefix))
+
+
+def _bury(edit: Edit, directory: Directory, named: Inode, step: Step) -> None:
+    """Have a step done at the store, and no listing bring the name back before."""
+    step = journal.append(edit.txn, step._replace(table=directory.table, sort_name=named.sort_name))
+    journal.bury(edit.txn, step)
+
+
+def drop_stored(txn: WriteTransaction, inode: InodeId, record: Inode) -> Fingerprint | None:
+    """A file's content is not needed at the store any more; what the store has at the key where it belongs, for the caller to
+    delete or to replace. What is elsewhere, of a file that moves, is deleted."""
+    if record.kind is not Kind.FILE:
+        return None
+    if record.flags & records.LOCAL:
+        return get_dirty(txn, inode).base
+    if not record.flags & records.MOVED:
+        return record.stored
+    moved = keys.get_moved(txn, inode)
+    step = journal.get_settling(txn, record.mount_id, inode, moved.key)
+    # The name that it had is still buried with this step.
+    journal.replace(txn, step._replace(op=Op.DELETE, expected=record.stored))
+    txn.delete(records.moved_key(inode))
+    return moved.base
+
+
+def _rename_further(txn: WriteTransaction, inode: InodeId, named: Inode, parent: InodeId, name: bytes) -> None:
+    for key, data in txn.scan(records.name_key(inode, 0), records.name_stop(inode)):
+        if records.unpack_name(data) == (named.parent, named.name):
+            txn.put(key, records.pack_name(parent, name))
+            return
+    raise errors.Internal("a name that its inode does not know", subject=_show(named.name))
+
+
+def get_dirty(txn: ReadTransaction, inode: InodeId) -> Dirty:
+    """What is known of an inode that the store does not have as it is here."""
+    data = txn.get(records.dirty_key(inode))
+    return records.unpack_dirty(data) if data is not None else Dirty()
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------------------
+
+
+def _open_writable(edit: Edit, inode: InodeId) -> Directory:
+    directory = edit.open_directory(inode)
+    _check_writable(edit.txn, directory.record)
+    check_settled(edit.txn, inode)
+    return directory
+
+
+def _get_writable(txn: ReadTransaction, inode: InodeId) -> Inode:
+    record = tables.get_inode(txn, inode)
+    _check_writable(txn, record)
+    return record
+
+
+def _check_writable(txn: ReadTransaction, record: Inode) -> None:
+    if record.mount_id == NO_MOUNT:
+        raise errors.ReadOnly("no store is mounted there: nothing can be written")
+    if mounts.get_mount(txn, record.mount_id).read_only:
+        raise errors.ReadOnly("the store is mounted read-only")
+
+
+def check_settled(txn: ReadTransaction, directory: InodeId) -> None:
+    """Raises Unavailable while the store has not followed a move of a directory, or of one above it."""
+    at = directory
+    while at != ROOT_INODE:
+        record = tables.get_inode(txn, at)
+        if record.flags & records.MOVED:
+            raise errors.Unavailable("the store has not followed a move of the directory yet", subject=_show(record.name))
+        at = record.parent
+
+
+def _check_name(txn: ReadTransaction, directory: Directory, name: bytes, max_key_bytes: int) -> None:
+    if len(name) > paths.NAME_MAX_BYTES:
+        raise errors.NameTooLong(f"a name has at most {paths.NAME_MAX_BYTES} bytes", subject=_show(name))
+    if not name or b"/" in name or paths.is_odd(name):
+        raise errors.InvalidArgument("such a name cannot be made: it would stand for another one", subject=_show(name))
+    prefix = keys.get_prefix(txn, directory.inode, directory.record, natural=True)
+    if len(to_bytes(prefix)) + len(name) + 1 > max_key_bytes:
+        raise errors.NameTooLong(f"the store's keys have at most {max_key_bytes} bytes", subject=_show(name))
+
+
+def _find_child(txn: ReadTransaction, directory: Directory, name: bytes) -> _Found | None:
+    found = namespace.find_child(txn, directory.table, name)
+    if found is None:
+        return None
+    if found[1].flags & _FIXED:
+        raise errors.Conflict("a store is mounted there or below", subject=_show(name))
+    return _Found(*found)
+
+
+def _get_child(txn: ReadTransaction, directory: Directory, name: bytes) -> _Found:
+    found = _find_child(txn, directory, name)
+    if found is None:
+        raise errors.NotFound("no such file or directory", subject=_show(name))
+    return found
+
+
+def _check_empty(txn: ReadTransaction, found: _Found, name: bytes) -> None:
+    if found.record.kind is not Kind.DIRECTORY:
+        raise errors.NotADirectory("not a directory", subject=_show(name))
+    state = tables.get_state(txn, tables.get_table(txn, found.inode))
+    if state.files or state.directories:
+        raise errors.DirectoryNotEmpty("the directory is not empty", subject=_show(name))
+    if not state.complete:
+        raise errors.Stale("the directory has not been listed yet", subject=_show(name))
+
+
+def _check_replaceable(txn: ReadTransaction, moving: _Found, there: _Found, name: bytes) -> None:
+    if moving.record.kind is Kind.DIRECTORY:
+        _check_empty(txn, there, name)
+    elif there.record.kind is Kind.DIRECTORY:
+        raise errors.IsADirectory("a directory", subject=_show(name))
+
+
+def _check_movable(txn: ReadTransaction, inode: InodeId, directory: InodeId) -> None:
+    """A directory can be moved into that one: it does not lie below it, and no earlier move is under way."""
+    check_settled(txn, inode)
+    at = directory
+    while at != ROOT_INODE:
+        if at == inode:
+            raise errors.InvalidArgument("a directory cannot be moved into itself", subject=str(inode))
+        at = tables.get_inode(txn, at).parent
+
+
+# -- small things -----------------------------------------------------------------------------------------------------------------
+
+
+def _recall(directory: InodeId, name: bytes, *inodes: InodeId) -> Recall:
+    return Recall(directory, (name,), inodes=inodes)
+
+
+def _recall_names(txn: ReadTransaction, inode: InodeId, record: Inode) -> tuple[Recall, ...]:
+    """All names of an inode with several: the attributes under each are others now."""
+    if not record.flags & records.LINKED:
+        return ()
+    return _recall_all(txn, inode, record)
+
+
+def _recall_all(txn: ReadTransaction, inode: InodeId, record: Inode) -> tuple[Recall, ...]:
+    recalls = [_recall(record.parent, record.name, inode)]
+    if record.flags & records.LINKED:
+        for _, data in txn.scan(records.name_key(inode, 0), records.name_stop(inode)):
+            parent, name = records.unpack_name(data)
+            recalls.append(_recall(parent, name, inode))
+    return tuple(recalls)
+
+
+def _show(name: bytes) -> str:
+    return name.decode("utf-8", "replace")
+
+
+def _to_key(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")

@@ -1,0 +1,218 @@
+"""The store follows: what a step of the journal has to do, and what it means that it was done.
+
+Owns the way from a step to what the store is asked, and back to the namespace. The caller picks a step that `list_ready` gives,
+asks for its plan, does that at the store, and tells the outcome; between the two the namespace may change, so the outcome is held
+against what is so by then. Functions over a transaction and a given time. Rule of concurrency: one caller for each step, and no
+two at once whose keys are the same (`Plan.keys`); uploads count as using their key.
+"""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from alluxio_like.kv.api import ReadTransaction, WriteTransaction
+from alluxio_like.master.core import journal, keys, mounts, namespace, records, tables, versions
+from alluxio_like.master.core.changes import get_dirty
+from alluxio_like.master.core.journal import Op, Step
+from alluxio_like.master.core.records import Dirty, Inode, Moved
+from alluxio_like.master.core.tables import Edit
+from alluxio_like.types import Fingerprint, InodeId, Kind, MountId
+
+
+class Plan(NamedTuple):
+    """What is to be done for a step.
+
+    SETTLE of a file: the content `fingerprint` at `source` goes to `target`, where `expected` must be (None: nothing), and from
+    `source`. SETTLE of a directory, in a store that renames: `source` and `target` are prefixes. DELETE: `expected` at `source`
+    (None: nothing is to be done). The others: the directory with the prefix `source`.
+    `nothing`: all is as it should be; only `finish` is to be called.
+    """
+
+    step: Step
+    source: str
+    target: str = ""
+    fingerprint: Fingerprint | None = None
+    expected: Fingerprint | None = None
+    nothing: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.source, self.target) if self.target else (self.source,)
+
+
+def list_ready(txn: ReadTransaction, running: Collection[int], *, renames: Collection[MountId], limit: int = 100) -> list[Plan]:
+    """Plans of steps that may begin now, beside those that run (by number), the oldest first.
+
+    `renames`: mounts whose stores move directories in one step. Of the others' directories, first call `push_down`.
+    """
+    ready: list[Plan] = []
+    blocked: list[Step] = []
+    unfinished: set[MountId] = set()
+    for step in journal.list_steps(txn):
+        if step.number in running:
+            unfinished.add(step.mount_id)
+            continue
+        plan = make_plan(txn, step)
+        waits_for_all = step.op is Op.REMOVE_DIRECTORY and step.mount_id in unfinished
+        parent_missing = step.op is Op.MAKE_DIRECTORY and not plan.nothing and _is_parent_local(txn, step.inode)
+        unfinished.add(step.mount_id)
+        if waits_for_all or parent_missing or journal.get_blockers(txn, step, plan.target or None):
+            blocked.append(step)
+            continue
+        ready.append(plan)
+        if len(ready) >= limit:
+            break
+    if not ready and not running:
+        ready += _break_cycle(txn, blocked)
+    return ready
+
+
+def make_plan(txn: ReadTransaction, step: Step) -> Plan:
+    """What a step has to do as things are now."""
+    if step.op is Op.DELETE:
+        return Plan(step, step.key, expected=step.expected, nothing=step.expected is None)
+    if step.op is Op.REMOVE_DIRECTORY:
+        # Another directory may have come to that place meanwhile.
+        return Plan(step, step.key, nothing=_is_there(txn, step))
+    record = tables.lookup_inode(txn, step.inode)
+    if record is None or record.flags & records.ORPHAN:
+        return Plan(step, step.key, nothing=True)
+    if step.op is Op.MAKE_DIRECTORY:
+        return Plan(step, step.key, nothing=not record.flags & records.LOCAL)
+    target = keys.get_key(txn, step.inode, record, natural=True)
+    if not record.flags & records.MOVED or target == step.key:
+        return Plan(step, step.key, nothing=True)
+    moved = keys.get_moved(txn, step.inode)
+    return Plan(step, step.key, target, record.stored if record.kind is Kind.FILE else None, moved.base)
+
+
+def finish(txn: WriteTransaction, plan: Plan, now_ns: int, *, stored: Fingerprint | None = None, copied: bool = False) -> None:
+    """What a plan wanted is so at the store. `stored`: of a file that was settled, its fingerprint at the target; `copied`: it is
+    still at the source too."""
+    edit = Edit(txn, now_ns)
+    step = journal.lookup_step(txn, plan.step.number)
+    if step is None:
+        return
+    if step.op is not plan.step.op:
+        # The move was called off while it ran: what has arrived is not wanted. The step deletes the source by now.
+        if stored is not None:
+            versions.note_arrived(txn, step.mount_id, step.inode, plan.target, stored)
+        return
+    if step.op is Op.SETTLE:
+        _finish_settling(edit, plan, stored)
+    elif step.op is Op.MAKE_DIRECTORY:
+        record = tables.lookup_inode(txn, step.inode)
+        if record is not None and not record.flags & records.ORPHAN:
+            txn.delete(records.dirty_key(step.inode))
+            edit.change(step.inode, record, record._replace(flags=record.flags & ~records.LOCAL))
+    if copied and stored is not None:
+        # The source goes next; until then its name stays buried.
+        journal.replace(txn, step._replace(op=Op.DELETE, expected=plan.fingerprint))
+    else:
+        journal.remove(txn, step)
+        journal.unbury(txn, step, edit.sequence)
+    edit.finish()
+
+
+def push_down(txn: WriteTransaction, plan: Plan, cursor: bytes, now_ns: int, *, limit: int = 1000) -> bytes | None:
+    """In a store that does not move directories: have each child of one move by itself, `limit` of them a call.
+
+    Returns the cursor for the next call; None: the directory has moved. Its children must be known: list it first.
+    """
+    edit = Edit(txn, now_ns)
+    step = journal.lookup_step(txn, plan.step.number)
+    record = tables.lookup_inode(txn, plan.step.inode)
+    if step is None or record is None or record.flags & records.ORPHAN or not record.flags & records.MOVED:
+        finish(txn, plan._replace(nothing=True), now_ns)
+        return None
+    page = namespace.list_entries(txn, plan.step.inode, cursor, limit)
+    for entry in page.entries:
+        child = tables.get_inode(txn, entry.attr.inode)
+        if child.parent == plan.step.inode:
+            _push_child(edit, plan, entry.attr.inode, child)
+    if page.cursor:
+        edit.finish()
+        return page.cursor
+    txn.delete(records.moved_key(plan.step.inode))
+    txn.put(records.dirty_key(plan.step.inode), records.pack_dirty(Dirty()))
+    edit.change(plan.step.inode, record, record._replace(flags=record.flags & ~records.MOVED | records.LOCAL))
+    journal.remove(txn, step)
+    target = keys.get_prefix(txn, plan.step.inode, record, natural=True)
+    journal.append(txn, Step(0, Op.MAKE_DIRECTORY, step.mount_id, step.inode, target))
+    last = journal.append(txn, step._replace(op=Op.REMOVE_DIRECTORY))
+    if last.table:
+        journal.bury(txn, last)
+    edit.finish()
+    return None
+
+
+def _push_child(edit: Edit, plan: Plan, inode: InodeId, child: Inode) -> None:
+    txn, mount_id = edit.txn, plan.step.mount_id
+    if child.flags & (records.MOVED | records.MOUNT_POINT | records.ANCHOR):
+        return
+    if child.kind is Kind.DIRECTORY:
+        key = plan.source + child.name.decode("utf-8", "surrogateescape") + "/"
+    else:
+        key = plan.source + child.name.decode("utf-8", "surrogateescape")
+        if child.kind is not Kind.FILE:
+            return
+        if child.flags & records.LOCAL:
+            dirty = get_dirty(txn, inode)
+            journal.append(txn, Step(0, Op.DELETE, mount_id, inode, key, dirty.base))
+            txn.put(records.dirty_key(inode), records.pack_dirty(dirty._replace(base=None)))
+            return
+    txn.put(records.moved_key(inode), records.pack_moved(Moved(key)))
+    journal.append(txn, Step(0, Op.SETTLE, mount_id, inode, key))
+    edit.change(inode, child, child._replace(flags=child.flags | records.MOVED))
+
+
+def _finish_settling(edit: Edit, plan: Plan, stored: Fingerprint | None) -> None:
+    txn, inode = edit.txn, plan.step.inode
+    record = tables.lookup_inode(txn, inode)
+    if record is None or record.flags & records.ORPHAN or not record.flags & records.MOVED:
+        return
+    settled = record
+    if stored is not None and not record.flags & records.OWN:
+        settled = record._replace(token=records.keep_identity(record.token, stored.token))
+    elif stored is not None:
+        settled = record._replace(token=records.pack_token(stored.token))
+    natural = keys.get_key(txn, inode, record, natural=True)
+    if natural == (plan.step.key if plan.nothing else plan.target):
+        txn.delete(records.moved_key(inode))
+        settled = settled._replace(flags=record.flags & ~records.MOVED)
+    else:
+        _settle_again(txn, plan)
+    edit.change(inode, record, settled)
+
+
+def _settle_again(txn: WriteTransaction, plan: Plan) -> None:
+    """It was renamed while it was moved, or had to step aside: from the target it has to go on. The deletion that a rename has
+    left there becomes the step that moves it."""
+    inode = plan.step.inode
+    moved = keys.get_moved(txn, inode)
+    txn.put(records.moved_key(inode), records.pack_moved(moved._replace(key=plan.target)))
+    for number in journal.iter_touching(txn, plan.step.mount_id, plan.target):
+        step = journal.lookup_step(txn, number)
+        if step is not None and step.op is Op.DELETE and step.inode == inode:
+            journal.replace(txn, step._replace(op=Op.SETTLE, expected=None))
+            return
+    journal.append(txn, Step(0, Op.SETTLE, plan.step.mount_id, inode, plan.target))
+
+
+def _break_cycle(txn: ReadTransaction, blocked: list[Step]) -> list[Plan]:
+    """Nothing can begin and nothing runs: names were swapped. The first of those that move steps aside."""
+    for step in blocked:
+        if step.op is Op.SETTLE:
+            plan = make_plan(txn, step)
+            aside = f"{plan.target.rstrip('/')}.alluxio-like.{step.number:x}"
+            return [plan._replace(target=aside + "/" if plan.target.endswith("/") else aside, expected=None)]
+    return []
+
+
+def _is_there(txn: ReadTransaction, step: Step) -> bool:
+    return keys.lookup_owner(txn, mounts.get_mount(txn, step.mount_id).root, step.key) is not None
+
+
+def _is_parent_local(txn: ReadTransaction, inode: InodeId) -> bool:
+    record = tables.get_inode(txn, inode)
+    parent = tables.lookup_inode(txn, record.parent)
+    return parent is not None and bool(parent.flags & records.LOCAL)

@@ -1,0 +1,161 @@
+"""The journal: what is still to be done at the stores, so that they follow the namespace.
+
+Owns the steps and their order. A step is written in the transaction of the change that needs it, and removed in the one that
+records its outcome; what was begun and not recorded is done again, so carrying out a step twice must do no harm. Does not carry
+them out nor decide what a change needs (changes.py, following.py). Functions over a transaction.
+
+Order: steps are numbered. A step waits for every earlier one that touches one of its keys, and one that writes a key also waits
+for whatever still has its bytes there, earlier or not: those would be overwritten. The removal of a directory waits for all
+earlier steps of its mount: some of them may be below it.
+"""
+
+import json
+from collections.abc import Iterator
+from enum import StrEnum
+from hashlib import blake2b
+from typing import NamedTuple
+
+from alluxio_like import errors
+from alluxio_like.kv.api import ReadTransaction, WriteTransaction, get_prefix_stop
+from alluxio_like.master.core import paths, records
+from alluxio_like.types import Fingerprint, InodeId, MountId, to_bytes, to_str
+
+_BURIED = 1 << 63
+"""Of a tombstone for which the store has not followed: above any listing's number. Below it is the number of the step."""
+
+
+class Op(StrEnum):
+    """What is to be done at the store."""
+
+    DELETE = "delete"
+    """Remove the object at `key`, if it is still the content `expected`."""
+    SETTLE = "settle"
+    """Bring the bytes of `inode`, which are at `key`, to the key where they belong."""
+    MAKE_DIRECTORY = "make_directory"
+    """Make the directory `inode`, whose prefix is `key`."""
+    REMOVE_DIRECTORY = "remove_directory"
+    """Remove the directory, or the marker, of prefix `key`."""
+
+
+class Step(NamedTuple):
+    """One thing to do. `table` and `sort_name` say where the name is buried that must not come back before it is done (0:
+    none)."""
+
+    number: int
+    op: Op
+    mount_id: MountId
+    inode: InodeId
+    key: str
+    expected: Fingerprint | None = None
+    table: int = 0
+    sort_name: bytes = b""
+
+
+def append(txn: WriteTransaction, step: Step) -> Step:
+    """Add a step at the end; the step with its number."""
+    data = txn.get(records.KEY_JOURNAL)
+    step = step._replace(number=records.unpack_id(data) + 1 if data is not None else 1)
+    txn.put(records.KEY_JOURNAL, records.pack_id(step.number))
+    txn.put(records.journal_key(step.number), _pack(step))
+    txn.put(_touch_key(step.mount_id, step.key, step.number), b"")
+    return step
+
+
+def replace(txn: WriteTransaction, step: Step) -> None:
+    """Write another step in the place of the one with its number and key."""
+    txn.put(records.journal_key(step.number), _pack(step))
+
+
+def remove(txn: WriteTransaction, step: Step) -> bool:
+    """Take a step out; whether it was there."""
+    txn.delete(_touch_key(step.mount_id, step.key, step.number))
+    return txn.delete(records.journal_key(step.number))
+
+
+def bury(txn: WriteTransaction, step: Step) -> None:
+    """Let no listing bring a step's name back before it is done."""
+    key = records.tombstone_key(step.table, paths.file_name(step.sort_name))
+    txn.put(key, records.pack_id(_BURIED | step.number))
+
+
+def unbury(txn: WriteTransaction, step: Step, sequence: int) -> None:
+    """A step is done: only listings that began before this change can bring its name back now."""
+    if step.table:
+        key = records.tombstone_key(step.table, paths.file_name(step.sort_name))
+        # Another number is that of a later step, which keeps it.
+        if txn.get(key) == records.pack_id(_BURIED | step.number):
+            txn.put(key, records.pack_id(sequence))
+
+
+def lookup_step(txn: ReadTransaction, number: int) -> Step | None:
+    data = txn.get(records.journal_key(number))
+    return _unpack(number, data) if data is not None else None
+
+
+def list_steps(txn: ReadTransaction, after: int = 0, limit: int = 1000) -> list[Step]:
+    """Steps with numbers above `after`, in order."""
+    found = txn.scan(records.journal_key(after + 1), b"R", limit=limit)
+    return [_unpack(int.from_bytes(key[1:9], "big"), data) for key, data in found]
+
+
+def is_empty(txn: ReadTransaction) -> bool:
+    return next(iter(txn.scan(b"Q", b"R", limit=1)), None) is None
+
+
+def iter_touching(txn: ReadTransaction, mount_id: MountId, key: str) -> Iterator[int]:
+    """Numbers of the steps that touch a key, in order."""
+    prefix = _touch_key(mount_id, key, None)
+    for found, _ in txn.scan(prefix, get_prefix_stop(prefix)):
+        yield int.from_bytes(found[-8:], "big")
+
+
+def get_settling(txn: ReadTransaction, mount_id: MountId, inode: InodeId, key: str) -> Step:
+    """The step that is to bring an inode's bytes from `key`; each inode that moves has one."""
+    for number in iter_touching(txn, mount_id, key):
+        step = lookup_step(txn, number)
+        if step is not None and step.op is Op.SETTLE and step.inode == inode:
+            return step
+    raise errors.Internal("what has moved has no step in the journal", subject=key)
+
+
+def get_blockers(txn: ReadTransaction, step: Step, writes: str | None = None) -> list[int]:
+    """Numbers of the steps that must be done before this one; `writes`: the key at which it puts something."""
+    blockers = {number for number in iter_touching(txn, step.mount_id, step.key) if number < step.number}
+    if writes is not None:
+        for number in iter_touching(txn, step.mount_id, writes):
+            other = lookup_step(txn, number)
+            if other is not None and number != step.number and (number < step.number or other.op is Op.SETTLE):
+                blockers.add(number)
+    return sorted(blockers)
+
+
+def is_free(txn: ReadTransaction, mount_id: MountId, key: str) -> bool:
+    """Whether something may be written at a key: no step still needs what is there, or will remove it."""
+    return next(iter_touching(txn, mount_id, key), None) is None
+
+
+def _touch_key(mount_id: MountId, key: str, number: int | None) -> bytes:
+    # "dir/" and "dir" are one place: a store with directories has one name for both.
+    place = blake2b(to_bytes(key.rstrip("/")), digest_size=16).digest()
+    return b"J" + mount_id.to_bytes(4, "big") + place + (number.to_bytes(8, "big") if number is not None else b"")
+
+
+def _pack(step: Step) -> bytes:
+    expected = [step.expected.token, step.expected.size] if step.expected is not None else None
+    return json.dumps(
+        [step.op, step.mount_id, step.inode, to_bytes(step.key).hex(), expected, step.table, step.sort_name.hex()]
+    ).encode()
+
+
+def _unpack(number: int, data: bytes) -> Step:
+    op, mount_id, inode, key, expected, table, sort_name = json.loads(data)
+    return Step(
+        number,
+        Op(op),
+        MountId(mount_id),
+        InodeId(inode),
+        to_str(bytes.fromhex(key)),
+        Fingerprint(expected[0], expected[1]) if expected is not None else None,
+        table,
+        bytes.fromhex(sort_name),
+    )

@@ -1,0 +1,153 @@
+"""Versions of what is written here: from a sealed draft to an object of the store.
+
+Owns the life of a version: sealed by a worker, uploaded under a plan, persisted. A version is known in caches by its number from
+the moment it is sealed, so nothing is invalidated when the store has it at last. Functions over a transaction and a given time.
+"""
+
+from typing import NamedTuple
+
+from alluxio_like import errors
+from alluxio_like.kv.api import ReadTransaction, WriteTransaction
+from alluxio_like.master.core import journal, keys, mounts, records, tables
+from alluxio_like.master.core.changes import Outcome, check_settled, drop_stored, get_dirty
+from alluxio_like.master.core.journal import Op, Step
+from alluxio_like.master.core.records import Dirty, Inode, Moved
+from alluxio_like.master.core.tables import Edit
+from alluxio_like.types import Fingerprint, InodeId, Kind, MountId, Recall, VersionId
+
+
+class UploadPlan(NamedTuple):
+    """Where a version is to go, and what must be there for it to be written (None: nothing)."""
+
+    mount_id: MountId
+    key: str
+    expected: Fingerprint | None
+
+
+def seal(txn: WriteTransaction, inode: InodeId, size: int, mtime_ns: int, holders: tuple[str, ...], now_ns: int) -> Outcome:
+    """A new version of a file, held by these workers and by nobody else. Raises NotFound, IsADirectory, InvalidArgument.
+
+    Also of a file that has no name any more: whoever has it open goes on writing. That one is never uploaded.
+    """
+    edit = Edit(txn, now_ns)
+    record = tables.get_inode(txn, inode)
+    if record.kind is not Kind.FILE:
+        raise errors.InvalidArgument("only files have versions", subject=str(inode))
+    sealed = record._replace(
+        size=size,
+        mtime_ns=mtime_ns,
+        ctime_ns=now_ns,
+        version=VersionId(record.version + 1),
+        flags=record.flags & ~records.MOVED | records.LOCAL | records.OWN,
+        token=b"",
+    )
+    if record.flags & records.ORPHAN:
+        txn.put(records.inode_key(inode), records.pack_inode(sealed))
+        txn.put(records.dirty_key(inode), records.pack_dirty(Dirty(holders)))
+        return Outcome(inode, ())
+    base = drop_stored(txn, inode, record)
+    txn.put(records.dirty_key(inode), records.pack_dirty(Dirty(holders, base)))
+    edit.change(inode, record, sealed)
+    edit.finish()
+    return Outcome(inode, list_recalls(txn, inode, record))
+
+
+def plan_upload(txn: ReadTransaction, inode: InodeId, version: VersionId) -> UploadPlan:
+    """What an upload of this version has to know.
+
+    Raises Stale (another version by now, or no name: not wanted any more), Unavailable (the store has something else to follow
+    first: try again).
+    """
+    record = tables.lookup_inode(txn, inode)
+    if record is None or record.flags & records.ORPHAN or record.version != version or not record.flags & records.LOCAL:
+        raise errors.Stale("this version is not wanted any more", subject=str(inode))
+    check_settled(txn, record.parent)
+    if tables.get_inode(txn, record.parent).flags & records.LOCAL:
+        raise errors.Unavailable("the store does not have the directory yet", subject=str(inode))
+    key = keys.get_key(txn, inode, record)
+    if not journal.is_free(txn, record.mount_id, key):
+        raise errors.Unavailable("the store is still to follow an earlier change there", subject=key)
+    return UploadPlan(record.mount_id, key, get_dirty(txn, inode).base)
+
+
+def note_persisted(
+    txn: WriteTransaction, inode: InodeId, version: VersionId, plan: UploadPlan, stored: Fingerprint, now_ns: int
+) -> None:
+    """The store has this version, as `stored`, at the plan's key. Does nothing harmful when it is told twice."""
+    edit = Edit(txn, now_ns)
+    record = tables.lookup_inode(txn, inode)
+    if record is None or record.flags & records.ORPHAN:
+        note_arrived(txn, plan.mount_id, inode, plan.key, stored)
+        return
+    natural = keys.get_key(txn, inode, record, natural=True)
+    is_there = natural == plan.key
+    if record.version != version:
+        if record.flags & records.LOCAL and is_there:
+            dirty = get_dirty(txn, inode)
+            txn.put(records.dirty_key(inode), records.pack_dirty(dirty._replace(base=stored)))
+        elif not is_there:
+            note_arrived(txn, plan.mount_id, inode, plan.key, stored)
+        return
+    if not record.flags & records.LOCAL:
+        _note_again(txn, inode, record, plan, stored, is_there)
+        return
+    persisted = record._replace(flags=record.flags & ~records.LOCAL, token=records.pack_token(stored.token))
+    if not is_there:
+        # It was renamed meanwhile.
+        base = get_dirty(txn, inode).base
+        txn.put(records.moved_key(inode), records.pack_moved(Moved(plan.key, base)))
+        _settle_arrived(txn, inode, plan)
+        persisted = persisted._replace(flags=persisted.flags | records.MOVED)
+    txn.delete(records.dirty_key(inode))
+    edit.change(inode, record, persisted)
+    edit.finish()
+
+
+def _note_again(
+    txn: WriteTransaction, inode: InodeId, record: Inode, plan: UploadPlan, stored: Fingerprint, is_there: bool
+) -> None:
+    """A version that the store has already has come there a second time: it was renamed between two uploads."""
+    if is_there and record.flags & records.MOVED:
+        moved = keys.get_moved(txn, inode)
+        txn.put(records.moved_key(inode), records.pack_moved(moved._replace(base=stored)))
+    elif not is_there and not (record.flags & records.MOVED and keys.get_moved(txn, inode).key == plan.key):
+        note_arrived(txn, plan.mount_id, inode, plan.key, stored)
+
+
+def list_recalls(txn: ReadTransaction, inode: InodeId, record: Inode) -> tuple[Recall, ...]:
+    """What clients may know of an inode's attributes: under each of its names."""
+    recalls = [Recall(record.parent, (record.name,), inodes=(inode,))]
+    if record.flags & records.LINKED:
+        for _, data in txn.scan(records.name_key(inode, 0), records.name_stop(inode)):
+            parent, name = records.unpack_name(data)
+            recalls.append(Recall(parent, (name,), inodes=(inode,)))
+    return tuple(recalls)
+
+
+def note_arrived(txn: WriteTransaction, mount_id: MountId, inode: InodeId, key: str, stored: Fingerprint) -> None:
+    """Something of an inode has arrived at a key where it is not wanted any more: it is to be deleted, or to be replaced by what
+    belongs there now. A name that it had there stays buried until then."""
+    for number in journal.iter_touching(txn, mount_id, key):
+        step = journal.lookup_step(txn, number)
+        if step is not None and step.op is Op.DELETE:
+            journal.replace(txn, step._replace(expected=stored))
+            return
+    owner = keys.lookup_owner(txn, mounts.get_mount(txn, mount_id).root, key)
+    if owner is not None and owner[1].flags & records.MOVED:
+        moved = keys.get_moved(txn, owner[0])
+        txn.put(records.moved_key(owner[0]), records.pack_moved(moved._replace(base=stored)))
+    elif owner is not None and owner[1].flags & records.LOCAL:
+        dirty = get_dirty(txn, owner[0])
+        txn.put(records.dirty_key(owner[0]), records.pack_dirty(dirty._replace(base=stored)))
+    else:
+        journal.append(txn, Step(0, Op.DELETE, mount_id, inode, key, stored))
+
+
+def _settle_arrived(txn: WriteTransaction, inode: InodeId, plan: UploadPlan) -> None:
+    """What was uploaded is wanted elsewhere: the deletion of what was at its key before becomes the move of what is there now."""
+    for number in journal.iter_touching(txn, plan.mount_id, plan.key):
+        step = journal.lookup_step(txn, number)
+        if step is not None and step.op is Op.DELETE and step.inode == inode:
+            journal.replace(txn, step._replace(op=Op.SETTLE, expected=None))
+            return
+    journal.append(txn, Step(0, Op.SETTLE, plan.mount_id, inode, plan.key))
