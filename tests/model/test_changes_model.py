@@ -1,7 +1,7 @@
 """Programs change the namespace while the store follows at its own pace: what is seen, and what the store holds in the end.
 
-The model is a plain tree of names. At any moment steps of the journal begin, reach the store, and are recorded as done, each by itself;
-versions are sealed and uploaded; directories are listed in between. It must hold that
+The model is a plain tree of names. At any moment steps of the journal begin, reach the store, and are recorded as done, each by
+itself; versions are sealed and uploaded; directories are listed in between. It must hold that
 
 - the namespace is the model's tree at every moment, whatever a listing says;
 - a file that the store has is there under the key and the fingerprint that a reader is given, with the bytes of the version;
@@ -126,7 +126,7 @@ class ChangesMachine(RuleBasedStateMachine):
         self.time += 1
         return self.time * 1000
 
-    # -- what programs do -----------------------------------------------------------------------------------------------------------
+    # -- what programs do ------------------------------------------------------------------------------------------------------
 
     def directories(self) -> list[Node]:
         found = [self.root]
@@ -254,7 +254,7 @@ class ChangesMachine(RuleBasedStateMachine):
         node.content = content
         self.contents[node.inode, version] = content
 
-    # -- what the store does --------------------------------------------------------------------------------------------------------
+    # -- what the store does ---------------------------------------------------------------------------------------------------
 
     def busy_keys(self) -> set[str]:
         keys = {key.rstrip("/") for running in self.running.values() for key in running.plan.keys}
@@ -372,7 +372,7 @@ class ChangesMachine(RuleBasedStateMachine):
         with self.kv.write() as txn:
             namespace.purge(txn, self.now_ns, 10_000, 5)
 
-    # -- what must hold -------------------------------------------------------------------------------------------------------------
+    # -- what must hold --------------------------------------------------------------------------------------------------------
 
     def is_below(self, node: Node, top: Node) -> bool:
         return node is top or any(self.is_below(node, child) for child in top.children.values() if child.kind is Kind.DIRECTORY)

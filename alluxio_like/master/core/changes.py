@@ -1,12 +1,12 @@
 """What programs change in the namespace: names, links, attributes.
 
-Owns what POSIX says of creating, linking, renaming and removing names, and which steps of the journal each of these needs so that the
-store follows. Versions of contents are in versions.py, carrying out the journal in following.py. Functions over a write transaction
-and a given time; each is whole when that commits, and returns what is no longer as clients may know it.
+Owns what POSIX says of creating, linking, renaming and removing names, and which steps of the journal each of these needs so that
+the store follows. Versions of contents are in versions.py, carrying out the journal in following.py. Functions over a write
+transaction and a given time; each is whole when that commits, and returns what is no longer as clients may know it.
 
 The caller sees to it that what is said of a name is known: a name that no listing has covered is not known to be free, and a
-directory that was not listed is not known to be empty (Stale). What lies below a directory whose own move the store has not followed
-yet cannot be changed (Unavailable: wait for it and try again). Permissions are checked by the kernel, before.
+directory that was not listed is not known to be empty (Stale). What lies below a directory whose own move the store has not
+followed yet cannot be changed (Unavailable: wait for it and try again). Permissions are checked by the kernel, before.
 """
 
 import stat
@@ -153,8 +153,8 @@ def rename(
 ) -> Outcome:
     """Another name for what has `old_name`; what had `new_name` is removed in the same step.
 
-    Raises AlreadyExists (not `replace`), InvalidArgument (into itself), CrossDevice, Conflict (a mount hangs on one of them), Stale
-    (list the directory that is to be replaced first), and what rename(2) says of kinds.
+    Raises AlreadyExists (not `replace`), InvalidArgument (into itself), CrossDevice, Conflict (a mount hangs on one of them),
+    Stale (list the directory that is to be replaced first), and what rename(2) says of kinds.
     """
     edit = Edit(txn, now_ns)
     source = _open_writable(edit, old_parent)
@@ -252,7 +252,7 @@ def read_link(txn: ReadTransaction, inode: InodeId) -> bytes:
     return txn.get(records.target_key(inode)) or b""
 
 
-# -- names ------------------------------------------------------------------------------------------------------------------------
+# -- names ---------------------------------------------------------------------------------------------------------------------
 
 
 def _move(
@@ -402,7 +402,7 @@ def get_dirty(txn: ReadTransaction, inode: InodeId) -> Dirty:
     return records.unpack_dirty(data) if data is not None else Dirty()
 
 
-# -- checks -----------------------------------------------------------------------------------------------------------------------
+# -- checks --------------------------------------------------------------------------------------------------------------------
 
 
 def _open_writable(edit: Edit, inode: InodeId) -> Directory:
@@ -488,7 +488,7 @@ def _check_movable(txn: ReadTransaction, inode: InodeId, directory: InodeId) -> 
         at = tables.get_inode(txn, at).parent
 
 
-# -- small things -----------------------------------------------------------------------------------------------------------------
+# -- small things --------------------------------------------------------------------------------------------------------------
 
 
 def _recall(directory: InodeId, name: bytes, *inodes: InodeId) -> Recall:
