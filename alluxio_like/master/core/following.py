@@ -193,7 +193,7 @@ def _settle_again(txn: WriteTransaction, plan: Plan) -> None:
     for number in journal.iter_touching(txn, plan.step.mount_id, plan.target):
         step = journal.lookup_step(txn, number)
         if step is not None and step.op is Op.DELETE and step.inode == inode:
-            journal.replace(txn, step._replace(op=Op.SETTLE, expected=None))
+            journal.requeue(txn, step, Op.SETTLE)
             return
     journal.append(txn, Step(0, Op.SETTLE, plan.step.mount_id, inode, plan.target))
 

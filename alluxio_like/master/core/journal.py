@@ -66,6 +66,14 @@ def replace(txn: WriteTransaction, step: Step) -> None:
     txn.put(records.journal_key(step.number), _pack(step))
 
 
+def requeue(txn: WriteTransaction, step: Step, op: Op) -> None:
+    """Have something else done at a step's key, after all that is to be done by now; its name stays buried."""
+    remove(txn, step)
+    step = append(txn, step._replace(op=op, expected=None))
+    if step.table:
+        bury(txn, step)
+
+
 def remove(txn: WriteTransaction, step: Step) -> bool:
     """Take a step out; whether it was there."""
     txn.delete(_touch_key(step.mount_id, step.key, step.number))

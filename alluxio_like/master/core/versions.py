@@ -136,7 +136,7 @@ def note_arrived(txn: WriteTransaction, mount_id: MountId, inode: InodeId, key: 
     if owner is not None and owner[1].flags & records.MOVED:
         moved = keys.get_moved(txn, owner[0])
         txn.put(records.moved_key(owner[0]), records.pack_moved(moved._replace(base=stored)))
-    elif owner is not None and owner[1].flags & records.LOCAL:
+    elif owner is not None and owner[1].flags & records.LOCAL and owner[1].kind is Kind.FILE:
         dirty = get_dirty(txn, owner[0])
         txn.put(records.dirty_key(owner[0]), records.pack_dirty(dirty._replace(base=stored)))
     else:
@@ -148,6 +148,6 @@ def _settle_arrived(txn: WriteTransaction, inode: InodeId, plan: UploadPlan) -> 
     for number in journal.iter_touching(txn, plan.mount_id, plan.key):
         step = journal.lookup_step(txn, number)
         if step is not None and step.op is Op.DELETE and step.inode == inode:
-            journal.replace(txn, step._replace(op=Op.SETTLE, expected=None))
+            journal.requeue(txn, step, Op.SETTLE)
             return
     journal.append(txn, Step(0, Op.SETTLE, plan.mount_id, inode, plan.key))
