@@ -352,6 +352,7 @@ def prepare(txn: WriteTransaction, now_ns: int) -> None:
             f"the namespace was written by a newer release (format {number}; this one reads up to {records.FORMAT}); "
             "use that release"
         )
+    txn.put(records.KEY_FORMAT, records.pack_id(records.FORMAT))
     # A power loss may have undone the last commits, whose ids workers and mounts have seen: those are never given again.
     next_inode = records.unpack_id(txn.get(records.KEY_NEXT_INODE) or b"\0")
     txn.put(records.KEY_NEXT_INODE, records.pack_id(next_inode + IDS_SKIPPED))

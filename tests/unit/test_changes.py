@@ -1,0 +1,234 @@
+"""What programs change in the namespace: what POSIX says of names, and how an older namespace is taken over.
+
+(Sequences of changes with the store following: tests/model/test_changes_model.py.)"""
+
+import stat
+from collections.abc import Iterator
+
+import pytest
+
+from alluxio_like import errors
+from alluxio_like.kv.api import WriteTransaction
+from alluxio_like.kv.memory import MemoryStore
+from alluxio_like.master.core import changes, following, journal, mounts, namespace, records, versions
+from alluxio_like.master.core.changes import Attributes, NewInode, Outcome
+from alluxio_like.master.core.journal import Op
+from alluxio_like.types import ROOT_INODE, Entry, Fingerprint, InodeId, Kind
+from alluxio_like.ufs.api import StoreEntry
+
+NOW = 1_700_000_000 * 10**9
+KEY_BYTES = 1024
+
+
+@pytest.fixture
+def txn() -> Iterator[WriteTransaction]:
+    store = MemoryStore()
+    with store.write() as txn:
+        namespace.prepare(txn, NOW)
+        add_mount(txn, "/")
+        apply_listing(txn, ROOT_INODE, [])
+        yield txn
+    store.close()
+
+
+def add_mount(txn: WriteTransaction, path: str, *, read_only: bool = False) -> InodeId:
+    return mounts.add_mount(txn, path, "s3://b", options={}, read_only=read_only, uid=7, gid=8, now_ns=NOW).root
+
+
+def apply_listing(txn: WriteTransaction, directory: InodeId, names: list[str]) -> None:
+    plan = namespace.begin_listing(txn, directory, NOW)
+    page = [StoreEntry(name, Kind.FILE, Fingerprint(f"e-{name}", 5), 3) for name in sorted(names)]
+    namespace.apply_page(txn, plan, None, page, True, NOW)
+
+
+def create(
+    txn: WriteTransaction,
+    name: str | bytes,
+    kind: Kind = Kind.FILE,
+    parent: InodeId = ROOT_INODE,
+    mode: int = 0o644,
+    **more: object,
+) -> InodeId:
+    raw = name.encode() if isinstance(name, str) else name
+    new = NewInode(kind, mode, 1, 2, **more)  # type: ignore[arg-type]
+    return changes.create(txn, parent, raw, new, NOW + 5, max_key_bytes=KEY_BYTES).inode
+
+
+def rename(txn: WriteTransaction, old: str, new: str, parent: InodeId = ROOT_INODE, into: InodeId = ROOT_INODE) -> Outcome:
+    return changes.rename(txn, parent, old.encode(), into, new.encode(), NOW + 9, max_key_bytes=KEY_BYTES)
+
+
+def get(txn: WriteTransaction, name: str, parent: InodeId = ROOT_INODE) -> Entry:
+    found = namespace.lookup(txn, parent, name)
+    assert found is not None
+    return found
+
+
+def test_what_is_made_has_the_makers_attributes(txn: WriteTransaction) -> None:
+    create(txn, "file", mode=0o4750)
+    attr = get(txn, "file").attr
+    assert (attr.kind, attr.mode, attr.uid, attr.gid, attr.size, attr.nlink) == (Kind.FILE, 0o4750, 1, 2, 0, 1)
+    assert attr.mtime_ns == attr.ctime_ns == NOW + 5
+    assert namespace.get_entry(txn, ROOT_INODE).attr.mtime_ns > NOW
+
+
+def test_a_directory_with_the_set_group_bit_gives_its_group(txn: WriteTransaction) -> None:
+    top = create(txn, "top", Kind.DIRECTORY)
+    changes.set_attributes(txn, top, Attributes(mode=0o2775, gid=99), NOW)
+    file, below = create(txn, "file", parent=top), create(txn, "below", Kind.DIRECTORY, top, 0o755)
+    assert namespace.get_entry(txn, file).attr.gid == 99
+    assert namespace.get_entry(txn, below).attr.gid == 99
+    assert namespace.get_entry(txn, below).attr.mode & stat.S_ISGID
+    assert not namespace.get_entry(txn, file).attr.mode & stat.S_ISGID
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        (b"", errors.InvalidArgument),
+        (b".", errors.InvalidArgument),
+        (b"..", errors.InvalidArgument),
+        (b"a/b", errors.InvalidArgument),
+        (b"a\0b", errors.InvalidArgument),
+        (b"x%~", errors.InvalidArgument),
+        (b"n" * 256, errors.NameTooLong),
+    ],
+)
+def test_names_that_cannot_be(txn: WriteTransaction, name: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        create(txn, name)
+
+
+def test_keys_that_the_store_cannot_hold(txn: WriteTransaction) -> None:
+    at = ROOT_INODE
+    for _ in range(4):
+        at = create(txn, "d" * 250, Kind.DIRECTORY, at)
+    create(txn, "f" * 15, parent=at)
+    with pytest.raises(errors.NameTooLong):
+        create(txn, "f" * 30, parent=at)
+
+
+def test_symbolic_links_and_special_files_keep_what_they_are(txn: WriteTransaction) -> None:
+    link = create(txn, "link", Kind.SYMLINK, target=b"../\xff/somewhere")
+    device = create(txn, "device", Kind.BLOCK_DEVICE, device=0x801)
+    assert changes.read_link(txn, link) == b"../\xff/somewhere"
+    assert get(txn, "link").attr.size == 14
+    assert get(txn, "device").attr.device == 0x801
+    with pytest.raises(errors.InvalidArgument):
+        changes.read_link(txn, device)
+    apply_listing(txn, ROOT_INODE, [])
+    assert get(txn, "link").attr.inode == link
+    assert journal.is_empty(txn)
+
+
+def test_nothing_is_written_where_it_may_not_be(txn: WriteTransaction) -> None:
+    inner = add_mount(txn, "/ro", read_only=True)
+    with pytest.raises(errors.ReadOnly):
+        create(txn, "file", parent=inner)
+    with pytest.raises(errors.Conflict):
+        changes.rmdir(txn, ROOT_INODE, b"ro", NOW)
+    with pytest.raises(errors.Conflict):
+        rename(txn, "ro", "rw")
+    writable = add_mount(txn, "/rw")
+    apply_listing(txn, writable, [])
+    create(txn, "file")
+    with pytest.raises(errors.CrossDevice):
+        rename(txn, "file", "file", into=writable)
+    with pytest.raises(errors.CrossDevice):
+        changes.link(txn, get(txn, "file").attr.inode, writable, b"file", NOW, max_key_bytes=KEY_BYTES)
+
+
+def test_a_directory_that_was_not_listed_is_not_taken_for_empty(txn: WriteTransaction) -> None:
+    plan = namespace.begin_listing(txn, ROOT_INODE, NOW)
+    namespace.apply_page(txn, plan, None, [StoreEntry("seen", Kind.DIRECTORY)], True, NOW)
+    seen = get(txn, "seen").attr.inode
+    with pytest.raises(errors.Stale):
+        changes.rmdir(txn, ROOT_INODE, b"seen", NOW)
+    apply_listing(txn, seen, ["file"])
+    with pytest.raises(errors.DirectoryNotEmpty):
+        changes.rmdir(txn, ROOT_INODE, b"seen", NOW)
+
+
+def test_links_share_an_inode_until_the_last_is_gone(txn: WriteTransaction) -> None:
+    inode = create(txn, "one")
+    changes.link(txn, inode, ROOT_INODE, b"two", NOW + 6, max_key_bytes=KEY_BYTES)
+    assert {get(txn, name).attr.inode for name in ("one", "two")} == {inode}
+    assert get(txn, "two").attr.nlink == 2
+    changes.unlink(txn, ROOT_INODE, b"one", NOW + 7)
+    attr = get(txn, "two").attr
+    assert (attr.inode, attr.nlink, attr.ctime_ns) == (inode, 1, NOW + 7)
+    assert namespace.get_path(txn, inode) == "/two"
+    changes.unlink(txn, ROOT_INODE, b"two", NOW + 8)
+    assert namespace.get_entry(txn, inode).attr.nlink == 0
+    with pytest.raises(errors.NotPermitted):
+        directory = create(txn, "d", Kind.DIRECTORY)
+        changes.link(txn, directory, ROOT_INODE, b"e", NOW, max_key_bytes=KEY_BYTES)
+
+
+def test_times_are_those_that_were_set(txn: WriteTransaction) -> None:
+    inode = create(txn, "file")
+    changes.set_attributes(txn, inode, Attributes(atime_ns=1, mtime_ns=2), NOW + 30)
+    attr = namespace.get_entry(txn, inode).attr
+    assert (attr.atime_ns, attr.mtime_ns, attr.ctime_ns) == (1, 2, NOW + 30)
+
+
+def test_a_moved_file_is_read_where_it_is_until_the_store_has_followed(txn: WriteTransaction) -> None:
+    apply_listing(txn, ROOT_INODE, ["old"])
+    before = get(txn, "old").ref
+    assert before is not None
+    rename(txn, "old", "new")
+    moved = get(txn, "new").ref
+    assert moved is not None
+    assert (moved.inode, moved.key, moved.fingerprint) == (before.inode, "old", before.fingerprint)
+    # The store still has the old name; nobody sees it.
+    apply_listing(txn, ROOT_INODE, ["old"])
+    assert namespace.lookup(txn, ROOT_INODE, "old") is None
+    (plan,) = following.list_ready(txn, (), renames=())
+    assert (plan.step.op, plan.source, plan.target) == (Op.SETTLE, "old", "new")
+    following.finish(txn, plan, NOW + 10, stored=Fingerprint("other", 5), copied=True)
+    after = get(txn, "new").ref
+    assert after is not None
+    # Caches know the content by what it was known by before.
+    assert (after.key, after.fingerprint, after.source) == ("new", before.fingerprint, Fingerprint("other", 5))
+    (plan,) = following.list_ready(txn, (), renames=())
+    assert (plan.step.op, plan.source, plan.expected) == (Op.DELETE, "old", Fingerprint("e-old", 5))
+    following.finish(txn, plan, NOW + 11)
+    assert journal.is_empty(txn)
+    # A content that somebody else puts under the old name now is theirs.
+    apply_listing(txn, ROOT_INODE, ["new", "old"])
+    assert get(txn, "old").attr.inode != before.inode
+
+
+def test_a_version_is_known_by_its_number_before_and_after_the_store_has_it(txn: WriteTransaction) -> None:
+    inode = create(txn, "file")
+    versions.seal(txn, inode, 11, NOW, ("w1",), NOW)
+    before = get(txn, "file").ref
+    assert before is not None and before.source is None
+    version = before.version
+    plan = versions.plan_upload(txn, inode, version)
+    assert (plan.key, plan.expected) == ("file", None)
+    versions.note_persisted(txn, inode, version, plan, Fingerprint("e", 11), NOW)
+    after = get(txn, "file").ref
+    assert after is not None
+    assert (after.fingerprint, after.source) == (before.fingerprint, Fingerprint("e", 11))
+    with pytest.raises(errors.Stale):
+        versions.plan_upload(txn, inode, version)
+
+
+def test_a_directory_that_holds_what_the_store_does_not_have_is_not_removed_by_a_listing(txn: WriteTransaction) -> None:
+    plan = namespace.begin_listing(txn, ROOT_INODE, NOW)
+    namespace.apply_page(txn, plan, None, [StoreEntry("d", Kind.DIRECTORY)], True, NOW)
+    directory = get(txn, "d").attr.inode
+    apply_listing(txn, directory, ["x"])
+    create(txn, "mine", parent=directory)
+    apply_listing(txn, ROOT_INODE, [])
+    assert get(txn, "mine", get(txn, "d").attr.inode).attr.kind is Kind.FILE
+
+
+def test_a_namespace_of_the_format_before_is_taken_over(txn: WriteTransaction) -> None:
+    txn.put(records.KEY_FORMAT, records.pack_id(1))
+    namespace.prepare(txn, NOW)
+    assert records.unpack_id(txn.get(records.KEY_FORMAT) or b"") == records.FORMAT == 2
+    txn.put(records.KEY_FORMAT, records.pack_id(3))
+    with pytest.raises(errors.FormatTooNew):
+        namespace.prepare(txn, NOW)
