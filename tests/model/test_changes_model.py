@@ -257,7 +257,7 @@ class ChangesMachine(RuleBasedStateMachine):
     # -- what the store does ---------------------------------------------------------------------------------------------------
 
     def busy_keys(self) -> set[str]:
-        keys = {key.rstrip("/") for running in self.running.values() for key in running.plan.keys}
+        keys = {key for running in self.running.values() for key in running.plan.keys}
         return keys | {upload.plan.key for upload in self.uploads}
 
     @rule(data=st.data())
@@ -266,7 +266,7 @@ class ChangesMachine(RuleBasedStateMachine):
         with self.kv.read() as txn:
             renames = [self.mount_id] if self.renames else []
             ready = following.list_ready(txn, self.running.keys(), renames=renames)
-        ready = [plan for plan in ready if not busy & {key.rstrip("/") for key in plan.keys}]
+        ready = [plan for plan in ready if plan.is_free(busy)]
         if ready:
             plan = data.draw(st.sampled_from(ready))
             self.running[plan.step.number] = Running(plan)
@@ -332,7 +332,7 @@ class ChangesMachine(RuleBasedStateMachine):
                         plan = versions.plan_upload(txn, inode, record.version)
                     except (errors.Stale, errors.Unavailable):
                         continue
-                    if plan.key not in busy:
+                    if not any(plan.key == key.rstrip("/") or plan.key.startswith(key) for key in busy):
                         plans.append(Upload(inode, record.version, plan, self.contents[inode, record.version]))
         if plans:
             self.uploads.append(data.draw(st.sampled_from(plans)))

@@ -2,20 +2,23 @@
 
 Owns the way from a step to what the store is asked, and back to the namespace. The caller picks a step that `list_ready` gives,
 asks for its plan, does that at the store, and tells the outcome; between the two the namespace may change, so the outcome is held
-against what is so by then. Functions over a transaction and a given time. Rule of concurrency: one caller for each step, and no
-two at once whose keys are the same (`Plan.keys`); uploads count as using their key.
+against what is so by then. Functions over a transaction and a given time. Rule of concurrency: one caller for each step, and a
+plan is begun only while it `is_free` beside the keys of all that run; uploads use their key.
 """
 
 from collections.abc import Collection
 from typing import NamedTuple
 
+from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.core import journal, keys, mounts, namespace, records, tables, versions
-from alluxio_like.master.core.changes import get_dirty
+from alluxio_like.master.core.changes import check_settled, get_dirty
 from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.records import Dirty, Inode, Moved
 from alluxio_like.master.core.tables import Edit
 from alluxio_like.types import Fingerprint, InodeId, Kind, MountId
+
+_ALL = 1 << 40
 
 
 class Plan(NamedTuple):
@@ -38,6 +41,18 @@ class Plan(NamedTuple):
     def keys(self) -> tuple[str, ...]:
         return (self.source, self.target) if self.target else (self.source,)
 
+    @property
+    def is_directory(self) -> bool:
+        """Whether a directory is to move."""
+        return self.target.endswith("/")
+
+    def is_free(self, busy: Collection[str]) -> bool:
+        """Whether it may be carried out while others use these keys."""
+        mine = {key.rstrip("/") for key in self.keys}
+        if any(key.rstrip("/") in mine for key in busy):
+            return False
+        return not self.is_directory or not any(key.startswith(self.keys) for key in busy)
+
 
 def list_ready(txn: ReadTransaction, running: Collection[int], *, renames: Collection[MountId], limit: int = 100) -> list[Plan]:
     """Plans of steps that may begin now, beside those that run (by number), the oldest first.
@@ -52,10 +67,14 @@ def list_ready(txn: ReadTransaction, running: Collection[int], *, renames: Colle
             unfinished.add(step.mount_id)
             continue
         plan = make_plan(txn, step)
-        waits_for_all = step.op is Op.REMOVE_DIRECTORY and step.mount_id in unfinished
+        # What is below a directory goes before it.
+        is_last = step.op is Op.REMOVE_DIRECTORY or (plan.is_directory and step.mount_id in renames)
+        waits_for_all = is_last and step.mount_id in unfinished
         parent_missing = step.op is Op.MAKE_DIRECTORY and not plan.nothing and _is_parent_local(txn, step.inode)
+        # Where it belongs is there only once the directories above it are.
+        parent_moves = step.op is Op.SETTLE and not plan.nothing and _is_parent_moving(txn, step.inode)
         unfinished.add(step.mount_id)
-        if waits_for_all or parent_missing or journal.get_blockers(txn, step, plan.target or None):
+        if waits_for_all or parent_missing or parent_moves or journal.get_blockers(txn, step, plan.target or None):
             blocked.append(step)
             continue
         ready.append(plan)
@@ -99,6 +118,8 @@ def finish(txn: WriteTransaction, plan: Plan, now_ns: int, *, stored: Fingerprin
         return
     if step.op is Op.SETTLE:
         _finish_settling(edit, plan, stored)
+        if plan.is_directory and not plan.nothing:
+            _carry_keys(txn, plan)
     elif step.op is Op.MAKE_DIRECTORY:
         record = tables.lookup_inode(txn, step.inode)
         if record is not None and not record.flags & records.ORPHAN:
@@ -184,6 +205,19 @@ def _finish_settling(edit: Edit, plan: Plan, stored: Fingerprint | None) -> None
     edit.change(inode, record, settled)
 
 
+def _carry_keys(txn: WriteTransaction, plan: Plan) -> None:
+    """A directory was moved in one step, and with it what was below it on its way to somewhere else."""
+    for row, data in txn.scan(b"K", b"L"):
+        moved = records.unpack_moved(data)
+        record = tables.lookup_inode(txn, InodeId(int.from_bytes(row[1:], "big")))
+        if record is not None and record.mount_id == plan.step.mount_id and moved.key.startswith(plan.source):
+            txn.put(row, records.pack_moved(moved._replace(key=plan.target + moved.key[len(plan.source) :])))
+    for step in journal.list_steps(txn, limit=_ALL):
+        if step.mount_id == plan.step.mount_id and step.key.startswith(plan.source) and step.key != plan.source:
+            journal.remove(txn, step)
+            journal.restore(txn, step._replace(key=plan.target + step.key[len(plan.source) :]))
+
+
 def _settle_again(txn: WriteTransaction, plan: Plan) -> None:
     """It was renamed while it was moved, or had to step aside: from the target it has to go on. The deletion that a rename has
     left there becomes the step that moves it."""
@@ -203,13 +237,21 @@ def _break_cycle(txn: ReadTransaction, blocked: list[Step]) -> list[Plan]:
     for step in blocked:
         if step.op is Op.SETTLE:
             plan = make_plan(txn, step)
-            aside = f"{plan.target.rstrip('/')}.alluxio-like.{step.number:x}"
-            return [plan._replace(target=aside + "/" if plan.target.endswith("/") else aside, expected=None)]
+            aside = f"{plan.source.rstrip('/')}.alluxio-like.{step.number:x}"
+            return [plan._replace(target=aside + "/" if plan.source.endswith("/") else aside, expected=None)]
     return []
 
 
 def _is_there(txn: ReadTransaction, step: Step) -> bool:
     return keys.lookup_owner(txn, mounts.get_mount(txn, step.mount_id).root, step.key) is not None
+
+
+def _is_parent_moving(txn: ReadTransaction, inode: InodeId) -> bool:
+    try:
+        check_settled(txn, tables.get_inode(txn, inode).parent)
+    except errors.Unavailable:
+        return True
+    return False
 
 
 def _is_parent_local(txn: ReadTransaction, inode: InodeId) -> bool:

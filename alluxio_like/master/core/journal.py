@@ -56,9 +56,14 @@ def append(txn: WriteTransaction, step: Step) -> Step:
     data = txn.get(records.KEY_JOURNAL)
     step = step._replace(number=records.unpack_id(data) + 1 if data is not None else 1)
     txn.put(records.KEY_JOURNAL, records.pack_id(step.number))
+    restore(txn, step)
+    return step
+
+
+def restore(txn: WriteTransaction, step: Step) -> None:
+    """Put a step at its number, where none is."""
     txn.put(records.journal_key(step.number), _pack(step))
     txn.put(_touch_key(step.mount_id, step.key, step.number), b"")
-    return step
 
 
 def replace(txn: WriteTransaction, step: Step) -> None:
