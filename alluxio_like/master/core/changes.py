@@ -268,7 +268,7 @@ def _move(
     if base is not None and (not is_first or record.kind not in (Kind.FILE, Kind.DIRECTORY)):
         # No bytes come to this name: a further one, or what is kept in the namespace alone.
         key = keys.get_prefix(txn, target.inode, target.record, natural=True) + _to_key(new_name)
-        journal.append(txn, Step(0, Op.DELETE, record.mount_id, inode, key, base))
+        _bury(edit, target, renamed, Step(0, Op.DELETE, record.mount_id, inode, key, base))
     if not is_first:
         _rename_further(txn, inode, named, target.inode, new_name)
         edit.change(inode, record, record._replace(ctime_ns=edit.now_ns))
@@ -367,8 +367,7 @@ def _drop_directory(edit: Edit, directory: Directory, found: _Found) -> None:
 
 def _bury(edit: Edit, directory: Directory, named: Inode, step: Step) -> None:
     """Have a step done at the store, and no listing bring the name back before."""
-    step = journal.append(edit.txn, step._replace(table=directory.table, sort_name=named.sort_name))
-    journal.bury(edit.txn, step)
+    journal.append_buried(edit.txn, step, directory.table, named.sort_name)
 
 
 def drop_stored(txn: WriteTransaction, inode: InodeId, record: Inode) -> Fingerprint | None:

@@ -229,7 +229,7 @@ def _settle_again(txn: WriteTransaction, plan: Plan) -> None:
         if step is not None and step.op is Op.DELETE and step.inode == inode:
             journal.requeue(txn, step, Op.SETTLE)
             return
-    journal.append(txn, Step(0, Op.SETTLE, plan.step.mount_id, inode, plan.target))
+    versions.append_hidden(txn, Step(0, Op.SETTLE, plan.step.mount_id, inode, plan.target))
 
 
 def _break_cycle(txn: ReadTransaction, blocked: list[Step]) -> list[Plan]:

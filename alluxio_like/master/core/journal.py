@@ -60,6 +60,11 @@ def append(txn: WriteTransaction, step: Step) -> Step:
     return step
 
 
+def append_buried(txn: WriteTransaction, step: Step, table: int, sort_name: bytes) -> None:
+    """Add a step, and let no listing bring that name back before it is done."""
+    bury(txn, append(txn, step._replace(table=table, sort_name=sort_name)))
+
+
 def restore(txn: WriteTransaction, step: Step) -> None:
     """Put a step at its number, where none is."""
     txn.put(records.journal_key(step.number), _pack(step))

@@ -37,11 +37,9 @@ def get_key(txn: ReadTransaction, inode: InodeId, record: Inode, *, natural: boo
     return get_prefix(txn, record.parent, tables.get_inode(txn, record.parent), natural=natural) + to_str(record.name)
 
 
-def lookup_owner(txn: ReadTransaction, root: InodeId, key: str) -> tuple[InodeId, Inode] | None:
-    """The file or directory that belongs at a key (a directory's ends in "/") below a mount's root; None: there is none.
-
-    Not the further names of a file: what it holds belongs at its oldest.
-    """
+def lookup_place(txn: ReadTransaction, root: InodeId, key: str) -> tuple[InodeId, bytes] | None:
+    """The directory below a mount's root in which a key's name is, and its sort name (a directory's key ends in "/"); None: there
+    is no such directory."""
     *above, name = to_bytes(key.rstrip("/")).split(b"/")
     at = root
     for part in above:
@@ -49,11 +47,22 @@ def lookup_owner(txn: ReadTransaction, root: InodeId, key: str) -> tuple[InodeId
         if found is None:
             return None
         at = found
-    found = tables.lookup_child(txn, tables.get_table(txn, at), name + b"/" if key.endswith("/") else name)
+    return at, name + b"/" if key.endswith("/") else name
+
+
+def lookup_owner(txn: ReadTransaction, root: InodeId, key: str) -> tuple[InodeId, Inode] | None:
+    """The file or directory that belongs at a key below a mount's root; None: there is none.
+
+    Not the further names of a file: what it holds belongs at its oldest.
+    """
+    place = lookup_place(txn, root, key)
+    if place is None:
+        return None
+    found = tables.lookup_child(txn, tables.get_table(txn, place[0]), place[1])
     if found is None:
         return None
     record = tables.get_inode(txn, found)
-    return (found, record) if (record.parent, record.name) == (at, name) else None
+    return (found, record) if (record.parent, record.sort_name) == place else None
 
 
 def get_moved(txn: ReadTransaction, inode: InodeId) -> Moved:

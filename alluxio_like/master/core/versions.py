@@ -140,7 +140,16 @@ def note_arrived(txn: WriteTransaction, mount_id: MountId, inode: InodeId, key: 
         dirty = get_dirty(txn, owner[0])
         txn.put(records.dirty_key(owner[0]), records.pack_dirty(dirty._replace(base=stored)))
     else:
-        journal.append(txn, Step(0, Op.DELETE, mount_id, inode, key, stored))
+        append_hidden(txn, Step(0, Op.DELETE, mount_id, inode, key, stored))
+
+
+def append_hidden(txn: WriteTransaction, step: Step) -> None:
+    """Add a step for something that is at its key and is not to be seen there."""
+    place = keys.lookup_place(txn, mounts.get_mount(txn, step.mount_id).root, step.key)
+    if place is None:
+        journal.append(txn, step)
+    else:
+        journal.append_buried(txn, step, tables.get_table(txn, place[0]), place[1])
 
 
 def _settle_arrived(txn: WriteTransaction, inode: InodeId, plan: UploadPlan) -> None:
@@ -150,4 +159,4 @@ def _settle_arrived(txn: WriteTransaction, inode: InodeId, plan: UploadPlan) -> 
         if step is not None and step.op is Op.DELETE and step.inode == inode:
             journal.requeue(txn, step, Op.SETTLE)
             return
-    journal.append(txn, Step(0, Op.SETTLE, plan.mount_id, inode, plan.key))
+    append_hidden(txn, Step(0, Op.SETTLE, plan.mount_id, inode, plan.key))
