@@ -18,7 +18,7 @@ from alluxio_like.master.core import keys, paths, records, tables
 from alluxio_like.master.core.model import NO_MOUNT, Changes, Listed, ListingPlan, MountRecord
 from alluxio_like.master.core.records import Inode
 from alluxio_like.master.core.tables import Directory, Edit
-from alluxio_like.types import ROOT_INODE, InodeId, Kind, VersionId, to_bytes
+from alluxio_like.types import ROOT_INODE, InodeId, Kind, VersionId, to_bytes, to_str
 
 _FIXED = records.MOUNT_POINT | records.ANCHOR
 _OURS = records.LOCAL | records.MOVED | records.LINKED
