@@ -142,7 +142,9 @@ def get_blockers(txn: ReadTransaction, step: Step, writes: str | None = None) ->
     if writes is not None:
         for number in iter_touching(txn, step.mount_id, writes):
             other = lookup_step(txn, number)
-            if other is not None and number != step.number and (number < step.number or other.op is Op.SETTLE):
+            if other is None or number == step.number:
+                continue
+            if number < step.number or other.op is Op.SETTLE or other.expected is not None:
                 blockers.add(number)
     return sorted(blockers)
 
