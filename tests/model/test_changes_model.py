@@ -471,6 +471,6 @@ class RenamingStoreMachine(ChangesMachine):
 
 
 TestChanges = ChangesMachine.TestCase
-TestChanges.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestChanges.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestRenamingStore = RenamingStoreMachine.TestCase
-TestRenamingStore.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestRenamingStore.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
