@@ -8,6 +8,8 @@ SHELL := /bin/bash
 PYTEST := .venv/bin/pytest
 ## They wait more than they compute, so four at once on two cores.
 UNIT := $(PYTEST) -q -n 4 tests/unit tests/model
+## A file of tests stays in one process, which starts the servers that it needs for itself.
+WHOLE := $(PYTEST) -q -n 3 --dist loadfile
 
 .PHONY: help setup setup-servers demo demo-stop test check unit proto lock dist bench soak clean
 
@@ -35,7 +37,7 @@ unit: setup
 
 test: setup-servers
 	@$(UNIT)
-	@$(PYTEST) -q --durations=10 --ignore=tests/unit --ignore=tests/model
+	@$(WHOLE) --durations=25 --ignore=tests/unit --ignore=tests/model
 
 soak: setup-servers
 	@ALLUXIO_LIKE_TEST_SOAK=1 $(PYTEST) -q --durations=20 --timeout=3600
