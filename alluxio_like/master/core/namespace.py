@@ -217,9 +217,7 @@ def set_pinned(txn: WriteTransaction, inode: InodeId, pinned: bool) -> bool:
     return True
 
 
-def find_child(
-    txn: ReadTransaction, table: int, shown: bytes, state: State | None = None
-) -> tuple[InodeId, Inode] | None:
+def find_child(txn: ReadTransaction, table: int, shown: bytes, state: State | None = None) -> tuple[InodeId, Inode] | None:
     """The child that is shown under this name, in the directory with this table (`state` is the directory's, if it is at hand);
     its record is its own, whatever its other names are."""
     state = tables.get_state(txn, table) if state is None else state
