@@ -84,7 +84,8 @@ class Caller:
     """A process of a user, at the door."""
 
     def __init__(self, door: Door, uid: int, ref: FileRef | None = None, gid: int | None = None) -> None:
-        command = [sys.executable, "-I", "-c", CHILD, str(door.path), make_request(ref) if ref else ""]
+        # The interpreter behind the virtual environment, which may be where other users cannot reach it.
+        command = [os.path.realpath(sys.executable), "-I", "-c", CHILD, str(door.path), make_request(ref) if ref else ""]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
