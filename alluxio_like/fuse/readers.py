@@ -132,6 +132,16 @@ class Readers:
 
     def find_free(self) -> "_Process | None":
         """The reader that has least to do; None: all have enough."""
+        free = self._find_free()
+        if free is None:
+            # What they have done by now is heard at once: the event loop's turn comes only after a burst of requests, and
+            # meanwhile they would have nothing to do (16 cores, 4 programs reading: 2.3 GB/s with 4 processes as with one).
+            for one in list(self._processes):
+                self._hear(one)
+            free = self._find_free()
+        return free
+
+    def _find_free(self) -> "_Process | None":
         best, least = None, _QUEUE
         for one in self._processes:
             if len(one.reads) < least and one.loaded:

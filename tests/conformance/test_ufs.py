@@ -266,7 +266,9 @@ async def test_cancelled_reads_leave_the_store_usable(store: StoreUnderTest) -> 
         task = asyncio.create_task(store.read("k", fingerprint, 0, len(data)))
         for _ in range(attempt):
             await asyncio.sleep(0)
-        task.cancel()
+        if not task.cancel():
+            assert await task == data  # it was faster
+            continue
         with pytest.raises(asyncio.CancelledError):
             await task
     async with aclosing(store.ufs.read("k", fingerprint, 0, len(data))) as chunks:  # type: ignore[type-var]

@@ -100,12 +100,17 @@ def test_another_user_reads_through_the_worker_and_may_not_mount(stack: tuple[St
     running, data = stack
 
     def run_as_nobody(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-        # Not by its path: another user may not even be able to reach this checkout's programs.
-        code = (
-            "import os, sys; import grpc, uvloop, lmdb, google.protobuf, tenacity, alluxio_like.client, alluxio_like.cli.tree;"
-            "from alluxio_like.cli.main import main;"
-            "os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.argv[0] = 'alluxio-like'; main()"
-        )
+        # Not by its path: another user may not even be able to reach this checkout's programs, nor what they import late.
+        code = """
+import contextlib, importlib, os, pkgutil, sys
+import grpc, uvloop, lmdb, google.protobuf, tenacity, typer, alluxio_like.client, alluxio_like.cli.tree
+for found in pkgutil.walk_packages(typer.__path__, "typer.", onerror=lambda _name: None):
+    if not found.name.endswith("__main__"):
+        with contextlib.suppress(Exception):  # some are for other systems
+            importlib.import_module(found.name)
+from alluxio_like.cli.main import main
+os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.argv[0] = "alluxio-like"; main()
+"""
         environment = {**running.environment, "HOME": "/nonexistent", "ALLUXIO_LIKE_RUN_DIR": "/nonexistent"}
         return subprocess.run(
             [sys.executable, "-c", code, *arguments], env=environment, cwd="/", capture_output=True, timeout=60, check=False

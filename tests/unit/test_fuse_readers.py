@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -200,3 +201,19 @@ async def test_take_back_ends_them(tmp_path: Path) -> None:
         await world.readers.close()
         assert not Path(f"/proc/{pid}").exists()
         assert world.done == {}
+
+
+async def test_what_readers_have_done_is_heard_without_the_loops_turn(tmp_path: Path) -> None:
+    """Else a daemon that has many requests to take finds its readers busy, and does everything itself."""
+    async with make_world(tmp_path, 1) as world:
+        fd = world.open()
+        assert world.hand_out(1, fd, 0, PAGE_BYTES)
+        assert world.hand_out(2, fd, PAGE_BYTES, PAGE_BYTES)
+        os.set_blocking(world.device.fileno(), True)
+        for _ in range(2):
+            os.read(world.device.fileno(), 2 * PAGE_BYTES)
+        end_s = time.monotonic() + 10
+        while world.readers.find_free() is None:
+            assert time.monotonic() < end_s
+        os.set_blocking(world.device.fileno(), False)
+        assert world.done.get(1)
