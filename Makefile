@@ -6,8 +6,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTEST := .venv/bin/pytest
-## They wait more than they compute, so four at once on two cores.
-UNIT := $(PYTEST) -q -n 4 tests/unit tests/model
+## They wait more than they compute, so three at once on two cores; with four some are short of time.
+UNIT := $(PYTEST) -q -n 3 tests/unit tests/model
 ## A file of tests stays in one process, which starts the servers that it needs for itself.
 WHOLE := $(PYTEST) -q -n 3 --dist loadfile
 
