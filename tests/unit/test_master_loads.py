@@ -473,11 +473,12 @@ async def test_a_directory_that_cannot_be_listed_is_a_problem(tmp_path: Path) ->
 
 
 async def test_a_restart_of_the_master_goes_on_with_the_job(tmp_path: Path) -> None:
+    count = 8000  # as many as take a while
     cluster = Cluster(tmp_path / "home", worker_timeout_s=10.0)
     await cluster.start()
     address = cluster.master.address
     try:
-        await make(cluster, 1500)
+        await make(cluster, count)
         job_id = await cluster.submit("/data")
         async with asyncio.timeout(30):
             async for job in cluster.stub.watch_job(job_id):
@@ -493,8 +494,8 @@ async def test_a_restart_of_the_master_goes_on_with_the_job(tmp_path: Path) -> N
         for worker in cluster.workers:
             worker._master = cluster.stub
         job = await cluster.wait_job(job_id)
-        assert (job.state, job.done_files, job.total_files) == (JobState.DONE, 1500, 1500)
-        assert sum(w.fetched_bytes for w in cluster.workers) == 1_500_000
+        assert (job.state, job.done_files, job.total_files) == (JobState.DONE, count, count)
+        assert sum(w.fetched_bytes for w in cluster.workers) == count * 1000
         assert stored
     finally:
         await cluster.close()
