@@ -19,7 +19,7 @@ from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.core.records import Dirty, Inode, Moved
 from alluxio_like.master.core.tables import Directory, Edit
-from alluxio_like.types import ROOT_INODE, Fingerprint, InodeId, Kind, Recall, VersionId, to_bytes
+from alluxio_like.types import ROOT_INODE, Fingerprint, InodeId, Kind, Recall, VersionId, to_bytes, to_str
 
 MAX_LINKS = 65_000
 MAX_SYMLINK_BYTES = 4095
@@ -81,7 +81,7 @@ def create(txn: WriteTransaction, parent: InodeId, name: bytes, new: NewInode, n
         # Nothing is below it that we do not know of: it need not be listed.
         made = records.State(complete=True, listed_ns=now_ns, start_seq=edit.sequence)
         txn.put(records.state_key(inode), records.pack_state(made))
-        key = keys.get_prefix(txn, parent, directory.record, natural=True) + _to_key(name) + "/"
+        key = keys.get_prefix(txn, parent, directory.record, natural=True) + to_str(name) + "/"
         journal.append(txn, Step(0, Op.MAKE_DIRECTORY, record.mount_id, inode, key))
     edit.finish()
     return Outcome(inode, (_recall(parent, name),))
@@ -242,7 +242,7 @@ def set_attributes(txn: WriteTransaction, inode: InodeId, wanted: Attributes, no
     changed = record._replace(**given, ctime_ns=now_ns)
     edit.change(inode, record, changed)
     edit.finish()
-    return Outcome(inode, _recall_all(txn, inode, changed))
+    return Outcome(inode, list_recalls(txn, inode, changed))
 
 
 def read_link(txn: ReadTransaction, inode: InodeId) -> bytes:
@@ -267,7 +267,7 @@ def _move(
     edit.attach(target, inode, renamed)
     if base is not None and (not is_first or record.kind not in (Kind.FILE, Kind.DIRECTORY)):
         # No bytes come to this name: a further one, or what is kept in the namespace alone.
-        key = keys.get_prefix(txn, target.inode, target.record, natural=True) + _to_key(new_name)
+        key = keys.get_prefix(txn, target.inode, target.record, natural=True) + to_str(new_name)
         _bury(edit, target, renamed, Step(0, Op.DELETE, record.mount_id, inode, key, base))
     if not is_first:
         _rename_further(txn, inode, named, target.inode, new_name)
@@ -498,10 +498,11 @@ def _recall_names(txn: ReadTransaction, inode: InodeId, record: Inode) -> tuple[
     """All names of an inode with several: the attributes under each are others now."""
     if not record.flags & records.LINKED:
         return ()
-    return _recall_all(txn, inode, record)
+    return list_recalls(txn, inode, record)
 
 
-def _recall_all(txn: ReadTransaction, inode: InodeId, record: Inode) -> tuple[Recall, ...]:
+def list_recalls(txn: ReadTransaction, inode: InodeId, record: Inode) -> tuple[Recall, ...]:
+    """What clients may know of an inode's attributes: under each of its names."""
     recalls = [_recall(record.parent, record.name, inode)]
     if record.flags & records.LINKED:
         for _, data in txn.scan(records.name_key(inode, 0), records.name_stop(inode)):
@@ -512,7 +513,3 @@ def _recall_all(txn: ReadTransaction, inode: InodeId, record: Inode) -> tuple[Re
 
 def _show(name: bytes) -> str:
     return name.decode("utf-8", "replace")
-
-
-def _to_key(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")

@@ -16,7 +16,7 @@ from alluxio_like.master.core.changes import check_settled, get_dirty
 from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.records import Dirty, Inode, Moved
 from alluxio_like.master.core.tables import Edit
-from alluxio_like.types import Fingerprint, InodeId, Kind, MountId
+from alluxio_like.types import Fingerprint, InodeId, Kind, MountId, to_str
 
 _ALL = 1 << 40
 
@@ -171,9 +171,9 @@ def _push_child(edit: Edit, plan: Plan, inode: InodeId, child: Inode) -> None:
     if child.flags & (records.MOVED | records.MOUNT_POINT | records.ANCHOR):
         return
     if child.kind is Kind.DIRECTORY:
-        key = plan.source + child.name.decode("utf-8", "surrogateescape") + "/"
+        key = plan.source + to_str(child.name) + "/"
     else:
-        key = plan.source + child.name.decode("utf-8", "surrogateescape")
+        key = plan.source + to_str(child.name)
         if child.kind is not Kind.FILE:
             return
         if child.flags & records.LOCAL:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.core import journal, keys, mounts, records, tables
-from alluxio_like.master.core.changes import Outcome, check_settled, drop_stored, get_dirty
+from alluxio_like.master.core.changes import Outcome, check_settled, drop_stored, get_dirty, list_recalls
 from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.records import Dirty, Inode, Moved
 from alluxio_like.master.core.tables import Edit
-from alluxio_like.types import Fingerprint, InodeId, Kind, MountId, Recall, VersionId
+from alluxio_like.types import Fingerprint, InodeId, Kind, MountId, VersionId
 
 
 class UploadPlan(NamedTuple):
@@ -112,16 +112,6 @@ def _note_again(
         txn.put(records.moved_key(inode), records.pack_moved(moved._replace(base=stored)))
     elif not is_there and not (record.flags & records.MOVED and keys.get_moved(txn, inode).key == plan.key):
         note_arrived(txn, plan.mount_id, inode, plan.key, stored)
-
-
-def list_recalls(txn: ReadTransaction, inode: InodeId, record: Inode) -> tuple[Recall, ...]:
-    """What clients may know of an inode's attributes: under each of its names."""
-    recalls = [Recall(record.parent, (record.name,), inodes=(inode,))]
-    if record.flags & records.LINKED:
-        for _, data in txn.scan(records.name_key(inode, 0), records.name_stop(inode)):
-            parent, name = records.unpack_name(data)
-            recalls.append(Recall(parent, (name,), inodes=(inode,)))
-    return tuple(recalls)
 
 
 def note_arrived(txn: WriteTransaction, mount_id: MountId, inode: InodeId, key: str, stored: Fingerprint) -> None:
