@@ -77,7 +77,8 @@ stamp="$python $version $(cat requirements.lock pyproject.toml scripts/setup.sh 
 servers() {
     [ "$1" = --servers ] || return 0
     .venv/bin/python tests/servers/hdfs.py install || die "the server for HDFS is missing"
-    .venv/bin/python tests/servers/clouds.py install || die "the servers for GCS and Azure are missing"
+    .venv/bin/python -m tests.servers.clouds install || die "the servers for GCS and Azure are missing"
+    .venv/bin/python -m tests.servers.tools install || die "what the chart is tested with is missing"
 }
 if [ -f .venv/.setup-stamp ] && [ "$(cat .venv/.setup-stamp)" = "$stamp" ]; then
     servers "${1:-}"
