@@ -19,6 +19,9 @@ ROOT_INODE = InodeId(1)
 EVERYWHERE = InodeId(0)
 """In a recall: every directory."""
 
+OWN_TOKEN = "own-"
+"""How the token of a fingerprint begins that stands for a content written here: followed by its version."""
+
 PAGE_BYTES = 1 << 20
 """Unit of presence and of the checksum. A format parameter: recorded in each cache directory."""
 PAGES_PER_BLOCK = 64
@@ -96,7 +99,7 @@ class FileRef:
 
     `key` is relative to the root of the mount `mount_id`. `fingerprint` stands for the content in caches. `source` is what the
     store says of it, where that is another: a content that was written here is known by its version, from before the store has it
-    and for ever.
+    and for ever. `holders` are workers that have it, where the store does not: then `source` is None, and only they can be asked.
     """
 
     inode: InodeId
@@ -106,6 +109,17 @@ class FileRef:
     fingerprint: Fingerprint
     pinned: bool = False
     source: Fingerprint | None = None
+    holders: tuple[WorkerId, ...] = ()
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the store has this content, as `stored`."""
+        return self.source is not None or not self.fingerprint.token.startswith(OWN_TOKEN)
+
+    @property
+    def stored(self) -> Fingerprint:
+        """What the store says of the content."""
+        return self.source if self.source is not None else self.fingerprint
 
     @property
     def file_id(self) -> FileId:

@@ -8,11 +8,13 @@ A chunk is a bytearray: 64 offsets of 4 bytes (0: no record), then records one a
 a record of another length is garbage until the chunk is packed anew.
 """
 
+import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
-from alluxio_like.types import Attr, Entry, FileRef, Fingerprint, InodeId, Kind, MountId, VersionId, to_bytes, to_str
+from alluxio_like.types import Attr, Entry, FileRef, Fingerprint, InodeId, Kind, MountId, VersionId, WorkerId, to_bytes, to_str
 
 MAX_ENTRIES = 2_000_000
 """About 150 MB. A guess."""
@@ -39,6 +41,9 @@ _OTHER_KEY = 16
 _QUOTED_TOKEN = 32
 """With _HEX_TOKEN: between double quotes."""
 
+_WRITTEN = 64
+"""What few entries have, as JSON: source and holders of the content, when it was read last, the number of a device."""
+
 _MAX_PROFILES = 1 << 16
 
 
@@ -61,6 +66,16 @@ class _Profile(NamedTuple):
     nlink: int
     mount_id: MountId | None
     pinned: bool
+
+
+class _Written(NamedTuple):
+    source: Fingerprint | None = None
+    holders: tuple[WorkerId, ...] = ()
+    atime_ns: int | None = None
+    device: int = 0
+
+
+_NOT_WRITTEN = _Written()
 
 
 class EntryStore:
@@ -135,6 +150,12 @@ class EntryStore:
             profile.nlink,
             VersionId(version),
         )
+        written = _Written()
+        if flags & _WRITTEN:
+            (length,) = _SHORT.unpack_from(chunk, at)
+            written = _unpack_written(bytes(chunk[at + 2 : at + 2 + length]))
+            attr = replace(attr, atime_ns=written.atime_ns, device=written.device)
+            at += 2 + length
         if profile.mount_id is None:
             return Record(Entry(name, attr), parent, stamp, expires)
         if flags & _HEX_TOKEN:
@@ -151,7 +172,9 @@ class EntryStore:
             key = to_str(bytes(chunk[at + 2 : at + 2 + length]))
         else:
             key = (self._dir_keys[place] or "") + name
-        ref = FileRef(inode, attr.version, profile.mount_id, key, Fingerprint(token, size), profile.pinned)
+        ref = FileRef(
+            inode, attr.version, profile.mount_id, key, Fingerprint(token, size), profile.pinned, written.source, written.holders
+        )
         return Record(Entry(name, attr, ref), parent, stamp, expires)
 
     def lookup_state(self, inode: InodeId) -> tuple[int, int] | None:
@@ -214,6 +237,10 @@ class EntryStore:
         if attr.version != (0 if ref is None else 1):
             flags |= _OTHER_VERSION
             rest += _LONG.pack(attr.version)
+        written = _Written(None if ref is None else ref.source, () if ref is None else ref.holders, attr.atime_ns, attr.device)
+        if written != _NOT_WRITTEN:
+            flags |= _WRITTEN
+            rest += _pack_written(written)
         if ref is not None:
             token_flags, token = _pack_token(ref.fingerprint.token)
             flags |= token_flags
@@ -232,6 +259,8 @@ class EntryStore:
         flags = head[2]
         at = offset + _RECORD.size + head[7]
         at += 8 * (bool(flags & _OTHER_CTIME) + bool(flags & _OTHER_VERSION))
+        if flags & _WRITTEN:
+            at += 2 + _SHORT.unpack_from(chunk, at)[0]
         if flags & _HEX_TOKEN:
             at += 16
         elif flags & _TOKEN:
@@ -260,6 +289,18 @@ def _iter_offsets(chunk: bytearray) -> Iterator[tuple[int, int]]:
         (offset,) = _OFFSET.unpack_from(chunk, slot)
         if offset:
             yield slot, offset
+
+
+def _pack_written(written: _Written) -> bytes:
+    source = None if written.source is None else [written.source.token, written.source.size]
+    text = json.dumps([source, written.holders, written.atime_ns, written.device]).encode()
+    return _SHORT.pack(len(text)) + text
+
+
+def _unpack_written(data: bytes) -> _Written:
+    source, holders, atime_ns, device = json.loads(data)
+    stored = None if source is None else Fingerprint(source[0], source[1])
+    return _Written(stored, tuple(holders), atime_ns, device)
 
 
 def _pack_token(token: str) -> tuple[int, bytes]:

@@ -26,7 +26,7 @@ _PROTECTED_METHODS = frozenset(
         "Workers/Leave",
     )
 )
-_PROTECTED_SERVICES = (f"/{_PACKAGE}.WorkerAdmin/",)
+_PROTECTED_SERVICES = tuple(f"/{_PACKAGE}.{name}/" for name in ("WorkerAdmin", "Changes", "Drafts"))
 
 
 def needs_token(method: str) -> bool:

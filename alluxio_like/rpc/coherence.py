@@ -76,26 +76,25 @@ def _make_reply(value: WatchReply) -> coherence_pb2.WatchReply:
         fresh=value.fresh,
         number=value.number,
         lease_s=value.lease_s,
-        recalls=[
-            coherence_pb2.Recall(
-                directory=one.directory, names=one.names, all=one.all_names, inodes=one.inodes, pins_only=one.pins_only
-            )
-            for one in value.recalls
-        ],
+        recalls=[make_recall(one) for one in value.recalls],
         sequence=value.sequence,
         cluster_epoch=value.cluster_epoch,
     )
 
 
 def _to_reply(message: coherence_pb2.WatchReply) -> WatchReply:
-    recalls = tuple(
-        [
-            Recall(
-                InodeId(one.directory), tuple(one.names), one.all, tuple([InodeId(inode) for inode in one.inodes]), one.pins_only
-            )
-            for one in message.recalls
-        ]
-    )
+    recalls = tuple([to_recall(one) for one in message.recalls])
     return WatchReply(
         message.run, message.number, message.lease_s, message.fresh, recalls, message.sequence, message.cluster_epoch
     )
+
+
+def make_recall(value: Recall) -> coherence_pb2.Recall:
+    return coherence_pb2.Recall(
+        directory=value.directory, names=value.names, all=value.all_names, inodes=value.inodes, pins_only=value.pins_only
+    )
+
+
+def to_recall(message: coherence_pb2.Recall) -> Recall:
+    inodes = tuple([InodeId(inode) for inode in message.inodes])
+    return Recall(InodeId(message.directory), tuple(message.names), message.all, inodes, message.pins_only)

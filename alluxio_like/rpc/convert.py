@@ -57,6 +57,17 @@ from alluxio_like.types import (
 # --- common ---
 
 
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+def fingerprint(value: Fingerprint) -> common_pb2.Fingerprint:
+    return common_pb2.Fingerprint(token=value.token, size=value.size)
+
+
+def to_fingerprint(message: common_pb2.Fingerprint) -> Fingerprint:
+    return Fingerprint(message.token, message.size)
+
+
 def attr(value: Attr) -> common_pb2.Attr:
     return common_pb2.Attr(
         inode=value.inode,
@@ -69,13 +80,15 @@ def attr(value: Attr) -> common_pb2.Attr:
         ctime_ns=value.ctime_ns,
         nlink=value.nlink,
         version=value.version,
+        atime_ns=value.atime_ns,
+        device=value.device,
     )
 
 
 def to_attr(message: common_pb2.Attr) -> Attr:
     return Attr(
         InodeId(message.inode),
-        Kind(message.kind) if message.kind in (1, 2, 3) else Kind.FILE,
+        _KINDS.get(message.kind, Kind.FILE),
         message.mode,
         message.uid,
         message.gid,
@@ -84,6 +97,8 @@ def to_attr(message: common_pb2.Attr) -> Attr:
         message.ctime_ns,
         message.nlink,
         VersionId(message.version),
+        message.atime_ns if message.HasField("atime_ns") else None,
+        message.device,
     )
 
 
@@ -99,6 +114,9 @@ def entry(value: Entry, *, dir_key: str | None = None, mount_id: MountId = Mount
         message.fingerprint.token = ref.fingerprint.token
         message.fingerprint.size = ref.fingerprint.size
         message.pinned = ref.pinned
+        if ref.source is not None:
+            message.source.CopyFrom(fingerprint(ref.source))
+        message.holders.extend(ref.holders)
     return message
 
 
@@ -111,8 +129,10 @@ def to_entry(message: common_pb2.Entry, *, dir_key: str = "", mount_id: int = 0)
         attributes.version,
         MountId(message.mount_id or mount_id),
         to_str(message.key) if message.key else dir_key + name,
-        Fingerprint(message.fingerprint.token, message.fingerprint.size),
+        to_fingerprint(message.fingerprint),
         message.pinned,
+        to_fingerprint(message.source) if message.HasField("source") else None,
+        tuple(WorkerId(one) for one in message.holders),
     )
     return Entry(name, attributes, ref)
 
@@ -123,8 +143,10 @@ def file_ref(value: FileRef) -> common_pb2.FileRef:
         version=value.version,
         mount_id=value.mount_id,
         key=to_bytes(value.key),
-        fingerprint=common_pb2.Fingerprint(token=value.fingerprint.token, size=value.fingerprint.size),
+        fingerprint=fingerprint(value.fingerprint),
         pinned=value.pinned,
+        source=None if value.source is None else fingerprint(value.source),
+        holders=value.holders,
     )
 
 
@@ -134,8 +156,10 @@ def to_file_ref(message: common_pb2.FileRef) -> FileRef:
         VersionId(message.version),
         MountId(message.mount_id),
         to_str(message.key),
-        Fingerprint(message.fingerprint.token, message.fingerprint.size),
+        to_fingerprint(message.fingerprint),
         message.pinned,
+        to_fingerprint(message.source) if message.HasField("source") else None,
+        tuple(WorkerId(one) for one in message.holders),
     )
 
 

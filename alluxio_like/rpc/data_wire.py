@@ -11,6 +11,7 @@ Owns the format of these messages; packs and parses, pure functions without I/O.
 raises `Malformed`: the connection is of no more use then.
 """
 
+import json
 import struct
 from array import array
 from collections.abc import Sequence
@@ -20,7 +21,18 @@ from typing import NamedTuple
 
 from alluxio_like.errors import AlluxioLikeError, make_error
 from alluxio_like.rpc.messages import Filled, FilledPages
-from alluxio_like.types import PAGE_BYTES, FileRef, Fingerprint, InodeId, MountId, PageRange, VersionId, to_bytes, to_str
+from alluxio_like.types import (
+    PAGE_BYTES,
+    FileRef,
+    Fingerprint,
+    InodeId,
+    MountId,
+    PageRange,
+    VersionId,
+    WorkerId,
+    to_bytes,
+    to_str,
+)
 from alluxio_like.waits import Seconds
 
 PROTOCOL = 1
@@ -50,6 +62,9 @@ _RUN = struct.Struct("<QI")
 _WAITED = struct.Struct("<6d")
 _MAX_FILLED_BYTES = 1 << 20
 
+_PINNED = 1
+_MORE = 2
+"""Of a content: whether it is pinned, and whether more follows its key."""
 _CACHED_ONLY = 1
 _LAST = 1
 _PRIORITY_SHIFT = 4
@@ -169,18 +184,48 @@ def encode_ref(ref: FileRef) -> bytes:
     token, key = to_bytes(ref.fingerprint.token), to_bytes(ref.key)
     if len(token) + len(key) + _REF.size >= _MAX_REF_BYTES:
         raise Malformed("a key of that length cannot be asked for")
-    return _REF.pack(ref.inode, ref.version, ref.mount_id, ref.size, ref.pinned, len(token), len(key)) + token + key
+    more = _encode_more(ref)
+    flags = (_PINNED if ref.pinned else 0) | (_MORE if more else 0)
+    return _REF.pack(ref.inode, ref.version, ref.mount_id, ref.size, flags, len(token), len(key)) + token + key + more
+
+
+def _encode_more(ref: FileRef) -> bytes:
+    """Of a content that was written here: where it is. Empty for all others."""
+    if ref.source is None and not ref.holders:
+        return b""
+    source = None if ref.source is None else [ref.source.token, ref.source.size]
+    return json.dumps([source, ref.holders]).encode()
+
+
+def _decode_more(data: bytes) -> tuple[Fingerprint | None, tuple[WorkerId, ...]]:
+    try:
+        source, holders = json.loads(data)
+        stored = None if source is None else Fingerprint(str(source[0]), int(source[1]))
+        return stored, tuple(WorkerId(str(holder)) for holder in holders)
+    except (ValueError, TypeError, IndexError, RecursionError) as error:
+        raise Malformed("the description of a content says something unknown") from error
 
 
 def decode_ref(data: bytes) -> FileRef:
     """The content that a Read is about."""
     if len(data) < _REF.size:
         raise Malformed("the description of a content is too short")
-    inode, version, mount_id, size, pinned, token_bytes, key_bytes = _REF.unpack_from(data)
-    if len(data) != _REF.size + token_bytes + key_bytes or pinned > 1:
+    inode, version, mount_id, size, flags, token_bytes, key_bytes = _REF.unpack_from(data)
+    more = data[_REF.size + token_bytes + key_bytes :]
+    if len(data) < _REF.size + token_bytes + key_bytes or flags > _PINNED | _MORE or bool(more) != bool(flags & _MORE):
         raise Malformed("the description of a content is of another length than it says")
     token, key = to_str(data[_REF.size : _REF.size + token_bytes]), to_str(data[_REF.size + token_bytes :])
-    return FileRef(InodeId(inode), VersionId(version), MountId(mount_id), key, Fingerprint(token, size), bool(pinned))
+    source, holders = _decode_more(more) if more else (None, ())
+    return FileRef(
+        InodeId(inode),
+        VersionId(version),
+        MountId(mount_id),
+        key,
+        Fingerprint(token, size),
+        bool(flags & _PINNED),
+        source,
+        holders,
+    )
 
 
 def pack_read(

@@ -30,7 +30,7 @@ from dataclasses import fields as get_fields
 from typing import Any, Final, NamedTuple
 
 from alluxio_like.master.core.model import DirState, MountRecord, Totals
-from alluxio_like.types import Fingerprint, InodeId, Kind, MountId, VersionId, to_bytes, to_str
+from alluxio_like.types import OWN_TOKEN, Fingerprint, InodeId, Kind, MountId, VersionId, to_bytes, to_str
 
 FORMAT: Final = 2
 """1 had nothing of what programs write: no flag from LOCAL on, and none of the tables N, K, W, Y, A, Q."""
@@ -103,7 +103,7 @@ class Inode(NamedTuple):
     def fingerprint(self) -> Fingerprint:
         """What the content is known by in caches."""
         if self.flags & OWN:
-            return Fingerprint(f"own-{self.version:x}", self.size)
+            return Fingerprint(f"{OWN_TOKEN}{self.version:x}", self.size)
         token = self.token
         return Fingerprint(unpack_token(token if token[:1] != _TWO else _split_two(token)[0]), self.size)
 

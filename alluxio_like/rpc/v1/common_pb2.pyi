@@ -13,10 +13,18 @@ class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     KIND_FILE: _ClassVar[Kind]
     KIND_DIRECTORY: _ClassVar[Kind]
     KIND_SYMLINK: _ClassVar[Kind]
+    KIND_FIFO: _ClassVar[Kind]
+    KIND_SOCKET: _ClassVar[Kind]
+    KIND_CHARACTER_DEVICE: _ClassVar[Kind]
+    KIND_BLOCK_DEVICE: _ClassVar[Kind]
 KIND_UNSPECIFIED: Kind
 KIND_FILE: Kind
 KIND_DIRECTORY: Kind
 KIND_SYMLINK: Kind
+KIND_FIFO: Kind
+KIND_SOCKET: Kind
+KIND_CHARACTER_DEVICE: Kind
+KIND_BLOCK_DEVICE: Kind
 
 class Fingerprint(_message.Message):
     __slots__ = ("token", "size")
@@ -27,7 +35,7 @@ class Fingerprint(_message.Message):
     def __init__(self, token: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class Attr(_message.Message):
-    __slots__ = ("inode", "kind", "mode", "uid", "gid", "size", "mtime_ns", "ctime_ns", "nlink", "version")
+    __slots__ = ("inode", "kind", "mode", "uid", "gid", "size", "mtime_ns", "ctime_ns", "nlink", "version", "atime_ns", "device")
     INODE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +46,8 @@ class Attr(_message.Message):
     CTIME_NS_FIELD_NUMBER: _ClassVar[int]
     NLINK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    ATIME_NS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     inode: int
     kind: Kind
     mode: int
@@ -48,39 +58,49 @@ class Attr(_message.Message):
     ctime_ns: int
     nlink: int
     version: int
-    def __init__(self, inode: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., nlink: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+    atime_ns: int
+    device: int
+    def __init__(self, inode: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., nlink: _Optional[int] = ..., version: _Optional[int] = ..., atime_ns: _Optional[int] = ..., device: _Optional[int] = ...) -> None: ...
 
 class Entry(_message.Message):
-    __slots__ = ("name", "attr", "mount_id", "key", "fingerprint", "pinned")
+    __slots__ = ("name", "attr", "mount_id", "key", "fingerprint", "pinned", "source", "holders")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ATTR_FIELD_NUMBER: _ClassVar[int]
     MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
     name: bytes
     attr: Attr
     mount_id: int
     key: bytes
     fingerprint: Fingerprint
     pinned: bool
-    def __init__(self, name: _Optional[bytes] = ..., attr: _Optional[_Union[Attr, _Mapping]] = ..., mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., pinned: _Optional[bool] = ...) -> None: ...
+    source: Fingerprint
+    holders: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[bytes] = ..., attr: _Optional[_Union[Attr, _Mapping]] = ..., mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., pinned: _Optional[bool] = ..., source: _Optional[_Union[Fingerprint, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FileRef(_message.Message):
-    __slots__ = ("inode", "version", "mount_id", "key", "fingerprint", "pinned")
+    __slots__ = ("inode", "version", "mount_id", "key", "fingerprint", "pinned", "source", "holders")
     INODE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
     inode: int
     version: int
     mount_id: int
     key: bytes
     fingerprint: Fingerprint
     pinned: bool
-    def __init__(self, inode: _Optional[int] = ..., version: _Optional[int] = ..., mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., pinned: _Optional[bool] = ...) -> None: ...
+    source: Fingerprint
+    holders: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, inode: _Optional[int] = ..., version: _Optional[int] = ..., mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., pinned: _Optional[bool] = ..., source: _Optional[_Union[Fingerprint, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FileId(_message.Message):
     __slots__ = ("inode", "version")

@@ -1,0 +1,351 @@
+"""What programs change in the namespace, over the wire: both ends of the service Changes in our own types.
+
+Owns the handler's Protocol, the servicer and the stub. What a change means is decided at the master. Every call is repeated while
+the master cannot be reached, under one operation id. Rule of concurrency: as in master_servicer and master_stub.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import grpc.aio
+
+from alluxio_like.rpc import convert
+from alluxio_like.rpc.channel import Method, RpcChannel, call_unary
+from alluxio_like.rpc.coherence import make_recall, to_recall
+from alluxio_like.rpc.messages_writing import (
+    Changed,
+    NewAttributes,
+    NewName,
+    PolicyAt,
+    Renaming,
+    Sealed,
+    SealedDraft,
+    Unpersisted,
+    UploadPlan,
+    WriteMode,
+    WritePolicy,
+    XattrChange,
+)
+from alluxio_like.rpc.v1 import writing_pb2, writing_pb2_grpc
+from alluxio_like.types import FileId, Fingerprint, InodeId, Kind, MountId, VersionId, WorkerId, to_bytes, to_str
+
+
+class ChangesHandler(Protocol):
+    """Each call is one transaction, durable when it returns; others' leases of what was so before are gone then.
+
+    All raise ReadOnly, NotFound, Unavailable (the store has to follow an earlier change first, and did not in time) and what
+    the system call of that name fails with.
+    """
+
+    async def create(self, operation_id: str, new: NewName) -> Changed: ...
+
+    async def link(self, operation_id: str, inode: InodeId, parent: InodeId, name: str) -> Changed: ...
+
+    async def remove(self, operation_id: str, parent: InodeId, name: str, *, directory: bool) -> Changed:
+        """unlink, or rmdir. The entry is that of the inode as it is then (nlink may be 0)."""
+        ...
+
+    async def rename(self, operation_id: str, renaming: Renaming) -> Changed: ...
+
+    async def set_attributes(self, operation_id: str, inode: InodeId, wanted: NewAttributes) -> Changed: ...
+
+    async def read_link(self, inode: InodeId) -> str: ...
+
+    async def get_xattrs(self, inode: InodeId) -> dict[bytes, bytes]: ...
+
+    async def set_xattr(self, operation_id: str, inode: InodeId, change: XattrChange) -> Changed: ...
+
+    async def seal(self, operation_id: str, draft: SealedDraft) -> Sealed:
+        """Raises NotFound: the inode is gone for good, and the draft with it."""
+        ...
+
+    async def note_holders(self, file_id: FileId, worker_ids: Sequence[WorkerId]) -> None: ...
+
+    async def plan_upload(self, file_id: FileId) -> UploadPlan:
+        """Raises Stale (this version is not wanted any more), Unavailable (try again soon)."""
+        ...
+
+    async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None: ...
+
+    async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed:
+        """The entry is what was written here, under its new name."""
+        ...
+
+    async def set_write_policy(self, operation_id: str, path: str, policy: WritePolicy | None) -> PolicyAt:
+        """None: what holds above it."""
+        ...
+
+    async def get_write_policy(self, path: str) -> PolicyAt: ...
+
+    async def list_unpersisted(self, path: str, limit: int) -> Unpersisted: ...
+
+
+def add_changes_service(server: grpc.aio.Server, handler: ChangesHandler) -> None:
+    """Make a server (see rpc.server) answer with this handler."""
+    add: Any = writing_pb2_grpc
+    add.add_ChangesServicer_to_server(_Changes(handler), server)
+
+
+class _Changes:
+    def __init__(self, handler: ChangesHandler) -> None:
+        self._handler = handler
+
+    async def Create(self, request: writing_pb2.CreateRequest, _: Any) -> writing_pb2.ChangeReply:
+        new = NewName(
+            InodeId(request.parent),
+            to_str(request.name),
+            Kind(request.kind),
+            request.mode,
+            request.uid,
+            request.gid,
+            to_str(request.target),
+            request.device,
+        )
+        return _change_reply(await self._handler.create(request.operation_id, new))
+
+    async def Link(self, request: writing_pb2.LinkRequest, _: Any) -> writing_pb2.ChangeReply:
+        name = to_str(request.name)
+        return _change_reply(
+            await self._handler.link(request.operation_id, InodeId(request.inode), InodeId(request.parent), name)
+        )
+
+    async def Remove(self, request: writing_pb2.RemoveRequest, _: Any) -> writing_pb2.ChangeReply:
+        parent, name = InodeId(request.parent), to_str(request.name)
+        return _change_reply(await self._handler.remove(request.operation_id, parent, name, directory=request.directory))
+
+    async def Rename(self, request: writing_pb2.RenameRequest, _: Any) -> writing_pb2.ChangeReply:
+        renaming = Renaming(
+            InodeId(request.parent),
+            to_str(request.name),
+            InodeId(request.new_parent),
+            to_str(request.new_name),
+            request.no_replace,
+            request.exchange,
+        )
+        return _change_reply(await self._handler.rename(request.operation_id, renaming))
+
+    async def SetAttributes(self, request: writing_pb2.SetAttributesRequest, _: Any) -> writing_pb2.ChangeReply:
+        wanted = NewAttributes(
+            *(
+                getattr(request, name) if request.HasField(name) else None
+                for name in ("mode", "uid", "gid", "atime_ns", "mtime_ns")
+            )
+        )
+        return _change_reply(await self._handler.set_attributes(request.operation_id, InodeId(request.inode), wanted))
+
+    async def ReadLink(self, request: writing_pb2.ReadLinkRequest, _: Any) -> writing_pb2.ReadLinkReply:
+        return writing_pb2.ReadLinkReply(target=to_bytes(await self._handler.read_link(InodeId(request.inode))))
+
+    async def GetXattrs(self, request: writing_pb2.GetXattrsRequest, _: Any) -> writing_pb2.GetXattrsReply:
+        found = await self._handler.get_xattrs(InodeId(request.inode))
+        return writing_pb2.GetXattrsReply(xattrs=[writing_pb2.Xattr(name=name, value=value) for name, value in found.items()])
+
+    async def SetXattr(self, request: writing_pb2.SetXattrRequest, _: Any) -> writing_pb2.ChangeReply:
+        value = None if request.remove else request.value
+        change = XattrChange(request.name, value, request.create, request.replace)
+        return _change_reply(await self._handler.set_xattr(request.operation_id, InodeId(request.inode), change))
+
+    async def Seal(self, request: writing_pb2.SealRequest, _: Any) -> writing_pb2.SealReply:
+        draft = SealedDraft(InodeId(request.inode), request.size, request.mtime_ns, request.worker_id, request.base_version)
+        sealed = await self._handler.seal(request.operation_id, draft)
+        return writing_pb2.SealReply(file=convert.file_ref(sealed.ref), unwanted=sealed.unwanted, policy=_policy(sealed.policy))
+
+    async def NoteHolders(self, request: writing_pb2.NoteHoldersRequest, _: Any) -> writing_pb2.NoteHoldersReply:
+        await self._handler.note_holders(_to_file_id(request), [WorkerId(one) for one in request.worker_ids])
+        return writing_pb2.NoteHoldersReply()
+
+    async def PlanUpload(self, request: writing_pb2.PlanUploadRequest, _: Any) -> writing_pb2.PlanUploadReply:
+        plan = await self._handler.plan_upload(_to_file_id(request))
+        return writing_pb2.PlanUploadReply(
+            mount_id=plan.mount_id,
+            key=to_bytes(plan.key),
+            expected=None if plan.expected is None else convert.fingerprint(plan.expected),
+            metadata=plan.metadata,
+        )
+
+    async def NotePersisted(self, request: writing_pb2.NotePersistedRequest, _: Any) -> writing_pb2.NotePersistedReply:
+        expected = convert.to_fingerprint(request.expected) if request.HasField("expected") else None
+        plan = UploadPlan(MountId(request.mount_id), to_str(request.key), expected)
+        await self._handler.note_persisted(_to_file_id(request), plan, convert.to_fingerprint(request.stored))
+        return writing_pb2.NotePersistedReply()
+
+    async def NoteConflict(self, request: writing_pb2.NoteConflictRequest, _: Any) -> writing_pb2.ChangeReply:
+        return _change_reply(await self._handler.note_conflict(request.operation_id, _to_file_id(request)))
+
+    async def SetWritePolicy(self, request: writing_pb2.SetWritePolicyRequest, _: Any) -> writing_pb2.WritePolicyReply:
+        policy = _to_policy(request.policy) if request.policy.kind else None
+        return _policy_reply(await self._handler.set_write_policy(request.operation_id, to_str(request.path), policy))
+
+    async def GetWritePolicy(self, request: writing_pb2.GetWritePolicyRequest, _: Any) -> writing_pb2.WritePolicyReply:
+        return _policy_reply(await self._handler.get_write_policy(to_str(request.path)))
+
+    async def ListUnpersisted(self, request: writing_pb2.ListUnpersistedRequest, _: Any) -> writing_pb2.ListUnpersistedReply:
+        found = await self._handler.list_unpersisted(to_str(request.path), request.limit or 100)
+        return writing_pb2.ListUnpersistedReply(
+            files=found.files,
+            bytes=found.size_bytes,
+            paths=[to_bytes(path) for path in found.paths],
+            steps=found.steps,
+            trouble=found.trouble,
+        )
+
+
+class ChangesStub:
+    """The master's service at the other end of a channel; methods are those of the handler.
+
+    `timeout_s` bounds each call, its repeats included.
+    """
+
+    def __init__(self, channel: RpcChannel, *, timeout_s: float = 30.0) -> None:
+        make: Any = writing_pb2_grpc
+        self._channel = channel
+        self._timeout_s = timeout_s
+        channel.add_stub("Changes", make.ChangesStub(channel.grpc_channel))
+
+    async def _call(self, name: str, request: Any, timeout_s: float | None = None) -> Any:
+        timeout = self._timeout_s if timeout_s is None else timeout_s
+        return await call_unary(Method(self._channel, "master", "Changes", name), request, timeout, repeat_s=self._timeout_s)
+
+    async def create(self, operation_id: str, new: NewName) -> Changed:
+        request = writing_pb2.CreateRequest(
+            operation_id=operation_id,
+            parent=new.parent,
+            name=to_bytes(new.name),
+            kind=int(new.kind),  # type: ignore[arg-type]
+            mode=new.mode,
+            uid=new.uid,
+            gid=new.gid,
+            target=to_bytes(new.target),
+            device=new.device,
+        )
+        return _to_changed(await self._call("Create", request))
+
+    async def link(self, operation_id: str, inode: InodeId, parent: InodeId, name: str) -> Changed:
+        request = writing_pb2.LinkRequest(operation_id=operation_id, inode=inode, parent=parent, name=to_bytes(name))
+        return _to_changed(await self._call("Link", request))
+
+    async def remove(self, operation_id: str, parent: InodeId, name: str, *, directory: bool) -> Changed:
+        request = writing_pb2.RemoveRequest(operation_id=operation_id, parent=parent, name=to_bytes(name), directory=directory)
+        return _to_changed(await self._call("Remove", request))
+
+    async def rename(self, operation_id: str, renaming: Renaming) -> Changed:
+        request = writing_pb2.RenameRequest(
+            operation_id=operation_id,
+            parent=renaming.parent,
+            name=to_bytes(renaming.name),
+            new_parent=renaming.new_parent,
+            new_name=to_bytes(renaming.new_name),
+            no_replace=renaming.no_replace,
+            exchange=renaming.exchange,
+        )
+        return _to_changed(await self._call("Rename", request))
+
+    async def set_attributes(self, operation_id: str, inode: InodeId, wanted: NewAttributes) -> Changed:
+        request = writing_pb2.SetAttributesRequest(
+            operation_id=operation_id,
+            inode=inode,
+            mode=wanted.mode,
+            uid=wanted.uid,
+            gid=wanted.gid,
+            atime_ns=wanted.atime_ns,
+            mtime_ns=wanted.mtime_ns,
+        )
+        return _to_changed(await self._call("SetAttributes", request))
+
+    async def read_link(self, inode: InodeId) -> str:
+        return to_str((await self._call("ReadLink", writing_pb2.ReadLinkRequest(inode=inode))).target)
+
+    async def get_xattrs(self, inode: InodeId) -> dict[bytes, bytes]:
+        reply = await self._call("GetXattrs", writing_pb2.GetXattrsRequest(inode=inode))
+        return {one.name: one.value for one in reply.xattrs}
+
+    async def set_xattr(self, operation_id: str, inode: InodeId, change: XattrChange) -> Changed:
+        request = writing_pb2.SetXattrRequest(
+            operation_id=operation_id,
+            inode=inode,
+            name=change.name,
+            value=change.value or b"",
+            create=change.create,
+            replace=change.replace,
+            remove=change.value is None,
+        )
+        return _to_changed(await self._call("SetXattr", request))
+
+    async def seal(self, operation_id: str, draft: SealedDraft) -> Sealed:
+        request = writing_pb2.SealRequest(
+            operation_id=operation_id,
+            inode=draft.inode,
+            size=draft.size,
+            mtime_ns=draft.mtime_ns,
+            worker_id=draft.worker_id,
+            base_version=draft.base_version,
+        )
+        reply = await self._call("Seal", request)
+        return Sealed(convert.to_file_ref(reply.file), _to_policy(reply.policy), reply.unwanted)
+
+    async def note_holders(self, file_id: FileId, worker_ids: Sequence[WorkerId]) -> None:
+        request = writing_pb2.NoteHoldersRequest(inode=file_id.inode, version=file_id.version, worker_ids=worker_ids)
+        await self._call("NoteHolders", request)
+
+    async def plan_upload(self, file_id: FileId) -> UploadPlan:
+        reply = await self._call("PlanUpload", writing_pb2.PlanUploadRequest(inode=file_id.inode, version=file_id.version))
+        expected = convert.to_fingerprint(reply.expected) if reply.HasField("expected") else None
+        return UploadPlan(MountId(reply.mount_id), to_str(reply.key), expected, dict(reply.metadata))
+
+    async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None:
+        request = writing_pb2.NotePersistedRequest(
+            inode=file_id.inode,
+            version=file_id.version,
+            mount_id=plan.mount_id,
+            key=to_bytes(plan.key),
+            expected=None if plan.expected is None else convert.fingerprint(plan.expected),
+            stored=convert.fingerprint(stored),
+        )
+        await self._call("NotePersisted", request)
+
+    async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed:
+        request = writing_pb2.NoteConflictRequest(operation_id=operation_id, inode=file_id.inode, version=file_id.version)
+        return _to_changed(await self._call("NoteConflict", request))
+
+    async def set_write_policy(self, operation_id: str, path: str, policy: WritePolicy | None) -> PolicyAt:
+        request = writing_pb2.SetWritePolicyRequest(
+            operation_id=operation_id, path=to_bytes(path), policy=None if policy is None else _policy(policy)
+        )
+        return _to_policy_at(await self._call("SetWritePolicy", request))
+
+    async def get_write_policy(self, path: str) -> PolicyAt:
+        return _to_policy_at(await self._call("GetWritePolicy", writing_pb2.GetWritePolicyRequest(path=to_bytes(path))))
+
+    async def list_unpersisted(self, path: str, limit: int = 100) -> Unpersisted:
+        reply = await self._call("ListUnpersisted", writing_pb2.ListUnpersistedRequest(path=to_bytes(path), limit=limit))
+        return Unpersisted(reply.files, reply.bytes, tuple(to_str(path) for path in reply.paths), reply.steps, reply.trouble)
+
+
+def _to_file_id(message: Any) -> FileId:
+    return FileId(InodeId(message.inode), VersionId(message.version))
+
+
+def _change_reply(value: Changed) -> writing_pb2.ChangeReply:
+    entry = None if value.entry is None else convert.entry(value.entry)
+    return writing_pb2.ChangeReply(entry=entry, recalls=[make_recall(one) for one in value.recalls])
+
+
+def _to_changed(message: writing_pb2.ChangeReply) -> Changed:
+    entry = convert.to_entry(message.entry) if message.HasField("entry") else None
+    return Changed(entry, tuple(to_recall(one) for one in message.recalls))
+
+
+def _policy(value: WritePolicy) -> writing_pb2.WritePolicy:
+    return writing_pb2.WritePolicy(kind=value.mode.value, replicas=value.replicas)
+
+
+def _to_policy(message: writing_pb2.WritePolicy) -> WritePolicy:
+    return WritePolicy(WriteMode(message.kind), max(1, message.replicas))
+
+
+def _policy_reply(value: PolicyAt) -> writing_pb2.WritePolicyReply:
+    return writing_pb2.WritePolicyReply(policy=_policy(value.policy), set_at=to_bytes(value.set_at))
+
+
+def _to_policy_at(message: writing_pb2.WritePolicyReply) -> PolicyAt:
+    return PolicyAt(_to_policy(message.policy), to_str(message.set_at))

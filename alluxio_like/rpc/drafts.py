@@ -1,0 +1,86 @@
+"""Drafts over the wire: both ends of the service Drafts in our own types.
+
+Owns the handler's Protocol, the servicer and the stub. What a draft is belongs to the worker. Rule of concurrency: as in
+worker_servicer and worker_stub.
+"""
+
+from typing import Any, Protocol
+
+import grpc.aio
+
+from alluxio_like.rpc import convert
+from alluxio_like.rpc.channel import Method, RpcChannel, call_unary
+from alluxio_like.rpc.messages_writing import DraftPlace, DraftSealed
+from alluxio_like.rpc.v1 import writing_pb2, writing_pb2_grpc
+from alluxio_like.types import FileRef, InodeId
+
+
+class DraftsHandler(Protocol):
+    """Drafts of one worker."""
+
+    async def begin(self, ref: FileRef, *, truncate: bool) -> DraftPlace:
+        """Have a draft ready; recorded and durable when this returns.
+
+        Raises NoSpace, DiskError, Stale (the version is gone), Store*, Unavailable.
+        """
+        ...
+
+    async def seal(self, operation_id: str, inode: InodeId) -> DraftSealed:
+        """Make what is in the draft now the next version; returns when its policy is met. Raises NotFound (no draft here)."""
+        ...
+
+    async def end(self, inode: InodeId) -> None:
+        """The caller has closed its descriptors. One that is not there is fine."""
+        ...
+
+
+def add_drafts_service(server: grpc.aio.Server, handler: DraftsHandler) -> None:
+    """Make a server (see rpc.server) answer with this handler."""
+    add: Any = writing_pb2_grpc
+    add.add_DraftsServicer_to_server(_Drafts(handler), server)
+
+
+class _Drafts:
+    def __init__(self, handler: DraftsHandler) -> None:
+        self._handler = handler
+
+    async def Begin(self, request: writing_pb2.BeginDraftRequest, _: Any) -> writing_pb2.BeginDraftReply:
+        place = await self._handler.begin(convert.to_file_ref(request.file), truncate=request.truncate)
+        return writing_pb2.BeginDraftReply(directory=place.directory, path=place.path)
+
+    async def Seal(self, request: writing_pb2.SealDraftRequest, _: Any) -> writing_pb2.SealDraftReply:
+        sealed = await self._handler.seal(request.operation_id, InodeId(request.inode))
+        file = None if sealed.ref is None else convert.file_ref(sealed.ref)
+        return writing_pb2.SealDraftReply(file=file, unchanged=sealed.unchanged, mtime_ns=sealed.mtime_ns)
+
+    async def End(self, request: writing_pb2.EndDraftRequest, _: Any) -> writing_pb2.EndDraftReply:
+        await self._handler.end(InodeId(request.inode))
+        return writing_pb2.EndDraftReply()
+
+
+class DraftsStub:
+    """A worker's drafts at the other end of a channel; methods are those of the handler. `timeout_s` bounds each call."""
+
+    def __init__(self, channel: RpcChannel, *, timeout_s: float = 30.0) -> None:
+        make: Any = writing_pb2_grpc
+        self._channel = channel
+        self._timeout_s = timeout_s
+        channel.add_stub("Drafts", make.DraftsStub(channel.grpc_channel))
+
+    async def _call(self, name: str, request: Any, timeout_s: float | None) -> Any:
+        timeout = self._timeout_s if timeout_s is None else timeout_s
+        return await call_unary(Method(self._channel, "worker", "Drafts", name), request, timeout, repeat_s=self._timeout_s)
+
+    async def begin(self, ref: FileRef, *, truncate: bool, timeout_s: float | None = None) -> DraftPlace:
+        request = writing_pb2.BeginDraftRequest(file=convert.file_ref(ref), truncate=truncate)
+        reply = await self._call("Begin", request, timeout_s)
+        return DraftPlace(reply.directory, reply.path)
+
+    async def seal(self, operation_id: str, inode: InodeId, *, timeout_s: float | None = None) -> DraftSealed:
+        request = writing_pb2.SealDraftRequest(operation_id=operation_id, inode=inode)
+        reply = await self._call("Seal", request, timeout_s)
+        ref = convert.to_file_ref(reply.file) if reply.HasField("file") else None
+        return DraftSealed(ref, reply.mtime_ns, reply.unchanged)
+
+    async def end(self, inode: InodeId, *, timeout_s: float | None = None) -> None:
+        await self._call("End", writing_pb2.EndDraftRequest(inode=inode), timeout_s)

@@ -1,0 +1,149 @@
+"""What crosses the wire when programs write, as plain frozen data.
+
+As messages.py, for the services of writing.proto; each shape mirrors the message of the same name there. Safe from any thread.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from alluxio_like.types import Entry, FileRef, Fingerprint, InodeId, Kind, MountId, Recall
+
+
+class WriteMode(StrEnum):
+    """When a close returns: when the store has what was written, when several workers have it, or when one has it (then the store
+    never gets it)."""
+
+    THROUGH = "through"
+    BACK = "back"
+    CACHE = "cache"
+
+
+@dataclass(frozen=True, slots=True)
+class WritePolicy:
+    """`replicas`: workers that hold what was written when a close returns; of no meaning for THROUGH."""
+
+    mode: WriteMode = WriteMode.THROUGH
+    replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyAt:
+    """What holds for a path, and the directory or mount where it is set."""
+
+    policy: WritePolicy
+    set_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewName:
+    """What is to be created. `mode` holds permission bits, umask already applied."""
+
+    parent: InodeId
+    name: str
+    kind: Kind
+    mode: int
+    uid: int
+    gid: int
+    target: str = ""
+    """Where a symbolic link leads."""
+    device: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Renaming:
+    """Arguments of a rename; at most one of the flags."""
+
+    parent: InodeId
+    name: str
+    new_parent: InodeId
+    new_name: str
+    no_replace: bool = False
+    exchange: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NewAttributes:
+    """What is None stays."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The inode that was made or changed (None: it is gone), and what the caller itself has to forget."""
+
+    entry: Entry | None
+    recalls: tuple[Recall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class XattrChange:
+    """`value` None takes it away. `create`: it must not be there; `replace`: it must be."""
+
+    name: bytes
+    value: bytes | None
+    create: bool = False
+    replace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SealedDraft:
+    """A new content of a file, held by a worker. `base_version` is the version that it was made from."""
+
+    inode: InodeId
+    size: int
+    mtime_ns: int
+    worker_id: str
+    base_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The version that a content has become. `unwanted`: the file has no name any more, and is never uploaded."""
+
+    ref: FileRef
+    policy: WritePolicy
+    unwanted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UploadPlan:
+    """Where a version is to be uploaded; what must be there (None: nothing); what goes with it."""
+
+    mount_id: MountId
+    key: str
+    expected: Fingerprint | None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpersisted:
+    """What below a path the store does not have, some of it by name; and the steps that stores still have to follow."""
+
+    files: int
+    size_bytes: int
+    paths: tuple[str, ...]
+    steps: int
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPlace:
+    """Where a draft is: a path below the cache directory of that number."""
+
+    directory: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSealed:
+    """A file as it is now; `unchanged`: there was nothing to seal (`ref` None: its version is not known here)."""
+
+    ref: FileRef | None
+    mtime_ns: int
+    unchanged: bool = False

@@ -1,0 +1,344 @@
+from alluxio_like.rpc.v1 import coherence_pb2 as _coherence_pb2
+from alluxio_like.rpc.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class CreateRequest(_message.Message):
+    __slots__ = ("operation_id", "parent", "name", "kind", "mode", "uid", "gid", "target", "device")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    parent: int
+    name: bytes
+    kind: _common_pb2.Kind
+    mode: int
+    uid: int
+    gid: int
+    target: bytes
+    device: int
+    def __init__(self, operation_id: _Optional[str] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., target: _Optional[bytes] = ..., device: _Optional[int] = ...) -> None: ...
+
+class LinkRequest(_message.Message):
+    __slots__ = ("operation_id", "inode", "parent", "name")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    inode: int
+    parent: int
+    name: bytes
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ...) -> None: ...
+
+class RemoveRequest(_message.Message):
+    __slots__ = ("operation_id", "parent", "name", "directory")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    parent: int
+    name: bytes
+    directory: bool
+    def __init__(self, operation_id: _Optional[str] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., directory: _Optional[bool] = ...) -> None: ...
+
+class RenameRequest(_message.Message):
+    __slots__ = ("operation_id", "parent", "name", "new_parent", "new_name", "no_replace", "exchange")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NEW_PARENT_FIELD_NUMBER: _ClassVar[int]
+    NEW_NAME_FIELD_NUMBER: _ClassVar[int]
+    NO_REPLACE_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    parent: int
+    name: bytes
+    new_parent: int
+    new_name: bytes
+    no_replace: bool
+    exchange: bool
+    def __init__(self, operation_id: _Optional[str] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., new_parent: _Optional[int] = ..., new_name: _Optional[bytes] = ..., no_replace: _Optional[bool] = ..., exchange: _Optional[bool] = ...) -> None: ...
+
+class SetAttributesRequest(_message.Message):
+    __slots__ = ("operation_id", "inode", "mode", "uid", "gid", "atime_ns", "mtime_ns")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    ATIME_NS_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    inode: int
+    mode: int
+    uid: int
+    gid: int
+    atime_ns: int
+    mtime_ns: int
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ...) -> None: ...
+
+class ChangeReply(_message.Message):
+    __slots__ = ("entry", "recalls")
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    RECALLS_FIELD_NUMBER: _ClassVar[int]
+    entry: _common_pb2.Entry
+    recalls: _containers.RepeatedCompositeFieldContainer[_coherence_pb2.Recall]
+    def __init__(self, entry: _Optional[_Union[_common_pb2.Entry, _Mapping]] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ...) -> None: ...
+
+class ReadLinkRequest(_message.Message):
+    __slots__ = ("inode",)
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    def __init__(self, inode: _Optional[int] = ...) -> None: ...
+
+class ReadLinkReply(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: bytes
+    def __init__(self, target: _Optional[bytes] = ...) -> None: ...
+
+class GetXattrsRequest(_message.Message):
+    __slots__ = ("inode",)
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    def __init__(self, inode: _Optional[int] = ...) -> None: ...
+
+class Xattr(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: bytes
+    value: bytes
+    def __init__(self, name: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class GetXattrsReply(_message.Message):
+    __slots__ = ("xattrs",)
+    XATTRS_FIELD_NUMBER: _ClassVar[int]
+    xattrs: _containers.RepeatedCompositeFieldContainer[Xattr]
+    def __init__(self, xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ...) -> None: ...
+
+class SetXattrRequest(_message.Message):
+    __slots__ = ("operation_id", "inode", "name", "value", "create", "replace", "remove")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    CREATE_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    inode: int
+    name: bytes
+    value: bytes
+    create: bool
+    replace: bool
+    remove: bool
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., name: _Optional[bytes] = ..., value: _Optional[bytes] = ..., create: _Optional[bool] = ..., replace: _Optional[bool] = ..., remove: _Optional[bool] = ...) -> None: ...
+
+class SealRequest(_message.Message):
+    __slots__ = ("operation_id", "inode", "size", "mtime_ns", "worker_id", "base_version")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    inode: int
+    size: int
+    mtime_ns: int
+    worker_id: str
+    base_version: int
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., worker_id: _Optional[str] = ..., base_version: _Optional[int] = ...) -> None: ...
+
+class SealReply(_message.Message):
+    __slots__ = ("file", "unwanted", "policy")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    UNWANTED_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    file: _common_pb2.FileRef
+    unwanted: bool
+    policy: WritePolicy
+    def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., unwanted: _Optional[bool] = ..., policy: _Optional[_Union[WritePolicy, _Mapping]] = ...) -> None: ...
+
+class WritePolicy(_message.Message):
+    __slots__ = ("kind", "replicas")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    replicas: int
+    def __init__(self, kind: _Optional[str] = ..., replicas: _Optional[int] = ...) -> None: ...
+
+class NoteHoldersRequest(_message.Message):
+    __slots__ = ("inode", "version", "worker_ids")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WORKER_IDS_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    version: int
+    worker_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, inode: _Optional[int] = ..., version: _Optional[int] = ..., worker_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class NoteHoldersReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PlanUploadRequest(_message.Message):
+    __slots__ = ("inode", "version")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    version: int
+    def __init__(self, inode: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+
+class PlanUploadReply(_message.Message):
+    __slots__ = ("mount_id", "key", "expected", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    mount_id: int
+    key: bytes
+    expected: _common_pb2.Fingerprint
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., expected: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class NotePersistedRequest(_message.Message):
+    __slots__ = ("inode", "version", "mount_id", "key", "expected", "stored")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    version: int
+    mount_id: int
+    key: bytes
+    expected: _common_pb2.Fingerprint
+    stored: _common_pb2.Fingerprint
+    def __init__(self, inode: _Optional[int] = ..., version: _Optional[int] = ..., mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., expected: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ..., stored: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ...) -> None: ...
+
+class NotePersistedReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class NoteConflictRequest(_message.Message):
+    __slots__ = ("operation_id", "inode", "version")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    inode: int
+    version: int
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+
+class SetWritePolicyRequest(_message.Message):
+    __slots__ = ("operation_id", "path", "policy")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    path: bytes
+    policy: WritePolicy
+    def __init__(self, operation_id: _Optional[str] = ..., path: _Optional[bytes] = ..., policy: _Optional[_Union[WritePolicy, _Mapping]] = ...) -> None: ...
+
+class GetWritePolicyRequest(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    def __init__(self, path: _Optional[bytes] = ...) -> None: ...
+
+class WritePolicyReply(_message.Message):
+    __slots__ = ("policy", "set_at")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    SET_AT_FIELD_NUMBER: _ClassVar[int]
+    policy: WritePolicy
+    set_at: bytes
+    def __init__(self, policy: _Optional[_Union[WritePolicy, _Mapping]] = ..., set_at: _Optional[bytes] = ...) -> None: ...
+
+class ListUnpersistedRequest(_message.Message):
+    __slots__ = ("path", "limit")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    limit: int
+    def __init__(self, path: _Optional[bytes] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListUnpersistedReply(_message.Message):
+    __slots__ = ("files", "bytes", "paths", "steps", "trouble")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    files: int
+    bytes: int
+    paths: _containers.RepeatedScalarFieldContainer[bytes]
+    steps: int
+    trouble: str
+    def __init__(self, files: _Optional[int] = ..., bytes: _Optional[int] = ..., paths: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., trouble: _Optional[str] = ...) -> None: ...
+
+class BeginDraftRequest(_message.Message):
+    __slots__ = ("file", "truncate")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    file: _common_pb2.FileRef
+    truncate: bool
+    def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., truncate: _Optional[bool] = ...) -> None: ...
+
+class BeginDraftReply(_message.Message):
+    __slots__ = ("directory", "path")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    directory: int
+    path: str
+    def __init__(self, directory: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
+
+class SealDraftRequest(_message.Message):
+    __slots__ = ("operation_id", "inode")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    inode: int
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ...) -> None: ...
+
+class SealDraftReply(_message.Message):
+    __slots__ = ("file", "unchanged", "mtime_ns")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    UNCHANGED_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    file: _common_pb2.FileRef
+    unchanged: bool
+    mtime_ns: int
+    def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., unchanged: _Optional[bool] = ..., mtime_ns: _Optional[int] = ...) -> None: ...
+
+class EndDraftRequest(_message.Message):
+    __slots__ = ("inode",)
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    def __init__(self, inode: _Optional[int] = ...) -> None: ...
+
+class EndDraftReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
