@@ -226,7 +226,8 @@ class ChangesServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetWritePolicy(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """What holds for a path, and where it is set.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
