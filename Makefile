@@ -1,6 +1,7 @@
 # make setup   what it takes, into .venv            make check   style, types, layers, unit tests (a minute or two)
 # make demo    the whole thing on this machine      make test    every test, real S3 server and FUSE mount included
 # make bench   the measurements, JSON and plots     make soak    the long suites in full
+# make posix   POSIX, call by call and errno by errno
 # make demo KEEP=1 leaves it up (make demo-stop ends it); DEMO_URI=s3://bucket/prefix shows your own data.
 # All of them set up what is missing first, and do that only once.
 SHELL := /bin/bash
@@ -11,7 +12,7 @@ UNIT := $(PYTEST) -q -n 3 tests/unit tests/model
 ## A file of tests stays in one process, which starts the servers that it needs for itself.
 WHOLE := $(PYTEST) -q -n 3 --dist loadfile
 
-.PHONY: help setup setup-servers demo demo-stop test check unit proto lock dist bench soak clean
+.PHONY: help setup setup-servers demo demo-stop test posix check unit proto lock dist bench soak clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -38,6 +39,9 @@ unit: setup
 test: setup-servers
 	@$(UNIT)
 	@$(WHOLE) --durations=25 --ignore=tests/unit --ignore=tests/model
+
+posix: setup
+	@$(PYTEST) -q tests/posix
 
 soak: setup-servers
 	@ALLUXIO_LIKE_TEST_SOAK=1 $(PYTEST) -q --durations=20 --timeout=3600

@@ -1,0 +1,246 @@
+"""Extended attributes: namespaces and who may use them, flags, sizes, names; access control lists."""
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.posix.system import (
+    ANN,
+    BOB,
+    GUEST,
+    KINDS,
+    PEER,
+    ROOT,
+    acting,
+    attempt,
+    get_mode,
+    give,
+    make,
+    open_close,
+    opened,
+    write,
+)
+from tests.posix.table import table
+
+pytestmark = pytest.mark.mount
+
+USERS = {"ann": ANN, "peer": PEER, "guest": GUEST, "bob": BOB, "root": ROOT}
+
+
+def list_given(path: Path, *, follow: bool = True) -> set[str]:
+    """The attributes that somebody has set; a file system may have some of its own."""
+    return {name for name in os.listxattr(path, follow_symlinks=follow) if ".alluxio_like." not in name}
+
+
+@table("size", [(size,) for size in (0, 1, 100, 255, 256, 1000, 3000)])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_values_of_every_size(place: Path, kind: str, size: int) -> None:
+    path = make(kind, place / "name")
+    value = bytes(i % 256 for i in range(size))
+    os.setxattr(path, "user.given", value)
+    assert os.getxattr(path, "user.given") == value
+    assert list_given(path) == {"user.given"}
+    with opened(path) as fd:
+        assert os.getxattr(fd, "user.given") == value
+        os.removexattr(fd, "user.given")
+    assert list_given(path) == set()
+    assert attempt(os.getxattr, path, "user.given") == "ENODATA"
+
+
+@table("size expected", [(65537, "E2BIG"), (1 << 20, "E2BIG")])
+def test_values_that_are_too_large(place: Path, size: int, expected: str) -> None:
+    path = write(place / "file")
+    assert attempt(os.setxattr, path, "user.given", bytes(size)) == expected
+    assert list_given(path) == set()
+
+
+@table("flag there expected", [
+    ("", False, "ok"), ("", True, "ok"), ("CREATE", False, "ok"), ("CREATE", True, "EEXIST"), ("REPLACE", False, "ENODATA"),
+    ("REPLACE", True, "ok"),
+])  # fmt: skip
+def test_flags(place: Path, flag: str, there: bool, expected: str) -> None:
+    path = write(place / "file")
+    if there:
+        os.setxattr(path, "user.given", b"before")
+    flags = {"": 0, "CREATE": os.XATTR_CREATE, "REPLACE": os.XATTR_REPLACE}[flag]
+    assert attempt(os.setxattr, path, "user.given", b"after", flags) == expected
+    assert list_given(path) == ({"user.given"} if there or expected == "ok" else set())
+    if there:
+        assert os.getxattr(path, "user.given") == (b"after" if expected == "ok" else b"before")
+
+
+@table("name expected", [
+    ("user.", "EINVAL"), ("user", "ENOTSUP"), ("", "ERANGE"), ("nothing.x", "ENOTSUP"), ("user.ü.ü", "ok"), ("user. x", "ok"),
+    ("user.a.b.c", "ok"), ("user." + "n" * 250, "ok"), ("user." + "n" * 251, "ERANGE"), ("trusted.x", "ok"), ("security.x", "ok"),
+])  # fmt: skip
+def test_names(place: Path, name: str, expected: str) -> None:
+    path = write(place / "file")
+    assert attempt(os.setxattr, path, name, b"value") == expected
+    if expected == "ok":
+        assert os.getxattr(path, name) == b"value"
+        assert name in os.listxattr(path)
+
+
+def test_many_attributes(place: Path) -> None:
+    path = write(place / "file")
+    for i in range(40):
+        os.setxattr(path, f"user.number{i}", str(i).encode())
+    for i in range(0, 40, 2):
+        os.removexattr(path, f"user.number{i}")
+    assert list_given(path) == {f"user.number{i}" for i in range(1, 40, 2)}
+    assert all(os.getxattr(path, f"user.number{i}") == str(i).encode() for i in range(1, 40, 2))
+
+
+@table("kind namespace expected", [
+    (kind, namespace, "ok" if namespace == "trusted" or kind in ("file", "directory") else "EPERM")
+    for kind in KINDS for namespace in ("user", "trusted")
+])  # fmt: skip
+def test_which_kinds_have_them(place: Path, kind: str, namespace: str, expected: str) -> None:
+    path = make(kind, place / "name")
+    assert attempt(os.setxattr, path, f"{namespace}.x", b"v", follow_symlinks=False) == expected
+    assert list_given(path, follow=False) == ({f"{namespace}.x"} if expected == "ok" else set())
+
+
+@table("name mode who call expected", [
+    ("user.x", 0o644, "bob", "get", "ok"), ("user.x", 0o600, "bob", "get", "EACCES"), ("user.x", 0o200, "ann", "get", "EACCES"),
+    ("user.x", 0o644, "bob", "set", "EACCES"), ("user.x", 0o646, "bob", "set", "ok"),
+    ("user.x", 0o644, "bob", "remove", "EACCES"), ("user.x", 0o000, "bob", "list", "ok"),
+    ("user.x", 0o000, "root", "set", "ok"), ("trusted.x", 0o000, "root", "get", "ok"),
+    ("trusted.x", 0o777, "ann", "set", "EPERM"), ("trusted.x", 0o777, "ann", "get", "ENODATA"),
+    ("trusted.x", 0o777, "ann", "remove", "EPERM"), ("security.x", 0o777, "ann", "set", "EPERM"),
+])  # fmt: skip
+def test_who_may(place: Path, name: str, mode: int, who: str, call: str, expected: str) -> None:
+    path = write(place / "file")
+    os.setxattr(path, name, b"value")
+    give(path, ANN, mode)
+    calls: dict[str, Callable[[], object]] = {
+        "get": lambda: os.getxattr(path, name),
+        "set": lambda: os.setxattr(path, name, b"other"),
+        "remove": lambda: os.removexattr(path, name),
+        "list": lambda: os.listxattr(path),
+    }
+    with acting(USERS[who]):
+        assert attempt(calls[call]) == expected
+        if name.startswith("trusted.") and who != "root":
+            assert name not in os.listxattr(path)
+
+
+def test_attributes_of_a_sticky_directory_are_its_owners(place: Path) -> None:
+    give(place, ANN, 0o1777)
+    with acting(BOB):
+        assert attempt(os.setxattr, place, "user.x", b"v") == "EPERM"
+    with acting(ANN):
+        assert attempt(os.setxattr, place, "user.x", b"v") == "ok"
+
+
+def test_attributes_go_with_the_file(place: Path) -> None:
+    path = write(place / "file")
+    os.setxattr(path, "user.x", b"v")
+    os.rename(path, place / "renamed")
+    os.link(place / "renamed", path)
+    assert os.getxattr(path, "user.x") == b"v"
+    with opened(path, os.O_RDWR) as fd:
+        path.unlink()
+        (place / "renamed").unlink()
+        os.setxattr(fd, "user.y", b"w")
+        assert {name: os.getxattr(fd, name) for name in os.listxattr(fd) if ".alluxio_like." not in name} == {
+            "user.x": b"v",
+            "user.y": b"w",
+        }
+    write(path)
+    assert list_given(path) == set()
+
+
+def test_capabilities_of_a_program_go_when_it_is_written(place: Path) -> None:
+    path = write(place / "program", b"content", 0o755)
+    value = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)  # cap_net_bind_service, effective
+    os.setxattr(path, "security.capability", value)
+    assert os.getxattr(path, "security.capability") == value
+    with opened(path, os.O_WRONLY) as fd:
+        os.write(fd, b"x")
+    assert attempt(os.getxattr, path, "security.capability") == "ENODATA"
+
+
+# -- access control lists --------------------------------------------------------------------------------------------------------
+
+ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
+USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 1, 2, 4, 8, 16, 32
+
+
+def acl(*entries: tuple[int, int] | tuple[int, int, int]) -> bytes:
+    """(tag, permissions) or (tag, permissions, id) of each entry, as the kernel takes it."""
+    packed = [struct.pack("<HHI", entry[0], entry[1], entry[2] if len(entry) == 3 else 0xFFFFFFFF) for entry in entries]
+    return struct.pack("<I", 2) + b"".join(packed)
+
+
+@table("entry who mode expected", [
+    ("user bob rw", "bob", "R", "ok"), ("user bob rw", "bob", "W", "ok"), ("user bob rw", "guest", "R", "EACCES"),
+    ("user bob masked", "bob", "R", "ok"), ("user bob masked", "bob", "W", "EACCES"), ("group ann r", "guest", "R", "ok"),
+    ("group ann r", "guest", "W", "EACCES"), ("user bob nothing", "bob", "R", "EACCES"), ("user bob nothing", "guest", "R", "ok"),
+])  # fmt: skip
+def test_a_list_grants_and_refuses(place: Path, entry: str, who: str, mode: str, expected: str) -> None:
+    lists = {
+        "user bob rw": acl((USER_OBJ, 6), (USER, 6, BOB.uid), (GROUP_OBJ, 0), (MASK, 6), (OTHER, 0)),
+        "user bob masked": acl((USER_OBJ, 6), (USER, 6, BOB.uid), (GROUP_OBJ, 0), (MASK, 4), (OTHER, 0)),
+        "group ann r": acl((USER_OBJ, 6), (GROUP_OBJ, 0), (GROUP, 4, ANN.gid), (MASK, 4), (OTHER, 0)),
+        "user bob nothing": acl((USER_OBJ, 6), (USER, 0, BOB.uid), (GROUP_OBJ, 0), (MASK, 6), (OTHER, 4)),
+    }
+    path = write(place / "file", b"content", 0o600)
+    os.setxattr(path, ACCESS, lists[entry])
+    with acting(USERS[who]):
+        assert attempt(open_close, path, {"R": os.O_RDONLY, "W": os.O_WRONLY}[mode]) == expected
+
+
+def test_a_list_and_the_mode_are_one_thing(place: Path) -> None:
+    path = write(place / "file", b"", 0o640)
+    os.setxattr(path, ACCESS, acl((USER_OBJ, 6), (USER, 6, BOB.uid), (GROUP_OBJ, 4), (MASK, 6), (OTHER, 0)))
+    assert get_mode(path) == 0o660  # the mask stands for the group
+    path.chmod(0o600)
+    with acting(BOB):
+        assert attempt(open_close, path, os.O_RDONLY) == "EACCES"
+    path.chmod(0o640)
+    with acting(BOB):
+        assert attempt(open_close, path, os.O_RDONLY) == "ok"
+    os.removexattr(path, ACCESS)
+    with acting(BOB):
+        assert attempt(open_close, path, os.O_RDONLY) == "EACCES"
+
+
+def test_what_is_made_inherits_the_default_list(place: Path) -> None:
+    default = acl((USER_OBJ, 7), (USER, 7, BOB.uid), (GROUP_OBJ, 5), (MASK, 7), (OTHER, 0))
+    os.setxattr(place, DEFAULT, default)
+    write_path = place / "file"
+    open_close(write_path, os.O_CREAT | os.O_WRONLY, 0o666)
+    assert get_mode(write_path) == 0o660
+    (place / "below").mkdir()
+    assert os.getxattr(place / "below", DEFAULT) == default
+    with acting(BOB):
+        assert attempt(open_close, write_path, os.O_RDWR) == "ok"
+
+
+@table(
+    "what expected",
+    [("no mask", "EINVAL"), ("out of order", "EINVAL"), ("default of a file", "EACCES"), ("not a list", "ENOTSUP")],
+)
+def test_lists_that_are_none(place: Path, what: str, expected: str) -> None:
+    path = write(place / "file")
+    name = DEFAULT if what == "default of a file" else ACCESS
+    value = {
+        "no mask": acl((USER_OBJ, 6), (USER, 6, BOB.uid), (GROUP_OBJ, 4), (OTHER, 0)),
+        "out of order": acl((OTHER, 0), (USER_OBJ, 6), (GROUP_OBJ, 4)),
+        "default of a file": acl((USER_OBJ, 6), (GROUP_OBJ, 4), (OTHER, 0)),
+        "not a list": b"\1\0\0\0abcd",
+    }[what]
+    assert attempt(os.setxattr, path, name, value) == expected
+
+
+def test_a_list_is_for_the_owner_to_set(place: Path) -> None:
+    path = give(write(place / "file"), ANN, 0o666)
+    value = acl((USER_OBJ, 6), (GROUP_OBJ, 6), (OTHER, 6))
+    with acting(BOB):
+        assert attempt(os.setxattr, path, ACCESS, value) == "EPERM"
+    with acting(ANN):
+        assert attempt(os.setxattr, path, ACCESS, value) == "ok"
