@@ -11,6 +11,9 @@ from typing import Protocol, runtime_checkable
 
 from alluxio_like.types import Fingerprint, Kind
 
+UNREACHABLE = "the store cannot be reached: see that it is up and that the endpoint is right; it is asked again by itself"
+"""What every store over the network says of a connection that cannot be made."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoreEntry:

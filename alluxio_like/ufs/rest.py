@@ -30,6 +30,7 @@ from urllib3.exceptions import (
 from urllib3.response import BaseHTTPResponse
 
 from alluxio_like import errors
+from alluxio_like.ufs.api import UNREACHABLE
 from alluxio_like.ufs.threads import Lent
 from alluxio_like.ufs.writing import Source
 
@@ -202,7 +203,7 @@ class RestClient:
                 "the TLS connection failed: see the options ca_file and verify", subject=self._endpoint
             )
         if isinstance(error, (NewConnectionError, ConnectTimeoutError, ProxyError)):
-            return errors.StoreUnavailable("the store cannot be reached", subject=self._endpoint)
+            return errors.StoreUnavailable(UNREACHABLE, subject=self._endpoint)
         return convert_broken(error, subject)
 
 

@@ -335,7 +335,8 @@ class S3Ufs:
         except UnicodeEncodeError:
             raise errors.Unsupported("S3 has no keys that are not UTF-8", subject=repr(subject)) from None
         except Exception as error:
-            converted = convert_error(error, subject, self._settings.endpoint or "AWS S3")
+            endpoint = self._clients.endpoint if self._clients is not None else self._settings.endpoint
+            converted = convert_error(error, subject, endpoint or "AWS S3")
             if isinstance(converted, errors.StoreDenied):
                 self._doubt_credentials()
             raise converted from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import botocore.exceptions as boto
 
 from alluxio_like import errors
+from alluxio_like.ufs.api import UNREACHABLE
 
 Error = type[errors.AlluxioLikeError]
 
@@ -109,7 +110,7 @@ def convert_error(error: BaseException, subject: str, endpoint: str) -> errors.A
     if isinstance(error, boto.SSLError):
         return errors.StoreUnavailable("the TLS connection failed: see the options ca_file and verify", subject=endpoint)
     if isinstance(error, (boto.ConnectTimeoutError, boto.EndpointConnectionError, boto.ProxyConnectionError)):
-        return errors.StoreUnavailable("the store cannot be reached", subject=endpoint)
+        return errors.StoreUnavailable(UNREACHABLE, subject=endpoint)
     if isinstance(error, boto.ReadTimeoutError):
         return errors.StoreUnavailable("the store stopped answering", subject=subject)
     if isinstance(error, (boto.HTTPClientError, boto.IncompleteReadError)):

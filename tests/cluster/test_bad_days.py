@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
 MARGIN_S = 3.0
 """Beyond the stated time: a loaded machine's scheduling."""
 ESTALE = 116
+
+
+def list_names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
 
 
 def name_rule(rule: dict[str, Any]) -> str:
@@ -85,6 +90,33 @@ def test_a_store_that_stays_broken_is_an_error_in_time_and_cached_data_stays_rea
     assert seconds < IO_TIMEOUT_S + MARGIN_S
     proxy.set_rules()
     wait_until("it is readable again", lambda: read_timed(stack.mountpoint / "cold.bin")[0] == data, timeout_s=20)
+
+
+def test_what_people_are_told_while_a_store_is_down(workplace: Path, s3_server: S3Server, s3_bucket: str) -> None:
+    s3_server.put(s3_bucket, "listed/x.bin", make_data(3, MIB))
+    s3_server.put(s3_bucket, "other/x.bin", make_data(4, MIB))
+    with FaultProxy(s3_server.endpoint) as front:
+        via_front = replace(s3_server, endpoint=front.endpoint)
+        maker = StackMaker(workplace, via_front, s3_bucket)
+        with contextlib.closing(maker):
+            stack = maker()
+            assert list_names(stack.mountpoint) == ["listed", "other"]
+            assert list_names(stack.mountpoint / "listed") == ["x.bin"]
+            front.stop()
+            told = stack.try_command("alluxio-like", "fs", "ls", "/other")
+            assert told.returncode == 1
+            (line,) = told.stderr.strip().splitlines()
+            assert "see that it is up" in line
+            assert front.endpoint in line
+            assert front.endpoint in stack.try_command("alluxio-like", "mounts").stderr
+            result, seconds = read_timed(stack.mountpoint / "listed/x.bin")
+            assert isinstance(result, OSError)
+            assert seconds < IO_TIMEOUT_S + MARGIN_S
+            # What is known stays.
+            assert stack.try_command("alluxio-like", "fs", "ls", "/listed").stdout.split() == ["x.bin"]
+            assert list_names(stack.mountpoint / "listed") == ["x.bin"]
+            with pytest.raises(OSError):
+                list_names(stack.mountpoint / "other")
 
 
 @pytest.mark.parametrize("change", ["replaced", "deleted"])
