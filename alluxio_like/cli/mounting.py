@@ -4,8 +4,10 @@ Owns the step from a checked configuration to the holder's plan: the place, the 
 fuse/holder.py, into which this process turns (the same pid). One command a process.
 """
 
+import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,8 +47,9 @@ def ask_status(place: str) -> dict[str, Any] | None:
     return None
 
 
-def hold(config: FuseConfig, lifeline: int) -> NoReturn:
-    """Turn into the holder of a mount. Raises the package's errors when it cannot be made; nothing has changed then."""
+def hold(config: FuseConfig, lifeline: int = -1, *, joined: bool = False) -> NoReturn:
+    """Turn into the holder of a mount; `joined`: its daemons are started elsewhere. Raises the package's errors when it cannot be
+    made; nothing has changed then."""
     place = resolve_place(config.mountpoint)
     there = ask_status(place)
     top = find_top_line(place)
@@ -79,14 +82,30 @@ def hold(config: FuseConfig, lifeline: int) -> NoReturn:
         standby=config.standby,
         give_up_s=config.give_up_s,
         leave_s=max(config.io_timeout_s, config.client.io_timeout_s) + _LEAVE_S,
+        joined=joined,
+        read_ahead_kb=config.read_ahead_kb,
     )
+    _become(plan.to_json())
+
+
+def join(config: FuseConfig) -> NoReturn:
+    """Turn into what keeps daemons going that join the mount's holder, which another command runs."""
+    socket_path = str(get_run_dirs()[0] / control.get_socket_name(resolve_place(config.mountpoint)))
+    launch = _make_launch(config)
+    argv = [*launch.argv, "--join", socket_path, str(time.time_ns())]
+    facts = {"launch": launch._replace(argv=argv)._asdict(), "config": launch.config, "count": 1 + config.standby}
+    _become(json.dumps(facts), "joiner")
+
+
+def _become(plan: str, *program: str) -> NoReturn:
+    """Turn into holder_main.py: without site-packages and without this process's modules it stays small."""
     descriptor = os.memfd_create("plan", 0)
-    os.write(descriptor, plan.to_json().encode())
+    os.write(descriptor, plan.encode())
     os.lseek(descriptor, 0, os.SEEK_SET)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    # Without site-packages and without this process's modules: it stays small.
-    os.execve(sys.executable, [sys.executable, "-I", "-S", str(holder_main.__file__), str(descriptor)], dict(os.environ))
+    arguments = [sys.executable, "-I", "-S", str(holder_main.__file__), str(descriptor), *program]
+    os.execve(sys.executable, arguments, dict(os.environ))
 
 
 def replace(config: FuseConfig, place: str) -> dict[str, Any]:

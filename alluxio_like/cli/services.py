@@ -1,4 +1,4 @@
-"""The commands that run one service in the foreground: master, worker, fuse.
+"""The commands that run one service in the foreground: master, worker, fuse, holder.
 
 Owns how flags become a service's configuration, and what ties a supervised service to its supervisor: it ends when the supervisor
 does, also if its own end hangs. The services themselves are their app modules. One service per process.
@@ -6,7 +6,6 @@ does, also if its own end hangs. The services themselves are their app modules. 
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -31,15 +30,14 @@ from alluxio_like.config import (
     parse_duration,
     parse_size,
 )
-from alluxio_like.errors import AlluxioLikeError, InvalidArgument
+from alluxio_like.errors import AlluxioLikeError, ConfigError, InvalidArgument
+from alluxio_like.fuse import libc
 from alluxio_like.logs import setup_logging
 
 log = logging.getLogger(__name__)
 
 ORPHAN_GRACE_S = 15.0
 """How long a service whose supervisor has died may take to end by itself."""
-
-_PR_SET_PDEATHSIG = 1
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", envvar="ALLUXIO_LIKE_CONFIG", help="TOML file.")]
 HomeOption = Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Directory for what the service keeps.")]
@@ -232,6 +230,9 @@ def run_fuse(
     replace: Annotated[
         bool, typer.Option("--replace", help="Have this release and these options take over a mount that is there, and end.")
     ] = False,
+    join: Annotated[
+        bool, typer.Option("--join", help="Serve the mount of a holder that runs elsewhere: alluxio-like holder MOUNTPOINT.")
+    ] = False,
     supervisor: SupervisorOption = 0,
     lifeline: LifelineOption = -1,
 ) -> None:
@@ -240,6 +241,9 @@ def run_fuse(
     Where we may mount by ourselves, this process becomes a small one that keeps the mount and starts the daemon that serves it,
     again if it dies. With --replace a new daemon takes the place of the one that serves MOUNTPOINT; jobs go on, and
     it keeps the settings that no option changes.
+
+    With --join the mount is kept by a process that another command runs, `alluxio-like holder`, in another container, say; of
+    several that join, the one that was started last serves, and the others are there in case it ends.
 
     \b
     Examples:
@@ -270,6 +274,8 @@ def run_fuse(
     from alluxio_like.fuse.choosing import choose_session
 
     setup_logging("fuse", level=loaded.log_level, log_format=loaded.log_format)
+    if join:
+        mounting.join(loaded)
     if choose_session(loaded.session) == "kernel":
         if lifeline >= 0:
             _end_with(supervisor)
@@ -282,6 +288,39 @@ def run_fuse(
 
     with recorded("fuse", master=loaded.client.master, mountpoint=to_local(str(loaded.mountpoint)), path=loaded.path):
         _serve("fuse", loaded, start, supervisor, lifeline)
+
+
+def run_holder(
+    mountpoint: Annotated[Path | None, typer.Argument(help="Directory to mount on.")] = None,
+    config: ConfigOption = None,
+    ready_file: ReadyOption = None,
+    log_format: FormatOption = None,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Keep a mount whose daemons run elsewhere: alluxio-like fuse MOUNTPOINT --join.
+
+    It mounts when the first daemon is ready, and keeps the mount while daemons come and go. Told to stop (SIGTERM), it unmounts
+    when its daemons were stopped too; if one still serves 15 s later, it leaves the mount to that one and to the next holder.
+    Needs CAP_SYS_ADMIN and /dev/fuse; daemons reach it by a socket in /run/alluxio-like (ALLUXIO_LIKE_RUN_DIR).
+
+    \b
+    Examples:
+      alluxio-like holder /mnt/data
+      alluxio-like fuse /mnt/data --join --master master-host:19998
+    """
+    given = {"config": config, "ready_file": ready_file, "log_format": log_format, "settings": settings}
+    flags = _common_flags({**dict.fromkeys(("http_bind", "insecure", "tls_ca", "token_file", "log_level")), **given})
+    flags.pop("home", None)
+    loaded = load_config(FuseConfig, file=config, flags={**flags, "mountpoint": mountpoint})
+
+    from alluxio_like.cli import mounting
+    from alluxio_like.fuse.choosing import choose_session
+
+    if choose_session(loaded.session) != "kernel":
+        raise ConfigError(
+            "a holder needs CAP_SYS_ADMIN and /dev/fuse: run it as root (in Kubernetes: privileged)", subject="session"
+        )
+    mounting.hold(loaded, joined=True)
 
 
 def _replace(mountpoint: Path | None, file: Path | None, flags: dict[str, Any]) -> None:
@@ -394,7 +433,7 @@ def tie_to_supervisor(supervisor: int, lifeline: int) -> None:
 
 def _end_with(supervisor: int) -> None:
     """SIGTERM at the supervisor's death; this outlasts an exec."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    with contextlib.suppress(OSError):
+        libc.set_death_signal(signal.SIGTERM)
     if os.getppid() != supervisor:
         sys.exit(1)

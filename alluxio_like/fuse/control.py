@@ -19,6 +19,7 @@ Standard library only. A socket is one thread's.
                        pong     number
     command → holder   status   → status
                        replace  argv, env, cwd, config → replaced or refused, when it is over
+    daemon → holder    join     version, since_ns, config: it came by itself, and waits for hello (refused: it is not wanted)
     holder → orphan    adopt    → adopted: what hello and serve said, and their descriptors; from then on it is its holder
 """
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alluxio_like.errors import ConfigError, Unavailable
+from alluxio_like.errors import ConfigError, Conflict, Unavailable
 from alluxio_like.fuse import control
 from alluxio_like.fuse.device import Handshake
 
@@ -50,10 +50,14 @@ class Serving:
 
 
 class Held:
-    """A daemon's holder. `draining` and `stopping` are set when it says so; both stay set."""
+    """A daemon's holder. `draining` and `stopping` are set when it says so; both stay set.
 
-    def __init__(self, sock: socket.socket) -> None:
+    `since_ns`: of a daemon that came by itself, when what keeps it going was started.
+    """
+
+    def __init__(self, sock: socket.socket, since_ns: int = 0) -> None:
         self._sock = sock
+        self._since_ns = since_ns
         self._listener: socket.socket | None = None
         self._asking: set[socket.socket] = set()
         self._hello: Hello | None = None
@@ -72,7 +76,10 @@ class Held:
         return self._hello
 
     async def wait_hello(self) -> Hello:
-        """The first message. Raises Unavailable when there is no holder, ConfigError when it speaks another language."""
+        """The first message; may be asked for again. Raises Unavailable when there is no holder, ConfigError when it speaks
+        another language, Conflict when it does not want this daemon."""
+        if self._hello is not None:
+            return self._hello
         loop = asyncio.get_running_loop()
         self._sock.setblocking(False)
         readable = asyncio.Event()
@@ -81,6 +88,8 @@ class Held:
         await readable.wait()
         loop.remove_reader(self._sock.fileno())
         received = control.receive(self._sock)
+        if received is not None and received[0].get("kind") == "refused":
+            raise Conflict(f"the mount's holder does not take this daemon: {received[0].get('reason')}")
         if received is None or received[0].get("kind") != "hello":
             raise Unavailable("the mount's holder is gone")
         message = received[0]
@@ -224,6 +233,8 @@ class Held:
             control.send(sock, {"kind": "status", "state": "orphan", **self._describe()})
         elif message.get("kind") == "adopt" and self.is_orphan:
             self._be_adopted(sock)
+        elif message.get("kind") == "join":
+            self._forget(sock)  # another daemon, which looks for a holder, too
         else:
             control.send(sock, {"kind": "refused", "reason": "the mount's holder has died: start the mount's command anew first"})
 
@@ -255,5 +266,6 @@ class Held:
             "device": serving.number if serving else "",
             "handshake": serving.handshake._asdict() if serving else {},
             "config": self._hello.config,
+            "since_ns": self._since_ns,
             "facts": self._facts or {},
         }

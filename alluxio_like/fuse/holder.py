@@ -37,7 +37,7 @@ class Holder:
         self._plan = plan
         self._launch = plan.launch
         self._candidate: Launch | None = None
-        self._core = Holding(holding.Settings(plan.give_up_s, plan.start_timeout_s, leave_s=plan.leave_s))
+        self._core = Holding(holding.Settings(plan.give_up_s, plan.start_timeout_s, leave_s=plan.leave_s, patient=plan.joined))
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._children: dict[int, Child] = {}
@@ -67,7 +67,7 @@ class Holder:
         else:
             self._do(self._core.begin(time.monotonic()))
         while not self._is_over():
-            self._do(self._core.tick(time.monotonic()))
+            self._look(time.monotonic())
             if self._device is not None:
                 self._leaks.close_due(self._device, time.monotonic())
             if self._plan.standby and self._core.state == "serving":
@@ -79,6 +79,10 @@ class Holder:
                     self._guard(handler)
         self._clean_up()
         return self._status or 0
+
+    def _look(self, now: float) -> None:
+        """Time has passed."""
+        self._do(self._core.tick(now))
 
     def _is_over(self) -> bool:
         return self._status is not None
@@ -237,16 +241,19 @@ class Holder:
             return self._core.exited(generation, 1, reason, time.monotonic())
         child.generation = generation
         self._attach(child)
+        self._greet(child, launch, resumed=resumed, planned=replacement)
+        return []
+
+    def _greet(self, child: Child, launch: Launch, *, resumed: bool, planned: bool) -> None:
         child.send(
             "hello",
             version=control.VERSION,
-            generation=generation,
+            generation=child.generation,
             resumed=resumed,
-            planned=replacement,
+            planned=planned,
             socket=self._plan.socket,
             config=launch.config,
         )
-        return []
 
     def _attach(self, child: Child) -> None:
         self._children[child.generation] = child
@@ -276,6 +283,10 @@ class Holder:
         assert self._device is not None
         os.set_blocking(self._device.fd, False)
         self._add(self._device.fd, self._on_device, 0)  # errors are always told
+        if self._listener is None:
+            self._listen()
+
+    def _listen(self) -> None:
         try:
             os.makedirs(os.path.dirname(self._plan.socket), exist_ok=True)  # noqa: PTH103, PTH120
             self._listener = control.listen(self._plan.socket)
@@ -416,7 +427,12 @@ class Holder:
             case "replace":
                 self._replace(sock, message)
             case _:
-                control.send(sock, {"kind": "refused", "reason": "the mount's holder does not know this command"})
+                self._obey_other(sock, message)
+
+    def _obey_other(self, sock: socket.socket, message: dict[str, Any]) -> None:
+        """A command that only some holders know."""
+        reason = "no daemons join this mount's holder" if message.get("kind") == "join" else "it does not know this command"
+        control.send(sock, {"kind": "refused", "reason": reason})
 
     def _replace(self, sock: socket.socket, message: dict[str, Any]) -> None:
         if self._asker is not None:
@@ -465,6 +481,7 @@ class Holder:
         sock.setblocking(False)
         child = Child(int(message["generation"]), pid, os.pidfd_open(pid), sock, ledger_fd, is_child=False)
         child.facts = dict(message.get("facts") or {})
+        child.since_ns = int(message.get("since_ns", 0))
         theirs = Device(device_fd)
         self._handshake = Handshake.from_facts(message["handshake"])
         self._device = theirs.clone()
@@ -478,7 +495,7 @@ class Holder:
         self._log("INFO", "took over a mount whose holder had died", generation=child.generation, pid=pid)
         self._do(self._core.adopt(child.generation, int(message.get("restarts", 0)), time.monotonic()))
         self._write_ready()
-        if message.get("config") != self._plan.launch.config:
+        if message.get("config") != self._plan.launch.config and not self._plan.joined:
             self._candidate = self._plan.launch
             self._do(self._core.replace(time.monotonic()))
 
@@ -541,4 +558,8 @@ def main(plan_fd: int) -> int:
     """Run with the plan that a descriptor holds; the exit code."""
     with os.fdopen(plan_fd, "rb") as stream:
         plan = Plan.from_json(stream.read().decode())
+    if plan.joined:
+        from alluxio_like.fuse.holder_joined import JoinedHolder
+
+        return JoinedHolder(plan).run()
     return Holder(plan).run()

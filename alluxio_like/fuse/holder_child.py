@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from alluxio_like.errors import InvalidArgument
-from alluxio_like.fuse import control, ledger
+from alluxio_like.fuse import control, ledger, libc
 from alluxio_like.fuse.device import Device
 
 _STANDBY_AFTER_S = 1.0
@@ -45,7 +45,9 @@ class Launch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a holder is to hold. `place`: resolved; `adopt`: a daemon without a holder serves it already. Times in seconds."""
+    """What a holder is to hold. `place`: resolved; `adopt`: a daemon without a holder serves it already; `joined`: its daemons
+    are started elsewhere and come by themselves; then `read_ahead_kb` is set here (0: not), and `leave_after_s` is how long a
+    holder that is told to stop waits for them to be stopped too. Times in seconds."""
 
     place: str
     launch: Launch
@@ -63,6 +65,9 @@ class Plan(NamedTuple):
     give_up_s: float = 10.0
     start_timeout_s: float = 60.0
     leave_s: float = 40.0
+    joined: bool = False
+    leave_after_s: float = 15.0
+    read_ahead_kb: int = 0
 
     def to_json(self) -> str:
         return json.dumps({**self._asdict(), "launch": self.launch._asdict()})
@@ -75,7 +80,7 @@ class Plan(NamedTuple):
 
 class Child:
     """A daemon's process; generation 0 before it has one. `kept`: a copy of its descriptor, which keeps the requests that it
-    leaves unanswered."""
+    leaves unanswered; `since_ns`: when what keeps it going was started, of one that came by itself."""
 
     def __init__(self, generation: int, pid: int, pidfd: int, sock: socket.socket, ledger_fd: int, *, is_child: bool) -> None:
         self.generation = generation
@@ -87,17 +92,19 @@ class Child:
         self.kept: Device | None = None
         self.reason = ""
         self.facts: dict[str, Any] = {}
+        self.since_ns = 0
 
     def send(self, kind: str, fds: Iterable[int] = (), **details: Any) -> None:
         """Tell it something; where it does not listen any more, its end shows that soon."""
         control.send(self.sock, {"kind": kind, **details}, list(fds))
 
     def get_end(self) -> tuple[int, str, bool]:
-        """After its end: the exit code (1 where there is none), what it died of in words, and whether that was SIGKILL."""
+        """After its end: the exit code (0 where it is not known), what it died of in words, and whether that was SIGKILL."""
+        if not self.is_child:
+            return 0, self.reason or "it has ended", False
         code = 1
-        if self.is_child:
-            with contextlib.suppress(ChildProcessError):
-                code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        with contextlib.suppress(ChildProcessError):
+            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         said = f"it was killed by signal {-code}" if code < 0 else f"it ended with {code}"
         return max(code, 1) if code else 0, self.reason or said, code == -signal.SIGKILL
 
@@ -163,7 +170,7 @@ def start_child(launch: Launch) -> Child:
     ledger_fd = -1
     try:
         ledger_fd = ledger.make_memory()
-        pid = _fork(launch, theirs)
+        pid = fork_daemon(launch, theirs.fileno())
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
@@ -181,15 +188,23 @@ def start_child(launch: Launch) -> Child:
     return Child(0, pid, pidfd, ours, ledger_fd, is_child=True)
 
 
-def _fork(launch: Launch, sock: socket.socket) -> int:
-    """Start a daemon in a session of its own, so that a terminal's Ctrl-C reaches the holder alone; its pid. Raises OSError."""
+def fork_daemon(launch: Launch, descriptor: int, *, tied: bool = False) -> int:
+    """Start a daemon in a session of its own, so that a terminal's Ctrl-C reaches the holder alone; its pid. Raises OSError.
+
+    `descriptor` becomes its descriptor _CONTROL_FD; `tied`: it is told to end when this process has.
+    """
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     try:
         os.setsid()
+        if tied:
+            libc.set_death_signal(signal.SIGTERM)
+            if os.getppid() != parent:
+                os._exit(127)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(sock.fileno(), _CONTROL_FD)
+        os.dup2(descriptor, _CONTROL_FD)
         os.set_inheritable(_CONTROL_FD, True)
         os.chdir(launch.cwd)
         os.execve(launch.argv[0], [*launch.argv, str(_CONTROL_FD)], launch.env)

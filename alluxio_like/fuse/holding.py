@@ -49,6 +49,8 @@ class Settings(NamedTuple):
     start_timeout_s: float = 60.0
     stop_s: float = 6.0
     leave_s: float = 40.0
+    patient: bool = False
+    """Daemons come by themselves (`arrived`), and may be long in coming: without one there is no mount yet, and no end either."""
 
 
 class Spawn(NamedTuple):
@@ -198,7 +200,24 @@ class Holding:
 
     def begin(self, now: float) -> list[Action]:
         """The holder starts, with nothing mounted."""
+        return [] if self._settings.patient else self._spawn(now, replacement=False)
+
+    def arrived(self, now: float) -> list[Action]:
+        """A daemon has come by itself (`patient`): it is needed now, or not yet."""
+        if self._ending or self._serving or self._coming or self._start_s is not None:
+            return []
         return self._spawn(now, replacement=False)
+
+    def absent(self, generation: int) -> list[Action]:
+        """There is none to start (`patient`): the next one that arrives is."""
+        daemon = self._daemons.pop(generation)
+        daemon.go(GONE, daemon.since_s)
+        self._coming = None
+        self._start_s = None
+        if not self._replacing:
+            return []
+        self._replacing = False
+        return [Replaced(done=False, reason="there is none to take its place")]
 
     def adopt(self, generation: int, restarts: int, now: float) -> list[Action]:
         """The holder starts on a mount that a daemon of an earlier holder serves."""
@@ -290,7 +309,7 @@ class Holding:
             actions.append(Replaced(done=False, reason=reason))
         if self._ending:
             return actions + self._finish_if_over()
-        if not self._is_mounted:
+        if not self._is_mounted and not self._settings.patient:
             self._ending = True
             self._status = status or 1
             return actions + self._finish_if_over()

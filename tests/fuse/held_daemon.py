@@ -1,6 +1,6 @@
 """A small daemon under a holder, for tests of the holder alone: a directory of a few files, served on an event loop.
 
-Its last argument is the descriptor of its channel, its configuration comes from the holder:
+Its last argument is the descriptor of its channel, its configuration comes from the holder; or it joins one (`join`):
     fail         end before being ready, with this message
     blocked_by   end before being ready while this file exists
     never_ready  prepare for ever
@@ -14,14 +14,16 @@ Names: `f` (CONTENT), `p`, `g` (the serving daemon's generation, as text), `stuc
 
 import asyncio
 import errno
+import json
 import os
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 from alluxio_like.errors import AlluxioLikeError
-from alluxio_like.fuse import wire
+from alluxio_like.fuse import control, wire
 from alluxio_like.fuse.device import BUFFER_BYTES, Device
 from alluxio_like.fuse.held import Held, Serving
 from alluxio_like.fuse.ledger import Ledger
@@ -159,6 +161,16 @@ class Server:
                 self.write(wire.pack_error(unique, errno.ENOSYS))
 
 
+def join() -> int:
+    """Go to the holder at argv[2] by itself, started at argv[3] and configured as argv[4] says; the descriptor of the channel."""
+    message = {"kind": "join", "version": control.VERSION, "since_ns": int(sys.argv[3]), "config": json.loads(sys.argv[4])}
+    while True:
+        sock = control.connect(sys.argv[2], 5)
+        if sock is not None and control.send(sock, message):
+            return sock.detach()
+        time.sleep(0.02)
+
+
 async def main(control_fd: int) -> int:
     held = Held(socket.socket(fileno=control_fd))
     hello = await held.wait_hello()
@@ -196,7 +208,7 @@ async def main(control_fd: int) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(asyncio.run(main(int(sys.argv[-1]))))
+        sys.exit(asyncio.run(main(join() if sys.argv[1] == "--join" else int(sys.argv[-1]))))
     except AlluxioLikeError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(1)

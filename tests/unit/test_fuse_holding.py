@@ -438,3 +438,72 @@ def test_the_ledger_tells_what_was_left(tmp_path: object) -> None:
     finally:
         os.close(kept)
         os.close(successor)
+
+
+class PatientWorld(World):
+    """Daemons that come by themselves: `waiting` of them are there."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        super().__init__()
+        self.core = h.Holding(SETTINGS._replace(patient=True))
+        self.alive.clear()
+        self.log.clear()
+        assert self.core.begin(self.now) == []
+
+    def do(self, actions: list[h.Action]) -> list[h.Action]:
+        for action in super().do(actions):
+            if isinstance(action, h.Spawn):
+                if self.waiting:
+                    self.waiting -= 1
+                else:
+                    del self.alive[action.generation]
+                    self.do(self.core.absent(action.generation))
+        return actions
+
+    def arrive(self) -> None:
+        self.waiting += 1
+        self.do(self.core.arrived(self.now))
+
+
+def test_a_patient_holder_outlives_first_daemons_that_fail() -> None:
+    world = PatientWorld()
+    world.pass_time(3600)
+    assert not world.alive
+    world.arrive()
+    world.exit(1, 2)
+    world.pass_time(60)
+    assert world.status is None
+    assert not world.mounted
+    world.arrive()
+    generation = max(world.alive)
+    world.ready(generation)
+    assert world.mounted
+    assert world.take(h.Serve) == [h.Serve(generation, resend=False)]
+
+
+def test_a_patient_holder_refuses_while_nobody_comes_and_serves_who_does() -> None:
+    world = PatientWorld()
+    world.arrive()
+    world.serve_first()
+    world.exit(1, killed=True)
+    world.pass_time(11)
+    assert world.refusing
+    assert not world.alive
+    world.arrive()
+    generation = max(world.alive)
+    world.ready(generation)
+    assert not world.refusing
+    world.confirm(generation)
+    assert world.core.serving == generation
+
+
+def test_who_arrives_while_one_serves_waits() -> None:
+    world = PatientWorld()
+    world.arrive()
+    world.serve_first()
+    world.arrive()
+    assert list(world.alive) == [1]
+    world.exit(1, killed=True)
+    assert len(world.alive) == 1
+    assert world.waiting == 0
