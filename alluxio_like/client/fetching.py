@@ -113,7 +113,11 @@ class Fetcher:
         except TimeoutError:
             flight.error = TimedOut(f"not read within {self._io_timeout_s:g} s", subject=target.ref.key)
         except AlluxioLikeError as error:
-            flight.error = error
+            flight.error = error.with_traceback(None)
+        except asyncio.CancelledError as error:
+            # The task keeps it and the flight the task, as it keeps an error. The frames that it came through know gRPC's call,
+            # and asyncio's timeout in them knows the task: such a cycle would hold a connection until garbage is collected.
+            raise error.with_traceback(None) from None
         except Exception as error:  # noqa: BLE001 (a waiter must never be left behind; it is logged)
             _log.exception("a read failed in a way nobody foresaw")
             flight.error = Internal(f"{type(error).__name__} while reading", subject=target.ref.key)
