@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -97,7 +98,8 @@ def _format(home: Path) -> None:
     with tempfile.TemporaryDirectory() as directory:
         conf = Path(directory)
         _write_site(conf, {"dfs.namenode.name.dir": f"file://{home / 'name'}", "fs.defaultFS": "hdfs://127.0.0.1:1"})
-        _run([*_JVM, "-cp", f"{home / 'lib'}/*:{conf}", NAMENODE, "-format", "-nonInteractive"], cwd=home, timeout_s=120)
+        command = [*_JVM, _get_hosts_option(conf), "-cp", f"{home / 'lib'}/*:{conf}"]
+        _run([*command, NAMENODE, "-format", "-nonInteractive"], cwd=home, timeout_s=120)
 
 
 def _archive(home: Path) -> None:
@@ -114,11 +116,18 @@ def _archive(home: Path) -> None:
         }
         _write_site(conf, settings)
         # No directory may be among the paths of an archive, so the configuration comes by name.
-        command = [*_JVM, f"-XX:ArchiveClassesAtExit={home / ARCHIVE}", "-cp", f"{home / 'lib'}/*"]
+        command = [*_JVM, _get_hosts_option(conf), f"-XX:ArchiveClassesAtExit={home / ARCHIVE}", "-cp", f"{home / 'lib'}/*"]
         with (conf / "log").open("wb") as log:
             process = subprocess.Popen([*command, NAMENODE, "-conf", str(conf / "hdfs-site.xml")], stdout=log, stderr=log)
+
+            def ready() -> bool:
+                if process.poll() is not None:
+                    said = "\n".join(line for line in (conf / "log").read_text().splitlines() if "[cds]" not in line)
+                    raise HdfsError(f"a NameNode ended with status {process.returncode}:\n{said[-2000:]}")
+                return is_listening(port + 1)
+
             try:
-                wait_until("a NameNode to learn its classes from", lambda: is_listening(port + 1), timeout_s=START_TIMEOUT_S)
+                wait_until("a NameNode to learn its classes from", ready, timeout_s=START_TIMEOUT_S)
             finally:
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -143,6 +152,13 @@ def _write_site(conf: Path, settings: dict[str, str]) -> None:
     )
     for name in ("core-site.xml", "hdfs-site.xml"):
         (conf / name).write_text(f"<configuration>\n{properties}</configuration>\n")
+    # Hadoop does not start where the machine's own name resolves to nothing, as without a line for it in /etc/hosts.
+    (conf / "hosts").write_text(f"127.0.0.1 localhost {socket.gethostname()}\n")
+
+
+def _get_hosts_option(conf: Path) -> str:
+    """A JVM's option: the names that it resolves are those that `_write_site` wrote."""
+    return f"-Djdk.net.hosts.file={conf / 'hosts'}"
 
 
 # -- the cluster ----------------------------------------------------------------------------------------------------------------
@@ -299,7 +315,8 @@ class Cluster:
     @property
     def _jvm(self) -> tuple[str, ...]:
         home = get_home()
-        return (*_JVM, *self.jvm_options, f"-XX:SharedArchiveFile={home / ARCHIVE}", "-cp", f"{home / 'lib'}/*:{self.config_dir}")
+        options = (_get_hosts_option(self.config_dir), *self.jvm_options, f"-XX:SharedArchiveFile={home / ARCHIVE}")
+        return (*_JVM, *options, "-cp", f"{home / 'lib'}/*:{self.config_dir}")
 
     def _start_once(self, home: Path) -> None:
         self.ports = find_ports(4 + 3 * self.datanodes)
