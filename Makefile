@@ -12,7 +12,7 @@ UNIT := $(PYTEST) -q -n 3 tests/unit tests/model
 ## A file of tests stays in one process, which starts the servers that it needs for itself.
 WHOLE := $(PYTEST) -q -n 3 --dist loadfile
 
-.PHONY: help setup setup-servers demo demo-stop test posix check unit proto lock dist bench soak clean
+.PHONY: help setup setup-demo setup-servers demo demo-stop test posix check unit proto lock dist bench soak clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -20,10 +20,13 @@ help:
 setup:
 	@scripts/setup.sh
 
+setup-demo:
+	@scripts/setup.sh --demo
+
 setup-servers:
 	@scripts/setup.sh --servers
 
-demo: setup-servers
+demo: setup-demo
 	@.venv/bin/python -m bench.demo
 
 demo-stop:

@@ -3,8 +3,9 @@
 # requirements.lock, checked by their hashes. Idempotent; a run that finds nothing to do takes a fraction of a second.
 #
 #   scripts/setup.sh            what it takes to run and to check
-#   scripts/setup.sh --servers  also the servers that the tests and the demo start (Ceph, PostgreSQL; HDFS, with Java; for GCS and
-#                               Azure what stands for them), and what the tests read and format with
+#   scripts/setup.sh --demo     also the S3 server that the demo starts (Ceph)
+#   scripts/setup.sh --servers  also the servers that the tests start (Ceph, PostgreSQL; HDFS, with Java; for GCS and Azure what
+#                               stands for them), and what the tests read and format with
 #   scripts/setup.sh --bench    also what the benchmarks hold us against
 #   PYTHON=/path/to/python3     the interpreter, 3.11 or newer      [the one before, else /usr/bin/python3, else python3]
 set -euo pipefail
