@@ -5,6 +5,7 @@ the mount table (with a mount of file:/// anybody who can connect would read wha
 """
 
 import hmac
+import os
 from pathlib import Path
 
 from alluxio_like.errors import ConfigError
@@ -41,14 +42,17 @@ def is_token_right(shown: str | bytes, token: str) -> bool:
 
 
 def read_token(file: Path) -> str:
-    """The token in a file. Raises ConfigError when it cannot be read, is empty, or others may read it."""
+    """The token in a file. Raises ConfigError when it cannot be read, is empty, or others may read it.
+
+    A group may read what is root's: Kubernetes gives a pod that is not root its Secrets so.
+    """
     try:
-        mode = file.stat().st_mode
+        status = file.stat()
         token = file.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
         raise ConfigError(f"cannot read the cluster's token from {file}: {reason}", subject=str(file)) from error
-    if mode & 0o077:
+    if status.st_mode & (0o077 if status.st_uid or not os.geteuid() else 0o037):
         raise ConfigError(f"the token file {file} is open to others: chmod 600 it", subject=str(file))
     if not token or not token.isprintable():
         raise ConfigError(f"the token file {file} holds no token: write one line of letters and digits", subject=str(file))

@@ -1,5 +1,7 @@
 """The client's deterministic parts: what is remembered, how far is read ahead, whose memory it is; and days without a master."""
 
+import contextlib
+import os
 import random
 import subprocess
 from pathlib import Path
@@ -193,6 +195,29 @@ def test_token_files(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises(errors.ConfigError, match="holds no token"):
         read_token(file)
+
+
+@pytest.mark.parametrize(("mode", "works"), [(0o440, True), (0o444, False), (0o460, False)])
+def test_a_group_may_read_roots_token_where_the_reader_is_not_root(tmp_path: Path, mode: int, works: bool) -> None:
+    """As Kubernetes gives Secrets to pods."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    file = tmp_path / "token"
+    file.write_text("secret")
+    file.chmod(mode)
+    os.chown(file, 0, 4711)
+    with pytest.raises(errors.ConfigError, match="chmod 600"):
+        read_token(file)
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(directory.stat().st_mode | 0o011)
+    os.setegid(4711)
+    os.seteuid(4712)
+    try:
+        with contextlib.nullcontext() if works else pytest.raises(errors.ConfigError, match="chmod 600"):
+            assert read_token(file) == "secret"
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 async def test_a_call_after_close_says_so() -> None:
