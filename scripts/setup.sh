@@ -16,7 +16,7 @@ die() { say "$*"; exit 1; }
 
 packages="python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3"
 case "${1:-}" in
-    --servers) packages="$packages fio xfsprogs linux-libc-dev postgresql" ;;
+    --servers) packages="$packages fio xfsprogs e2fsprogs linux-libc-dev postgresql stress-ng dbench rsync sqlite3 make" ;;
     --bench) packages="$packages fio xfsprogs linux-libc-dev s3fs postgresql" ;;
 esac
 
@@ -25,6 +25,13 @@ policy=
 cleanup() { [ -z "$policy" ] || ${sudo:-} rm -f /usr/sbin/policy-rc.d; }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
+apt_install() { # apt_install LOG PACKAGE...
+    local log=$1
+    shift
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@" >"$log" 2>&1
+}
+sudo=
+[ "$(id -u)" = 0 ] || sudo=sudo
 if command -v dpkg-query >/dev/null; then
     missing=
     have=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' $packages 2>/dev/null || true)
@@ -32,11 +39,7 @@ if command -v dpkg-query >/dev/null; then
         [[ $'\n'$have$'\n' == *$'\n'"$p installed"$'\n'* ]] || missing="$missing $p"
     done
     if [ -n "$missing" ]; then
-        sudo=
-        if [ "$(id -u)" != 0 ]; then
-            command -v sudo >/dev/null || die "run as root: apt-get install$missing"
-            sudo=sudo
-        fi
+        [ -z "$sudo" ] || command -v sudo >/dev/null || die "run as root: apt-get install$missing"
         say "installing$missing"
         # No daemon may start by itself while the packages are configured.
         if [ ! -e /usr/sbin/policy-rc.d ]; then
@@ -45,16 +48,17 @@ if command -v dpkg-query >/dev/null; then
             $sudo chmod 755 /usr/sbin/policy-rc.d
         fi
         log=$(mktemp)
-        install() {
-            $sudo env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $missing >"$log" 2>&1
-        }
-        if ! install; then # the lists of packages may be absent or old
+        if ! apt_install "$log" $missing; then # the lists of packages may be absent or old
             $sudo apt-get -o DPkg::Lock::Timeout=300 update >"$log" 2>&1 || { tail -5 "$log" >&2; die "apt-get update failed"; }
-            install || { tail -20 "$log" >&2; die "apt-get install$missing failed"; }
+            apt_install "$log" $missing || { tail -20 "$log" >&2; die "apt-get install$missing failed"; }
         fi
         rm -f "$log"
         # A root file system that no init system has run in lacks it, and without it fusermount3 unmounts nothing.
         [ -e /etc/mtab ] || $sudo ln -s ../proc/self/mounts /etc/mtab
+    fi
+    # fsx is built by Rust 1.82 or newer, which both distributions have beside their ordinary one.
+    if [ "${1:-}" = --servers ] && ! python3 -m tests.servers.tools find-cargo >/dev/null 2>&1; then
+        apt_install /dev/null cargo-web || apt_install /dev/null cargo-1.85 || say "no Rust 1.82 can be had: fsx is not run"
     fi
 else
     say "not a Debian system: install by hand what corresponds to: $packages"

