@@ -24,6 +24,7 @@ from alluxio_like.cli.render import (
     show_size,
 )
 from alluxio_like.cli.tree import PathArgument, to_known_path
+from alluxio_like.cli.waiting import MountedOption, WaitOption, get_deadline, wait_mounted
 from alluxio_like.config import parse_size
 from alluxio_like.errors import InvalidArgument, TimedOut, Unavailable
 from alluxio_like.types import JobId
@@ -61,6 +62,8 @@ def load(
     detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and return.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read every page again and compare checksums.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    wait: WaitOption = "",
+    mounted: MountedOption = "",
     master: MasterOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -75,6 +78,7 @@ def load(
       cache load s3://bucket/prefix --glob '*.tar' --replicas 2
       cache load /mnt/data/val --bandwidth 500MB --detach
       cache load --from-file epoch1.txt --dry-run
+      cache load /data/train --wait 30m --mounted /mnt/data     before a job starts, when the node may be new
     """
     from alluxio_like.rpc.messages import LoadSpec
 
@@ -95,8 +99,12 @@ def load(
         verify=verify,
     )
 
+    deadline = get_deadline(wait)
+
     async def run() -> int:
-        async with open_client(master, *(paths or [])) as client:
+        if mounted:
+            await wait_mounted(mounted, deadline)
+        async with open_client(master, *(paths or []), deadline=deadline) as client:
             job_id = await client.submit_load(spec, wanted)
             if detach:
                 print_json({"job_id": job_id}) if as_json else print(job_id)

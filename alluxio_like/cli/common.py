@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 3.0
 """A guess: a command says that there is no master after so long."""
+WAIT_S = 0.5
+"""Between two tries, where a master is waited for."""
 
 MasterOption = Annotated[
     str,
@@ -115,9 +117,12 @@ def load_client_config(master: str = "") -> "ClientConfig":
 
 
 @contextlib.asynccontextmanager
-async def open_client(master: str, *paths: str) -> AsyncIterator["Client"]:
-    """A client of the master that `master` names or that is found (finding.py). Raises Unavailable, soon, if nobody is there."""
+async def open_client(master: str, *paths: str, deadline: float = 0.0) -> AsyncIterator["Client"]:
+    """A client of the master that `master` names or that is found (finding.py). Raises Unavailable if nobody is there: soon, or
+    where there is a `deadline` (on the monotonic clock) after that.
+    """
     import asyncio
+    import time
 
     from alluxio_like.cli.finding import find_master, lookup_token_file
     from alluxio_like.client import Client
@@ -130,14 +135,18 @@ async def open_client(master: str, *paths: str) -> AsyncIterator["Client"]:
     if config.token_file is None:
         config = config.model_copy(update={"token_file": lookup_token_file(config.master)})
     host, port = split_address(config.master)
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(host, port)
-        writer.close()
-    except (OSError, TimeoutError):
-        raise Unavailable(
-            f"no master answers at {config.master} ({why}): start one with 'alluxio-like up' or give --master HOST:PORT"
-        ) from None
+    while True:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+            break
+        except (OSError, TimeoutError):
+            if time.monotonic() >= deadline:
+                raise Unavailable(
+                    f"no master answers at {config.master} ({why}): start one with 'alluxio-like up' or give --master HOST:PORT"
+                ) from None
+            await asyncio.sleep(WAIT_S)
     client = Client.open(config)
     try:
         yield client

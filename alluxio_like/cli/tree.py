@@ -17,6 +17,7 @@ import typer
 from alluxio_like.cli.common import JsonOption, MasterOption, make_app, open_client, print_json, run_async, to_plain
 from alluxio_like.cli.finding import match_uri, to_namespace_path
 from alluxio_like.cli.render import print_table, show_name, show_percent, show_seconds, show_size
+from alluxio_like.cli.waiting import WaitOption, get_deadline
 from alluxio_like.config import parse_duration
 from alluxio_like.errors import (
     AlreadyExists,
@@ -113,6 +114,11 @@ def mount(
             "all others stay; nothing that is cached is lost.",
         ),
     ] = False,
+    declared: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Mount all that a file declares, or update it where it is mounted already."),
+    ] = None,
+    wait: WaitOption = "",
     master: MasterOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -134,11 +140,32 @@ def mount(
       alluxio-like mount --update /data -o access_key=AK -o secret_key=@/etc/new.key
       alluxio-like mount --update /data -o session_token=
       alluxio-like mount /data s3://bucket -o access_key=file:/run/secrets/s3/id -o secret_key=file:/run/secrets/s3/key
+      alluxio-like mount --from mounts.json --wait 5m
+
+    \b
+    A file declares mounts as a JSON list:
+      [{"path": "/data", "uri": "s3://bucket/prefix", "sync_interval": "5m", "options": {"region": "eu-central-1"}}]
     """
+    from alluxio_like.cli.mount_file import mount_declared, read_mounts
     from alluxio_like.rpc.messages import MountSpec
 
+    deadline = get_deadline(wait)
     if "help" in options:
         show_options(next((text for text in (path, uri) if "://" in text), ""), as_json)
+        return
+    if declared is not None:
+        wanted = read_mounts(declared)
+
+        async def run_all() -> None:
+            async with open_client(master, deadline=deadline) as client:
+                done = await mount_declared(client, wanted)
+            if as_json:
+                print_json([info for _, info in done])
+            else:
+                for what, info in done:
+                    print(f"{what} {info.uri} at {show_name(info.path)}")
+
+        run_async(run_all())
         return
     if not path or not (uri or update):
         raise InvalidArgument("give the path and the store: alluxio-like mount /data s3://bucket/prefix")
@@ -159,7 +186,7 @@ def mount(
     )
 
     async def run() -> None:
-        async with open_client(master) as client:
+        async with open_client(master, deadline=deadline) as client:
             info = await client.mount(spec)
         if as_json:
             print_json(info)
