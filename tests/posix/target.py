@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 EXT4_BYTES = 2 << 30
@@ -20,6 +20,8 @@ class Target:
 
     name: str
     root: Path
+    disturb: dict[str, Callable[[], object]] = field(default_factory=dict)
+    """What may happen to it without anybody noticing: by name, what makes it happen and returns when it has."""
 
 
 @contextmanager
