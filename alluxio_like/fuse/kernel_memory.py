@@ -92,18 +92,21 @@ class KernelMemory:
 
     # Recalls
 
-    def recall(self, recalls: Sequence[Recall], in_use: Iterable[InodeId]) -> Awaitable[None]:
-        """Have the kernel ask again for what is taken back; what is returned is done once it will. `in_use`: what is open."""
+    def recall(
+        self, recalls: Sequence[Recall], in_use: Iterable[InodeId], open_directories: Sequence[InodeId]
+    ) -> Awaitable[None]:
+        """Have the kernel ask again for what is taken back; what is returned is done once it will. `in_use`: files that are
+        open."""
         self.recalls += 1
         everything = False
         for recall in recalls:
             if recall.directory == EVERYWHERE:
                 everything = everything or not recall.pins_only
             elif (node := self._get_node(recall.directory)) is not None:
-                self._recall_directory(node, recall, in_use)
+                self._recall_directory(node, recall, in_use, open_directories)
         if not everything:
             return self._teller.flush()
-        self._recall_everything()
+        self._recall_everything(open_directories)
         return self._teller.flush() if self._teller.can_tell_all else self._tell_top(list(in_use))
 
     def tell_name(self, inode: InodeId) -> None:
@@ -122,11 +125,13 @@ class KernelMemory:
         self._listings.discard(node)
         return True
 
-    def _recall_everything(self) -> None:
+    def _recall_everything(self, open_directories: Iterable[InodeId]) -> None:
         for node in self._listings.list_keys():
             self._drop_listing(node)
         self._teller.tell_all()
-        self._teller.tell_inode(ROOT_NODE, listing=self._listings.lookup(ROOT_NODE) is None)
+        # Who opens a directory from now on finds no old copy; who has it open may rewind it.
+        for node in {ROOT_NODE, *filter(None, map(self._get_node, open_directories))}:
+            self._teller.tell_inode(node, listing=self._listings.lookup(node) is None)
 
     async def _tell_top(self, in_use: Iterable[InodeId]) -> None:
         """One by one what is in use, and what everything else is below: also what an earlier daemon on this mount has
@@ -148,7 +153,9 @@ class KernelMemory:
             self.tell_name(inode)
         await self._teller.flush()
 
-    def _recall_directory(self, node: int, recall: Recall, in_use: Iterable[InodeId]) -> None:
+    def _recall_directory(
+        self, node: int, recall: Recall, in_use: Iterable[InodeId], open_directories: Iterable[InodeId]
+    ) -> None:
         may_drop = self._drop_listing(node)
         names: Sequence[bytes] | None = recall.names
         if recall.all_names:
@@ -159,7 +166,7 @@ class KernelMemory:
                 names = None
         if names is None:
             if self._teller.can_tell_all:
-                self._recall_everything()
+                self._recall_everything(open_directories)
             elif node == ROOT_NODE:
                 names = self._backend.list_known_names(recall.directory, 1 << 30)
             else:

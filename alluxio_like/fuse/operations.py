@@ -161,7 +161,8 @@ class Operations:
         inode = self._root.attr.inode
         if any(recall.directory in (EVERYWHERE, inode) for recall in recalls):
             self._root_until_s = 0.0
-        return self.kernel_memory.recall(recalls, [file.entry.attr.inode for file in self._files])
+        files = [file.entry.attr.inode for file in self._files]
+        return self.kernel_memory.recall(recalls, files, [directory.entry.attr.inode for directory in self._directories])
 
     # Files
 

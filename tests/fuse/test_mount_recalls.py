@@ -81,6 +81,20 @@ def test_all_names_of_a_directory_and_all_names(mount: MakeMount, where: str | N
         assert kept.fileno() >= 0
 
 
+@pytest.mark.parametrize("where", ["/many", None])
+def test_who_has_a_directory_open_lists_it_anew(mount: MakeMount, where: str | None) -> None:
+    made = mount(many={"/many": 30}, **LONG)
+    directory = os.open(made.path / "many", os.O_RDONLY)
+    try:
+        names = sorted(os.listdir(directory))
+        made.do("add_file", path="/many/zzz", text="added")
+        recall(made, where, all_names=True)
+        # listdir left the directory rewound, not closed
+        assert sorted(os.listdir(directory)) == [*names, "zzz"]
+    finally:
+        os.close(directory)
+
+
 def test_a_recall_while_lookups_and_reads_wait(mount: MakeMount) -> None:
     """Whatever waited is not kept; the loop goes on while the kernel's notification waits for those requests."""
     made = mount(never_now=True, big_files={"/dir/big": 10 << 20}, **LONG)

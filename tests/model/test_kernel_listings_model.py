@@ -147,12 +147,8 @@ class Listings(RuleBasedStateMachine):
     def change(self, everything: bool) -> None:
         """A recall; the kernel is told at once."""
         self.version += 1
-        told = self.memory.recall([Recall(EVERYWHERE if everything else InodeId(NODE), (b"x",))], [])
-        assert told is DONE
-        if everything:
-            # Names are asked for again, which the kernel does not do for open directories.
-            for reader in self.readers:
-                reader.since = 0
+        recall = Recall(EVERYWHERE if everything else InodeId(NODE), (b"x",))
+        assert self.memory.recall([recall], [], [InodeId(NODE)] if self.readers else []) is DONE
 
     @rule()
     def grow_old(self) -> None:
