@@ -2,8 +2,6 @@
 training data, and the ways in which training programs hand files to each other."""
 
 import fcntl
-import json
-import mmap
 import os
 import shutil
 import sqlite3
@@ -21,6 +19,8 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
+import safetensors
+from safetensors.numpy import save_file
 
 from tests.posix.system import opened
 from tests.posix.table import table
@@ -241,30 +241,10 @@ def test_building_a_program(place: Path, run: Run) -> None:
 # -- training data and checkpoints -----------------------------------------------------------------------------------------------
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """The format's layout: length of the header, header, tensors one after the other."""
-    header, at = {}, 0
-    for name, tensor in tensors.items():
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
-        at += tensor.nbytes
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            file.write(tensor.tobytes())
-
-
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """By mmap, as loaders do."""
-    with opened(path) as fd:
-        mapped = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
-    (length,) = struct.unpack("<Q", mapped[:8])
-    header = json.loads(mapped[8 : 8 + length])
-    found = {}
-    for name, about in header.items():
-        start, end = about["data_offsets"]
-        found[name] = np.frombuffer(mapped, np.float32, (end - start) // 4, 8 + length + start).reshape(about["shape"])
-    return found
+    with safetensors.safe_open(path, "np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
 
 
 def make_tensors(seed: int, count: int = 6) -> dict[str, np.ndarray]:
@@ -273,14 +253,15 @@ def make_tensors(seed: int, count: int = 6) -> dict[str, np.ndarray]:
 
 
 def test_safetensors_by_mmap(place: Path) -> None:
-    tensors = make_tensors(1)
-    write_safetensors(place / "model.safetensors", tensors)
-    found = read_safetensors(place / "model.safetensors")
-    assert all(np.array_equal(found[name], tensors[name]) for name in tensors)
-    write_safetensors(place / "new", make_tensors(2))
-    os.rename(place / "new", place / "model.safetensors")
-    assert all(np.array_equal(found[name], tensors[name]) for name in tensors)  # the mapping is of what was replaced
-    assert np.array_equal(read_safetensors(place / "model.safetensors")["layer3"], make_tensors(2)["layer3"])
+    path = place / "model.safetensors"
+    save_file(make_tensors(1), path)
+    with safetensors.safe_open(path, "np") as mapped:
+        assert np.array_equal(mapped.get_tensor("layer0"), make_tensors(1)["layer0"])
+        save_file(make_tensors(2), place / "new")
+        os.rename(place / "new", path)
+        # The mapping is of what was replaced.
+        assert all(np.array_equal(mapped.get_tensor(name), tensor) for name, tensor in make_tensors(1).items())
+    assert all(np.array_equal(read_safetensors(path)[name], tensor) for name, tensor in make_tensors(2).items())
 
 
 def test_arrow_and_parquet(place: Path) -> None:
@@ -313,10 +294,11 @@ def test_a_checkpoint_of_several_ranks(place: Path, run: Run) -> None:
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from tests.programs.test_programs import make_tensors, write_safetensors
+from safetensors.numpy import save_file
+from tests.programs.test_programs import make_tensors
 directory, rank = Path(sys.argv[1]), int(sys.argv[2])
 for i in range(3):
-    write_safetensors(directory / f".__{rank}_{i}.tmp", make_tensors(rank * 10 + i, 2))
+    save_file(make_tensors(rank * 10 + i, 2), directory / f".__{rank}_{i}.tmp")
     with open(directory / f".__{rank}_{i}.tmp", "rb+") as file:
         os.fsync(file.fileno())
     os.rename(directory / f".__{rank}_{i}.tmp", directory / f"__{rank}_{i}.distcp")
