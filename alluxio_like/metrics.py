@@ -160,6 +160,18 @@ class Metrics:
         )
         self.door_leases = self._gauge("door_leases", "Cache files handed out one by one and not yet given back.")
 
+        self.drafts = self._gauge("drafts", "Files that are being written at this worker.")
+        self.draft_bytes = self._gauge("draft_bytes", "Bytes on the disk of files that are being written.")
+        self.unpersisted_files = self._gauge("unpersisted_files", "Versions written here that the store does not have.")
+        self.unpersisted_bytes = self._gauge("unpersisted_bytes", "Bytes of versions written here that the store does not have.")
+        self.seal_seconds = self._histogram("seal_seconds", "Time from a close to the file's next version.")
+        self.upload_seconds = self._histogram("upload_seconds", "Time that the upload of a version took, waiting included.")
+        self.uploaded_bytes = self._counter("uploaded_bytes_total", "Bytes of content that went to stores.")
+        self.upload_failures = self._counter("upload_failures_total", "Uploads that failed and are repeated, by code.", ("code",))
+        self.upload_conflicts = self._counter(
+            "upload_conflicts_total", "Files changed at the store by others while they were written here: both are kept."
+        )
+
     def _add_rpc(self) -> None:
         self.rpc_requests = self._counter("rpc_requests_total", "Calls served, by method and status.", ("method", "status"))
         self.rpc_latency = self._histogram("rpc_seconds", "Time a served call took.", ("method",))

@@ -6,7 +6,7 @@ disk, except those marked "quick", which only look at memory once the file is at
 """
 
 import contextlib
-import errno
+import logging
 import os
 import threading
 from array import array
@@ -39,8 +39,8 @@ from alluxio_like.types import (
 
 __all__ = ["CachedFile", "Owner", "PresentRun", "Role"]
 
+_LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Owner(Protocol):
@@ -76,6 +76,7 @@ class CachedFile:
         "_role",
         "_size",
         "_trust",
+        "_unpersisted",
         "_users",
         "directory",
         "file_id",
@@ -96,6 +97,7 @@ class CachedFile:
         self._owner = owner
         self._role = Role(record.role)
         self._pinned = record.pinned
+        self._unpersisted = record.unpersisted
         self._last_use_s = record.last_use_s
         self._present_bytes = record.present_bytes
         self._trust = directory.get_index().trust
@@ -124,6 +126,11 @@ class CachedFile:
     @property
     def pinned(self) -> bool:
         return self._pinned
+
+    @property
+    def unpersisted(self) -> bool:
+        """Quick. It was written here and the store does not have it: it never goes, nor does any of its pages."""
+        return self._unpersisted
 
     @property
     def removed(self) -> bool:
@@ -281,6 +288,7 @@ class CachedFile:
                 self._role,
                 self._pinned,
                 self.fingerprint.token,
+                self._unpersisted,
             )
             put = FilePut(self.file_id, record)
             for number in self._dirty:
@@ -292,11 +300,12 @@ class CachedFile:
             self.stored = True
             return put
 
-    def set_state(self, *, role: Role | None = None, pinned: bool | None = None) -> None:
-        """Change role or pin; the caller marks the file dirty."""
+    def set_state(self, *, role: Role | None = None, pinned: bool | None = None, unpersisted: bool | None = None) -> None:
+        """Change role or pin, or that the store does not have it; the caller marks the file dirty."""
         with self._lock:
             self._role = self._role if role is None else role
             self._pinned = self._pinned if pinned is None else pinned
+            self._unpersisted = self._unpersisted if unpersisted is None else unpersisted
 
     def begin_removal(self, *, force: bool, include_pinned: bool) -> tuple[str, int]:
         """Mark the file removed, if it may go: ("free" | "held" | "pinned" | "in_use" | "removed", descriptor).
@@ -307,7 +316,7 @@ class CachedFile:
         with self._lock:
             if self._removed:
                 return "removed", -1
-            if self._pinned and not include_pinned:
+            if (self._pinned and not include_pinned) or self._unpersisted:
                 return "pinned", -1
             if (self._users or self._punching) and not force:
                 return "in_use", -1
@@ -335,7 +344,7 @@ class CachedFile:
         Until `end_punch` the file can be read (the worker's own descriptor is the one with the lease) but not written to.
         """
         with self._lock:
-            if self._removed or self._pinned or self._users or self._punching:
+            if self._removed or self._pinned or self._unpersisted or self._users or self._punching:
                 return -1, 0
             found = self._get_block(block)
             if not found.bits:
@@ -358,6 +367,25 @@ class CachedFile:
             if self._removed and not self._users:
                 os.close(fd)
                 self._fd = -1
+
+    def begin_takeover(self) -> bool:
+        """Let nobody use the file any more who does not use it now: it is to become a draft. False: it was removed already, or
+        is being punched."""
+        with self._lock:
+            if self._removed or self._punching:
+                return False
+            self._removed = True
+            return True
+
+    def end_takeover(self, *, taken: bool) -> None:
+        """It is one, or it stays what it is."""
+        with self._lock:
+            self._removed = taken
+
+    @property
+    def users(self) -> int:
+        """Quick. How many use the descriptor at this moment."""
+        return self._users
 
     def mark_removed(self) -> bool:
         """The file's bytes are lost. False: it was removed already."""
@@ -532,6 +560,13 @@ class CachedFile:
                 # Bad bytes are bad for everybody who read them, also when another reader has dropped the page by now.
                 if self._removed or not block.bits & bit:
                     continue
+                if not good and self._unpersisted:
+                    # Nobody has anything better.
+                    _LOG.error(
+                        "page %d of file %s does not match its checksum, and the store does not have it: look at the disk of %s",
+                        page, self.file_id, self._dir.spec.path,
+                    )  # fmt: skip
+                    continue
                 if not good:
                     block.bits &= ~bit
                     block.suspect &= ~bit
@@ -576,10 +611,4 @@ class CachedFile:
             raise self._translate(error) from error
 
     def _translate(self, error: OSError) -> errors.AlluxioLikeError:
-        if error.errno in _FULL_DISK:
-            self._dir.note_disk_full()
-            return errors.NoSpace("disk of the cache directory is full", subject=str(self._dir.spec.path))
-        if error.errno in {errno.EMFILE, errno.ENFILE, errno.EWOULDBLOCK}:
-            return errors.Unavailable(f"cache file cannot be opened now ({error.strerror})", subject=str(self.file_id))
-        self._dir.fail(str(error))
-        return errors.DiskError(f"cache disk failed ({error.strerror})", subject=str(self._dir.spec.path))
+        return self._dir.translate(error, str(self.file_id))

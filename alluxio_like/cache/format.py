@@ -1,9 +1,11 @@
 """What is on the disk: the format's number, the index's keys and records, the names of cache files.
 
-Format 1. The index has three tables, each a tree of its own (decision 0006). Keys, integers big-endian so that they sort:
+Format 2; format 1, which had neither the table `writing` nor the flag of what only this cache has, is read and raised. The index
+has four tables, each a tree of its own (decision 0006). Keys, integers big-endian so that they sort:
 
     files    inode version         -> a file: size, generation, present bytes, last use, role, flags, fingerprint token
     blocks   inode version block   -> a block: generation, trust, presence bits, then one checksum a page
+    writing  D inode, S inode, U inode version -> what programs write here: see cache/writing_records.py
     (main)   M name                -> of the directory: boot id, clean mark, trust, usage, how far the scrubber is
 
 `trust` counts the crashes of the machine that the directory went through: a block with a smaller number than the directory's was
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 
 from alluxio_like.types import PAGES_PER_BLOCK, FileId, InodeId, VersionId, get_page_count
 
-FORMAT_NUMBER = 1
+FORMAT_NUMBER = 2
 
 _KEY_FILE = struct.Struct(">QQ")
 _KEY_BLOCK = struct.Struct(">QQI")
@@ -25,6 +27,10 @@ _FILE = struct.Struct("<QQQIBB")
 _BLOCK = struct.Struct("<QIQ")
 _USAGE = struct.Struct("<QQQQQ")
 _SCRUB = struct.Struct("<dQBQQ")
+
+_PINNED = 1
+_UNPERSISTED = 2
+"""Flags of a file."""
 
 BLOCK_HEADER_BYTES = _BLOCK.size
 KEY_TRUST = b"Mtrust"
@@ -35,12 +41,14 @@ KEY_SCRUB = b"Mscrub"
 
 FILES = b"files"
 BLOCKS = b"blocks"
+WRITING = b"writing"
 """The names of the tables; the main one, which has none, holds their roots too."""
 
 
 @dataclass(slots=True)
 class FileRecord:
-    """A file in the index; `last_use_s` is seconds since the epoch."""
+    """A file in the index; `last_use_s` is seconds since the epoch. `unpersisted`: written here, and the store does not have it:
+    it never goes."""
 
     size: int
     generation: int
@@ -49,6 +57,7 @@ class FileRecord:
     role: int
     pinned: bool
     token: str
+    unpersisted: bool = False
 
 
 @dataclass(slots=True)
@@ -96,16 +105,16 @@ def parse_block_key(key: bytes) -> tuple[FileId, int]:
 
 
 def pack_file(record: FileRecord) -> bytes:
-    head = _FILE.pack(
-        record.size, record.generation, record.present_bytes, record.last_use_s, record.role, 1 if record.pinned else 0
-    )
+    flags = (_PINNED if record.pinned else 0) | (_UNPERSISTED if record.unpersisted else 0)
+    head = _FILE.pack(record.size, record.generation, record.present_bytes, record.last_use_s, record.role, flags)
     return head + record.token.encode("utf-8", "surrogateescape")
 
 
 def unpack_file(raw: bytes) -> FileRecord:
     size, generation, present_bytes, last_use_s, role, flags = _FILE.unpack_from(raw)
     token = raw[_FILE.size :].decode("utf-8", "surrogateescape")
-    return FileRecord(size, generation, present_bytes, last_use_s, role, bool(flags & 1), token)
+    unpersisted = bool(flags & _UNPERSISTED)
+    return FileRecord(size, generation, present_bytes, last_use_s, role, bool(flags & _PINNED), token, unpersisted)
 
 
 def find_whole_generation(raw: bytes, size: int, token: str) -> int:
@@ -177,6 +186,11 @@ def make_file_path(file_id: FileId, generation: int) -> str:
     after other files had been deleted; each directory has a block group of its own to search).
     """
     return f"files/{file_id.inode >> 12 & 0xFF:02x}/{file_id.inode:x}-{file_id.version:x}-{generation:016x}"
+
+
+def make_draft_path(inode: InodeId, generation: int) -> str:
+    """A draft's path below its directory."""
+    return f"drafts/{inode:x}-{generation:016x}"
 
 
 def parse_file_name(name: str) -> tuple[FileId, int] | None:

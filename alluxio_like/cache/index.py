@@ -8,15 +8,16 @@ changed, so that changes are delivered in commit order.
 
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import lmdb
 
 from alluxio_like.cache import format as fmt
 from alluxio_like.cache.format import BlockRecord, FileRecord, UsageRecord
-from alluxio_like.types import FileId
+from alluxio_like.types import FileId, InodeId, VersionId
 
 MAX_READERS = 2048
 """Slots for read transactions, of all processes together; each thread that looks uses one for microseconds."""
@@ -59,6 +60,19 @@ class Tables:
 
     files: Any
     blocks: Any
+    writing: Any
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """Changes that wait for a transaction that is forced to the disk."""
+
+    puts: list[FilePut]
+    removes: list[tuple[FileId, int]]
+    writing: Mapping[bytes, bytes | None]
+    force: bool
+    done: bool = False
+    error: BaseException | None = None
 
 
 class Index:
@@ -73,14 +87,16 @@ class Index:
             metasync=False,
             max_readers=MAX_READERS,
             max_spare_txns=16,
-            max_dbs=2,
+            max_dbs=3,
             readahead=False,
         )
-        self._tables = Tables(self._env.open_db(fmt.FILES), self._env.open_db(fmt.BLOCKS))
+        self._tables = Tables(*(self._env.open_db(name) for name in (fmt.FILES, fmt.BLOCKS, fmt.WRITING)))
         self._env.reader_check()
         self._on_commit = on_commit
         self.lock = threading.RLock()
         """Held around a commit and the delivery of its effects."""
+        self._tickets_lock = threading.Lock()
+        self._tickets: list[_Ticket] = []
         raw = self.get_meta(fmt.KEY_USAGE)
         self._usage = fmt.unpack_usage(raw) if raw else UsageRecord()
         self.trust = int.from_bytes(self.get_meta(fmt.KEY_TRUST) or b"\0", "big")
@@ -113,11 +129,74 @@ class Index:
             raw = txn.get(fmt.make_block_key(file_id, block), db=self._tables.blocks)
         return fmt.unpack_block(raw) if raw is not None else None
 
+    def get_writing(self, key: bytes) -> bytes | None:
+        """A record of what programs write here."""
+        with self._env.begin() as txn:
+            value = txn.get(key, db=self._tables.writing)
+            return bytes(value) if value is not None else None
+
+    def scan_writing(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Those records whose keys begin with `prefix`."""
+        for key, value in self._scan(self._tables.writing, prefix):
+            if not key.startswith(prefix):
+                return
+            yield key, value
+
+    def commit_durably(
+        self,
+        writing: Mapping[bytes, bytes | None],
+        *,
+        puts: Sequence[FilePut] = (),
+        removes: Sequence[tuple[FileId, int]] = (),
+    ) -> None:
+        """Like `commit_grouped`, and the transaction outlives a power loss when this returns."""
+        self._commit_ticket(_Ticket(list(puts), list(removes), writing, force=True))
+
+    def commit_grouped(self, writing: Mapping[bytes, bytes | None], *, puts: Sequence[FilePut] = ()) -> None:
+        """Change records of what programs write (None: forget it), and files with them, in one transaction. Callers at the same
+        time share a transaction, and so its wait for the disk.
+
+        Raises lmdb.Error or OSError: then it is not known whether anything was changed.
+        """
+        self._commit_ticket(_Ticket(list(puts), [], writing, force=False))
+
+    def _commit_ticket(self, ticket: _Ticket) -> None:
+        with self._tickets_lock:
+            self._tickets.append(ticket)
+        with self.lock:
+            if not ticket.done:
+                with self._tickets_lock:
+                    tickets, self._tickets = self._tickets, []
+                self._commit_tickets(tickets)
+        if ticket.error is not None:
+            raise ticket.error
+
+    def _commit_tickets(self, tickets: list[_Ticket]) -> None:
+        """Under the lock."""
+        try:
+            changed: dict[bytes, bytes | None] = {}
+            for one in tickets:
+                changed.update(one.writing)
+            removes = [remove for one in tickets for remove in one.removes]
+            self.commit(lambda: [put for one in tickets for put in one.puts], removes, writing=changed)
+            if any(one.force for one in tickets):
+                self._env.sync(True)
+        except (lmdb.Error, OSError) as error:
+            for one in tickets:
+                one.error = error
+        finally:
+            for one in tickets:
+                one.done = True
+
     def commit(
-        self, make_puts: Callable[[], list[FilePut]], removes: list[tuple[FileId, int]], uses: dict[FileId, int] | None = None
+        self,
+        make_puts: Callable[[], list[FilePut]],
+        removes: list[tuple[FileId, int]],
+        uses: dict[FileId, int] | None = None,
+        writing: Mapping[bytes, bytes | None] = MappingProxyType({}),
     ) -> None:
         """One transaction: the puts (made inside, so that a later commit never writes an older state), then the removal of files
-        of the given generations, then last uses in seconds since the epoch.
+        of the given generations, then last uses in seconds since the epoch, then records of what programs write.
 
         Raises lmdb.Error or OSError: then nothing was changed.
         """
@@ -131,6 +210,11 @@ class Index:
                     _remove_file(txn, self._tables, file_id, generation, usage, effects)
                 for file_id, now_s in (uses or {}).items():
                     _put_use(txn, self._tables, file_id, now_s)
+                for key, value in writing.items():
+                    if value is None:
+                        txn.delete(key, db=self._tables.writing)
+                    else:
+                        txn.put(key, value, db=self._tables.writing)
                 txn.put(fmt.KEY_USAGE, fmt.pack_usage(usage))
             self._usage = usage
             self._on_commit(effects)
@@ -140,6 +224,16 @@ class Index:
         start = b"" if after is None else fmt.make_file_key(after) + b"\0"
         for key, raw in self._scan(self._tables.files, start):
             yield fmt.parse_file_key(key), fmt.unpack_file(raw)
+
+    def scan_inode(self, inode: InodeId) -> Iterator[tuple[FileId, FileRecord]]:
+        """All files of an inode."""
+        start = FileId(inode, VersionId(0))
+        if (first := self.lookup_file(start)) is not None:
+            yield start, first
+        for file_id, record in self.scan_files(start):
+            if file_id.inode != inode:
+                return
+            yield file_id, record
 
     def scan_blocks(self) -> Iterator[tuple[FileId, int, int, int]]:
         """File id, block, trust, bits of every block."""

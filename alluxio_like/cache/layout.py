@@ -5,6 +5,7 @@
     lock        locked while a worker has the directory; holds its pid
     index/      LMDB
     files/ab/   cache files, sparse, data at natural offsets
+    drafts/     files that are being written
     held/       evicted but still open somewhere
 
 Owns these files and the account of the directory's space. Space is charged before bytes are written and given back when they are
@@ -12,6 +13,7 @@ gone, under one lock that is held for arithmetic only. Safe from any thread.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -32,6 +34,7 @@ from alluxio_like.clock import Clock
 from alluxio_like.types import BLOCK_BYTES, PAGE_BYTES
 
 DEFAULT_QUOTA_FRACTION = 0.8
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 DISK_CHECK_INTERVAL_S = 1.0
 """How long a statvfs is believed; what we write ourselves meanwhile is subtracted."""
 INDEX_MAP_FRACTION = 8
@@ -75,6 +78,8 @@ class CacheDirectory:
         self._used = 0
         self._held = 0
         self._held_files = 0
+        self._drafts: dict[int, int] = {}
+        self._draft_bytes = 0
         self.file_system = UNKNOWN
         self._room = 0
         self._room_until = -1.0
@@ -97,6 +102,18 @@ class CacheDirectory:
     def held_files(self) -> int:
         return self._held_files
 
+    @property
+    def draft_bytes(self) -> int:
+        """Space of files that are being written, as of the last look at each."""
+        return self._draft_bytes
+
+    def note_draft(self, generation: int, size: int) -> None:
+        """A file that is being written takes so much space (0: none any more)."""
+        with self._lock:
+            self._draft_bytes += size - self._drafts.pop(generation, 0)
+            if size:
+                self._drafts[generation] = size
+
     def get_index(self) -> Index:
         """The index; raises DiskError when the directory has failed."""
         if self.index is None or self.state != "ok":
@@ -114,7 +131,7 @@ class CacheDirectory:
         self._on_failed = on_failed
         self.file_system = probe_file_system(self.fd)
         try:
-            for name in ("files", "held", "index"):
+            for name in ("files", "held", "drafts", "index"):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=self.fd)
             for number in range(256):
@@ -148,7 +165,7 @@ class CacheDirectory:
             with self._lock:
                 self._room = stat.f_bavail * stat.f_frsize - keep
                 self._room_until = now + DISK_CHECK_INTERVAL_S
-        return max(0, min(self._room, self.quota_bytes - self._used - self._held))
+        return max(0, min(self._room, self.quota_bytes - self._used - self._held - self._draft_bytes))
 
     def get_overdraft(self) -> int:
         """Bytes that lack of what must stay free on the disk: others use it too."""
@@ -162,7 +179,7 @@ class CacheDirectory:
             self.get_index()
         room = self.get_room()
         with self._lock:
-            if size > min(room, self._room, self.quota_bytes - self._used - self._held):
+            if size > min(room, self._room, self.quota_bytes - self._used - self._held - self._draft_bytes):
                 raise errors.NoSpace("cache directory is full", subject=str(self.spec.path))
             self._used += size
             self._room -= size
@@ -187,6 +204,19 @@ class CacheDirectory:
             self.state = "failed"
             self.reason = reason
         self._on_failed(self)
+
+    def translate(self, error: OSError | lmdb.Error, subject: str = "") -> errors.AlluxioLikeError:
+        """What the disk said, in our own errors; a disk that fails is taken out."""
+        code = error.errno if isinstance(error, OSError) else None
+        if code in _FULL_DISK or isinstance(error, lmdb.MapFullError):
+            self.note_disk_full()
+            return errors.NoSpace("disk of the cache directory is full", subject=str(self.spec.path))
+        if code in {errno.EMFILE, errno.ENFILE, errno.EWOULDBLOCK}:
+            return errors.Unavailable(f"file of the cache cannot be opened now ({os.strerror(code or 0)})", subject=subject)
+        if code == errno.ENOENT:
+            return errors.DiskError("file of the cache is gone from the disk", subject=subject or str(self.spec.path))
+        self.fail(str(error))
+        return errors.DiskError(f"cache disk failed ({error})", subject=str(self.spec.path))
 
     def hold(self, path: str, generation: int) -> None:
         """Move a removed file that somebody still has open to held/, and count it."""
@@ -347,8 +377,14 @@ def check_format(fd: int, path: str) -> bool:
     return True
 
 
+def get_format(fd: int) -> int:
+    """The number of a directory's format, which `check_format` has found good."""
+    return int(json.loads(_read_file(fd, "format") or "{}")["format"])
+
+
 def _check_format(fd: int, path: Path) -> None:
-    if not check_format(fd, str(path)):
+    if not check_format(fd, str(path)) or get_format(fd) < fmt.FORMAT_NUMBER:
+        # A format before this one is read as it is: tables and flags were added. From now on older programs refuse.
         fields = {"format": fmt.FORMAT_NUMBER, "page_bytes": PAGE_BYTES, "block_bytes": BLOCK_BYTES}
         _write_file(fd, "format", json.dumps(fields))
 

@@ -18,7 +18,7 @@ MAX_PENDING_CHANGES = 500_000
 @dataclass(frozen=True, slots=True)
 class DirectoryUsage:
     """One directory. `state` is "ok" or "failed" (then `reason` says why); `held_bytes` are evicted but still open somewhere, in
-    `held_files` files; `file_system` says what it is on.
+    `held_files` files; `file_system` says what it is on. Of `used_bytes`, `draft_bytes` are files that are being written.
 
     `room_bytes` may still be written: by the quota, and by what must stay free on the disk; of that, `overdrawn_bytes` lack.
     """
@@ -39,6 +39,7 @@ class DirectoryUsage:
     held_files: int = 0
     overdrawn_bytes: int = 0
     file_system: FileSystem = UNKNOWN
+    draft_bytes: int = 0
 
     @property
     def usable_bytes(self) -> int:
@@ -58,6 +59,7 @@ class FileInfo:
     present_bytes: int
     last_use_s: int
     directory: int
+    unpersisted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ import lmdb
 from alluxio_like import errors
 from alluxio_like.cache import format as fmt
 from alluxio_like.cache import syscalls
+from alluxio_like.cache.drafts import Drafts
 from alluxio_like.cache.file import CachedFile, PresentRun, Role
 from alluxio_like.cache.format import FileRecord, ScrubMark
 from alluxio_like.cache.index import FilePut
@@ -85,6 +86,8 @@ class CacheStore:
         self._removing: set[FileId] = set()
         self._uses: dict[FileId, int] = {}
         self._log = ChangeLog()
+        self.drafts = Drafts(directories, self, clock)
+        """Files that programs write."""
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._absent: list[tuple[CacheDirSpec, str]] = []
@@ -117,6 +120,9 @@ class CacheStore:
             quotas = get_default_quotas([directory.spec for directory in opened], [directory.fd for directory in opened])
             for directory, quota in zip(opened, quotas, strict=True):
                 directory.start(boot_id, quota, store._log.add, store._note_failed)
+            for directory in opened:
+                if directory.ok:
+                    store.drafts.load(directory)
             if not any(directory.ok for directory in opened):
                 raise errors.DiskError("; ".join(f"{directory.spec.path}: {directory.reason}" for directory in opened))
         except BaseException:
@@ -213,6 +219,7 @@ class CacheStore:
                         record.present_bytes,
                         record.last_use_s,
                         directory.number,
+                        record.unpersisted,
                     )
 
     def iter_blocks(self) -> Iterator[BlockChange]:
@@ -331,6 +338,15 @@ class CacheStore:
         """Make guests home or the reverse (after workers came or went). Committed on return."""
         self._set_state(file_ids, role=role, pinned=None)
 
+    def set_persisted(self, file_id: FileId) -> None:
+        """The store has what was written here, or is not to have it any more: it may be evicted like others. Committed on
+        return."""
+        file = self.lookup(file_id)
+        if file is not None and file.unpersisted:
+            file.set_state(unpersisted=False)
+            self.mark_dirty(file)
+            self._commit(self._dirs[file.directory])
+
     def record_use(self, file_id: FileId) -> None:
         """Quick. The file was used now; kept in memory, written about each minute by the commit thread."""
         self._uses[file_id] = self._clock.now_ns() // 1_000_000_000
@@ -350,7 +366,8 @@ class CacheStore:
                     path=directory.spec.path,
                     tier=directory.spec.tier,
                     quota_bytes=directory.quota_bytes,
-                    used_bytes=directory.used_bytes,
+                    used_bytes=directory.used_bytes + directory.draft_bytes,
+                    draft_bytes=directory.draft_bytes,
                     held_bytes=directory.held_bytes,
                     home_bytes=sums.home_bytes,
                     guest_bytes=sums.guest_bytes,
@@ -425,14 +442,47 @@ class CacheStore:
         if not file.mark_removed():
             return
         with self._lock:
-            if self._files.get(file.file_id) is file:
-                del self._files[file.file_id]
-            self._recent.pop(file.file_id, None)
+            self._take_out(file)
             self._removing.add(file.file_id)
             self._lost.append(file)
         self._wake.set()
 
+    # For Drafts (its Owner).
+
+    def forget(self, file: CachedFile) -> None:
+        """The file is to become a draft: nobody finds it, nor creates one of its id, before `allow`."""
+        with self._lock:
+            self._changed.wait_for(lambda: file.file_id not in self._removing, REMOVAL_WAIT_S)
+            self._removing.add(file.file_id)
+            self._take_out(file)
+
+    def recall(self, file: CachedFile) -> None:
+        """It stays what it is."""
+        with self._lock:
+            self._files[file.file_id] = file
+
+    def reserve(self, file_id: FileId) -> None:
+        """Remove the file of that id; nobody creates one before `allow`. Raises Unavailable."""
+        for _ in range(8):
+            self.remove([file_id], force=True, include_pinned=True)
+            with self._lock:
+                self._changed.wait_for(lambda: file_id not in self._removing, REMOVAL_WAIT_S)
+                if file_id not in self._removing and self._lookup(file_id) is None:
+                    self._removing.add(file_id)
+                    return
+        raise errors.Unavailable("the file is replaced again and again", subject=str(file_id))
+
+    def allow(self, file_id: FileId) -> None:
+        """A file of that id may be created again."""
+        self._end_removal(file_id)
+
     # Inside.
+
+    def _take_out(self, file: CachedFile) -> None:
+        """Under the lock."""
+        if self._files.get(file.file_id) is file:
+            del self._files[file.file_id]
+        self._recent.pop(file.file_id, None)
 
     def _lookup(self, file_id: FileId) -> CachedFile | None:
         """Under the lock."""
@@ -457,6 +507,8 @@ class CacheStore:
         return None
 
     def _is_in_use(self, file_id: FileId, generation: int) -> bool:
+        if self.drafts.is_generation_used(file_id.inode, generation):
+            return True
         with self._lock:
             file = self._files.get(file_id)
             return file is not None and file.generation == generation
@@ -507,9 +559,7 @@ class CacheStore:
                 continue
             with self._lock:
                 for file, _ in mine:
-                    if self._files.get(file.file_id) is file:
-                        del self._files[file.file_id]
-                    self._recent.pop(file.file_id, None)
+                    self._take_out(file)
             if not self._commit(directory, removes=[(file.file_id, file.generation) for file, _ in mine]):
                 continue
             for file, outcome in mine:

@@ -56,6 +56,17 @@ def take_write_lease(fd: int) -> bool:
     return True
 
 
+def take_read_lease(fd: int) -> bool:
+    """F_SETLEASE(F_RDLCK): True when nobody has the file open for writing, or mapped so. As `take_write_lease` for the rest; only
+    opens for writing wait. `fd` is open for reading."""
+    try:
+        fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def drop_lease(fd: int) -> None:
     """Give a lease back."""
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)

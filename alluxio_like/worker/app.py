@@ -23,8 +23,10 @@ from alluxio_like.clock import Clock, SystemClock
 from alluxio_like.config import WorkerConfig, write_ready_file
 from alluxio_like.metrics import Health, Metrics, is_loopback, split_address, start_http
 from alluxio_like.rpc.auth import read_token
-from alluxio_like.rpc.channel import open_channel
+from alluxio_like.rpc.changes import ChangesStub
+from alluxio_like.rpc.channel import RpcChannel, open_channel
 from alluxio_like.rpc.data_pool import DataPool
+from alluxio_like.rpc.drafts import add_drafts_service
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import MountSecrets, Priority
 from alluxio_like.rpc.server import RpcServer, create_server, get_advertised
@@ -36,6 +38,7 @@ from alluxio_like.worker.cluster import ClusterView
 from alluxio_like.worker.data_server import DataServer, listen
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.door import Door, OpenWhole, parse_guests
+from alluxio_like.worker.drafts import DraftsService
 from alluxio_like.worker.evictor import Evictor
 from alluxio_like.worker.fetcher import Fetcher
 from alluxio_like.worker.heartbeat import Heart
@@ -49,6 +52,7 @@ from alluxio_like.worker.scrub import Scrubber
 from alluxio_like.worker.service import AdminService, DataService
 from alluxio_like.worker.stores import OpenStore, Stores
 from alluxio_like.worker.turns import Turns
+from alluxio_like.worker.uploading import Uploader
 
 _LOG = logging.getLogger(__name__)
 _JOIN_S = 3.0
@@ -57,6 +61,7 @@ _GAUGES_S = 1.0
 _WRITE_THREADS = 2
 _READ_THREADS = 4
 _SEND_THREADS = 2
+_DRAFT_THREADS = 4
 
 
 async def run(config: WorkerConfig) -> int:
@@ -142,6 +147,7 @@ async def start_worker(
         stack.push_async_callback(_end, heart_task)
         for task in (
             asyncio.create_task(parts.scrubber.run(), name="scrubber"),
+            asyncio.create_task(parts.drafts.run(), name="drafts"),
             asyncio.create_task(_show_gauges(store, parts, metrics), name="gauges"),
         ):
             stack.push_async_callback(_end, task)
@@ -168,6 +174,7 @@ class _Parts:
     turns: Turns
     peers: Peers
     data_server: DataServer | None
+    drafts: DraftsService
 
 
 async def _wire(  # noqa: PLR0915  (one after the other, nothing decided)
@@ -260,6 +267,8 @@ async def _wire(  # noqa: PLR0915  (one after the other, nothing decided)
         count_leases=lambda: len(door.list_leases()),
     )  # fmt: skip
     add_worker_services(server.grpc_server, data=data, admin=admin)
+    drafts = _wire_drafts(stack, config, metrics, store, channel, (stores, turns, fetcher, evictor))
+    add_drafts_service(server.grpc_server, drafts)
     data_server = None
     if data_sock is not None:
         sends = DiskQueue("send", _SEND_THREADS)
@@ -273,7 +282,37 @@ async def _wire(  # noqa: PLR0915  (one after the other, nothing decided)
     # Calls end before what they use is taken down.
     stack.push_async_callback(server.stop)
     scrubber = Scrubber(store, slow, metrics, clock, period_s=config.scrub_period_s, on_bad=repairer.note_bad)
-    return _Parts(heart, door, scrubber, fetcher, turns, peers, data_server)
+    return _Parts(heart, door, scrubber, fetcher, turns, peers, data_server, drafts)
+
+
+def _wire_drafts(
+    stack: AsyncExitStack,
+    config: WorkerConfig,
+    metrics: Metrics,
+    store: CacheStore,
+    channel: RpcChannel,
+    parts: tuple[Stores, Turns, Fetcher, Evictor],
+) -> DraftsService:
+    """What programs write, and where it goes."""
+    stores, turns, fetcher, evictor = parts
+    disk = DiskQueue("drafts", _DRAFT_THREADS)
+    stack.push_async_callback(disk.close)
+    changes = ChangesStub(channel, timeout_s=config.io_timeout_s)
+
+    def on_persisted(file_id: FileId) -> None:
+        if (cached := store.lookup(file_id)) is not None:
+            evictor.record_state(cached)
+
+    uploader = Uploader(
+        store=store, stores=stores, turns=turns, changes=changes, disk=disk, metrics=metrics, on_persisted=on_persisted
+    )
+    stack.push_async_callback(uploader.close)
+    drafts = DraftsService(
+        store=store, fetcher=fetcher, evictor=evictor, uploader=uploader, changes=changes, disk=disk, metrics=metrics,
+        io_timeout_s=config.io_timeout_s,
+    )  # fmt: skip
+    stack.push_async_callback(drafts.close)
+    return drafts
 
 
 def _listen_for_data(config: WorkerConfig, server: RpcServer) -> socket.socket | None:

@@ -129,7 +129,12 @@ class Evictor:
         """Under the lock."""
         bytes_ = max(file.present_bytes, file.size if file.size <= WHOLE_FILE_LIMIT_BYTES else BLOCK_BYTES)
         self._policies[file.directory].record_stored(
-            file.file_id, bytes_, guest=file.role is Role.GUEST, pinned=file.pinned, now_s=self._clock.now_ns() / 1e9, job=job
+            file.file_id,
+            bytes_,
+            guest=file.role is Role.GUEST,
+            pinned=file.pinned or file.unpersisted,
+            now_s=self._clock.now_ns() / 1e9,
+            job=job,
         )
 
     def _get_best_room(self) -> int:
@@ -303,7 +308,7 @@ class _Learned:
         self._versions.append(info.file_id.version)
         self._bytes.append(info.present_bytes)
         self._last_uses.append(info.last_use_s)
-        self._states.append(info.directory << 2 | (info.role is Role.GUEST) << 1 | info.pinned)
+        self._states.append(info.directory << 2 | (info.role is Role.GUEST) << 1 | (info.pinned or info.unpersisted))
 
     def iter_by_last_use(self) -> Iterator[tuple[FileId, int, int, int]]:
         """File id, bytes, last use, and directory << 2 | guest << 1 | pinned."""

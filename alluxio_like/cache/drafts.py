@@ -1,0 +1,630 @@
+"""Drafts: files of a cache directory that programs write to, and how they come from cache files and become such.
+
+Owns the files below drafts/, the table `writing` of each index (through it also what is known of uploads), and the order of their
+changes. Whoever calls sees to it that one call at a time deals with an inode; apart from that any thread may call, and everything
+that is not marked "quick" blocks on disks. What a draft means to the cluster is the worker's (worker/drafts.py).
+
+A file has one home at each moment: drafts/ or files/, under the same generation. Renames and the index's transactions cannot be
+one step, so each order is such that what a start finds leads to one state:
+
+    begin, from a cache file     rename to drafts/ | commit: draft in, file out
+    begin, empty                 create in drafts/ | commit: draft in
+    become a cache file          rename to files/  | commit: file in, draft out
+    delete                       commit: draft out | unlink
+
+    a draft in the index, no file in drafts/    it is in files/, and goes back to drafts/ (killed in becoming a cache file; or a
+                                                begin whose rename a power loss undid)
+    a file in drafts/, no draft in the index    the cache file of that generation, if the index has one, and goes back to files/
+                                                (killed in a begin); else nobody was told of it, or it was deleted: it is removed
+
+A new file's name is not forced to the disk by itself: file systems that have a journal do it with the file's first fsync, which a
+program's own and each seal are.
+"""
+
+import contextlib
+import enum
+import logging
+import os
+import secrets
+import time
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import lmdb
+
+from alluxio_like import errors
+from alluxio_like.cache import format as fmt
+from alluxio_like.cache import syscalls
+from alluxio_like.cache import writing_records as records
+from alluxio_like.cache.checksum import compute_checksum
+from alluxio_like.cache.file import CachedFile
+from alluxio_like.cache.format import FileRecord
+from alluxio_like.cache.index import BlockPut, FilePut
+from alluxio_like.cache.layout import CacheDirectory
+from alluxio_like.cache.pages import Role
+from alluxio_like.cache.scratch import get_scratch
+from alluxio_like.cache.writing_records import DraftRecord, Sealing, Stamp, UploadRecord
+from alluxio_like.clock import Clock
+from alluxio_like.types import (
+    PAGE_BYTES,
+    PAGES_PER_BLOCK,
+    FileId,
+    FileRef,
+    InodeId,
+    PageRange,
+    get_block_count,
+    get_full_mask,
+    get_page_count,
+    get_pages,
+)
+
+_LOG = logging.getLogger(__name__)
+
+TAKEOVER_S = 10.0
+"""How long those who are just being sent a cache file may keep it from becoming a draft. A guess."""
+_POLL_S = 0.005
+_OBSERVE_TRIES = 3
+_COARSE_TICK_NS = 11_000_000
+"""Two changes within so long may have the same time, where the kernel's clock for files ticks (100 Hz at the slowest)."""
+_OPEN_S = 5.0
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Owner(Protocol):
+    """What drafts need of the store."""
+
+    def forget(self, file: CachedFile) -> None:
+        """The file is no cache file any more, and nobody creates one of its id before `allow`."""
+
+    def recall(self, file: CachedFile) -> None:
+        """It is one after all."""
+
+    def reserve(self, file_id: FileId) -> None:
+        """Remove the cache file of that id, if there is one; nobody creates one before `allow`."""
+
+    def allow(self, file_id: FileId) -> None:
+        """A cache file of that id may be created again."""
+
+
+class Ending(enum.Enum):
+    """What came of a look whether a draft is over."""
+
+    IN_USE = enum.auto()
+    CHANGED = enum.auto()
+    DONE = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Draft:
+    """A draft; `record` is as in the index, `begun_s` by the monotonic clock."""
+
+    record: DraftRecord
+    directory: int
+    path: str
+    begun_s: float
+
+    @property
+    def inode(self) -> InodeId:
+        return self.record.inode
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a draft held at one moment: its stamp then, and a checksum for each page. `sums` empty: not looked at (unchanged)."""
+
+    stamp: Stamp
+    sums: "array[int]"
+
+
+class Drafts:
+    """All drafts of a worker, and what it has to upload."""
+
+    def __init__(self, directories: list[CacheDirectory], owner: Owner, clock: Clock) -> None:
+        self._dirs = directories
+        self._owner = owner
+        self._clock = clock
+        self._drafts: dict[InodeId, Draft] = {}
+        self._uploads: dict[FileId, tuple[UploadRecord, int]] = {}
+        self._coarse: set[int] = set()
+        self.checkpoint: Callable[[str], None] = lambda _: None
+        """Called by name between the steps of a change: where tests kill."""
+
+    # -- quick -------------------------------------------------------------------------------------------------------------
+
+    def lookup(self, inode: InodeId) -> Draft | None:
+        """Quick."""
+        return self._drafts.get(inode)
+
+    def list_drafts(self) -> list[Draft]:
+        """Quick."""
+        return list(self._drafts.values())
+
+    def list_uploads(self) -> list[UploadRecord]:
+        """Quick. Versions that the store does not have, in the order of their coming."""
+        return [record for record, _ in list(self._uploads.values())]
+
+    def lookup_upload(self, file_id: FileId) -> UploadRecord | None:
+        """Quick."""
+        found = self._uploads.get(file_id)
+        return None if found is None else found[0]
+
+    def is_generation_used(self, inode: InodeId, generation: int) -> bool:
+        """Quick. A draft has that generation, or is just becoming a cache file with it."""
+        draft = self._drafts.get(inode)
+        return draft is not None and draft.record.generation == generation
+
+    def holds(self, draft: Draft, file_id: FileId, stamp: Stamp) -> bool:
+        """Quick. Whether a draft of that stamp holds just that version."""
+        return draft.record.ref.file_id == file_id and draft.record.stamp == stamp
+
+    # -- start -------------------------------------------------------------------------------------------------------------
+
+    def load(self, directory: CacheDirectory) -> None:
+        """Take up what a directory has, and bring files and index together; see the module. Marks the directory failed where its
+        disk fails."""
+        try:
+            index = directory.get_index()
+            if not _has_fine_clock(directory.fd):
+                self._coarse.add(directory.number)
+            for _, raw in index.scan_writing(records.DRAFTS):
+                self._take_up(directory, records.unpack_draft(raw))
+            for _, raw in index.scan_writing(records.UPLOADS):
+                upload = records.unpack_upload(raw)
+                self._uploads[upload.file_id] = upload, directory.number
+            self._sweep(directory)
+        except (OSError, lmdb.Error) as error:
+            directory.fail(str(error))
+
+    def _take_up(self, directory: CacheDirectory, record: DraftRecord) -> None:
+        path = fmt.make_draft_path(record.inode, record.generation)
+        if not _exists(directory.fd, path):
+            elsewhere = self._find_in_files(directory, record)
+            if elsewhere is not None:
+                os.rename(elsewhere, path, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+            elif record.stamp is None and record.sealing is None and not record.ref.holders:
+                # A power loss before anything of it was synced: it is as it was when it was made.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=directory.fd))
+            else:
+                if not record.unwanted:
+                    _LOG.error(
+                        "the draft of inode %d is gone from %s: what was written and not yet sealed is lost; look at that disk",
+                        record.inode, directory.spec.path,
+                    )  # fmt: skip
+                self._commit(directory, {records.make_draft_key(record.inode): None, records.make_sums_key(record.inode): None})
+                return
+        draft = Draft(record, directory.number, path, self._clock.monotonic())
+        self._drafts[record.inode] = draft
+        directory.note_draft(record.generation, os.stat(path, dir_fd=directory.fd).st_blocks * 512)
+
+    def _find_in_files(self, directory: CacheDirectory, record: DraftRecord) -> str | None:
+        there = fmt.make_file_path(record.ref.file_id, record.generation)
+        if _exists(directory.fd, there):
+            return there
+        parent = there.rpartition("/")[0]
+        for entry in os.scandir(f"/proc/self/fd/{directory.fd}/{parent}"):
+            parsed = fmt.parse_file_name(entry.name)
+            if parsed is not None and parsed[0].inode == record.inode and parsed[1] == record.generation:
+                return f"{parent}/{entry.name}"
+        return None
+
+    def _sweep(self, directory: CacheDirectory) -> None:
+        index = directory.get_index()
+        known = {draft.path.rpartition("/")[2] for draft in self._drafts.values() if draft.directory == directory.number}
+        for entry in list(os.scandir(f"/proc/self/fd/{directory.fd}/drafts")):
+            if entry.name in known:
+                continue
+            inode_text, _, generation_text = entry.name.partition("-")
+            with contextlib.suppress(ValueError):
+                inode, generation = InodeId(int(inode_text, 16)), int(generation_text, 16)
+                file_id = next((one for one, record in index.scan_inode(inode) if record.generation == generation), None)
+                if file_id is not None:
+                    there = fmt.make_file_path(file_id, generation)
+                    os.rename(f"drafts/{entry.name}", there, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+                    continue
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"drafts/{entry.name}", dir_fd=directory.fd)
+
+    # -- begin -------------------------------------------------------------------------------------------------------------
+
+    def begin(self, ref: FileRef, cached: CachedFile | None, *, truncate: bool) -> Draft:
+        """A draft of an inode that has none: from its cache file, all of it there, or (None) empty. Durable when this returns.
+
+        Raises NoSpace, DiskError, Unavailable (the cache file cannot be had now; nothing has changed), NotFound (it was removed
+        meanwhile).
+        """
+        if cached is not None:
+            return self._take_over(ref, cached, truncate=truncate)
+        directory = self._choose_directory()
+        generation = secrets.randbits(63)
+        path = fmt.make_draft_path(ref.inode, generation)
+        with self._translated(directory):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600, dir_fd=directory.fd)
+            try:
+                # What was created and never sealed, or is cut to nothing, is to be sealed in any case.
+                is_new = truncate or ref.size or not (ref.is_stored or ref.holders)
+                stamp = None if is_new else get_stamp(fd)
+            finally:
+                os.close(fd)
+        self.checkpoint("begin: created")
+        return self._record_begun(directory, DraftRecord(ref, generation, stamp), path, array("Q"), ())
+
+    def _take_over(self, ref: FileRef, cached: CachedFile, *, truncate: bool) -> Draft:
+        directory = self._dirs[cached.directory]
+        runs = cached.get_present_runs(PageRange(0, get_page_count(ref.size)))
+        if not cached.is_complete or len(runs) != 1 or not cached.begin_takeover():
+            raise errors.NotFound("not wholly in the cache", subject=str(ref.file_id))
+        self._owner.forget(cached)
+        taken = False
+        try:
+            deadline = time.monotonic() + TAKEOVER_S
+            while cached.users:
+                if time.monotonic() > deadline:
+                    raise errors.Unavailable("others are just being sent the file; try again", subject=ref.key)
+                time.sleep(_POLL_S)
+            path = fmt.make_draft_path(ref.inode, cached.generation)
+            there = fmt.make_file_path(ref.file_id, cached.generation)
+            with self._translated(directory):
+                os.rename(there, path, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+                self.checkpoint("begin: renamed")
+                stamp = None if truncate else _stamp_path(directory.fd, path)
+            sums = array("Q", runs[0].checksums)
+            record = DraftRecord(ref, cached.generation, stamp)
+            try:
+                draft = self._record_begun(directory, record, path, sums, [(ref.file_id, cached.generation)])
+            except errors.NoSpace:
+                os.rename(path, there, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+                raise
+            taken = True
+            directory.give_back(fmt.get_disk_bytes(cached.present_bytes))
+            cached.close_idle()
+            if truncate:
+                with self._translated(directory):
+                    os.truncate(f"/proc/self/fd/{directory.fd}/{path}", 0)
+                self.measure(draft)
+            return draft
+        finally:
+            cached.end_takeover(taken=taken)
+            if not taken:
+                self._owner.recall(cached)
+            self._owner.allow(ref.file_id)
+
+    def _record_begun(
+        self,
+        directory: CacheDirectory,
+        record: DraftRecord,
+        path: str,
+        sums: "array[int]",
+        removes: Sequence[tuple[FileId, int]],
+    ) -> Draft:
+        draft = Draft(record, directory.number, path, self._clock.monotonic())
+        self._drafts[record.inode] = draft
+        try:
+            values: dict[bytes, bytes | None] = {
+                records.make_draft_key(record.inode): records.pack_draft(record),
+                records.make_sums_key(record.inode): records.pack_sums(sums),
+            }
+            with self._translated(directory):
+                directory.get_index().commit_durably(values, removes=removes)
+        except BaseException:
+            del self._drafts[record.inode]
+            raise
+        self.checkpoint("begin: committed")
+        self.measure(draft)
+        return draft
+
+    def _choose_directory(self) -> CacheDirectory:
+        healthy = [directory for directory in self._dirs if directory.ok]
+        if not healthy:
+            raise errors.DiskError("all cache directories of the worker have failed; see its log")
+        best = max(healthy, key=lambda directory: directory.get_room())
+        if best.get_room() < PAGE_BYTES:
+            raise errors.NoSpace("the worker's disk is full up to what must stay free; remove files or give it more", subject="")
+        return best
+
+    # -- what is in a draft ------------------------------------------------------------------------------------------------
+
+    def read_stamp(self, draft: Draft) -> Stamp:
+        """The stamp of what is in it now. Raises DiskError."""
+        directory = self._dirs[draft.directory]
+        with self._translated(directory):
+            directory.get_index()
+            return _stamp_path(directory.fd, draft.path)
+
+    def measure(self, draft: Draft) -> None:
+        """Count the space that a draft takes by now."""
+        directory = self._dirs[draft.directory]
+        with self._translated(directory):
+            blocks = os.stat(draft.path, dir_fd=directory.fd, follow_symlinks=False).st_blocks
+        directory.note_draft(draft.record.generation, blocks * 512)
+
+    def open_draft(self, draft: Draft) -> int:
+        """A read-only descriptor of it, the caller's."""
+        directory = self._dirs[draft.directory]
+        with self._translated(directory):
+            return os.open(draft.path, os.O_RDONLY | _FLAGS, dir_fd=directory.fd)
+
+    def observe(self, draft: Draft) -> Observation | None:
+        """Sync what is in a draft, and look at all of it at one moment; None: others go on changing it. Raises DiskError."""
+        directory = self._dirs[draft.directory]
+        fd = self.open_draft(draft)
+        try:
+            with self._translated(directory):
+                for _ in range(_OBSERVE_TRIES):
+                    before = get_stamp(fd)
+                    if draft.directory in self._coarse:
+                        _wait_tick(before)
+                    # Pages that are mapped and changed before this are clean after it: the next change of any gives a new stamp.
+                    os.fdatasync(fd)
+                    if get_stamp(fd) != before:
+                        continue
+                    sums = _compute_sums(fd, before.size)
+                    if sums is not None and get_stamp(fd) == before:
+                        return Observation(before, sums)
+        finally:
+            os.close(fd)
+        self.measure(draft)
+        return None
+
+    def read(self, draft: Draft, ref: FileRef, offset: int, length: int) -> bytes:
+        """Bytes of a version from the draft that still holds just that; whole pages are compared with their checksums.
+
+        Raises Stale: it has changed since, or was never that version.
+        """
+        stale = errors.Stale("the file is being written anew", subject=ref.key)
+        record = draft.record
+        if record.ref.file_id != ref.file_id or record.ref.fingerprint != ref.fingerprint or record.stamp is None:
+            raise stale
+        pages = get_pages(offset, length, ref.size)
+        start, stop = pages.first * PAGE_BYTES, min(pages.stop * PAGE_BYTES, ref.size)
+        directory = self._dirs[draft.directory]
+        sums = self._get_sums(draft) if record.sealing is None else None
+        fd = self.open_draft(draft)
+        try:
+            with self._translated(directory):
+                if get_stamp(fd) != record.stamp:
+                    raise stale
+                data = _read_all(fd, start, stop - start)
+                if len(data) != stop - start or get_stamp(fd) != record.stamp:
+                    raise stale
+        finally:
+            os.close(fd)
+        if sums is not None:
+            for page in range(pages.first, pages.stop):
+                low = (page - pages.first) * PAGE_BYTES
+                if compute_checksum(memoryview(data)[low : low + PAGE_BYTES]) != sums[page]:
+                    raise stale
+        return data[offset - start : offset - start + length]
+
+    # -- seal --------------------------------------------------------------------------------------------------------------
+
+    def note_sealing(self, draft: Draft, operation_id: str, seen: Observation) -> None:
+        """What was observed is about to become a version, under that operation id."""
+        record = replace(draft.record, sealing=Sealing(operation_id, seen.stamp))
+        values = {records.make_draft_key(draft.inode): records.pack_draft(record)}
+        values[records.make_sums_key(draft.inode)] = records.pack_sums(seen.sums)
+        self._commit(self._dirs[draft.directory], values)
+        draft.record = record
+        self.checkpoint("seal: begun")
+
+    def note_sealed(self, draft: Draft, ref: FileRef, upload: UploadRecord | None, *, unwanted: bool) -> None:
+        """It has become that version. `upload`: the store is to have it, or never will, and does not yet."""
+        sealing = draft.record.sealing
+        record = replace(draft.record, ref=ref, stamp=sealing.stamp if sealing else None, sealing=None, unwanted=unwanted)
+        values: dict[bytes, bytes | None] = {records.make_draft_key(draft.inode): records.pack_draft(record)}
+        if upload is not None:
+            values[records.make_upload_key(ref.file_id)] = records.pack_upload(upload)
+        self._commit(self._dirs[draft.directory], values)
+        draft.record = record
+        if upload is not None:
+            self._uploads[ref.file_id] = upload, draft.directory
+        self.checkpoint("seal: committed")
+
+    def put_upload(self, record: UploadRecord) -> None:
+        """How far an upload is. One that was dropped meanwhile stays so."""
+        found = self._uploads.get(record.file_id)
+        if found is not None:
+            self._commit(self._dirs[found[1]], {records.make_upload_key(record.file_id): records.pack_upload(record)})
+            self._uploads[record.file_id] = record, found[1]
+
+    def drop_upload(self, file_id: FileId) -> None:
+        """The store has it, or is not to have it any more. The cache file, if there is one, is one like others from now on: who
+        calls says so to the store's `set_persisted` first."""
+        found = self._uploads.pop(file_id, None)
+        if found is not None:
+            self._commit(self._dirs[found[1]], {records.make_upload_key(file_id): None})
+
+    # -- end ---------------------------------------------------------------------------------------------------------------
+
+    def end(self, draft: Draft) -> Ending:
+        """Make it the cache file of its version, if nobody has it open for writing and it holds just that version; one that is
+        unwanted, or empty, goes. A file that is open for reading stays so."""
+        directory = self._dirs[draft.directory]
+        fd = self.open_draft(draft)
+        try:
+            with self._translated(directory):
+                if not syscalls.take_read_lease(fd):
+                    return Ending.IN_USE
+                # From here on nobody opens it for writing before the descriptor is closed.
+                stamp = get_stamp(fd)
+                record = draft.record
+                if not record.unwanted and (record.sealing is not None or record.stamp != stamp):
+                    return Ending.CHANGED
+                if record.unwanted or not stamp.size:
+                    self._delete(draft, directory)
+                else:
+                    self._become_cached(draft, directory, stamp)
+                return Ending.DONE
+        finally:
+            os.close(fd)
+
+    def delete(self, draft: Draft) -> None:
+        """Drop a draft, whatever is in it: its inode is gone."""
+        with self._translated(self._dirs[draft.directory]):
+            self._delete(draft, self._dirs[draft.directory])
+
+    def _delete(self, draft: Draft, directory: CacheDirectory) -> None:
+        self._commit(directory, {records.make_draft_key(draft.inode): None, records.make_sums_key(draft.inode): None})
+        self._drafts.pop(draft.inode, None)
+        self.checkpoint("delete: committed")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft.path, dir_fd=directory.fd)
+        directory.note_draft(draft.record.generation, 0)
+
+    def _become_cached(self, draft: Draft, directory: CacheDirectory, stamp: Stamp) -> None:
+        record = draft.record
+        ref = record.ref
+        sums = self._get_sums(draft)
+        if len(sums) != get_page_count(stamp.size):
+            raise errors.Internal("a draft has checksums of another content", subject=ref.key)
+        # Fetched from the store by others meanwhile, perhaps: one content has one cache file here.
+        self._owner.reserve(ref.file_id)
+        try:
+            target = fmt.make_file_path(ref.file_id, record.generation)
+            os.rename(draft.path, target, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+            self.checkpoint("end: renamed")
+            put = self._make_put(ref, record.generation, stamp.size, sums, directory)
+            values: dict[bytes, bytes | None] = {records.make_draft_key(ref.inode): None, records.make_sums_key(ref.inode): None}
+            self._commit(directory, values, [put])
+            self.checkpoint("end: committed")
+        finally:
+            self._owner.allow(ref.file_id)
+        directory.give_back(-fmt.get_disk_bytes(stamp.size))
+        directory.note_draft(record.generation, 0)
+        del self._drafts[ref.inode]
+
+    def _make_put(self, ref: FileRef, generation: int, size: int, sums: "array[int]", directory: CacheDirectory) -> FilePut:
+        unpersisted = ref.file_id in self._uploads
+        now_s = self._clock.now_ns() // 1_000_000_000
+        put = FilePut(
+            ref.file_id,
+            FileRecord(size, generation, size, now_s, Role.HOME, ref.pinned, ref.fingerprint.token, unpersisted),
+        )
+        trust = directory.get_index().trust
+        for block in range(get_block_count(size)):
+            of_block = sums[block * PAGES_PER_BLOCK : (block + 1) * PAGES_PER_BLOCK]
+            put.blocks.append(BlockPut(block, trust, get_full_mask(size, block), of_block))
+        return put
+
+    # -- inside ------------------------------------------------------------------------------------------------------------
+
+    def _get_sums(self, draft: Draft) -> "array[int]":
+        directory = self._dirs[draft.directory]
+        with self._translated(directory):
+            raw = directory.get_index().get_writing(records.make_sums_key(draft.inode))
+        return records.unpack_sums(raw or b"")
+
+    def _commit(self, directory: CacheDirectory, values: Mapping[bytes, bytes | None], puts: Sequence[FilePut] = ()) -> None:
+        with self._translated(directory):
+            directory.get_index().commit_grouped(values, puts=puts)
+
+    @contextlib.contextmanager
+    def _translated(self, directory: CacheDirectory) -> Iterator[None]:
+        """What the disk says, in our own errors; a disk that fails is taken out."""
+        try:
+            yield
+        except (OSError, lmdb.Error) as error:
+            raise directory.translate(error) from error
+
+
+def open_draft(directory_fd: int, path: str) -> int:
+    """A descriptor for reading and writing of a draft, for who was just told its path by the worker. Blocks for moments.
+
+    Raises NotFound: it is no draft any more, begin it again. While the descriptor is open, it stays one.
+    """
+    deadline = time.monotonic() + _OPEN_S
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | _FLAGS, dir_fd=directory_fd)
+        except FileNotFoundError:
+            raise errors.NotFound("the draft is over; begin it again", subject=path) from None
+        except BlockingIOError:
+            # The worker looks just now whether anybody has it open.
+            if time.monotonic() > deadline:
+                raise errors.Unavailable("the worker is busy with the draft; try again", subject=path) from None
+            time.sleep(_POLL_S)
+            continue
+        try:
+            # It may have become a cache file before the descriptor was there: then it has another name.
+            there = os.stat(path, dir_fd=directory_fd, follow_symlinks=False)
+            if there.st_ino == os.fstat(fd).st_ino:
+                return fd
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _make_stamp(found: os.stat_result) -> Stamp:
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+def get_stamp(fd: int) -> Stamp:
+    """The stamp of an open file. Raises OSError."""
+    return _make_stamp(os.fstat(fd))
+
+
+def _stamp_path(directory_fd: int, path: str) -> Stamp:
+    return _make_stamp(os.stat(path, dir_fd=directory_fd, follow_symlinks=False))
+
+
+def _exists(directory_fd: int, path: str) -> bool:
+    try:
+        os.stat(path, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _wait_tick(stamp: Stamp) -> None:
+    """Until a change would have another time than the stamp's."""
+    newest = max(stamp.mtime_ns if stamp.mtime_ns <= time.time_ns() else 0, stamp.ctime_ns)
+    left = newest + _COARSE_TICK_NS - time.time_ns()
+    if left > 0:
+        time.sleep(min(left, _COARSE_TICK_NS) / 1e9)
+
+
+def _compute_sums(fd: int, size: int) -> "array[int] | None":
+    """A checksum for each page; None: the file is shorter by now."""
+    sums = array("Q")
+    for page in range(get_page_count(size)):
+        start = page * PAGE_BYTES
+        room = get_scratch(min(PAGE_BYTES, size - start))
+        count = os.preadv(fd, (room,), start)
+        while 0 < count < len(room):
+            more = os.preadv(fd, (room[count:],), start + count)
+            if not more:
+                break
+            count += more
+        if count < len(room):
+            return None
+        sums.append(compute_checksum(room))
+    return sums
+
+
+def _read_all(fd: int, offset: int, length: int) -> bytes:
+    data = os.pread(fd, length, offset)
+    while 0 < len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _has_fine_clock(directory_fd: int) -> bool:
+    """Whether each change that follows a look gives another time (Linux 6.13 and later, where the file system takes part)."""
+    name = "drafts/.clock"
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=directory_fd)
+    try:
+        seen = set()
+        for _ in range(16):
+            os.pwrite(fd, b"x", 0)
+            seen.add(os.fstat(fd).st_ctime_ns)
+        return len(seen) == 16
+    finally:
+        os.close(fd)
+        os.unlink(name, dir_fd=directory_fd)

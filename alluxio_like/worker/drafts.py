@@ -1,0 +1,306 @@
+"""What programs of this machine write: the handler of the service Drafts.
+
+Owns when a draft begins, is sealed and is over, and what a write policy asks for before a close returns. The files are
+cache/drafts.py's, uploads those of uploading.py; which version a content becomes the master decides. Rule of concurrency: one
+event loop; what is done to one inode is done under its lock (`_locks`), to its end, whoever has gone meanwhile; disks are asked
+in the queue's threads.
+"""
+
+import asyncio
+import functools
+import logging
+import secrets
+import uuid
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from alluxio_like import errors
+from alluxio_like.cache.drafts import Draft, Ending
+from alluxio_like.cache.file import CachedFile, Role
+from alluxio_like.cache.store import CacheStore
+from alluxio_like.cache.writing_records import UploadRecord
+from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.messages import Priority
+from alluxio_like.rpc.messages_writing import DraftPlace, DraftSealed, Sealed, SealedDraft, WriteMode
+from alluxio_like.types import BLOCK_BYTES, FileRef, InodeId, PageRange, get_page_count, get_pages
+from alluxio_like.worker.disk import DiskQueue
+from alluxio_like.worker.evictor import Evictor
+from alluxio_like.worker.fetcher import Fetcher
+from alluxio_like.worker.uploading import Uploader
+
+_T = TypeVar("_T")
+_LOG = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+GRACE_S = 10.0
+"""A draft that was just begun is not over because nobody has opened it yet. A guess: the caller opens it within milliseconds."""
+_BRING_TRIES = 3
+_SEAL_ROUNDS = 3
+
+
+class Changes(Protocol):
+    """What is asked of the master (rpc.changes.ChangesStub)."""
+
+    async def seal(self, operation_id: str, draft: SealedDraft) -> Sealed: ...
+
+
+@dataclass(slots=True)
+class _Lock:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
+class DraftsService:
+    """DraftsHandler of rpc.drafts."""
+
+    def __init__(
+        self,
+        *,
+        store: CacheStore,
+        fetcher: Fetcher,
+        evictor: Evictor,
+        uploader: Uploader,
+        changes: Changes,
+        disk: DiskQueue,
+        metrics: Metrics,
+        io_timeout_s: float,
+    ) -> None:
+        self._store = store
+        self._drafts = store.drafts
+        self._fetcher = fetcher
+        self._evictor = evictor
+        self._uploader = uploader
+        self._changes = changes
+        self._disk = disk
+        self._metrics = metrics
+        # What a caller waits for is over before its own deadline, so that it learns what was wrong.
+        self._patience_s = io_timeout_s * 0.8
+        self._loop = asyncio.get_running_loop()
+        self._locks: dict[InodeId, _Lock] = {}
+        self._asked_s: dict[InodeId, float] = {}
+        """When a draft's place was last given to somebody who has yet to open it."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # -- the service -------------------------------------------------------------------------------------------------------
+
+    async def begin(self, ref: FileRef, *, truncate: bool) -> DraftPlace:
+        """See DraftsHandler."""
+        return await self._to_end(self._begin_locked(ref, truncate=truncate))
+
+    async def _begin_locked(self, ref: FileRef, *, truncate: bool) -> DraftPlace:
+        async with self._locked(ref.inode):
+            draft = self._drafts.lookup(ref.inode)
+            if draft is not None and ref.version > draft.record.ref.version:
+                # Somebody else has written it since. What is still open here goes on: the last to seal wins.
+                await self._end(draft)
+                draft = self._drafts.lookup(ref.inode)
+            if draft is None:
+                draft = await self._begin(ref, truncate=truncate)
+            self._asked_s[ref.inode] = self._loop.time()
+            return DraftPlace(draft.directory, draft.path)
+
+    async def seal(self, operation_id: str, inode: InodeId) -> DraftSealed:
+        """See DraftsHandler."""
+        started = self._loop.time()
+        sealed = await self._to_end(self._seal_locked(operation_id, inode))
+        self._metrics.seal_seconds.observe(self._loop.time() - started)
+        if sealed.ref is not None:
+            await self._meet_policy(sealed.ref)
+        return sealed
+
+    async def _seal_locked(self, operation_id: str, inode: InodeId) -> DraftSealed:
+        async with self._locked(inode):
+            draft = self._drafts.lookup(inode)
+            if draft is None:
+                raise errors.NotFound("no such draft here; begin it again", subject=str(inode))
+            try:
+                return await self._seal(draft, operation_id)
+            except errors.NotFound:
+                if self._drafts.lookup(inode) is not None:
+                    raise
+                # Nobody has a name of the file, nor has it open elsewhere: there is nothing to be kept.
+                return DraftSealed(None, 0, unchanged=True)
+
+    async def end(self, inode: InodeId) -> None:
+        """See DraftsHandler."""
+        await self._to_end(self._end_locked(inode))
+
+    async def _end_locked(self, inode: InodeId) -> None:
+        async with self._locked(inode):
+            self._asked_s.pop(inode, None)
+            draft = self._drafts.lookup(inode)
+            if draft is not None:
+                await self._end(draft)
+
+    # -- looking after what nobody asks for --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look after drafts that nobody has open any more, seals that were cut short, and uploads; until cancelled."""
+        while True:
+            self._uploader.look()
+            for draft in self._drafts.list_drafts():
+                try:
+                    await self._to_end(self._look(draft))
+                except errors.AlluxioLikeError as error:
+                    _LOG.warning("the draft of inode %d is looked at again later: %s", draft.inode, error)
+                except Exception:  # noqa: BLE001 (nobody would notice drafts that are never over)
+                    _LOG.exception("the look at the draft of inode %d failed", draft.inode)
+            self._show()
+            await asyncio.sleep(LOOK_S)
+
+    async def _look(self, draft: Draft) -> None:
+        known = self._locks.get(draft.inode)
+        if known is not None and known.lock.locked():
+            return
+        async with self._locked(draft.inode):
+            if self._drafts.lookup(draft.inode) is not draft:
+                return
+            if draft.record.sealing is not None:
+                # A seal that this worker's death or the master's absence cut short.
+                await self._finish_seal(draft)
+            await self._disk.submit(lambda: self._drafts.measure(draft))
+            if self._loop.time() - self._asked_s.setdefault(draft.inode, self._loop.time()) > GRACE_S:
+                await self._end(draft)
+
+    def _show(self) -> None:
+        drafts, uploads = self._drafts.list_drafts(), self._drafts.list_uploads()
+        self._metrics.drafts.set(len(drafts))
+        self._metrics.draft_bytes.set(sum(usage.draft_bytes for usage in self._store.get_usage()))
+        self._metrics.unpersisted_files.set(len(uploads))
+        self._metrics.unpersisted_bytes.set(sum(upload.ref.size for upload in uploads))
+
+    # -- begin -------------------------------------------------------------------------------------------------------------
+
+    async def _begin(self, ref: FileRef, *, truncate: bool) -> Draft:
+        for _ in range(_BRING_TRIES):
+            cached = await self._find_whole(ref) if truncate or not ref.size else await self._bring(ref)
+            begin = functools.partial(self._drafts.begin, ref, cached, truncate=truncate)
+            try:
+                draft = await self._disk.submit(begin, alone=True)
+            except errors.NotFound:
+                # It was evicted just now.
+                continue
+            if cached is not None:
+                self._evictor.record_removed(ref.file_id)
+            return draft
+        raise errors.Unavailable("the file is evicted again and again before it can be written", subject=ref.key)
+
+    async def _find_whole(self, ref: FileRef) -> CachedFile | None:
+        if not ref.size:
+            return None
+        cached = await self._fetcher.get_cached(ref, PageRange(0, get_page_count(ref.size)))
+        return cached if cached is not None and cached.is_complete else None
+
+    async def _bring(self, ref: FileRef) -> CachedFile:
+        """All of a version, in the cache of this worker."""
+        for _ in range(_BRING_TRIES):
+            cached = await self._find_whole(ref)
+            if cached is not None:
+                return cached
+            for start in range(0, ref.size, BLOCK_BYTES):
+                pages = get_pages(start, BLOCK_BYTES, ref.size)
+                async for landed in self._fetcher.fill(ref, pages, priority=Priority.DEMAND, role=Role.HOME):
+                    if landed.cached is None:
+                        raise errors.NoSpace("the worker's cache has no room for the file that is to be written", subject=ref.key)
+        raise errors.NoSpace("the file does not stay in the worker's cache; give it more room", subject=ref.key)
+
+    # -- seal --------------------------------------------------------------------------------------------------------------
+
+    async def _seal(self, draft: Draft, operation_id: str) -> DraftSealed:
+        """Under the inode's lock. Make what is in the draft now the next version, if it is not one. Raises NotFound: the inode is
+        gone, and the draft with it."""
+        if draft.record.sealing is not None:
+            is_repeat = draft.record.sealing.operation_id == operation_id
+            await self._finish_seal(draft)
+            # What came into it since is another content, which needs a number of its own.
+            operation_id = f"{operation_id}+" if is_repeat else operation_id
+            unchanged = False
+        else:
+            unchanged = True
+        stamp = await self._disk.submit(lambda: self._drafts.read_stamp(draft), alone=True)
+        if stamp == draft.record.stamp:
+            return DraftSealed(draft.record.ref, stamp.mtime_ns, unchanged=unchanged)
+        seen = await self._disk.submit(lambda: self._drafts.observe(draft), alone=True)
+        if seen is None:
+            raise errors.Unavailable("others go on changing the file while it is sealed; try again", subject=draft.record.ref.key)
+        await self._disk.submit(lambda: self._drafts.note_sealing(draft, operation_id, seen), alone=True)
+        await self._finish_seal(draft)
+        return DraftSealed(draft.record.ref, seen.stamp.mtime_ns)
+
+    async def _finish_seal(self, draft: Draft) -> None:
+        """Have the master give the version its number, under the operation id that was written down."""
+        sealing = draft.record.sealing
+        assert sealing is not None
+        base = draft.record.ref.version
+        content = SealedDraft(draft.inode, sealing.stamp.size, sealing.stamp.mtime_ns, self._store.worker_id, base)
+        try:
+            sealed = await self._changes.seal(sealing.operation_id, content)
+        except errors.NotFound:
+            await self._disk.submit(lambda: self._drafts.delete(draft))
+            raise
+        upload = None
+        if not sealed.unwanted:
+            policy = sealed.policy
+            upload = UploadRecord(sealed.ref, policy.mode, policy.replicas, secrets.token_hex(16))
+        await self._disk.submit(lambda: self._drafts.note_sealed(draft, sealed.ref, upload, unwanted=sealed.unwanted), alone=True)
+
+    async def _meet_policy(self, ref: FileRef) -> None:
+        """What has to be so before a close returns."""
+        upload = self._drafts.lookup_upload(ref.file_id)
+        if upload is None:
+            return
+        if upload.mode == WriteMode.THROUGH:
+            await self._uploader.upload(ref.file_id, patience_s=self._patience_s)
+        else:
+            self._uploader.look()
+
+    # -- end ---------------------------------------------------------------------------------------------------------------
+
+    async def _end(self, draft: Draft) -> None:
+        """Under the inode's lock. Make it an ordinary cache file, sealed first if need be; if nobody has it open."""
+        for _ in range(_SEAL_ROUNDS):
+            ending = await self._disk.submit(lambda: self._drafts.end(draft), alone=True)
+            if ending is Ending.IN_USE:
+                return
+            if ending is Ending.DONE:
+                self._asked_s.pop(draft.inode, None)
+                cached = self._store.lookup(draft.record.ref.file_id)
+                if cached is not None:
+                    self._evictor.record_state(cached)
+                return
+            try:
+                await self._seal(draft, uuid.uuid4().hex)
+            except errors.NotFound:
+                return
+            self._uploader.look()
+
+    async def close(self) -> None:
+        """Wait for what is under way, which is bounded by the master's answers."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _to_end(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Do it to its end, also when the caller is cancelled: a thread at work on an inode cannot be called back."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget_task)
+        return await asyncio.shield(task)
+
+    def _forget_task(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # Whoever waited has been told; who has gone is not to leave a warning behind.
+            task.exception()
+
+    @asynccontextmanager
+    async def _locked(self, inode: InodeId) -> AsyncIterator[None]:
+        known = self._locks.setdefault(inode, _Lock())
+        known.users += 1
+        try:
+            async with known.lock:
+                yield
+        finally:
+            known.users -= 1
+            if not known.users:
+                self._locks.pop(inode, None)

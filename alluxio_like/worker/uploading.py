@@ -1,0 +1,588 @@
+"""Uploads: what programs have written goes to the stores.
+
+Owns the uploads under way, their repeats, and what becomes of a version that is not wanted any more or whose place at the store
+somebody else has taken. What is to be uploaded is in the cache's index (cache/drafts.py), and outlives the worker there. Where a
+version goes is the master's to say, each time. Rule of concurrency: one event loop; one upload of an inode at a time; files are
+opened and looked at in the disk queue's threads.
+
+A write to a store that may have happened is never guessed at: each version has a token, kept with the object, which says later
+whether what is there is ours.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from alluxio_like import errors
+from alluxio_like.cache.drafts import get_stamp
+from alluxio_like.cache.store import CacheStore
+from alluxio_like.cache.writing_records import Destination, Stamp, UploadRecord
+from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.messages import Priority
+from alluxio_like.rpc.messages_writing import Changed, UploadPlan, WriteMode
+from alluxio_like.types import FileId, Fingerprint, InodeId, PageRange, get_page_count
+from alluxio_like.ufs.api import StoreEntry
+from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WritableUfs, WriteCapabilities, WriteOptions, get_writable
+from alluxio_like.worker.disk import DiskQueue
+from alluxio_like.worker.stores import Stores
+from alluxio_like.worker.turns import Turns
+
+_LOG = logging.getLogger(__name__)
+
+PUT_BYTES = 16 << 20
+"""Up to this size a version goes in one request, from a copy in memory: the request makes it visible, so nobody may change it
+meanwhile. A guess."""
+_COPIES_AT_ONCE = 8
+"""Such copies, which bounds them to 128 MiB."""
+PART_BYTES = 32 << 20
+_PARTS_AT_ONCE = 4
+_UPLOADS_AT_ONCE = 16
+"""Versions on their way at once. What bounds the requests is the turns."""
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 10.0
+_ASK_PAUSE_S = 1.0
+"""Between two questions to the master whose answer was "not yet", at most."""
+_REPLAN_S = 2.0
+"""After so long the master is asked again before anything becomes visible: the file may have been renamed, written anew, or
+removed."""
+_TRIES = 5
+"""Requests to a store that failed are repeated so often within one upload; the upload itself is repeated for ever."""
+
+
+class Changes(Protocol):
+    """What is asked of the master (rpc.changes.ChangesStub)."""
+
+    async def plan_upload(self, file_id: FileId) -> UploadPlan: ...
+
+    async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None: ...
+
+    async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed: ...
+
+
+class _Superseded(Exception):
+    """The draft that held the version has been changed: the next version will be uploaded instead."""
+
+
+class _Replan(Exception):
+    """What the master said before does not hold any more."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """What is on its way of one inode. `urgent`: somebody waits for it. `error`: why the last try failed. `wake` ends a pause,
+    `news` tells of failures and the end."""
+
+    task: "asyncio.Task[None] | None" = None
+    urgent: bool = False
+    done: bool = False
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    error: errors.AlluxioLikeError | None = None
+
+
+@dataclass(slots=True)
+class _Opened:
+    """The bytes of a version; `stamp` is the file's when it was opened."""
+
+    record: UploadRecord
+    fd: int
+    stamp: Stamp
+
+
+class Uploader:
+    """One per worker."""
+
+    def __init__(
+        self,
+        *,
+        store: CacheStore,
+        stores: Stores,
+        turns: Turns,
+        changes: Changes,
+        disk: DiskQueue,
+        metrics: Metrics,
+        on_persisted: Callable[[FileId], None] = lambda _: None,
+    ) -> None:
+        """`on_persisted`: a cache file may be evicted from now on."""
+        self._store = store
+        self._drafts = store.drafts
+        self._stores = stores
+        self._turns = turns
+        self._changes = changes
+        self._disk = disk
+        self._metrics = metrics
+        self._on_persisted = on_persisted
+        self._jobs: dict[InodeId, _Job] = {}
+        self._maybe_sent = {record.file_id for record in self._drafts.list_uploads()}
+        """Versions of which the store may have something: all that were there before the start, since nobody knows."""
+        self._slots = asyncio.Semaphore(_UPLOADS_AT_ONCE)
+        self._copies = asyncio.Semaphore(_COPIES_AT_ONCE)
+        self._closed = False
+
+    # -- what others call --------------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Begin what is to be uploaded and is not on its way: after a start, and whenever something may have come."""
+        for record in self._drafts.list_uploads():
+            if record.mode != WriteMode.CACHE and record.file_id.inode not in self._jobs:
+                self._begin(record.file_id.inode)
+
+    async def upload(self, file_id: FileId, *, patience_s: float) -> None:
+        """Have a version uploaded; returns when the store has it, or is to have another one instead.
+
+        Raises what is in its way: at once if no waiting mends that, else after `patience_s`; it is repeated in the background
+        nevertheless. Cancelling stops nothing.
+        """
+        deadline = self._turns.monotonic() + patience_s
+        while self._drafts.lookup_upload(file_id) is not None and not self._closed:
+            job = self._jobs.get(file_id.inode) or self._begin(file_id.inode)
+            job.urgent = True
+            job.wake.set()
+            error = await self._wait(job, deadline - self._turns.monotonic())
+            if error is not None:
+                raise type(error)(error.message, subject=error.subject)
+            newest = self._get_newest(file_id.inode)
+            if newest is None or (job.done and not await self._has_source(newest)):
+                return
+
+    async def _wait(self, job: _Job, patience_s: float) -> errors.AlluxioLikeError | None:
+        """Until a job has ended (None), or fails: see `upload`."""
+        deadline = self._turns.monotonic() + patience_s
+        while not job.done:
+            left = deadline - self._turns.monotonic()
+            if left <= 0:
+                return job.error or errors.TimedOut("the store does not have it yet; the upload goes on")
+            job.news.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(job.news.wait(), left)
+            if job.error is not None and not errors.get_disposition(job.error).retryable:
+                return job.error
+        return None
+
+    def count_running(self) -> int:
+        """Inodes with an upload on its way."""
+        return len(self._jobs)
+
+    def get_trouble(self) -> str:
+        """Why some upload failed last; empty: none did."""
+        return next((str(job.error) for job in self._jobs.values() if job.error is not None), "")
+
+    async def close(self) -> None:
+        """Stop; what is not there yet is taken up after the next start."""
+        self._closed = True
+        tasks = [job.task for job in self._jobs.values() if job.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- one inode's upload ------------------------------------------------------------------------------------------------
+
+    def _begin(self, inode: InodeId) -> _Job:
+        job = self._jobs[inode] = _Job()
+        job.task = asyncio.create_task(self._run(inode, job), name=f"upload {inode}")
+        return job
+
+    def _get_newest(self, inode: InodeId) -> UploadRecord | None:
+        records = [record for record in self._drafts.list_uploads() if record.file_id.inode == inode]
+        return max(records, key=lambda record: record.file_id.version, default=None)
+
+    async def _run(self, inode: InodeId, job: _Job) -> None:
+        """Until the store has the newest version of the inode, or nothing more can be done for now."""
+        pause_s = _FIRST_PAUSE_S
+        try:
+            while (record := self._get_newest(inode)) is not None and record.mode != WriteMode.CACHE:
+                try:
+                    async with self._slots:
+                        await self._upload(record, job)
+                except _Superseded:
+                    return
+                except _Replan:
+                    continue
+                except errors.AlluxioLikeError as error:
+                    self._note_failure(record, job, error)
+                except Exception as error:  # noqa: BLE001 (an upload that ends by a defect would never be made)
+                    _LOG.exception("the upload of %s failed", record.ref.key)
+                    self._note_failure(record, job, errors.Internal(f"{type(error).__name__}: {error}", subject=record.ref.key))
+                else:
+                    pause_s = _FIRST_PAUSE_S
+                    continue
+                job.wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(job.wake.wait(), pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+        finally:
+            if self._jobs.get(inode) is job:
+                del self._jobs[inode]
+            job.done = True
+            job.news.set()
+
+    def _note_failure(self, record: UploadRecord, job: _Job, error: errors.AlluxioLikeError) -> None:
+        job.error = error
+        self._metrics.upload_failures.labels(error.code).inc()
+        _LOG.warning("the upload of %s failed, and is repeated: %s", record.ref.key, error)
+        job.news.set()
+
+    async def _upload(self, record: UploadRecord, job: _Job) -> None:
+        opened = await self._disk.submit(lambda: self._open(record))
+        if opened is None:
+            raise _Superseded
+        started = self._turns.monotonic()
+        try:
+            plan = await self._plan(record, job)
+            if plan is None:
+                await self._settle_unwanted(record)
+                return
+            stored = await self._send(opened, plan, job)
+            await self._changes.note_persisted(record.file_id, plan, stored)
+            self._metrics.uploaded_bytes.inc(record.ref.size)
+            self._metrics.upload_seconds.observe(self._turns.monotonic() - started)
+            await self._forget(record)
+        finally:
+            os.close(opened.fd)
+
+    async def _plan(self, record: UploadRecord, job: _Job) -> UploadPlan | None:
+        """Where it goes; None: nowhere any more. Waits while the store has something else to follow first."""
+        pause_s = 0.01
+        while True:
+            try:
+                return await self._changes.plan_upload(record.file_id)
+            except (errors.Stale, errors.NotFound):
+                return None
+            except errors.Unavailable as error:
+                job.error = error
+                await asyncio.sleep(pause_s)
+                pause_s = min(_ASK_PAUSE_S, pause_s * 2)
+
+    async def _send(self, opened: _Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
+        """Make the version the content of its key; its fingerprint there."""
+        self._maybe_sent.add(opened.record.file_id)
+        ufs = get_writable(await self._stores.get_ufs(plan.mount_id))
+        try:
+            capabilities = await ufs.get_capabilities()
+            if opened.record.ref.size <= min(PUT_BYTES, capabilities.max_put_bytes):
+                return await self._put(ufs, opened, plan, job)
+            return await self._send_parts(ufs, capabilities, opened, plan, job)
+        except errors.StoreDenied:
+            # Credentials may have been replaced at the master since the store was opened.
+            self._stores.renew(plan.mount_id, ufs)
+            raise
+        except errors.Conflict:
+            return await self._settle_conflict(ufs, opened, plan, job)
+
+    async def _put(self, ufs: WritableUfs, opened: _Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
+        record = opened.record
+        options = WriteOptions(record.token, plan.metadata)
+        async with self._copies:
+            copy = await self._disk.submit(lambda: _copy(opened.fd, record.ref.size))
+            try:
+                await self._check(opened)
+                async with self._turn(ufs, job, "PUT"):
+                    source = Source(copy, 0, record.ref.size)
+                    entry = await ufs.put(plan.key, source, options, expected=Expected(plan.expected))
+            finally:
+                os.close(copy)
+        return _get_fingerprint(entry)
+
+    async def _settle_conflict(self, ufs: WritableUfs, opened: _Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
+        """What is at the key is not what was expected: was it us?"""
+        record = opened.record
+        for one in self._list_versions(record.file_id.inode):
+            entry = await ufs.lookup_written(plan.key, one.token)
+            if entry is None:
+                continue
+            stored = _get_fingerprint(entry)
+            if one.file_id == record.file_id:
+                return stored
+            # A version before this one, whose answer was lost: from now on the master expects it.
+            await self._changes.note_persisted(one.file_id, plan, stored)
+            raise _Replan
+        if plan.expected is not None and await _is_gone(ufs, plan.key):
+            # What was to be replaced was removed by somebody else: there is no content to be kept beside ours.
+            return await self._send(opened, replace(plan, expected=None), job)
+        changed = await self._changes.note_conflict(f"conflict-{record.token}", record.file_id)
+        name = changed.entry.name if changed.entry is not None else ""
+        self._metrics.upload_conflicts.inc()
+        _LOG.error(
+            "%s was changed at the store by others while it was written here: what was written here is kept beside it as %s",
+            plan.key, name,
+        )  # fmt: skip
+        raise _Replan
+
+    def _list_versions(self, inode: InodeId) -> list[UploadRecord]:
+        """The newest first."""
+        records = [record for record in self._drafts.list_uploads() if record.file_id.inode == inode]
+        return sorted(records, key=lambda record: -record.file_id.version)
+
+    async def _settle_unwanted(self, record: UploadRecord) -> None:
+        """The version is not wanted any more: replaced, removed, or the store has it and only the answer was lost."""
+        if record.file_id in self._maybe_sent:
+            try:
+                await self._settle_sent(record)
+            except (errors.NotFound, errors.Unsupported, errors.StoreMissing) as error:
+                _LOG.warning("%s was perhaps sent to a store that is not there any more: %s", record.ref.key, error)
+        await self._forget(record)
+
+    async def _settle_sent(self, record: UploadRecord) -> None:
+        """Something of a version that is not wanted may have come to the store: say so, or have it dropped."""
+        to = record.destination
+        mount_id, key = (record.ref.mount_id, record.ref.key) if to is None else (to.mount_id, to.key)
+        ufs = get_writable(await self._stores.get_ufs(mount_id))
+        if to is not None and record.upload_id:
+            await ufs.abort_upload(Upload(to.key, record.upload_id))
+        elif to is not None:
+            await self._abort_unknown(ufs, record)
+        entry = await ufs.lookup_written(key, record.token)
+        if entry is not None:
+            await self._changes.note_persisted(record.file_id, UploadPlan(mount_id, key, None), _get_fingerprint(entry))
+
+    async def _forget(self, record: UploadRecord) -> None:
+        """It, and versions before it, are done with."""
+        for one in self._list_versions(record.file_id.inode):
+            if one.file_id.version <= record.file_id.version:
+                await self._disk.submit(lambda file_id=one.file_id: self._drop(file_id))  # type: ignore[misc]
+                self._maybe_sent.discard(one.file_id)
+                self._on_persisted(one.file_id)
+
+    def _drop(self, file_id: FileId) -> None:
+        """In a disk thread."""
+        self._drafts.drop_upload(file_id)
+        self._store.set_persisted(file_id)
+
+    # -- parts -------------------------------------------------------------------------------------------------------------
+
+    async def _send_parts(
+        self, ufs: WritableUfs, capabilities: WriteCapabilities, opened: _Opened, plan: UploadPlan, job: _Job
+    ) -> Fingerprint:
+        begun = self._turns.monotonic()
+        record, parts = await self._begin_parts(ufs, capabilities, opened.record, plan)
+        opened.record = record
+        to = record.destination
+        assert to is not None
+        upload, options = Upload(to.key, record.upload_id), WriteOptions(record.token, to.metadata)
+        missing = [n for n in range(1, -(-record.ref.size // record.part_bytes) + 1) if n not in parts]
+        at_once = 1 if capabilities.ordered_parts else _PARTS_AT_ONCE
+        try:
+            async for part in _run_bounded([self._send_part(ufs, upload, record, opened, n, job) for n in missing], at_once):
+                parts[part.number] = part
+            await self._check(opened)
+            if self._turns.monotonic() - begun > _REPLAN_S:
+                again = await self._plan(record, job)
+                if again is None or (again.mount_id, again.key, again.expected) != (to.mount_id, to.key, to.expected):
+                    raise _Replan
+            async with self._turn(ufs, job, "COMPLETE"):
+                ordered = [parts[number] for number in sorted(parts)]
+                entry = await ufs.finish_upload(upload, ordered, options, expected=Expected(to.expected))
+        except errors.NotFound:
+            # The store knows nothing of the upload any more: it was finished, and the answer lost, or somebody aborted it.
+            return await self._find_or_restart(ufs, record)
+        except errors.Conflict:
+            if await ufs.lookup_written(to.key, record.token) is None:
+                await self._abort(ufs, record)
+            raise
+        except _Superseded:
+            await self._abort(ufs, record)
+            raise
+        return _get_fingerprint(entry)
+
+    async def _begin_parts(
+        self, ufs: WritableUfs, capabilities: WriteCapabilities, record: UploadRecord, plan: UploadPlan
+    ) -> tuple[UploadRecord, dict[int, Part]]:
+        """An upload to this destination: the one that was begun before, with the parts that have arrived, else a new one."""
+        to = Destination(plan.mount_id, plan.key, plan.expected, plan.metadata)
+        if record.upload_id and record.destination == to:
+            try:
+                arrived = await ufs.list_parts(Upload(to.key, record.upload_id))
+                return record, {part.number: part for part in arrived if _is_whole(part, record)}
+            except errors.NotFound:
+                record = replace(record, upload_id="")
+        elif record.upload_id and record.destination is not None:
+            await self._abort(ufs, record)
+        elif record.destination is not None:
+            await self._abort_unknown(ufs, record)
+        least = max(capabilities.min_part_bytes, -(-record.ref.size // capabilities.max_parts))
+        part_bytes = min(capabilities.max_part_bytes, max(PART_BYTES, -(-least >> 20) << 20))
+        # Written down before and after: an upload that was begun and not written down is found by its key.
+        record = replace(record, destination=to, upload_id="", part_bytes=part_bytes, asked_ns=time.time_ns())
+        await self._disk.submit(lambda: self._drafts.put_upload(record))
+        upload = await ufs.begin_upload(plan.key, WriteOptions(record.token, plan.metadata))
+        begun = replace(record, upload_id=upload.upload_id)
+        await self._disk.submit(lambda: self._drafts.put_upload(begun))
+        return begun, {}
+
+    async def _send_part(
+        self, ufs: WritableUfs, upload: Upload, record: UploadRecord, opened: _Opened, number: int, job: _Job
+    ) -> Part:
+        offset = (number - 1) * record.part_bytes
+        source = Source(opened.fd, offset, min(record.part_bytes, record.ref.size - offset))
+        for attempt in range(_TRIES):
+            try:
+                async with self._turn(ufs, job, "PART"):
+                    return await ufs.upload_part(upload, number, source, offset)
+            except errors.StoreError as error:
+                if attempt == _TRIES - 1 or not errors.get_disposition(error).retryable:
+                    raise
+                await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.0))
+        raise errors.Internal("no try was made", subject=upload.key)
+
+    async def _find_or_restart(self, ufs: WritableUfs, record: UploadRecord) -> Fingerprint:
+        to = record.destination
+        assert to is not None
+        entry = await ufs.lookup_written(to.key, record.token)
+        if entry is not None:
+            return _get_fingerprint(entry)
+        lost = replace(record, upload_id="", destination=None)
+        await self._disk.submit(lambda: self._drafts.put_upload(lost))
+        raise _Replan
+
+    async def _abort(self, ufs: WritableUfs, record: UploadRecord) -> None:
+        """Drop what was sent for another destination, or for nothing."""
+        if record.destination is not None and record.upload_id:
+            await ufs.abort_upload(Upload(record.destination.key, record.upload_id))
+        dropped = replace(record, upload_id="", destination=None)
+        await self._disk.submit(lambda: self._drafts.put_upload(dropped))
+
+    async def _abort_unknown(self, ufs: WritableUfs, record: UploadRecord) -> None:
+        """Drop an upload that was begun by a worker that was killed before it could write down which."""
+        to = record.destination
+        assert to is not None
+        known = {(one.destination.key, one.upload_id) for one in self._drafts.list_uploads() if one.destination is not None}
+        for upload in await ufs.list_uploads(to.key):
+            is_ours = upload.begun_ns == 0 or upload.begun_ns >= record.asked_ns - 60_000_000_000
+            if upload.key == to.key and is_ours and (upload.key, upload.upload_id) not in known:
+                await ufs.abort_upload(upload)
+
+    # -- bytes -------------------------------------------------------------------------------------------------------------
+
+    def _open(self, record: UploadRecord) -> _Opened | None:
+        """In a disk thread. The bytes of a version: of its cache file, or of the draft as long as that holds just them. None:
+        they are not here any more."""
+        file_id = record.file_id
+        if not record.ref.size:
+            fd = os.memfd_create("empty", os.MFD_CLOEXEC)
+            return _Opened(record, fd, get_stamp(fd))
+        draft = self._drafts.lookup(file_id.inode)
+        if draft is not None:
+            fd = self._drafts.open_draft(draft)
+            opened = _Opened(record, fd, get_stamp(fd))
+            if self._drafts.holds(draft, file_id, opened.stamp):
+                return opened
+            os.close(fd)
+            return None
+        cached = self._store.lookup(file_id)
+        if cached is None or cached.fingerprint != record.ref.fingerprint:
+            return None
+        pages = PageRange(0, get_page_count(record.ref.size))
+        if cached.has_suspects(pages):
+            cached.verify_suspects(pages)
+        try:
+            fd = cached.open_read_only()
+        except errors.NotFound:
+            return None
+        opened = _Opened(record, fd, get_stamp(fd))
+        if not cached.removed and cached.is_complete:
+            return opened
+        os.close(fd)
+        return None
+
+    def _is_unchanged(self, opened: _Opened) -> bool:
+        """In a disk thread. Whether the file that was opened still holds the version."""
+        file_id = opened.record.file_id
+        if not opened.record.ref.size:
+            return True
+        now = get_stamp(opened.fd)
+        if now == opened.stamp:
+            return True
+        # Renames, from draft to cache file and back, give another stamp too.
+        draft = self._drafts.lookup(file_id.inode)
+        if draft is not None:
+            return self._drafts.holds(draft, file_id, now)
+        cached = self._store.lookup(file_id)
+        return cached is not None and not cached.removed and cached.fingerprint == opened.record.ref.fingerprint
+
+    async def _check(self, opened: _Opened) -> None:
+        if not await self._disk.submit(lambda: self._is_unchanged(opened)):
+            raise _Superseded
+
+    async def _has_source(self, record: UploadRecord) -> bool:
+        opened = await self._disk.submit(lambda: self._open(record))
+        if opened is None:
+            return False
+        os.close(opened.fd)
+        return True
+
+    @asynccontextmanager
+    async def _turn(self, ufs: WritableUfs, job: _Job, op: str) -> AsyncIterator[None]:
+        """Within this, one request: readers go first, then what a close waits for, then the rest."""
+        turn = self._turns.make_turn(Priority.AHEAD if job.urgent else Priority.LOAD, ufs.bucket)
+        await self._turns.take(turn)
+        started = self._turns.monotonic()
+        try:
+            yield
+        except errors.StoreError as error:
+            self._metrics.store_errors.labels(op, ufs.bucket, error.code).inc()
+            if isinstance(error, errors.StoreThrottled):
+                self._turns.note_throttle(ufs.bucket)
+                self._metrics.store_throttles.labels(ufs.bucket).inc()
+            raise
+        finally:
+            self._turns.give_back(turn)
+            self._metrics.store_latency.labels(op).observe(self._turns.monotonic() - started)
+
+
+def _get_fingerprint(entry: StoreEntry) -> Fingerprint:
+    if entry.fingerprint is None:
+        raise errors.StoreProtocol("the store does not say what it has stored", subject=entry.name)
+    return entry.fingerprint
+
+
+def _copy(fd: int, size: int) -> int:
+    """In a disk thread. A descriptor of bytes that nobody changes; short when the file is."""
+    copy = os.memfd_create("upload", os.MFD_CLOEXEC)
+    try:
+        done = 0
+        while done < size and (count := os.sendfile(copy, fd, done, size - done)):
+            done += count
+    except BaseException:
+        os.close(copy)
+        raise
+    return copy
+
+
+async def _is_gone(ufs: WritableUfs, key: str) -> bool:
+    try:
+        await ufs.stat(key)
+    except errors.NotFound:
+        return True
+    return False
+
+
+def _is_whole(part: Part, record: UploadRecord) -> bool:
+    """Whether a part that has arrived is as long as it should be."""
+    return part.length == min(record.part_bytes, record.ref.size - (part.number - 1) * record.part_bytes)
+
+
+async def _run_bounded(calls: Sequence[Coroutine[Any, Any, Part]], limit: int) -> AsyncIterator[Part]:
+    """The results of calls, in the order of their ends, `limit` of them under way at a time and begun in order. The first failure
+    ends it, and what is under way."""
+    waiting = list(reversed(calls))
+    running: set[asyncio.Task[Part]] = set()
+    try:
+        while waiting or running:
+            while waiting and len(running) < limit:
+                running.add(asyncio.create_task(waiting.pop()))
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for call in waiting:
+            call.close()

@@ -1,0 +1,200 @@
+"""A worker's drafts and uploads around a store in memory and as much of a master as they talk to."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from alluxio_like import errors
+from alluxio_like.cache.drafts import open_draft
+from alluxio_like.cache.store import CacheStore
+from alluxio_like.rpc.messages_writing import Changed, DraftPlace, Sealed, SealedDraft, UploadPlan, WriteMode, WritePolicy
+from alluxio_like.types import OWN_TOKEN, FileId, FileRef, Fingerprint, InodeId, MountId, VersionId, WorkerId
+from alluxio_like.ufs.memory import MemoryUfs
+from alluxio_like.ufs.memory_writing import WritableMemoryUfs
+from alluxio_like.worker.disk import DiskQueue
+from alluxio_like.worker.drafts import DraftsService
+from alluxio_like.worker.stores import Stores
+from alluxio_like.worker.turns import Turns
+from alluxio_like.worker.uploading import Uploader
+from tests.unit.worker_parts import MOUNT, Parts, mount_secrets, running_parts
+
+
+@dataclass
+class FakeChanges:
+    """A master's side of writing: versions, operation ids, where a version goes. `away`: it cannot be reached."""
+
+    policy: WritePolicy = field(default_factory=WritePolicy)
+    away: bool = False
+    versions: dict[InodeId, int] = field(default_factory=dict)
+    keys: dict[InodeId, str] = field(default_factory=dict)
+    """Inodes that have a name."""
+    stored: dict[InodeId, Fingerprint | None] = field(default_factory=dict)
+    """What the store has, as far as is known here."""
+    dirty: set[InodeId] = field(default_factory=set)
+    gone: set[InodeId] = field(default_factory=set)
+    operations: dict[str, Sealed] = field(default_factory=dict)
+    conflicts: list[FileId] = field(default_factory=list)
+    seals: list[SealedDraft] = field(default_factory=list)
+    lose_answers: int = 0
+    """So many calls are carried out, and their answers lost."""
+
+    def create(self, inode: int, key: str) -> FileRef:
+        """As the master's `create`: a version 1 that nobody has."""
+        self.versions[InodeId(inode)] = 1
+        self.keys[InodeId(inode)] = key
+        self.stored[InodeId(inode)] = None
+        self.dirty.add(InodeId(inode))
+        return make_own_ref(inode, 1, key, 0)
+
+    def add_stored(self, ref: FileRef) -> None:
+        """A file that was found in the store."""
+        self.versions[ref.inode] = ref.version
+        self.keys[ref.inode] = ref.key
+        self.stored[ref.inode] = ref.fingerprint
+
+    def get_ref(self, inode: int, size: int, worker_id: str = "") -> FileRef:
+        ref = make_own_ref(inode, self.versions[InodeId(inode)], self.keys.get(InodeId(inode), ""), size)
+        is_dirty = InodeId(inode) in self.dirty
+        return replace(
+            ref,
+            source=None if is_dirty else self.stored[InodeId(inode)],
+            holders=(WorkerId(worker_id),) if is_dirty and worker_id else (),
+        )
+
+    async def seal(self, operation_id: str, draft: SealedDraft) -> Sealed:
+        await self._reach()
+        if operation_id not in self.operations:
+            if draft.inode in self.gone:
+                raise errors.NotFound("no such inode", subject=str(draft.inode))
+            self.seals.append(draft)
+            self.versions[draft.inode] += 1
+            self.dirty.add(draft.inode)
+            ref = self.get_ref(draft.inode, draft.size, draft.worker_id)
+            self.operations[operation_id] = Sealed(ref, self.policy, draft.inode not in self.keys)
+        self._answer()
+        return self.operations[operation_id]
+
+    async def plan_upload(self, file_id: FileId) -> UploadPlan:
+        await self._reach()
+        inode = file_id.inode
+        if inode not in self.keys or self.versions[inode] != file_id.version or inode not in self.dirty:
+            raise errors.Stale("not wanted", subject=str(inode))
+        return UploadPlan(MOUNT, self.keys[inode], self.stored[inode], {"mode": "644"})
+
+    async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None:
+        await self._reach()
+        self.stored[file_id.inode] = stored
+        if self.versions[file_id.inode] == file_id.version:
+            self.dirty.discard(file_id.inode)
+        self._answer()
+
+    async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed:
+        await self._reach()
+        self.conflicts.append(file_id)
+        self.keys[file_id.inode] += ".mine"
+        self.stored[file_id.inode] = None
+        return Changed(None)
+
+    async def note_holders(self, file_id: FileId, worker_ids: object) -> None:
+        await self._reach()
+
+    async def _reach(self) -> None:
+        await asyncio.sleep(0)
+        if self.away:
+            raise errors.Unavailable("the master is away")
+
+    def _answer(self) -> None:
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise errors.Unavailable("the answer was lost")
+
+
+def make_own_ref(inode: int, version: int, key: str, size: int) -> FileRef:
+    return FileRef(InodeId(inode), VersionId(version), MountId(MOUNT), key, Fingerprint(f"{OWN_TOKEN}{version:x}", size))
+
+
+@dataclass
+class DraftParts:
+    """What is under test, and what is around it."""
+
+    parts: Parts
+    changes: FakeChanges
+    service: DraftsService
+    uploader: Uploader
+
+    @property
+    def ufs(self) -> MemoryUfs:
+        return self.parts.ufs
+
+    @property
+    def store(self) -> CacheStore:
+        return self.parts.store
+
+    def open(self, place: DraftPlace) -> int:
+        """As a daemon does."""
+        return open_draft(self.store.directory_fds[place.directory], place.path)
+
+    async def write(self, ref: FileRef, data: bytes, *, truncate: bool = True, operation_id: str = "") -> FileRef:
+        """A program's open, write and close of one file."""
+        place = await self.service.begin(ref, truncate=truncate)
+        fd = self.open(place)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, data, 0)
+            sealed = await self.service.seal(operation_id or os.urandom(8).hex(), ref.inode)
+        finally:
+            os.close(fd)
+        await self.service.end(ref.inode)
+        assert sealed.ref is not None
+        return sealed.ref
+
+
+@asynccontextmanager
+async def running_drafts(
+    directory: Path,
+    *,
+    changes: FakeChanges | None = None,
+    ufs: MemoryUfs | None = None,
+    quota_bytes: int = 1 << 30,
+    io_timeout_s: float = 5.0,
+    mode: WriteMode = WriteMode.THROUGH,
+) -> AsyncIterator[DraftParts]:
+    """Drafts that are taken down at the end; `changes` and `ufs` outlive them."""
+    changes = changes or FakeChanges(WritePolicy(mode))
+    async with running_parts(directory, quota_bytes=quota_bytes, wrap=lambda made: WritableMemoryUfs(ufs or made)) as parts:
+        if ufs is not None:
+            parts.ufs = ufs
+        disk = DiskQueue("drafts", 2)
+        turns = Turns(8, 4, asyncio.get_running_loop().time)
+
+        async def get_secrets(_: MountId) -> object:
+            return mount_secrets()
+
+        stores = Stores(
+            get_secrets,  # type: ignore[arg-type]
+            lambda _mount, on_request: WritableMemoryUfs(parts.ufs),
+            lambda op, mount: None,
+            asyncio.get_running_loop().time,
+        )
+        uploader = Uploader(store=parts.store, stores=stores, turns=turns, changes=changes, disk=disk, metrics=parts.metrics)
+        service = DraftsService(
+            store=parts.store,
+            fetcher=parts.fetcher,
+            evictor=parts.evictor,
+            uploader=uploader,
+            changes=changes,
+            disk=disk,
+            metrics=parts.metrics,
+            io_timeout_s=io_timeout_s,
+        )
+        try:
+            yield DraftParts(parts, changes, service, uploader)
+        finally:
+            await service.close()
+            await uploader.close()
+            await stores.close()
+            turns.close()
+            await disk.close()

@@ -1,0 +1,188 @@
+"""Drafts: what programs write becomes versions, cache files and objects, and nothing of it is lost on the way."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from alluxio_like import errors
+from alluxio_like.cache.file import Role
+from alluxio_like.rpc.messages import Priority
+from alluxio_like.rpc.messages_writing import WriteMode
+from alluxio_like.types import FileId, InodeId, VersionId
+from tests.unit.draft_parts import running_drafts
+from tests.unit.worker_parts import gather_bytes, make_data, wait_until
+
+MIB = 1 << 20
+
+
+async def test_a_new_file_is_written_sealed_uploaded_and_cached(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        ref = one.changes.create(5, "new")
+        place = await one.service.begin(ref, truncate=True)
+        assert place == await one.service.begin(ref, truncate=True)
+        fd = one.open(place)
+        data = make_data(2 * MIB + 100)
+        os.pwrite(fd, data, 0)
+        sealed = await one.service.seal("op-1", InodeId(5))
+        assert sealed.ref is not None
+        assert (sealed.ref.version, sealed.ref.size, sealed.unchanged) == (2, len(data), False)
+        assert sealed.mtime_ns == os.fstat(fd).st_mtime_ns
+        assert one.ufs.get("new") == data
+        assert one.ufs.get_metadata("new")["mode"] == "644"
+        again = await one.service.seal("op-2", InodeId(5))
+        assert again.unchanged
+        assert again.ref == sealed.ref
+        # Somebody has it open for writing: it stays a draft.
+        await one.service.end(InodeId(5))
+        assert one.store.drafts.lookup(InodeId(5)) is not None
+        assert one.store.lookup(sealed.ref.file_id) is None
+        os.close(fd)
+        await one.service.end(InodeId(5))
+        cached = one.store.lookup(sealed.ref.file_id)
+        assert cached is not None
+        assert cached.is_complete
+        assert not cached.unpersisted
+        assert cached.read(0, len(data)) == data
+        usage = one.store.get_usage()[0]
+        assert usage.draft_bytes == 0
+        assert usage.used_bytes == (len(data) + 4095) & ~4095
+
+
+async def test_a_new_file_that_stays_empty_is_a_version_and_an_object(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        sealed = await one.write(one.changes.create(5, "empty"), b"")
+        assert (sealed.version, sealed.size) == (2, 0)
+        assert one.ufs.get("empty") == b""
+        assert not one.store.drafts.list_drafts()
+        assert not one.store.drafts.list_uploads()
+
+
+async def test_writing_to_a_stored_file_begins_with_all_of_it_in_the_same_file_of_the_disk(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        data = make_data(3 * MIB)
+        ref = one.parts.put(7, data)
+        one.changes.add_stored(ref)
+        assert await gather_bytes(one.parts.fetcher.read(ref, 0, MIB, priority=Priority.DEMAND, role=Role.HOME)) == data[:MIB]
+        cached = one.store.lookup(ref.file_id)
+        assert cached is not None
+        reader = cached.open_read_only()
+        place = await one.service.begin(ref, truncate=False)
+        fd = one.open(place)
+        assert os.fstat(fd).st_ino == os.fstat(reader).st_ino
+        assert one.store.lookup(ref.file_id) is None
+        os.close(reader)
+        # Nothing was written: nothing is to be sealed.
+        assert (await one.service.seal("op-0", ref.inode)).unchanged
+        os.pwrite(fd, b"changed", 5)
+        sealed = await one.service.seal("op-1", ref.inode)
+        assert sealed.ref is not None
+        os.close(fd)
+        await one.service.end(ref.inode)
+        changed = data[:5] + b"changed" + data[12:]
+        assert one.ufs.get(ref.key) == changed
+        cached = one.store.lookup(sealed.ref.file_id)
+        assert cached is not None
+        assert cached.read(0, len(data)) == changed
+
+
+async def test_a_draft_that_was_not_changed_becomes_the_cache_file_that_it_was(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        ref = one.parts.put(7, make_data(MIB + 1))
+        one.changes.add_stored(ref)
+        await one.service.begin(ref, truncate=False)
+        await one.service.end(ref.inode)
+        cached = one.store.lookup(ref.file_id)
+        assert cached is not None
+        assert cached.is_complete
+        assert not cached.verify()
+        assert not one.changes.seals
+        # Truncated: the same file of the disk, cut to nothing, and another content whatever comes.
+        with cached.open_fd() as fd:
+            number = os.fstat(fd).st_ino
+        place = await one.service.begin(ref, truncate=True)
+        found = (one.store.get_usage()[0].path / place.path).stat()
+        assert (found.st_ino, found.st_size) == (number, 0)
+        await one.service.end(ref.inode)
+        assert one.changes.seals[0].size == 0
+        await wait_until(lambda: not one.store.drafts.list_uploads())
+        assert one.ufs.get(ref.key) == b""
+
+
+async def test_what_the_store_does_not_have_never_goes(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path, mode=WriteMode.CACHE) as one:
+        sealed = await one.write(one.changes.create(5, "kept"), make_data(MIB))
+        cached = one.store.lookup(sealed.file_id)
+        assert cached is not None
+        assert cached.unpersisted
+        removed = one.store.remove([sealed.file_id], force=True, include_pinned=True)
+        assert (removed.files, removed.pinned) == (0, (sealed.file_id,))
+        assert one.store.punch_block(sealed.file_id, 0) == 0
+        # Nor a page of it that is bad: there is nothing better.
+        with cached.open_fd() as fd:
+            os.pwrite(fd, b"bad", 10)
+        assert cached.verify() == [0]
+        assert cached.is_complete
+        with pytest.raises(errors.Corrupt):
+            cached.read(0, 10)
+        one.store.set_persisted(sealed.file_id)
+        assert one.store.remove([sealed.file_id]).files == 1
+
+
+async def test_a_master_that_is_away_delays_a_seal_under_one_operation_id(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        place = await one.service.begin(one.changes.create(5, "late"), truncate=True)
+        fd = one.open(place)
+        os.pwrite(fd, b"first", 0)
+        one.changes.lose_answers = 1
+        with pytest.raises(errors.Unavailable):
+            await one.service.seal("op-1", InodeId(5))
+        os.pwrite(fd, b"other", 0)
+        sealed = await one.service.seal("op-2", InodeId(5))
+        os.close(fd)
+        assert [seal.base_version for seal in one.changes.seals] == [1, 2]
+        assert sealed.ref is not None
+        assert sealed.ref.version == 3
+        assert one.ufs.get("late") == b"other"
+
+
+async def test_a_draft_whose_inode_is_gone_goes_with_it(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        place = await one.service.begin(one.changes.create(5, "gone"), truncate=True)
+        fd = one.open(place)
+        os.pwrite(fd, b"x", 0)
+        one.changes.gone.add(InodeId(5))
+        sealed = await one.service.seal("op-1", InodeId(5))
+        os.close(fd)
+        assert sealed.ref is None
+        assert not one.store.drafts.list_drafts()
+        assert not (one.store.get_usage()[0].path / place.path).exists()
+
+
+async def test_a_file_without_a_name_is_sealed_never_uploaded_and_deleted_with_its_last_close(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        place = await one.service.begin(one.changes.create(5, "temporary"), truncate=True)
+        fd = one.open(place)
+        os.pwrite(fd, b"x", 0)
+        del one.changes.keys[InodeId(5)]
+        assert (await one.service.seal("op-1", InodeId(5))).ref is not None
+        os.close(fd)
+        await one.service.end(InodeId(5))
+        assert not (one.store.get_usage()[0].path / place.path).exists()
+        assert one.store.lookup(FileId(InodeId(5), VersionId(2))) is None
+        assert not one.ufs.has_below("")
+
+
+async def test_a_place_that_is_over_is_told_and_begun_again(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        ref = one.changes.create(5, "again")
+        place = await one.service.begin(ref, truncate=True)
+        await one.service.end(InodeId(5))
+        with pytest.raises(errors.NotFound):
+            one.open(place)
+
+
+async def test_no_room_is_said_when_a_file_is_opened(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path, quota_bytes=MIB // 2) as one:
+        with pytest.raises(errors.NoSpace):
+            await one.service.begin(one.changes.create(5, "no room"), truncate=True)
