@@ -30,11 +30,20 @@ class _Frozen(BaseModel):
 
 
 class TlsConfig(_Frozen):
-    """Certificates, PEM files. A server needs `certificate` and `key`; whoever calls one needs `ca`."""
+    """Certificates, PEM files, read again when they are replaced. All three are needed but where `client_auth` is off."""
 
-    certificate: Path | None = Field(None, description="this server's certificate, with what leads up to the authority")
-    key: Path | None = Field(None, description="the certificate's private key")
-    ca: Path | None = Field(None, description="authority that signed the other servers' certificates; empty: no TLS to them")
+    certificate: Path | None = Field(
+        None,
+        description="what this service, or client, shows to the others: its certificate, with what leads up to the authority",
+    )
+    key: Path | None = Field(None, description="the certificate's private key, without a password")
+    ca: Path | None = Field(None, description="authority that signed the others' certificates; empty: no TLS to them")
+    client_auth: str = Field(
+        "require",
+        pattern="^(require|off)$",
+        description="require: a master or worker that has a certificate answers only who shows one of the authority in `ca`; "
+        "off: everybody who can connect",
+    )
 
 
 class ServiceConfig(_Frozen):
@@ -46,6 +55,11 @@ class ServiceConfig(_Frozen):
     insecure: bool = Field(False, description="allow an address other than loopback without TLS")
     tls: TlsConfig = Field(TlsConfig(), description="PEM files")
     token_file: Path | None = Field(None, description="file with the cluster's token, shared by master and workers; mode 0600")
+    client_token_file: Path | None = Field(
+        None,
+        description="file with tokens, one a line, of which clients must show one to master and workers for reading too (the "
+        "cluster's token does as well); mode 0600, read again when it changes; empty: reading needs none",
+    )
     io_timeout_s: float = Field(
         30.0, gt=0, description="longest that any read, open or lookup takes before it fails with a clear error"
     )
@@ -105,8 +119,10 @@ class ClientConfig(_Frozen):
     """What the client library needs, be it in the FUSE daemon, the CLI or a training process."""
 
     master: str = Field(DEFAULT_MASTER_ADDRESS, description="host:port of the master")
-    tls: TlsConfig = Field(TlsConfig(), description="PEM files; a client needs only ca")
-    token_file: Path | None = Field(None, description="file with the cluster's token; mode 0600")
+    tls: TlsConfig = Field(TlsConfig(), description="PEM files")
+    token_file: Path | None = Field(
+        None, description="file with a client's token, or the cluster's, which also lets it mount; mode 0600"
+    )
     io_timeout_s: float = Field(30.0, gt=0, description="longest that a call takes before it fails with a clear error")
     readahead_max_bytes: int = Field(128 << 20, description="furthest that one reader's sequential reads run ahead")
     buffer_bytes: int = Field(256 << 20, description="memory for bytes in flight, of the whole process")

@@ -22,6 +22,7 @@
     ├── Cancelled
     ├── TimedOut                not done within the stated time
     ├── Unavailable             a service of ours cannot be reached now
+    │   └── Untrusted           one of the two ends shows no certificate that the other accepts; waiting does not help
     ├── StoreError              what the store did wrong
     │   ├── StoreDenied         credentials refused
     │   ├── StoreMissing        no such bucket, file system, directory
@@ -141,6 +142,10 @@ class Unavailable(AlluxioLikeError):
     code = "unavailable"
 
 
+class Untrusted(Unavailable):
+    code = "untrusted"
+
+
 class StoreError(AlluxioLikeError):
     code = "store_error"
 
@@ -212,6 +217,7 @@ TABLE: dict[type[AlluxioLikeError], Disposition] = {
     Cancelled: Disposition(errno.EINTR, "CANCELLED", False),
     TimedOut: Disposition(errno.EIO, "DEADLINE_EXCEEDED", False),
     Unavailable: Disposition(errno.EIO, "UNAVAILABLE", True),
+    Untrusted: Disposition(errno.EIO, "UNAVAILABLE", False),
     StoreError: Disposition(errno.EIO, "UNKNOWN", False),
     StoreDenied: Disposition(errno.EACCES, "PERMISSION_DENIED", False),
     StoreMissing: Disposition(errno.EIO, "NOT_FOUND", False),

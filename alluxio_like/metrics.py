@@ -5,7 +5,9 @@ globally. Does not decide what healthy means: the app gives a function. Metrics 
 answers in threads of its own, so what it is given (the health function, gauges' callbacks) must be safe to call from them.
 """
 
+import contextlib
 import json
+import socket
 import ssl
 import threading
 from bisect import bisect_left
@@ -23,7 +25,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from alluxio_like.errors import ConfigError, Conflict
+from alluxio_like.certificates import PemFiles
+from alluxio_like.errors import AlluxioLikeError, ConfigError, Conflict
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -244,7 +247,8 @@ class Health:
 
 
 Page = Callable[[dict[str, str]], Any]
-"""Gives what is shown as JSON, for the parameters of a query; no secrets."""
+"""Gives what is shown as JSON, for the parameters of a query, to callers on this machine alone; no secrets."""
+_IS_HERE = "alluxio_like.is_here"
 
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
@@ -252,10 +256,49 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
     allow_reuse_address = True
     # Closing must not wait for a scraper that stalls.
     block_on_close = False
+    certificates: "_Certificates | None" = None
+
+    def get_request(self) -> tuple[Any, Any]:
+        if self.certificates is not None:
+            self.socket = self.certificates.renew(self.socket)
+        return super().get_request()
+
+
+class _Certificates:
+    """What an HTTPS server shows, taken up anew when it is replaced on the disk."""
+
+    def __init__(self, certificate: Path, key: Path | None) -> None:
+        self._files = PemFiles(certificate, key, None)
+        self._pem = self._files.get()
+
+    def wrap(self, listening: socket.socket) -> ssl.SSLSocket:
+        """The socket whose connections speak TLS. Raises ConfigError."""
+        return self._make_context().wrap_socket(listening, server_side=True, do_handshake_on_connect=False)
+
+    def renew(self, listening: socket.socket) -> socket.socket:
+        """Have the next connection see the newest."""
+        pem = self._files.get()
+        if pem is not self._pem and isinstance(listening, ssl.SSLSocket):
+            # What is being replaced again just now is taken up with a later connection.
+            with contextlib.suppress(AlluxioLikeError, OSError):
+                listening.context = self._make_context()
+                self._pem = pem
+        return listening
+
+    def _make_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._files.load(context)
+        return context
 
 
 class _Handler(WSGIRequestHandler):
     timeout = _REQUEST_TIMEOUT_S
+
+    def get_environ(self) -> "WSGIEnvironment":
+        """With a word on whether the caller is on this machine: it then has the address that it called, or a loopback one."""
+        caller = str(self.client_address[0])
+        here = caller == str(self.connection.getsockname()[0]) or is_loopback(f"[{caller}]:0" if ":" in caller else f"{caller}:0")
+        return {**super().get_environ(), _IS_HERE: here}
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
         """Requests are not logged: a scraper comes every few seconds."""
@@ -314,7 +357,8 @@ def start_http(
 ) -> HttpServer | None:
     """Serve /metrics, /healthz and `pages` (by path) on `bind` (host:port, port 0 picks one); None when `bind` is empty.
 
-    `health` and pages are called in a thread of the server, for each request; what a page raises is answered with 503. Raises
+    `health` and pages are called in a thread of the server, for each request; what a page raises is answered with 503. No caller
+    shows a certificate: probes and scrapers have none. A certificate that is replaced on the disk is shown from then on. Raises
     ConfigError for an address other than loopback without a certificate or `insecure`, Conflict for a port that is taken.
     """
     if not bind:
@@ -322,14 +366,14 @@ def start_http(
     host, port = split_address(bind)
     if not (is_loopback(bind) or certificate or insecure):
         raise ConfigError(f"{bind} is not a loopback address: give a certificate, or --insecure to serve it in the clear")
+    shown = _Certificates(certificate, key) if certificate is not None else None
     try:
         server = make_server(host, port, _make_app(metrics, health, pages), _ThreadingServer, _Handler)
     except OSError as error:
         raise Conflict(f"cannot serve metrics on {bind} ({error.strerror}): choose another address", subject=bind) from error
-    if certificate:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    if shown is not None:
+        server.certificates = shown
+        server.socket = shown.wrap(server.socket)
     return HttpServer(server, "https" if certificate else "http")
 
 
@@ -347,7 +391,10 @@ def _make_app(
             body = json.dumps({"ok": state.ok, **state.details}).encode() + b"\n"
             start_response("200 OK" if state.ok else "503 Service Unavailable", [("Content-Type", "application/json")])
             return [body]
-        if (page := pages.get(path)) is not None:
+        if (page := pages.get(path)) is not None and not environ.get(_IS_HERE):
+            start_response("403 Forbidden", [("Content-Type", "application/json")])
+            return [json.dumps({"error": f"{path} is shown to callers on its own machine alone"}).encode() + b"\n"]
+        if page is not None:
             query = parse_qs(environ.get("QUERY_STRING", ""))
             try:
                 status, shown = "200 OK", page({name: values[-1] for name, values in query.items()})

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from alluxio_like import errors
+from alluxio_like.rpc.auth import Guard
 from alluxio_like.rpc.channel import RpcChannel, open_channel
 from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.messages import (
@@ -306,7 +307,7 @@ async def serve(
     *, master: FakeMaster | None = None, worker: FakeWorker | None = None, bind: str = "127.0.0.1:0"
 ) -> AsyncIterator[RpcServer]:
     """A server with these handlers."""
-    server = create_server(bind, token=TOKEN)
+    server = create_server(bind, guard=Guard(TOKEN))
     if master is not None:
         add_master_services(server.grpc_server, namespace=master, mounts=master, workers=master, cache=master)
     if worker is not None:

@@ -11,7 +11,6 @@ import json
 import os
 import resource
 import shutil
-import ssl
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 from alluxio_like.cache.layout import INDEX_MAP_FRACTION
 from alluxio_like.cache.probe import FIRST_KERNEL, get_kernel_version, probe_file_system
+from alluxio_like.certificates import read_validity
 from alluxio_like.cli.render import show_size
 
 OLDEST_KERNEL_SESSION = (5, 10)
@@ -320,15 +320,10 @@ def check_certificate(name: str, path: Path, now_s: float | None = None) -> Chec
     """When a PEM certificate (the first of its file) runs out."""
     now_s = time.time() if now_s is None else now_s
     try:
-        path.read_bytes()
-        # The interpreter's own tests use it, and there is nothing else in the standard library that reads a certificate from a
-        # file.
-        decoded: dict[str, Any] = ssl._ssl._test_decode_cert(str(path))  # type: ignore[attr-defined]
-        expires_s = ssl.cert_time_to_seconds(decoded["notAfter"])
-        begins_s = ssl.cert_time_to_seconds(decoded["notBefore"])
+        begins_s, expires_s = read_validity(path)
     except OSError as error:
         return Check(name, "fail", f"{path}: {error.strerror or error}", "a PEM file that the service's user can read")
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         return Check(name, "fail", f"{path} cannot be read: {error}", "a PEM file with a certificate")
     day = time.strftime("%Y-%m-%d", time.gmtime(expires_s))
     if now_s > expires_s:

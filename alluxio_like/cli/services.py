@@ -51,11 +51,11 @@ HttpOption = Annotated[
 InsecureOption = Annotated[
     bool | None, typer.Option("--insecure", help="Allow an address other than loopback without TLS.", show_default=False)
 ]
-CertificateOption = Annotated[Path | None, typer.Option("--tls-certificate", metavar="PEM", help="Certificate of this server.")]
-KeyOption = Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Private key of the certificate.")]
-CaOption = Annotated[
-    Path | None, typer.Option("--tls-ca", metavar="PEM", help="Authority that signed the other servers' certificates.")
+CertificateOption = Annotated[
+    Path | None, typer.Option("--tls-certificate", metavar="PEM", help="Certificate to show to the others.")
 ]
+KeyOption = Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Private key of the certificate.")]
+CaOption = Annotated[Path | None, typer.Option("--tls-ca", metavar="PEM", help="Authority that signed the others' certificates.")]
 TokenOption = Annotated[Path | None, typer.Option("--token-file", metavar="FILE", help="The cluster's token, mode 0600.")]
 MetadataOption = Annotated[
     str | None,
@@ -220,6 +220,8 @@ def run_fuse(
     ] = None,
     http_bind: HttpOption = None,
     insecure: InsecureOption = None,
+    tls_certificate: CertificateOption = None,
+    tls_key: KeyOption = None,
     tls_ca: CaOption = None,
     token_file: TokenOption = None,
     ready_file: ReadyOption = None,
@@ -254,7 +256,8 @@ def run_fuse(
     """
     flags = _common_flags(locals())
     flags.pop("home", None)
-    client = {"master": master, "tls": {"ca": tls_ca}, "token_file": token_file, "io_timeout_s": flags["io_timeout_s"]}
+    # One certificate for both: what the client shows to the services, and the HTTP server to its callers.
+    client = {"master": master, "tls": flags["tls"], "token_file": token_file, "io_timeout_s": flags["io_timeout_s"]}
     client["strict"] = strict
     flags = _merge_set(
         {**flags, "mountpoint": mountpoint, "path": path, "session": session, "allow_other": allow_other}, "client", client

@@ -15,17 +15,19 @@ def connect(
     master: str = "",
     *,
     ca: str | Path | None = None,
+    certificate: str | Path | None = None,
+    key: str | Path | None = None,
     token_file: str | Path | None = None,
     io_timeout_s: float | None = None,
     config: ClientConfig | None = None,
 ) -> SyncClient:
     """A synchronous client of the cluster whose master listens at `master` (host:port; empty: as configured, or the default).
 
+    `ca`: TLS, with PEM files: the authority of the services' certificates, and the `certificate` with its `key` that they demand.
     Nothing is sent before its first call. It may be handed to other processes, by fork or pickled.
     """
     given: dict[str, Any] = {"master": master, "io_timeout_s": io_timeout_s, "token_file": token_file}
-    if ca is not None:
-        given["tls"] = {"ca": ca}
+    tls = {name: path for name, path in (("ca", ca), ("certificate", certificate), ("key", key)) if path is not None}
     flags = {name: value for name, value in given.items() if value not in (None, "")}
     base = config if config is not None else load_config(ClientConfig)
-    return SyncClient(ClientConfig.model_validate(base.model_dump() | flags))
+    return SyncClient(ClientConfig.model_validate(base.model_dump() | flags | {"tls": base.tls.model_dump() | tls}))

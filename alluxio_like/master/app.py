@@ -35,6 +35,7 @@ from alluxio_like.master.surveying import Surveyor
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry, delete_worker, list_stored, put_worker
 from alluxio_like.metrics import Health, Metrics, start_http
+from alluxio_like.rpc.auth import Guard
 from alluxio_like.rpc.coherence import add_coherence_service
 from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.server import create_server
@@ -134,7 +135,8 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         stack.push_async_callback(jobs.close)
 
         workers = WorkersService(meta, registry, pool, clock=clock, metrics=metrics)
-        server = create_server(config.bind, tls=config.tls, insecure=config.insecure, token=token, metrics=metrics)
+        guard = Guard(token, config.client_token_file)
+        server = create_server(config.bind, tls=config.tls, insecure=config.insecure, guard=guard, metrics=metrics)
         add_master_services(
             server.grpc_server,
             namespace=NamespaceService(meta, lister, surveyor, registry, clock=clock),

@@ -1,16 +1,18 @@
 """Channels to our services, and how calls are made on them.
 
 Owns connection options, TLS, the metadata of every call (request id, token), deadlines, and the repeating of calls whose service
-cannot be reached. Stubs build on it. Rule of concurrency: a channel belongs to the event loop, and so
-to the process, that made it.
+cannot be reached. Certificates that were replaced on the disk are used from the next call on; calls under way end on the
+connection that they began on. Stubs build on it. Rule of concurrency: a channel belongs to the event loop, and so to the
+process, that made it.
 """
 
 import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -18,12 +20,14 @@ import grpc.aio
 import tenacity
 
 from alluxio_like import logs
+from alluxio_like.certificates import Pem, PemFiles
 from alluxio_like.config import TlsConfig
-from alluxio_like.errors import AlluxioLikeError, Cancelled, ConfigError, Unavailable
+from alluxio_like.errors import AlluxioLikeError, Cancelled, Unavailable, Untrusted
 from alluxio_like.metrics import split_address
 from alluxio_like.rpc import status
 from alluxio_like.rpc.auth import TOKEN_KEY
 from alluxio_like.rpc.context import LEASE_KEY
+from alluxio_like.rpc.trust import TRY_S, find_refusal
 
 REQUEST_ID_KEY = "x-request-id"
 
@@ -47,7 +51,30 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 
+_REFUSAL_S = 1.0
 _wait = tenacity.wait_random_exponential(multiplier=0.05, max=1.0)
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """What gRPC connects with one set of certificates, and the stubs on it."""
+
+    channel: grpc.aio.Channel | None
+    """None: closed."""
+    pem: Pem | None
+    stubs: dict[str, Any] = field(default_factory=dict)
+    calls: int = 0
+    """Under way."""
+
+    def add_stub(self, name: str, make: Callable[[grpc.aio.Channel], Any]) -> None:
+        assert self.channel is not None
+        self.stubs[name] = make(self.channel)
+
+    async def close(self, grace_s: float | None) -> None:
+        self.stubs = {}
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            await channel.close(grace_s)
 
 
 class RpcChannel:
@@ -57,39 +84,92 @@ class RpcChannel:
     a process fork (client/runtime.py).
     """
 
-    def __init__(self, channel: grpc.aio.Channel, address: str, token: str) -> None:
+    def __init__(self, address: str, token: str, files: PemFiles | None) -> None:
         self.address = address
-        self._channel: grpc.aio.Channel | None = channel
-        self._stubs: dict[str, Any] = {}
+        self._files = files
+        self._makers: dict[str, Callable[[grpc.aio.Channel], Any]] = {}
+        self._link: _Link | None = self._connect(files.get() if files is not None else None)
+        self._older: set[_Link] = set()
+        """Of certificates that were replaced, with calls under way."""
+        self._closing: set[asyncio.Task[None]] = set()
+        self.spoke = False
+        """Whether a call has ever been answered."""
         self._token = token
         self.lease = ""
         """Sent with every call: the session of the lease that is to cover its answer; empty: none."""
         self._id_prefix = secrets.token_hex(4)
         self._ids = itertools.count(1)
+        self._refusal: asyncio.Task[str] | None = None
+        self._refusal_until_s = 0.0
 
-    @property
-    def grpc_channel(self) -> grpc.aio.Channel:
-        """For making stubs; not to be kept. Raises Cancelled after `close`."""
-        if self._channel is None:
-            raise Cancelled(f"the channel to {self.address} is closed")
-        return self._channel
+    def add_stub(self, name: str, make: Callable[[grpc.aio.Channel], Any]) -> None:
+        """Have an object made whose attributes are methods, for `use`. Raises Cancelled after `close`."""
+        self._makers[name] = make
+        self._get_link().add_stub(name, make)
 
-    def add_stub(self, name: str, stub: Any) -> None:
-        """Keep an object whose attributes are methods, for `get_method`."""
-        self._stubs[name] = stub
-
-    def get_method(self, name: str, method: str) -> Any:
-        """A method of a stub that was added. Raises Cancelled after `close`."""
-        if self._channel is None:
-            raise Cancelled(f"the channel to {self.address} is closed")
-        return getattr(self._stubs[name], method)
+    @contextmanager
+    def use(self, name: str, method: str) -> Iterator[Any]:
+        """A method of a stub that was added, for one call, which ends with the context. Raises Cancelled after `close`."""
+        link = self._get_link()
+        link.calls += 1
+        try:
+            yield getattr(link.stubs[name], method)
+        finally:
+            link.calls -= 1
+            if link in self._older and not link.calls:
+                self._drop(link)
 
     async def close(self, grace_s: float | None = None) -> None:
         """Let what is under way end within `grace_s` (None: cancel it) and disconnect. May be called twice."""
-        channel, self._channel = self._channel, None
-        self._stubs = {}
-        if channel is not None:
-            await channel.close(grace_s)
+        link, self._link = self._link, None
+        links = self._older | ({link} if link is not None else set())
+        self._older = set()
+        if self._refusal is not None:
+            self._refusal.cancel()
+        await asyncio.gather(*(one.close(grace_s) for one in links), *self._closing)
+
+    async def explain(self, error: Unavailable, within_s: float) -> Unavailable:
+        """An error of a call that did not reach its service, or, where certificates are why, one that says so.
+
+        Looked up once a second at most.
+        """
+        if self._files is None and self.spoke:
+            # In the clear, as it should be: there is nothing to explain, and a service that has stopped is not to be waited for.
+            return error
+        loop = asyncio.get_running_loop()
+        if self._refusal is None or (self._refusal.done() and loop.time() > self._refusal_until_s):
+            self._refusal = loop.create_task(find_refusal(self.address, self._files), name="find refusal")
+            self._refusal.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._refusal_until_s = loop.time() + _REFUSAL_S
+        refusal = self._refusal
+        await asyncio.wait([refusal], timeout=within_s)
+        said = refusal.result() if refusal.done() and not refusal.cancelled() else ""
+        return Untrusted(f"{error.message}: {said}", subject=error.subject) if said else error
+
+    def _connect(self, pem: Pem | None) -> _Link:
+        if pem is None:
+            return _Link(grpc.aio.insecure_channel(self.address, OPTIONS), None)
+        credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.certificate)
+        link = _Link(grpc.aio.secure_channel(self.address, credentials, OPTIONS), pem)
+        for name, make in self._makers.items():
+            link.add_stub(name, make)
+        return link
+
+    def _get_link(self) -> _Link:
+        if self._link is None:
+            raise Cancelled(f"the channel to {self.address} is closed")
+        if self._files is not None and (pem := self._files.get()) is not self._link.pem:
+            old, self._link = self._link, self._connect(pem)
+            self._older.add(old)
+            if not old.calls:
+                self._drop(old)
+        return self._link
+
+    def _drop(self, link: _Link) -> None:
+        self._older.discard(link)
+        task = asyncio.create_task(link.close(None), name="close channel")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def make_metadata(self) -> tuple[tuple[str, str], ...]:
         """Of one call: the id of the request that is being served, or a new one; and the token."""
@@ -129,78 +209,98 @@ def _is_cancelled() -> bool:
 def open_channel(address: str, *, tls: TlsConfig | None = None, token: str = "") -> RpcChannel:
     """A channel to host:port, connected when first used; close it with `await channel.close()`.
 
-    `tls.ca` set: TLS, checked against that CA. `token`: the cluster's, sent with every call. Raises ConfigError for an
-    address that is none and a CA that cannot be read.
+    `tls.ca` set: TLS, checked against that CA; the certificate in `tls`, if there is one, is shown. `token`: sent with every
+    call. Raises ConfigError for an address that is none and for files that cannot be used.
     """
     split_address(address)
-    if tls is not None and tls.ca is not None:
-        try:
-            credentials = grpc.ssl_channel_credentials(root_certificates=tls.ca.read_bytes())
-        except OSError as error:
-            raise ConfigError(f"cannot read the CA {tls.ca}: {error.strerror}", subject=str(tls.ca)) from error
-        return RpcChannel(grpc.aio.secure_channel(address, credentials, OPTIONS), address, token)
-    return RpcChannel(grpc.aio.insecure_channel(address, OPTIONS), address, token)
+    files = PemFiles(tls.certificate, tls.key, tls.ca) if tls is not None and tls.ca is not None else None
+    return RpcChannel(address, token, files)
+
+
+async def _describe(method: Method, failure: grpc.aio.AioRpcError, stop_at: float | None = None) -> AlluxioLikeError:
+    """The error that a failed call stands for."""
+    error = method.to_error(failure)
+    if isinstance(error, Unavailable) and not status.has_detail(failure):
+        return await method.channel.explain(error, TRY_S if stop_at is None else max(stop_at - time.monotonic(), 0.001))
+    return error
 
 
 async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat_s: float = 0.0) -> Any:
     """One call and its reply, within `timeout_s` (0: no limit).
 
-    It is made again, with pauses, while the service cannot be reached, for `repeat_s` at most. `request`
-    may be a function that makes the request (a fresh stream for each try). Raises errors of the tree.
+    It is made again, with pauses, while the service cannot be reached, for `repeat_s` at most, but not where the two do not
+    trust each other. `request` may be a function that makes the request (a fresh stream for each try). Raises errors of the
+    tree.
     """
     stop_at = time.monotonic() + timeout_s if timeout_s else None
     metadata = method.channel.make_metadata()
 
     async def call_once() -> Any:
-        error: AlluxioLikeError
+        failed: grpc.aio.AioRpcError | None = None
         timeout = None if stop_at is None else max(stop_at - time.monotonic(), 0.001)
-        rpc = method.channel.get_method(method.stub, method.name)
-        try:
-            return await rpc(request() if callable(request) else request, timeout=timeout, metadata=metadata)
-        except grpc.aio.AioRpcError as failure:
-            error = method.to_error(failure)
-        except asyncio.CancelledError:
-            if _is_cancelled():
-                raise
-            error = method.make_closed()
+        with method.channel.use(method.stub, method.name) as rpc:
+            try:
+                reply = await rpc(request() if callable(request) else request, timeout=timeout, metadata=metadata)
+                method.channel.spoke = True
+                return reply
+            except grpc.aio.AioRpcError as failure:
+                failed = failure
+            except asyncio.CancelledError:
+                if _is_cancelled():
+                    raise
+            finally:
+                del rpc
         # Outside of the except clause and without its locals: an error that somebody keeps must not keep gRPC's objects alive.
-        del rpc
+        error = await _describe(method, failed, stop_at) if failed is not None else method.make_closed()
+        del failed
         raise error
 
     try:
         return await call_once()
+    except Untrusted:
+        raise
     except Unavailable:
         left_s = repeat_s if stop_at is None else min(repeat_s, stop_at - time.monotonic())
         if left_s <= 0:
             raise
     async for attempt in tenacity.AsyncRetrying(
-        stop=tenacity.stop_before_delay(left_s), wait=_wait, retry=tenacity.retry_if_exception_type(Unavailable), reraise=True
+        stop=tenacity.stop_before_delay(left_s), wait=_wait, retry=tenacity.retry_if_exception(_may_repeat), reraise=True
     ):
         with attempt:
             return await call_once()
     raise AssertionError("unreachable")
 
 
+def _may_repeat(error: BaseException) -> bool:
+    return isinstance(error, Unavailable) and not isinstance(error, Untrusted)
+
+
 async def call_stream(
     method: Method, request: Any, timeout_s: float, convert: Callable[[Any], Any] | None
 ) -> AsyncGenerator[Any]:
     """One call and its replies, each through `convert`; not repeated. Closing the generator early cancels the call."""
-    error: AlluxioLikeError | None = None
-    rpc = method.channel.get_method(method.stub, method.name)
-    call = rpc(request, timeout=timeout_s or None, metadata=method.channel.make_metadata())
-    del rpc
-    try:
-        async for reply in call:
-            yield reply if convert is None else convert(reply)
-    except grpc.aio.AioRpcError as failure:
-        error = method.to_error(failure)
-    except asyncio.CancelledError:
-        if _is_cancelled():
-            raise
-        error = method.make_closed()
-    finally:
-        call.cancel()
-        # As in call_unary.
-        del call
-    if error is not None:
+    failed: grpc.aio.AioRpcError | None = None
+    closed = False
+    with method.channel.use(method.stub, method.name) as rpc:
+        call = rpc(request, timeout=timeout_s or None, metadata=method.channel.make_metadata())
+        del rpc
+        try:
+            async for reply in call:
+                method.channel.spoke = True
+                yield reply if convert is None else convert(reply)
+        except grpc.aio.AioRpcError as failure:
+            failed = failure
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            closed = True
+        finally:
+            call.cancel()
+            # As in call_unary.
+            del call
+    if failed is not None:
+        error = await _describe(method, failed)
+        del failed
         raise error
+    if closed:
+        raise method.make_closed()

@@ -53,7 +53,7 @@ class CoherenceStub:
     def __init__(self, channel: RpcChannel) -> None:
         make: Any = coherence_pb2_grpc
         self._channel = channel
-        channel.add_stub("Coherence", make.CoherenceStub(channel.grpc_channel))
+        channel.add_stub("Coherence", make.CoherenceStub)
 
     async def watch(self, messages: AsyncIterator[WatchMessage]) -> AsyncGenerator[WatchReply]:
         """Sends what `messages` gives; not repeated when it breaks. Raises errors of the tree."""

@@ -58,7 +58,7 @@ class MasterStub:
         self._channel = channel
         self._timeout_s = timeout_s
         for name in ("Namespace", "Mounts", "Workers", "Cache"):
-            channel.add_stub(name, getattr(make, f"{name}Stub")(channel.grpc_channel))
+            channel.add_stub(name, getattr(make, f"{name}Stub"))
 
     async def _call(self, stub: str, name: str, request: Any, timeout_s: float | None, *, repeat: bool = True) -> Any:
         timeout = self._timeout_s if timeout_s is None else timeout_s

@@ -1,7 +1,8 @@
 """A gRPC server of ours: where it listens, TLS, health, and what happens to every call.
 
-Owns the refusal of other addresses than loopback without TLS, the interceptor (errors to statuses, request ids, tokens,
-deadlines, metrics) and the standard health service. Rule of concurrency: made and used on one event loop.
+Owns the refusal of other addresses than loopback without TLS, the demand of clients' certificates, the interceptor (errors to
+statuses, request ids, tokens, deadlines, metrics) and the standard health service. Rule of concurrency: made and used on one
+event loop.
 """
 
 import logging
@@ -15,12 +16,13 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from alluxio_like import logs
+from alluxio_like.certificates import PemFiles
 from alluxio_like.config import TlsConfig
-from alluxio_like.errors import AccessDenied, AlluxioLikeError, ConfigError, Conflict, Internal, TimedOut
+from alluxio_like.errors import AlluxioLikeError, ConfigError, Conflict, Internal, TimedOut
 from alluxio_like.metrics import Metrics, is_loopback, split_address
 from alluxio_like.rpc import context as call_context
 from alluxio_like.rpc import status
-from alluxio_like.rpc.auth import TOKEN_KEY, is_token_right, needs_token
+from alluxio_like.rpc.auth import TOKEN_KEY, Guard
 from alluxio_like.rpc.channel import MAX_MESSAGE_BYTES, REQUEST_ID_KEY
 
 _log = logging.getLogger(__name__)
@@ -62,13 +64,19 @@ class RpcServer:
 
 
 def create_server(
-    bind: str, *, tls: TlsConfig | None = None, insecure: bool = False, token: str = "", metrics: Metrics | None = None
+    bind: str,
+    *,
+    tls: TlsConfig | None = None,
+    insecure: bool = False,
+    guard: Guard | None = None,
+    metrics: Metrics | None = None,
 ) -> RpcServer:
     """Bind a server to host:port (port 0: a free one).
 
-    With a certificate and key in `tls` it speaks TLS. `token`: the cluster's; methods that need it (rpc/auth.py) refuse callers
-    without it, and everybody where it is empty. Raises ConfigError for an address other than loopback with neither TLS nor
-    `insecure`, for unreadable certificates, and Conflict for a port in use.
+    With a certificate and key in `tls` it speaks TLS, and with `client_auth` only with who shows a certificate of its authority.
+    `guard` says which calls need which token; None: nobody may make those that need the cluster's. Raises ConfigError for an
+    address other than loopback with neither TLS nor `insecure`, for certificates that cannot be used, and Conflict for a port
+    in use.
     """
     host, _ = split_address(bind)
     credentials = _get_credentials(tls)
@@ -77,7 +85,7 @@ def create_server(
             f"{bind} is not a loopback address: give a certificate and key (tls), or --insecure to serve it in the clear",
             subject=bind,
         )
-    server = grpc.aio.server(interceptors=(_Interceptor(token, metrics),), options=_OPTIONS)
+    server = grpc.aio.server(interceptors=(_Interceptor(guard or Guard(""), metrics),), options=_OPTIONS)
     try:
         port = server.add_insecure_port(bind) if credentials is None else server.add_secure_port(bind, credentials)
     except RuntimeError as error:
@@ -101,19 +109,30 @@ def get_advertised(advertise: str, server: RpcServer) -> str:
 def _get_credentials(tls: TlsConfig | None) -> grpc.ServerCredentials | None:
     if tls is None or (tls.certificate is None and tls.key is None):
         return None
-    if tls.certificate is None or tls.key is None:
-        raise ConfigError("a server needs both tls.certificate and tls.key")
-    try:
-        return grpc.ssl_server_credentials([(tls.key.read_bytes(), tls.certificate.read_bytes())])
-    except OSError as error:
-        raise ConfigError(f"cannot read {error.filename}: {error.strerror}", subject=str(error.filename)) from error
+    demanding = tls.client_auth == "require"
+    if demanding and tls.ca is None:
+        raise ConfigError(
+            "clients are to show certificates (tls.client_auth = require), and no authority is named that signs them: "
+            "set tls.ca, or tls.client_auth = off to answer whoever can connect",
+            subject="tls.ca",
+        )
+    files = PemFiles(tls.certificate, tls.key, tls.ca if demanding else None)
+
+    def configure() -> grpc.ServerCertificateConfiguration:
+        # Called by gRPC, in threads of its own, with each connection.
+        pem = files.get()
+        assert pem.key is not None
+        assert pem.certificate is not None
+        return grpc.ssl_server_certificate_configuration([(pem.key, pem.certificate)], pem.ca)
+
+    return grpc.dynamic_ssl_server_credentials(configure(), configure, demanding)
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):
     """Wraps every method: token before, status and detail after, whatever its shape."""
 
-    def __init__(self, token: str, metrics: Metrics | None) -> None:
-        self._token = token
+    def __init__(self, guard: Guard, metrics: Metrics | None) -> None:
+        self._tokens = guard
         self._metrics = metrics
         self._wrapped: dict[str, tuple[Any, Any]] = {}
 
@@ -150,8 +169,6 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(self._guard(method, handler.unary_unary), **codec)
 
     def _guard(self, method: str, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-        protected = needs_token(method)
-
         async def serve(request: Any, context: Any) -> Any:
             started = time.monotonic()
             metadata = dict(context.invocation_metadata() or ())
@@ -161,8 +178,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             failure: AlluxioLikeError | None = None
             outcome = "CANCELLED"
             try:
-                if protected and not is_token_right(metadata.get(TOKEN_KEY, ""), self._token):
-                    raise AccessDenied("the cluster's token is missing or wrong: set token_file to the master's")
+                self._tokens.check(method, metadata.get(TOKEN_KEY, ""))
                 reply = await behaviour(request, context)
                 outcome = "OK"
                 return reply

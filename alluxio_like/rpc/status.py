@@ -70,6 +70,11 @@ def decode_error(wire: bytes) -> AlluxioLikeError:
     return make_error(detail.code, detail.message, detail.subject)
 
 
+def has_detail(failure: grpc.aio.AioRpcError) -> bool:
+    """Whether a failed call reached a service of ours, which said what was wrong."""
+    return any(key == ERROR_KEY for key, _ in failure.trailing_metadata() or ())
+
+
 def to_error(failure: grpc.aio.AioRpcError, target: str) -> AlluxioLikeError:
     """The error that a failed call to `target` (a service's name and address, for the message) stands for."""
     for key, value in failure.trailing_metadata() or ():

@@ -47,9 +47,9 @@ class WorkerStub:
         make: Any = worker_pb2_grpc
         self._channel = channel
         self._timeout_s = timeout_s
-        channel.add_stub("Data", make.DataStub(channel.grpc_channel))
-        channel.add_stub("WorkerAdmin", make.WorkerAdminStub(channel.grpc_channel))
-        channel.add_stub("Read", _ReadStub(channel.grpc_channel))
+        channel.add_stub("Data", make.DataStub)
+        channel.add_stub("WorkerAdmin", make.WorkerAdminStub)
+        channel.add_stub("Read", _ReadStub)
 
     async def _call(self, stub: str, name: str, request: Any, timeout_s: float | None) -> Any:
         timeout = self._timeout_s if timeout_s is None else timeout_s

@@ -88,7 +88,10 @@ class Heart:
         """Register, however long the master is away."""
         retrying = tenacity.AsyncRetrying(
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=max(1.0, self._interval_s)),
-            retry=tenacity.retry_if_exception(_is_passing),
+            # A worker that has served goes on when a certificate is renewed late; one that was never let in says so and ends.
+            retry=tenacity.retry_if_exception(
+                lambda error: _is_passing(error) or (self._known and isinstance(error, errors.Untrusted))
+            ),
             before_sleep=_log_absence,
             reraise=True,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alluxio_like.errors import NotFound
+from alluxio_like.rpc.auth import Guard
 from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.messages import (
     BlockDelta,
@@ -110,7 +111,7 @@ class FakeMaster:
 @asynccontextmanager
 async def serving_master(master: FakeMaster, bind: str = "127.0.0.1:0") -> AsyncIterator[FakeMaster]:
     """The master answers inside the context."""
-    server = create_server(bind, token=TOKEN)
+    server = create_server(bind, guard=Guard(TOKEN))
     handler: Any = master
     add_master_services(server.grpc_server, namespace=handler, mounts=handler, workers=handler, cache=handler)
     await server.start()

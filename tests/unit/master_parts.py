@@ -9,7 +9,7 @@ from typing import Any
 from alluxio_like import errors
 from alluxio_like.config import MasterConfig
 from alluxio_like.master import app
-from alluxio_like.rpc.auth import read_token
+from alluxio_like.rpc.auth import Guard, read_token
 from alluxio_like.rpc.channel import RpcChannel, open_channel
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import (
@@ -79,7 +79,7 @@ class FakeWorker:
         self.registered = 0
 
     async def start(self, bind: str = "127.0.0.1:0") -> None:
-        self._server = create_server(bind, token=self._token)
+        self._server = create_server(bind, guard=Guard(self._token))
         add_worker_services(self._server.grpc_server, data=self, admin=self)
         await self._server.start()
         self.session += 1

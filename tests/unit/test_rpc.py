@@ -225,8 +225,9 @@ async def test_tokens() -> None:
 
 async def test_health() -> None:
     async with serve(master=FakeMaster()) as server, connected(server) as channel:
-        stub = health_pb2_grpc.HealthStub(channel.grpc_channel)  # type: ignore[no-untyped-call]
-        reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        channel.add_stub("Health", health_pb2_grpc.HealthStub)
+        with channel.use("Health", "Check") as check:
+            reply = await check(health_pb2.HealthCheckRequest(), timeout=5)
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
