@@ -7,7 +7,6 @@ answers in threads of its own, so what it is given (the health function, gauges'
 
 import contextlib
 import json
-import socket
 import ssl
 import threading
 from bisect import bisect_left
@@ -259,31 +258,30 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
     certificates: "_Certificates | None" = None
 
     def get_request(self) -> tuple[Any, Any]:
-        if self.certificates is not None:
-            self.socket = self.certificates.renew(self.socket)
-        return super().get_request()
+        connection, address = super().get_request()
+        if self.certificates is None:
+            return connection, address
+        # The handshake comes with the first read, in the connection's own thread.
+        context = self.certificates.get()
+        return context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
 
 
 class _Certificates:
-    """What an HTTPS server shows, taken up anew when it is replaced on the disk."""
+    """What an HTTPS server shows, taken up anew when it is replaced on the disk. Raises ConfigError when it is made."""
 
     def __init__(self, certificate: Path, key: Path | None) -> None:
         self._files = PemFiles(certificate, key, None)
         self._pem = self._files.get()
+        self._context = self._make_context()
 
-    def wrap(self, listening: socket.socket) -> ssl.SSLSocket:
-        """The socket whose connections speak TLS. Raises ConfigError."""
-        return self._make_context().wrap_socket(listening, server_side=True, do_handshake_on_connect=False)
-
-    def renew(self, listening: socket.socket) -> socket.socket:
-        """Have the next connection see the newest."""
+    def get(self) -> ssl.SSLContext:
+        """For the next connection."""
         pem = self._files.get()
-        if pem is not self._pem and isinstance(listening, ssl.SSLSocket):
+        if pem is not self._pem:
             # What is being replaced again just now is taken up with a later connection.
             with contextlib.suppress(AlluxioLikeError, OSError):
-                listening.context = self._make_context()
-                self._pem = pem
-        return listening
+                self._context, self._pem = self._make_context(), pem
+        return self._context
 
     def _make_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -295,9 +293,8 @@ class _Handler(WSGIRequestHandler):
     timeout = _REQUEST_TIMEOUT_S
 
     def get_environ(self) -> "WSGIEnvironment":
-        """With a word on whether the caller is on this machine: it then has the address that it called, or a loopback one."""
-        caller = str(self.client_address[0])
-        here = caller == str(self.connection.getsockname()[0]) or is_loopback(f"[{caller}]:0" if ":" in caller else f"{caller}:0")
+        """With a word on whether the caller is on this machine."""
+        here = is_here(str(self.client_address[0]), str(self.connection.getsockname()[0]))
         return {**super().get_environ(), _IS_HERE: here}
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
@@ -316,6 +313,11 @@ def is_loopback(address: str) -> bool:
     """Whether host:port can be reached from this machine alone."""
     host, _ = split_address(address)
     return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def is_here(caller: str, called: str) -> bool:
+    """Whether a connection comes from this machine: from the address that it called, or a loopback one."""
+    return bool(caller) and (caller == called or is_loopback(f"[{caller}]:0"))
 
 
 class HttpServer:
@@ -371,9 +373,7 @@ def start_http(
         server = make_server(host, port, _make_app(metrics, health, pages), _ThreadingServer, _Handler)
     except OSError as error:
         raise Conflict(f"cannot serve metrics on {bind} ({error.strerror}): choose another address", subject=bind) from error
-    if shown is not None:
-        server.certificates = shown
-        server.socket = shown.wrap(server.socket)
+    server.certificates = shown
     return HttpServer(server, "https" if certificate else "http")
 
 

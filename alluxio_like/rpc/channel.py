@@ -128,7 +128,7 @@ class RpcChannel:
             self._refusal.cancel()
         await asyncio.gather(*(one.close(grace_s) for one in links), *self._closing)
 
-    async def explain(self, error: Unavailable, within_s: float) -> Unavailable:
+    async def explain(self, error: Unavailable, target: str, within_s: float) -> Unavailable:
         """An error of a call that did not reach its service, or, where certificates are why, one that says so.
 
         Looked up once a second at most.
@@ -144,7 +144,7 @@ class RpcChannel:
         refusal = self._refusal
         await asyncio.wait([refusal], timeout=within_s)
         said = refusal.result() if refusal.done() and not refusal.cancelled() else ""
-        return Untrusted(f"{error.message}: {said}", subject=error.subject) if said else error
+        return Untrusted(f"no call to {target}: {said}", subject=error.subject) if said else error
 
     def _connect(self, pem: Pem | None) -> _Link:
         if pem is None:
@@ -191,9 +191,14 @@ class Method:
     stub: str
     name: str
 
+    @property
+    def target(self) -> str:
+        """Whom it calls, for messages."""
+        return f"the {self.service} at {self.channel.address}"
+
     def to_error(self, failure: grpc.aio.AioRpcError) -> AlluxioLikeError:
         """What a failed call means."""
-        return status.to_error(failure, f"the {self.service} at {self.channel.address}")
+        return status.to_error(failure, self.target)
 
     def make_closed(self) -> AlluxioLikeError:
         """What a call means whose channel was closed under it: gRPC cancels it as if the caller had."""
@@ -221,7 +226,8 @@ async def _describe(method: Method, failure: grpc.aio.AioRpcError, stop_at: floa
     """The error that a failed call stands for."""
     error = method.to_error(failure)
     if isinstance(error, Unavailable) and not status.has_detail(failure):
-        return await method.channel.explain(error, TRY_S if stop_at is None else max(stop_at - time.monotonic(), 0.001))
+        within_s = TRY_S if stop_at is None else max(stop_at - time.monotonic(), 0.001)
+        return await method.channel.explain(error, method.target, within_s)
     return error
 
 

@@ -1,32 +1,21 @@
-"""Services on other addresses than loopback: refused in the clear, and with certificates made by openssl as a user would."""
+"""Services on other addresses than loopback: refused in the clear; each shows a certificate, which is renewed while they run."""
 
 import contextlib
 import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.certificates import Authority
 from tests.servers.net import find_ports, wait_until
 from tests.servers.stack import PROGRAMS
 
 pytestmark = pytest.mark.timeout(120)
-
-
-def make_certificates(place: Path) -> None:
-    """An authority, and a certificate of it for this machine."""
-    config = place / "san.cnf"
-    config.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-    for words in (
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test-ca -keyout ca.key -out ca.pem",
-        "req -newkey rsa:2048 -nodes -subj /CN=host -keyout host.key -out host.csr",
-        "x509 -req -days 2 -in host.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile san.cnf -out host.pem",
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=other-ca -keyout other.key -out other.pem",
-    ):
-        subprocess.run(["openssl", *words.split()], cwd=place, check=True, capture_output=True)
 
 
 class Site:
@@ -34,12 +23,17 @@ class Site:
 
     def __init__(self, place: Path) -> None:
         self.place = place
+        self.authority = Authority(place)
+        self.authority.issue("host")
+        self.authority.issue("expired", days=-1)
+        Authority(place, "other").issue("stranger")
         clean = {key: value for key, value in os.environ.items() if not key.startswith("ALLUXIO_LIKE_")}
         self.environment = {
             **clean,
             "ALLUXIO_LIKE_RUN_DIR": str(place / "run"),
             "HOME": str(place),
-            "ALLUXIO_LIKE_IO_TIMEOUT_S": "4",
+            # What is refused must be so at once, and not when this is over.
+            "ALLUXIO_LIKE_IO_TIMEOUT_S": "60",
         }
         self.tls = [
             "--tls-certificate",
@@ -72,7 +66,6 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    make_certificates(tmp_path)
     made = Site(tmp_path)
     with made.running:
         yield made
@@ -107,69 +100,135 @@ def list_listening(pid: int) -> set[int]:
     return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and row[9] in inodes}
 
 
+AT_ONCE_S = 20.0
+"""A command's start takes seconds on a busy machine; the timeout of calls is three times as long."""
+
+
+class Cluster:
+    """A master and a worker with certificates, and a file."""
+
+    def __init__(self, site: Site, *settings: str) -> None:
+        self.site = site
+        source = site.place / "source"
+        source.mkdir()
+        (source / "a").write_bytes(b"content" * 1000)
+        os.utime(source / "a", (1_600_000_000, 1_600_000_000))
+        port, self.worker_port = find_ports(2)
+        self.address = f"127.0.0.1:{port}"
+        words = ["--home", str(site.place / "m"), "--bind", f"0.0.0.0:{port}", "--advertise", self.address, *site.tls, *settings]
+        master = site.start("master", "master", *words)
+        self.token_file = master["token_file"]
+        self.worker_words = ["worker", "--master", self.address, "--home", str(site.place / "w"), "--allow-root-disk"]
+        self.worker_words += ["--cache-dir", f"{site.place / 'cache'}=1GB", "--bind", f"0.0.0.0:{self.worker_port}"]
+        self.worker_words += ["--advertise", f"127.0.0.1:{self.worker_port}", *settings]
+        self.worker = site.start("worker", *self.worker_words, *site.tls, "--token-file", self.token_file)
+        self.mount = ["mount", "/data", f"file://{source}"]
+
+    def get_environment(self, *, token: str = "", certificate: str = "host", ca: str = "ca") -> dict[str, str]:
+        """What a command that trusts `ca` and shows `certificate` ("" for none) is given."""
+        place = self.site.place
+        lines = [f'[client]\nmaster = "{self.address}"', f'[client.tls]\nca = "{place / ca}.pem"']
+        if certificate:
+            lines += [f'certificate = "{place / certificate}.pem"', f'key = "{place / certificate}.key"']
+        config = place / f"client-{certificate}-{ca}.toml"
+        config.write_text("\n".join(lines) + "\n")
+        return {"ALLUXIO_LIKE_CONFIG": str(config), **({"ALLUXIO_LIKE_TOKEN_FILE": token} if token else {})}
+
+    def expect_refusal(self, said: str, *words: str, **environment: str) -> None:
+        """A command that is refused, with one line, at once."""
+        started = time.monotonic()
+        refused = self.site.run("alluxio-like", *words, **environment)
+        assert refused.returncode == 1, refused.stderr
+        *logged, last = refused.stderr.strip().splitlines()
+        assert said in last, refused.stderr
+        assert all(" WARNING " in line for line in logged), refused.stderr
+        assert time.monotonic() - started < AT_ONCE_S
+
+
 def test_master_worker_and_commands_over_tls(site: Site) -> None:
-    source = site.place / "source"
-    source.mkdir()
-    (source / "a").write_bytes(b"content" * 1000)
-    os.utime(source / "a", (1_600_000_000, 1_600_000_000))
-    port, worker_port = find_ports(2)
-    master = site.start(
-        "master",
-        "master",
-        "--home",
-        str(site.place / "m"),
-        "--bind",
-        f"0.0.0.0:{port}",
-        "--advertise",
-        f"127.0.0.1:{port}",
-        *site.tls,
-    )
-    assert master["address"] == f"127.0.0.1:{port}"
-    worker = ["worker", "--master", master["address"], "--home", str(site.place / "w"), "--allow-root-disk", "--cache-dir"]
-    worker += [
-        f"{site.place / 'cache'}=1GB",
-        "--bind",
-        f"0.0.0.0:{worker_port}",
-        "--advertise",
-        f"127.0.0.1:{worker_port}",
-        *site.tls,
-    ]
-    ready = site.start("worker", *worker, "--token-file", master["token_file"])
-    worker_pid = int(ready["pid"])
-    config = site.place / "client.toml"
-    config.write_text(f'[client]\nmaster = "{master["address"]}"\n[client.tls]\nca = "{site.place / "ca.pem"}"\n')
-    trust = {"ALLUXIO_LIKE_CONFIG": str(config), "ALLUXIO_LIKE_MASTER": master["address"]}
-    refused = site.run("alluxio-like", "mount", "/data", f"file://{source}", **trust)
-    assert (refused.returncode, "token" in refused.stderr) == (1, True), refused.stderr
-    trust["ALLUXIO_LIKE_TOKEN_FILE"] = master["token_file"]
-    mounted = site.run("alluxio-like", "mount", "/data", f"file://{source}", **trust)
-    assert mounted.returncode == 0, mounted.stderr
+    cluster = Cluster(site)
+    cluster.expect_refusal("the cluster's token is missing or wrong", *cluster.mount, **cluster.get_environment())
+    trust = cluster.get_environment(token=cluster.token_file)
+    assert site.run("alluxio-like", *cluster.mount, **trust).returncode == 0
     loaded = site.run("cache", "load", "/data", "--verify", "--json", **trust)
     assert loaded.returncode == 0, loaded.stderr
     assert json.loads(loaded.stdout)["checked_files"] == 1
+    trust = cluster.get_environment()
     assert site.run("alluxio-like", "fs", "cat", "/data/a", **trust).stdout == "content" * 1000
     # The data socket knows no TLS, so there is none.
-    assert list_listening(worker_pid) == {worker_port, int(ready["http_address"].rpartition(":")[2])}
-    # In the clear, or trusting somebody else: no answer, and no hang.
-    plain = site.run("alluxio-like", "mounts", "--master", master["address"])
-    assert (plain.returncode, "Traceback" in plain.stderr) == (1, False), plain.stderr
-    config.write_text(config.read_text().replace("ca.pem", "other.pem"))
-    other = site.run("alluxio-like", "mounts", **trust)
-    assert (other.returncode, "Traceback" in other.stderr) == (1, False), other.stderr
-    # A worker without the cluster's token does not get in.
-    changed = {str(site.place / "w"): str(site.place / "w2"), f"0.0.0.0:{worker_port}": "0.0.0.0:0"}
-    words = [changed.get(word, word.replace("/cache=", "/cache2=")) for word in worker]
-    stranger = subprocess.Popen(
-        [str(PROGRAMS / "alluxio-like"), *words],
-        env=site.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _, said = stranger.communicate(timeout=20)
-    finally:
-        stranger.kill()
-        stranger.wait()
-    assert stranger.returncode
-    assert "token" in said.strip().splitlines()[-1], said
+    ports = {cluster.worker_port, int(cluster.worker["http_address"].rpartition(":")[2])}
+    assert list_listening(int(cluster.worker["pid"])) == ports
+
+
+def test_without_the_right_certificates_all_is_refused_at_once(site: Site) -> None:
+    cluster = Cluster(site)
+    plain = {"ALLUXIO_LIKE_MASTER": cluster.address}
+    ours = cluster.get_environment()
+    for said, environment in (
+        ("it speaks TLS, and we do not: set tls.ca", plain),
+        ("of another authority than the one in", cluster.get_environment(ca="other")),
+        ("it demands a certificate of its callers: set tls.certificate", cluster.get_environment(certificate="")),
+        ("which has expired: renew", cluster.get_environment(certificate="expired")),
+        ("is to be signed by the authority that its tls.ca names", cluster.get_environment(certificate="stranger")),
+    ):
+        cluster.expect_refusal(said, "mounts", **environment)
+    # Services are refused as clients are, and say so before they end.
+    place = site.place / "refused"
+    worker = [
+        "worker",
+        "--master",
+        cluster.address,
+        "--home",
+        str(place),
+        "--cache-dir",
+        f"{place}-cache=1GB",
+        "--allow-root-disk",
+    ]
+    token = ["--token-file", cluster.token_file]
+    stranger = [word.replace("host.", "stranger.") for word in site.tls]
+    cluster.expect_refusal("is to be signed by the authority that its tls.ca names", *worker, *token, *stranger)
+    cluster.expect_refusal("the cluster's token is missing or wrong", *worker, *site.tls)
+    fuse = ["fuse", str(place / "mnt"), "--session", "pyfuse3", "--set", "http_bind="]
+    cluster.expect_refusal("it demands a certificate of its callers", *fuse, **cluster.get_environment(certificate=""))
+    assert site.run("alluxio-like", "mounts", **ours).returncode == 0
+
+
+def test_clients_may_have_to_show_a_token_for_reading(site: Site) -> None:
+    clients = site.place / "clients"
+    clients.touch(0o600)
+    clients.write_text("a-client\nanother-client\n")
+    token = site.place / "client-token"
+    token.touch(0o600)
+    token.write_text("another-client\n")
+    cluster = Cluster(site, "--set", f"client_token_file={clients}")
+    all_of_it = cluster.get_environment(token=cluster.token_file)
+    assert site.run("alluxio-like", *cluster.mount, **all_of_it).returncode == 0
+    asked = "this cluster asks its clients for a token"
+    for words in (["fs", "cat", "/data/a"], ["fs", "ls", "/"], ["mounts"], ["report"]):
+        cluster.expect_refusal(asked, *words, **cluster.get_environment())
+    reading = cluster.get_environment(token=str(token))
+    assert site.run("alluxio-like", "fs", "cat", "/data/a", **reading).stdout == "content" * 1000
+    cluster.expect_refusal("the cluster's token is missing or wrong", "unmount", "/data", **reading)
+
+
+def test_certificates_are_renewed_while_services_run(site: Site) -> None:
+    cluster = Cluster(site)
+    trust = cluster.get_environment(token=cluster.token_file)
+    assert site.run("alluxio-like", *cluster.mount, **trust).returncode == 0
+    old = site.place / "old.pem"
+    old.write_bytes(site.authority.ca.read_bytes())
+    # Another authority: nothing that began with the certificates of before could go on by itself.
+    authority = Authority(site.place)
+    authority.issue("host")
+
+    def is_read() -> bool:
+        return site.run("alluxio-like", "fs", "cat", "/data/a", **trust).stdout == "content" * 1000
+
+    wait_until("the services have taken up their new certificates", is_read, timeout_s=30)
+    loaded = site.run("cache", "load", "/data", "--verify", **trust)
+    assert loaded.returncode == 0, loaded.stderr
+    cluster.expect_refusal("of another authority than the one in", "mounts", **cluster.get_environment(ca="old"))
+    log = (site.place / "master.log").read_text() + (site.place / "worker.log").read_text()
+    assert "Traceback" not in log
+    # The worker was never away.
+    assert "waiting for the master" not in log

@@ -163,7 +163,7 @@ def certificates(tmp_path: Path) -> TlsConfig:
 
 async def test_tls(certificates: TlsConfig, tmp_path: Path) -> None:
     master = FakeMaster()
-    server = create_server("127.0.0.1:0", tls=certificates)
+    server = create_server("127.0.0.1:0", tls=certificates.model_copy(update={"client_auth": "off"}))
     add_master_services(server.grpc_server, namespace=master, mounts=master, workers=master, cache=master)
     await server.start()
     good = open_channel(server.address, tls=TlsConfig(ca=certificates.ca))
@@ -175,11 +175,11 @@ async def test_tls(certificates: TlsConfig, tmp_path: Path) -> None:
     await clear.close()
     await server.stop(0)
     with pytest.raises(errors.ConfigError, match="cannot read"):
-        create_server("127.0.0.1:0", tls=TlsConfig(certificate=tmp_path / "none", key=tmp_path / "none"))
-    with pytest.raises(errors.ConfigError, match="cannot read the CA"):
+        create_server("127.0.0.1:0", tls=certificates.model_copy(update={"certificate": tmp_path / "none"}))
+    with pytest.raises(errors.ConfigError, match="cannot read"):
         open_channel("127.0.0.1:1", tls=TlsConfig(ca=tmp_path / "none"))
     with pytest.raises(errors.ConfigError, match="both"):
-        create_server("127.0.0.1:0", tls=TlsConfig(certificate=certificates.certificate))
+        create_server("127.0.0.1:0", tls=TlsConfig(certificate=certificates.certificate, ca=certificates.ca))
 
 
 def test_token_files(tmp_path: Path) -> None:
