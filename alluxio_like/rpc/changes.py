@@ -200,7 +200,7 @@ class ChangesStub:
         make: Any = writing_pb2_grpc
         self._channel = channel
         self._timeout_s = timeout_s
-        channel.add_stub("Changes", make.ChangesStub(channel.grpc_channel))
+        channel.add_stub("Changes", make.ChangesStub)
 
     async def _call(self, name: str, request: Any, timeout_s: float | None = None) -> Any:
         timeout = self._timeout_s if timeout_s is None else timeout_s

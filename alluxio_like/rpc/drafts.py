@@ -65,7 +65,7 @@ class DraftsStub:
         make: Any = writing_pb2_grpc
         self._channel = channel
         self._timeout_s = timeout_s
-        channel.add_stub("Drafts", make.DraftsStub(channel.grpc_channel))
+        channel.add_stub("Drafts", make.DraftsStub)
 
     async def _call(self, name: str, request: Any, timeout_s: float | None) -> Any:
         timeout = self._timeout_s if timeout_s is None else timeout_s

@@ -211,10 +211,14 @@ def test_clients_may_have_to_show_a_token_for_reading(site: Site) -> None:
     cluster.expect_refusal("the cluster's token is missing or wrong", "unmount", "/data", **reading)
 
 
+@pytest.mark.mount
 def test_certificates_are_renewed_while_services_run(site: Site) -> None:
     cluster = Cluster(site)
     trust = cluster.get_environment(token=cluster.token_file)
     assert site.run("alluxio-like", *cluster.mount, **trust).returncode == 0
+    mountpoint = site.place / "mnt"
+    site.start("fuse", "fuse", str(mountpoint), "--master", cluster.address, *site.tls)
+    assert (mountpoint / "data/a").read_text() == "content" * 1000
     old = site.place / "old.pem"
     old.write_bytes(site.authority.ca.read_bytes())
     # Another authority: nothing that began with the certificates of before could go on by itself.
@@ -225,6 +229,10 @@ def test_certificates_are_renewed_while_services_run(site: Site) -> None:
         return site.run("alluxio-like", "fs", "cat", "/data/a", **trust).stdout == "content" * 1000
 
     wait_until("the services have taken up their new certificates", is_read, timeout_s=30)
+    (site.place / "source/b").write_text("new")
+    os.utime(site.place / "source/b", (1_600_000_000, 1_600_000_000))
+    assert site.run("alluxio-like", "fs", "sync", "/data", **trust).returncode == 0
+    assert (mountpoint / "data/b").read_text() == "new"
     loaded = site.run("cache", "load", "/data", "--verify", **trust)
     assert loaded.returncode == 0, loaded.stderr
     cluster.expect_refusal("of another authority than the one in", "mounts", **cluster.get_environment(ca="old"))
