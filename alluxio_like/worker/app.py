@@ -218,7 +218,7 @@ async def _wire(  # noqa: PLR0915  (one after the other, nothing decided)
     turns = Turns(config.fetch_concurrency, config.load_concurrency, clock.monotonic)
     stack.callback(turns.close)
     pilot = Pilot(
-        stores=stores, peers=peers, view=view, evictor=evictor, turns=turns, disk=writes, metrics=metrics,
+        stores=stores, peers=peers, view=view, evictor=evictor, turns=turns, disk=writes, drafts=store.drafts, metrics=metrics,
         io_timeout_s=config.io_timeout_s,
     )  # fmt: skip
     fetcher = Fetcher(

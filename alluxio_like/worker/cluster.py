@@ -42,6 +42,11 @@ class ClusterView:
         ranked = self._rank(ref, block)
         return None if not ranked or ranked[0].worker_id == self.worker_id else ranked[0]
 
+    def list_holders(self, ref: FileRef) -> list[Worker]:
+        """Other live workers of those that have a content which the store does not have."""
+        workers = () if self.cluster is None else self.cluster.workers
+        return [one for one in workers if one.live and one.worker_id in ref.holders and one.worker_id != self.worker_id]
+
     def choose_probe(self, ref: FileRef, block: int) -> Worker | None:
         """A worker that may hold what this one, its home, has not got: whoever was home before this one joined.
 

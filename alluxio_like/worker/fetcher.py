@@ -7,6 +7,7 @@ gRPC. Rule of concurrency: one event loop; a plan is made without an await betwe
 """
 
 import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -123,12 +124,23 @@ class Fetcher:
             offset = window_end
 
     async def read_cached(self, ref: FileRef, offset: int, length: int) -> AsyncIterator[bytes]:
-        """The bytes of a range if all of its pages are here, verified. Raises NotFound, also when pages vanish meanwhile."""
+        """The bytes of a range if all of its pages are here, verified, or in a draft that still holds just that version.
+
+        Raises NotFound, also when pages vanish meanwhile; Stale (the draft is being changed).
+        """
         pages = _get_pages(offset, offset + length)
         cached = await self.get_cached(ref, pages)
-        if cached is None or cached.missing_pages(pages):
-            raise errors.NotFound("not cached here", subject=ref.key)
         end = offset + length
+        if cached is None or cached.missing_pages(pages):
+            draft = self._store.drafts.lookup(ref.inode)
+            if draft is None or draft.record.ref.file_id != ref.file_id:
+                raise errors.NotFound("not cached here", subject=ref.key)
+            while offset < end:
+                stop = min(end, offset - offset % PAGE_BYTES + PAGE_BYTES)
+                read = functools.partial(self._store.drafts.read, draft, ref, offset, stop - offset)
+                yield await self._reads.submit(read)
+                offset = stop
+            return
         while offset < end:
             stop = min(end, offset - offset % PAGE_BYTES + PAGE_BYTES)
             try:

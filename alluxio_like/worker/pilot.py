@@ -1,11 +1,12 @@
 """Flies one flight: asks the sources one after the other, repeats what may succeed, puts pages where they belong.
 
-Owns how a fetch is done: peers before the store, turns, stalls, retries, the hand-over to the disk. Does not own which fetches
-there are. Rule of concurrency: `fly` runs as one task per flight on the event loop; cache files are touched in the disk queue's
-threads.
+Owns how a fetch is done: peers before the store (workers alone for what the store does not have), turns, stalls, retries, the
+hand-over to the disk. Does not own which fetches there are. Rule of concurrency: `fly` runs as one task per flight on the event
+loop; cache files are touched in the disk queue's threads.
 """
 
 import asyncio
+import functools
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -15,6 +16,7 @@ import tenacity
 
 from alluxio_like import errors
 from alluxio_like.cache.checksum import compute_checksums
+from alluxio_like.cache.drafts import Draft, Drafts
 from alluxio_like.cache.file import CachedFile
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.data_pool import BegunRead
@@ -94,10 +96,12 @@ class Pilot:
         evictor: Evictor,
         turns: Turns,
         disk: DiskQueue,
+        drafts: Drafts,
         metrics: Metrics,
         io_timeout_s: float,
     ) -> None:
         self._stores = stores
+        self._drafts = drafts
         self._peers = peers
         self._view = view
         self._evictor = evictor
@@ -113,13 +117,13 @@ class Pilot:
 
     async def fly(self, flight: Flight) -> None:
         """Land every page of a flight. Raises what stopped it."""
-        if flight.peers:
+        if flight.peers and flight.ref.is_stored:
             await self._ask_peers(flight)
         if flight.landed >= flight.stop:
             return
         used = self._stores.lookup_ufs(flight.ref.mount_id)
         try:
-            await self._ask_store(flight)
+            await self._ask_source(flight)
             return
         except errors.AlluxioLikeError as error:
             if not (is_retryable(error) or self._may_renew(flight, used, error)):
@@ -139,7 +143,7 @@ class Pilot:
         async for attempt in retrying:
             with attempt:
                 try:
-                    await self._ask_store(flight)
+                    await self._ask_source(flight)
                 except errors.AlluxioLikeError as error:
                     flight.last_error = error
                     raise
@@ -147,6 +151,57 @@ class Pilot:
     def _may_renew(self, flight: Flight, used: Ufs | None, error: errors.AlluxioLikeError) -> bool:
         """Refused credentials may have been replaced at the master since the store was opened."""
         return isinstance(error, errors.StoreDenied) and self._stores.renew(flight.ref.mount_id, used)
+
+    async def _ask_source(self, flight: Flight) -> None:
+        """What has a content for certain: the store, or the workers that hold what was written there."""
+        if flight.ref.is_stored:
+            await self._ask_store(flight)
+        else:
+            await self._ask_holders(flight)
+
+    async def _ask_holders(self, flight: Flight) -> None:
+        """Land what only some workers have. Raises Stale (none of them has it any more: it was written anew, or is stored by
+        now), Unavailable (one that has it cannot be reached)."""
+        ref = flight.ref
+        draft = self._drafts.lookup(ref.inode)
+        if draft is not None and draft.record.ref.file_id == ref.file_id:
+            await self._land_draft(flight, draft)
+            return
+        workers = self._view.list_holders(ref)
+        missing = set(ref.holders) - {worker.worker_id for worker in workers} - {self._view.worker_id}
+        away: errors.AlluxioLikeError | None = None
+        for worker in workers:
+            flight.source = "peer"
+            flight.state = State.RUNNING
+            self._spend(flight, Cause.PEER)
+            _, length = self._get_rest(flight)
+            try:
+                await self._ask_peer(flight, worker.address, cached_only=True)
+                self._metrics.peer_bytes.inc(length)
+                return
+            except (errors.NotFound, errors.Stale):
+                continue
+            except errors.NoSpace:
+                raise
+            except errors.AlluxioLikeError as error:
+                flight.last_error = away = error
+        if away is not None or missing:
+            why = "is not there" if away is None else str(away)
+            raise errors.Unavailable(f"only a worker has it, which cannot be reached ({why}); start that again", subject=ref.key)
+        raise errors.Stale("no worker has this version any more", subject=ref.key)
+
+    async def _land_draft(self, flight: Flight, draft: Draft) -> None:
+        """Land, in memory, what this worker has in a draft that still holds the version. Raises Stale."""
+        flight.source = "local"
+        flight.state = State.RUNNING
+        flight.role = None
+        self._spend(flight, Cause.FILL)
+        for page in range(flight.landed, flight.stop):
+            start = page * PAGE_BYTES
+            length = min(PAGE_BYTES, flight.ref.size - start)
+            read = functools.partial(self._drafts.read, draft, flight.ref, start, length)
+            self._hold(flight, page, memoryview(await self._disk.submit(read)))
+            flight.land(page, 1)
 
     async def _ask_peers(self, flight: Flight) -> None:
         """Land what other workers have. Their failures are no failures of the flight: the store is still to be asked."""
@@ -267,7 +322,7 @@ class Pilot:
             flight.source = "store"
             flight.requests += 1
             offset, length = self._get_rest(flight)
-            await self._receive(flight, ufs.read(flight.ref.key, flight.ref.fingerprint, offset, length), ufs.checks_first)
+            await self._receive(flight, ufs.read(flight.ref.key, flight.ref.stored, offset, length), ufs.checks_first)
             self._metrics.store_bytes.labels(label).inc(length)
         except errors.StoreError as error:
             self._metrics.store_errors.labels("GET", label, error.code).inc()

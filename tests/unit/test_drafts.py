@@ -1,6 +1,7 @@
 """Drafts: what programs write becomes versions, cache files and objects, and nothing of it is lost on the way."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ from alluxio_like import errors
 from alluxio_like.cache.file import Role
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import WriteMode
-from alluxio_like.types import FileId, InodeId, VersionId
-from tests.unit.draft_parts import running_drafts
+from alluxio_like.types import FileId, InodeId, VersionId, WorkerId
+from tests.unit.draft_parts import make_own_ref, running_drafts
 from tests.unit.worker_parts import gather_bytes, make_data, wait_until
 
 MIB = 1 << 20
@@ -186,3 +187,53 @@ async def test_no_room_is_said_when_a_file_is_opened(tmp_path: Path) -> None:
     async with running_drafts(tmp_path, quota_bytes=MIB // 2) as one:
         with pytest.raises(errors.NoSpace):
             await one.service.begin(one.changes.create(5, "no room"), truncate=True)
+
+
+async def test_a_version_is_read_from_the_draft_as_long_as_that_holds_it(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path, mode=WriteMode.CACHE) as one:
+        place = await one.service.begin(one.changes.create(5, "seen"), truncate=True)
+        fd = one.open(place)
+        data = make_data(2 * MIB + 5)
+        os.pwrite(fd, data, 0)
+        sealed = (await one.service.seal("op-1", InodeId(5))).ref
+        assert sealed is not None
+        assert not sealed.is_stored
+
+        async def read(offset: int, length: int) -> bytes:
+            return await gather_bytes(one.parts.fetcher.read(sealed, offset, length, priority=Priority.DEMAND, role=Role.HOME))
+
+        assert await read(0, len(data)) == data
+        assert await gather_bytes(one.parts.fetcher.read_cached(sealed, MIB - 3, 10)) == data[MIB - 3 : MIB + 7]
+        os.pwrite(fd, b"changed", MIB)
+        with pytest.raises(errors.Stale):
+            await gather_bytes(one.parts.fetcher.read_cached(sealed, 0, 10))
+        again = (await one.service.seal("op-2", InodeId(5))).ref
+        os.close(fd)
+        await one.service.end(InodeId(5))
+        assert again is not None
+        # Not the one before: pages of that are remembered, and right.
+        other = replace(sealed, version=VersionId(1), holders=(one.store.worker_id,))
+        with pytest.raises(errors.Stale):
+            await gather_bytes(one.parts.fetcher.read(other, 0, 5, priority=Priority.DEMAND, role=Role.HOME))
+        assert await gather_bytes(one.parts.fetcher.read_cached(again, MIB, 7)) == b"changed"
+        assert not one.ufs.requests
+
+
+async def test_what_only_an_absent_worker_has_is_said_to_be_away(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        ref = replace(make_own_ref(5, 2, "away", 10), holders=(WorkerId("elsewhere"),))
+        with pytest.raises(errors.Unavailable, match="only a worker has it"):
+            await gather_bytes(one.parts.fetcher.read(ref, 0, 10, priority=Priority.DEMAND, role=Role.HOME))
+        assert not one.ufs.requests
+
+
+async def test_what_was_written_here_is_asked_of_the_store_by_what_the_store_calls_it(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        data = make_data(MIB + 9)
+        sealed = await one.write(one.changes.create(5, "stored"), data)
+        ref = one.changes.get_ref(5, len(data))
+        assert ref.file_id == sealed.file_id
+        assert ref.source is not None
+        assert one.store.remove([ref.file_id]).files == 1
+        read = one.parts.fetcher.read(ref, 0, len(data), priority=Priority.DEMAND, role=Role.HOME)
+        assert await gather_bytes(read) == data

@@ -107,6 +107,7 @@ async def running_parts(
         evictor=evictor,
         turns=turns,
         disk=writes,
+        drafts=store.drafts,
         metrics=metrics,
         io_timeout_s=io_timeout_s,
     )
