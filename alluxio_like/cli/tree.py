@@ -223,6 +223,9 @@ def _to_number(options: dict[str, str], name: str, default: int) -> int:
 
 def unmount(
     path: Annotated[str, typer.Argument(help="The mount's path in the namespace.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Lose what was written there and is not in the store, links and extended attributes.")
+    ] = False,
     master: MasterOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -235,7 +238,7 @@ def unmount(
 
     async def run() -> None:
         async with open_client(master) as client:
-            await client.unmount(path)
+            await client.unmount(path, force=force)
         print_json({"unmounted": path}) if as_json else print(f"unmounted {show_name(path)}")
 
     run_async(run())

@@ -414,8 +414,8 @@ class Client:
         self._small.expire()
         return info
 
-    async def unmount(self, path: str, *, operation_id: str = "") -> None:
-        await self._master.unmount(path, operation_id=operation_id)
+    async def unmount(self, path: str, *, force: bool = False, operation_id: str = "") -> None:
+        await self._master.unmount(path, force=force, operation_id=operation_id)
         self._names.clear()
         self._small.expire()
 

@@ -152,8 +152,8 @@ class SyncClient:
     def mount(self, spec: MountSpec, *, operation_id: str = "") -> MountInfo:
         return self._holder.run(lambda client: client.mount(spec, operation_id=operation_id))
 
-    def unmount(self, path: str, *, operation_id: str = "") -> None:
-        self._holder.run(lambda client: client.unmount(path, operation_id=operation_id))
+    def unmount(self, path: str, *, force: bool = False, operation_id: str = "") -> None:
+        self._holder.run(lambda client: client.unmount(path, force=force, operation_id=operation_id))
 
     def list_mounts(self) -> list[MountInfo]:
         return self._holder.run(lambda client: client.list_mounts())

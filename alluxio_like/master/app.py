@@ -17,10 +17,12 @@ from alluxio_like.clock import Clock, SystemClock
 from alluxio_like.config import MasterConfig, write_ready_file
 from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.asking import Asker
+from alluxio_like.master.changing import ChangesService
 from alluxio_like.master.coherence import Coherence
 from alluxio_like.master.core import namespace, operations
-from alluxio_like.master.core.leases import LeaseTable
+from alluxio_like.master.core.leases import LEASE_S, LeaseTable
 from alluxio_like.master.core.model import Purged
+from alluxio_like.master.follower import Follower
 from alluxio_like.master.home import Home
 from alluxio_like.master.keeping import identify, keep_place, open_meta, take_up_late
 from alluxio_like.master.listing import Lister
@@ -36,6 +38,7 @@ from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry, delete_worker, list_stored, put_worker
 from alluxio_like.metrics import Health, Metrics, start_http
 from alluxio_like.rpc.auth import Guard
+from alluxio_like.rpc.changes import add_changes_service
 from alluxio_like.rpc.coherence import add_coherence_service
 from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.server import create_server
@@ -87,7 +90,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         identity = identify(config, home, meta)
         cluster_id, token = identity.cluster_id, identity.token
         now_ns = clock.now_ns()
-        meta.write_now(lambda txn: namespace.prepare(txn, now_ns))
+        is_new = meta.write_now(lambda txn: namespace.prepare(txn, now_ns))
 
         registry = WorkerRegistry(
             cluster_id, clock=clock, timeout_s=config.worker_timeout_s, whole_file_limit_bytes=config.whole_file_limit_bytes
@@ -95,7 +98,8 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         with meta.read() as txn:
             registry.restore(list_stored(txn))
         coherence = Coherence(
-            LeaseTable(clock.monotonic()),
+            # Nobody can hold anything of a namespace that was not there before.
+            LeaseTable(clock.monotonic() - (LEASE_S if is_new else 0.0)),
             clock=clock,
             metrics=metrics,
             get_cluster_epoch=lambda: registry.get_cluster().epoch,
@@ -109,6 +113,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             io_timeout_s=config.io_timeout_s,
             default_sync_interval_s=config.sync_interval_s,
             tell=coherence.tell,
+            count_workers=lambda: len(registry.get_live()),
         )
         mounts.restore()
         stack.push_async_callback(mounts.close)
@@ -126,6 +131,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             io_timeout_s=config.io_timeout_s,
         )
         stack.push_async_callback(lister.close)
+        follower = Follower(meta, mounts, lister, asker, coherence, clock=clock, metrics=metrics, cluster_id=cluster_id)
         surveyor = Surveyor(lister, meta, mounts, clock=clock, io_timeout_s=config.io_timeout_s)
         pool = WorkerPool(registry, tls=config.tls, token=token, timeout_s=config.io_timeout_s)
         stack.push_async_callback(pool.close)
@@ -145,6 +151,8 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             cache=CacheService(meta, lister, mounts, registry, pool, jobs, coherence, clock=clock, version=version),
         )
         add_coherence_service(server.grpc_server, coherence)
+        changing = ChangesService(meta, lister, mounts, coherence, follower, clock=clock, io_timeout_s=config.io_timeout_s)
+        add_changes_service(server.grpc_server, changing)
         http = start_http(
             config.http_bind,
             metrics,
@@ -164,6 +172,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
             asyncio.create_task(mounts.check_all(), name="check mounts"),
             asyncio.create_task(workers.check_reported(), name="check reported"),
             asyncio.create_task(keep_place(meta, lost), name="keep place"),
+            asyncio.create_task(follower.run(), name="follow"),
             asyncio.create_task(take_up_late(late, mounts, jobs, coherence), name="take up late"),
         ]
         stack.push_async_callback(_cancel, chores)

@@ -52,6 +52,11 @@ class Asker:
 
         return await self._retry(ufs.bucket, self._mounts.get_record(mount_id).path, ask_in_turn)
 
+    def note_throttle(self, bucket: str) -> None:
+        """A store told the master to slow down."""
+        self._metrics.store_throttles.labels(bucket).inc()
+        self._pacer.note_throttle(bucket)
+
     async def wait_turn(self, ufs: Ufs) -> None:
         """Until the bucket's rate allows one request more."""
         await self._pacer.wait_turn(ufs.bucket)
@@ -64,8 +69,7 @@ class Asker:
                 return await ask()
             except errors.AlluxioLikeError as error:
                 if isinstance(error, errors.StoreThrottled):
-                    self._metrics.store_throttles.labels(bucket).inc()
-                    self._pacer.note_throttle(bucket)
+                    self.note_throttle(bucket)
                 wait = pause * (0.5 + random.random())
                 self._metrics.store_errors.labels("LIST", path, error.code).inc()
                 left = RETRY_PART * self._io_timeout_s - (self._clock.monotonic() - begun)

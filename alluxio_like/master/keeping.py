@@ -17,7 +17,8 @@ from alluxio_like.master.coherence import Coherence
 from alluxio_like.master.home import Home
 from alluxio_like.master.loading import JobManager
 from alluxio_like.master.meta_store import MetaStore
-from alluxio_like.master.mount_table import MountTable, Secrets, SecretsFile
+from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.secrets_file import Secrets, SecretsFile
 from alluxio_like.types import EVERYWHERE, Recall
 
 log = logging.getLogger(__name__)

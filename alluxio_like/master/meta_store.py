@@ -29,6 +29,9 @@ class MetaStore:
         self._store = store
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="meta-writer")
         self._closed = False
+        self._flushing = asyncio.Lock()
+        """Held while the store is flushed: those who come meanwhile wait for the next flush, together."""
+        self._next_flush: asyncio.Task[None] | None = None
 
     def read(self) -> AbstractContextManager[ReadTransaction]:
         """A snapshot for a short read; never hold one across an await."""
@@ -46,8 +49,16 @@ class MetaStore:
             return apply(txn)
 
     async def flush(self) -> None:
-        """Make what was written before survive a power loss too."""
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._store.flush)
+        """Make what was written before survive a power loss too. Of calls at the same time all but the first share one."""
+        if self._next_flush is None:
+            self._next_flush = asyncio.ensure_future(self._flush_next())
+        await asyncio.shield(self._next_flush)
+
+    async def _flush_next(self) -> None:
+        async with self._flushing:
+            # Whoever comes from here on may have written too late for this one.
+            self._next_flush = None
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._store.flush)
 
     async def keep(self) -> None:
         """Look whether this process may still write. Raises Conflict when another took its place, Unavailable when the store is

@@ -1,38 +1,33 @@
 """The mounted stores: which are open, with which secrets, and what is known of their health.
 
-Owns the open `Ufs` of each mount, the file of secrets, and the memory of failures that keeps a store that is down from being
-asked by everybody. The mount table itself is in the namespace's store (core/mounts.py).
+Owns the open `Ufs` of each mount, and the memory of failures that keeps a store that is down from being asked by everybody. The
+mount table itself is in the namespace's store (core/mounts.py), secrets are apart (secrets_file.py).
 
-Secrets lie in a file of their own, mode 0600, never in a log or a message. It is written before the mount commits, so a mount
-never lacks its secrets; what a crash between the two leaves is removed at the next start. Where the namespace's store outlives
-the machine they lie there, encrypted (cluster_state.py).
-
-Used from the event loop alone, but for the secrets' file, which the writer's thread changes (under the lock of that file).
+Used from the event loop alone.
 """
 
 import asyncio
-import json
 import logging
-import os
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from alluxio_like import errors
 from alluxio_like.clock import Clock
-from alluxio_like.kv.api import WriteTransaction
+from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.core import mounts as core
 from alluxio_like.master.core import namespace, operations
 from alluxio_like.master.core.model import NO_MOUNT, MountRecord
 from alluxio_like.master.core.paths import show_name, split_path
 from alluxio_like.master.meta_store import MetaStore, run_to_end
+from alluxio_like.master.secrets_file import Secrets
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import MountInfo, MountSecrets, MountSpec, SyncInterval
+from alluxio_like.rpc.messages_writing import PolicyAt, WritePolicy
 from alluxio_like.types import EVERYWHERE, InodeId, Kind, MountId, Recall, to_bytes, to_str
 from alluxio_like.ufs.api import Ufs
 from alluxio_like.ufs.open import change_options, get_secret_names, parse_uri, split_secrets
+from alluxio_like.ufs.writing import get_writable
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +44,11 @@ _GIVES_CREDENTIALS = frozenset({"profile", "anonymous"})
 """Options that stand in for secrets."""
 
 MAX_TROUBLES = 1000
+_FLAT_SCHEMES = frozenset({"s3", "gs", "az"})
+_MAX_KEY_BYTES = 1024
+"""What S3, GCS and Azure take as a key."""
+_MAX_PATH_BYTES = 4000
+"""Of file systems: 4,095, less what the names of what is being written take."""
 _OF_THE_WHOLE_STORE = (errors.StoreUnavailable, errors.StoreThrottled, errors.StoreMissing)
 
 
@@ -64,73 +64,6 @@ class UfsOpener(Protocol):
         on_request: Callable[[str], None],
         io_timeout_s: float,
     ) -> Ufs: ...
-
-
-class Secrets(Protocol):
-    """Where mounts' secrets lie: `SecretsFile`, or with the namespace (cluster_state.py)."""
-
-    def get(self, mount_id: MountId) -> Mapping[str, str]: ...
-
-    def put(self, txn: WriteTransaction, mount_id: MountId, secrets: Mapping[str, str]) -> None:
-        """Durable when the transaction is, in which the mount is made or changed."""
-        ...
-
-    async def forget(self, mount_id: MountId) -> None: ...
-
-    def keep_only(self, mount_ids: set[MountId]) -> None:
-        """Remove the secrets of all other mounts."""
-        ...
-
-
-class SecretsFile:
-    """Secrets by mount id, in one file that only its owner can read. Safe from any thread."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._secrets: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.exists() else {}
-
-    def get(self, mount_id: MountId) -> Mapping[str, str]:
-        with self._lock:
-            return dict(self._secrets.get(str(mount_id), {}))
-
-    def put(self, txn: WriteTransaction, mount_id: MountId, secrets: Mapping[str, str]) -> None:
-        """Durable when it returns, before the transaction is."""
-        self._put(mount_id, secrets)
-
-    async def forget(self, mount_id: MountId) -> None:
-        self._put(mount_id, {})
-
-    def _put(self, mount_id: MountId, secrets: Mapping[str, str]) -> None:
-        with self._lock:
-            changed = {**self._secrets, str(mount_id): dict(secrets)}
-            if not secrets:
-                # Nothing is left of it, nor in the file.
-                del changed[str(mount_id)]
-            self._replace(changed)
-
-    def keep_only(self, mount_ids: set[MountId]) -> None:
-        with self._lock:
-            kept = {key: value for key, value in self._secrets.items() if int(key) in mount_ids}
-            self._replace(kept)
-
-    def _replace(self, secrets: dict[str, dict[str, str]]) -> None:
-        if secrets == self._secrets:
-            return
-        temporary = self._path.with_name(self._path.name + ".new")
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            json.dump(secrets, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-        self._secrets = secrets
 
 
 @dataclass(slots=True)
@@ -154,8 +87,10 @@ class MountTable:
         io_timeout_s: float,
         default_sync_interval_s: float,
         tell: Callable[[Iterable[Recall]], object],
+        count_workers: Callable[[], int],
     ) -> None:
-        """`tell` is told what a change of the table takes back of what clients know."""
+        """`tell` is told what a change of the table takes back of what clients know; `count_workers` counts those that live."""
+        self._count_workers = count_workers
         self._meta = meta
         self._secrets = secrets
         self._opener = opener
@@ -201,6 +136,15 @@ class MountTable:
 
         return self._opener(uri, options, secrets=secrets, on_request=count, io_timeout_s=self._io_timeout_s)
 
+    def list_ids(self) -> list[MountId]:
+        return list(self._records)
+
+    def get_key_limit(self, mount_id: MountId) -> int:
+        """Bytes that a key below a mount's root may have. Raises NotFound."""
+        uri = parse_uri(self.get_record(mount_id).uri)
+        most = _MAX_KEY_BYTES if uri.scheme in _FLAT_SCHEMES else _MAX_PATH_BYTES
+        return most - len(to_bytes(uri.prefix))
+
     def get_record(self, mount_id: MountId) -> MountRecord:
         record = self._records.get(mount_id)
         if record is None:
@@ -221,7 +165,7 @@ class MountTable:
                     prefix = namespace.get_key(txn, directory)[1]
             except errors.NotFound:
                 prefix = ""
-            found = core.find_interval(intervals, prefix)
+            found = core.find_setting(intervals, prefix)
             if found is not None:
                 return SyncInterval(intervals[found], _make_path(record, found))
         if record is None or record.sync_interval_s is None:
@@ -311,11 +255,11 @@ class MountTable:
             raise errors.InvalidArgument("a mount's path is absolute in the namespace, such as /data", subject=spec.path)
         if spec.update:
             return await self._update(operation_id, spec)
-        public, secret = split_secrets(parse_uri(spec.uri).scheme, spec.options)
+        options, write = _take_policy(spec.options)
+        public, secret = split_secrets(parse_uri(spec.uri).scheme, options)
         store = self._open_store(spec.path, spec.uri, public, secret)
         try:
-            if not spec.skip_check:
-                await store.check()
+            await self._check(store, write or "", skip=spec.skip_check)
             uid, gid = int(public.get("uid", spec.uid)), int(public.get("gid", spec.gid))
             interval = None if spec.sync_interval_s == 0 else spec.sync_interval_s
             now_ns = self._clock.now_ns()
@@ -326,11 +270,12 @@ class MountTable:
                     spec.path,
                     spec.uri,
                     options=public,
-                    read_only=spec.read_only,
+                    read_only=not write,
                     uid=uid,
                     gid=gid,
                     now_ns=now_ns,
                     sync_interval_s=interval,
+                    write=write or "",
                 )
                 self._secrets.put(txn, record.mount_id, secret)
                 return str(int(record.mount_id)).encode()
@@ -341,6 +286,44 @@ class MountTable:
             return await run_to_end(self._commit_mount(spec.path, apply))
         finally:
             await store.close()
+
+    async def _check(self, store: Ufs, write: str, *, skip: bool) -> None:
+        """Whether a store can be mounted like this. Raises what it says, Unsupported (it can only be read), InvalidArgument."""
+        if not skip:
+            await store.check()
+        if not write:
+            return
+        policy = WritePolicy.parse(write)
+        writable = get_writable(store)
+        if not skip:
+            # The first call finds out, and fails where nothing may be written.
+            await writable.get_capabilities()
+        self.check_policy(policy)
+
+    def check_policy(self, policy: WritePolicy) -> None:
+        """Whether there are enough workers for it. Raises InvalidArgument."""
+        if policy.replicas > max(1, live := self._count_workers()):
+            raise errors.InvalidArgument(
+                f"{policy} needs {policy.replicas} workers and {live} live: start more, or say back:1, with which files that "
+                "were closed and not yet uploaded are away, or lost, with the one worker that has them",
+                subject="write",
+            )
+
+    def find_policy(self, txn: ReadTransaction, mount_id: MountId, prefix: str) -> PolicyAt:
+        """What holds for what is written below a prefix."""
+        record = self.get_record(mount_id)
+        settings = core.list_policies(txn, mount_id)
+        found = core.find_setting(settings, prefix)
+        text, path = (record.write, record.path) if found is None else (settings[found], _make_path(record, found))
+        return PolicyAt(WritePolicy.parse(text or core.DEFAULT_POLICY), path)
+
+    async def set_policy(self, mount_id: MountId, prefix: str, policy: WritePolicy | None) -> None:
+        """Set a directory's write policy (None: what holds above it). Raises ReadOnly, InvalidArgument."""
+        if policy is not None:
+            self.check_policy(policy)
+        await self._meta.write(lambda txn: core.set_policy(txn, mount_id, prefix, "" if policy is None else str(policy)))
+        with self._meta.read() as txn:
+            self._records[mount_id] = core.get_mount(txn, mount_id)
 
     async def _commit_mount(self, path: str, apply: Callable[[WriteTransaction], bytes]) -> MountInfo:
         """Store a mount and take it up here; both or, where it cannot be stored, neither."""
@@ -361,13 +344,15 @@ class MountTable:
         log.info("mounted", extra={"path": record.path, "uri": record.uri})
         return self._describe(record)
 
-    def _choose_options(self, known: MountRecord, spec: MountSpec) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    def _choose_options(
+        self, known: MountRecord, spec: MountSpec, options: Mapping[str, str]
+    ) -> tuple[Mapping[str, str], Mapping[str, str]]:
         """A mount's options after an update, as (public, secret)."""
         before = self._secrets.get(known.mount_id)
         scheme = parse_uri(known.uri).scheme
         if spec.keep_others:
-            return split_secrets(scheme, change_options(scheme, {**known.options, **before}, spec.options))
-        public, secret = split_secrets(parse_uri(spec.uri).scheme, spec.options)
+            return split_secrets(scheme, change_options(scheme, {**known.options, **before}, options))
+        public, secret = split_secrets(parse_uri(spec.uri).scheme, options)
         if not secret and not (_GIVES_CREDENTIALS | get_secret_names(scheme)) & public.keys():
             secret = dict(before)
         return public, secret
@@ -378,7 +363,9 @@ class MountTable:
         known = next((r for r in self._records.values() if split_path(r.path) == parts), None)
         if known is None:
             raise errors.NotFound("nothing is mounted there", subject=spec.path)
-        public, wanted = self._choose_options(known, spec)
+        options, write = _take_policy(spec.options)
+        write = known.write if write is None else write
+        public, wanted = self._choose_options(known, spec, options)
         moved = [name for name in PLACE_OPTIONS if known.options.get(name) != public.get(name)]
         if (spec.uri and str(parse_uri(known.uri)) != str(parse_uri(spec.uri))) or moved:
             raise errors.Conflict(
@@ -389,17 +376,17 @@ class MountTable:
         mount_id = known.mount_id
         before = self._secrets.get(mount_id)
         interval = known.sync_interval_s if spec.sync_interval_s == 0 else spec.sync_interval_s
-        if dict(known.options) == public and before == wanted and interval == known.sync_interval_s:
+        same_place = interval == known.sync_interval_s and write == known.write
+        if dict(known.options) == public and before == wanted and same_place:
             return self._describe(known)
         store = self._open_store(known.path, known.uri, public, wanted)
         try:
-            if not spec.skip_check:
-                await store.check()
+            await self._check(store, write, skip=spec.skip_check)
         finally:
             await store.close()
 
         def change(txn: WriteTransaction) -> bytes:
-            core.update_mount(txn, mount_id, options=public, sync_interval_s=interval)
+            core.update_mount(txn, mount_id, options=public, sync_interval_s=interval, write=write)
             self._secrets.put(txn, mount_id, wanted)
             return str(int(mount_id)).encode()
 
@@ -412,11 +399,11 @@ class MountTable:
             self._tell([Recall(EVERYWHERE, all_names=True)])
         return info
 
-    async def unmount(self, operation_id: str, path: str) -> None:
-        """Take a mount away; its secrets go with it."""
-        await run_to_end(self._commit_unmount(operation_id, path))
+    async def unmount(self, operation_id: str, path: str, *, force: bool = False) -> None:
+        """Take a mount away; its secrets go with it. See core.remove_mount."""
+        await run_to_end(self._commit_unmount(operation_id, path, force=force))
 
-    async def _commit_unmount(self, operation_id: str, path: str) -> None:
+    async def _commit_unmount(self, operation_id: str, path: str, *, force: bool) -> None:
         now_ns = self._clock.now_ns()
         with self._meta.read() as txn:
             recalls = core.list_recalls(txn, path)
@@ -426,7 +413,7 @@ class MountTable:
                 operation_id,
                 "unmount",
                 now_ns,
-                lambda: str(int(core.remove_mount(txn, path, now_ns).mount_id)).encode(),
+                lambda: str(int(core.remove_mount(txn, path, now_ns, force=force).mount_id)).encode(),
             )
         )
         mount_id = MountId(int(raw))
@@ -478,7 +465,13 @@ class MountTable:
             created_ns=record.created_ns,
             trouble=self._describe_trouble(record.mount_id),
             sync_paths={_make_path(record, prefix): s for prefix, s in self._intervals.get(record.mount_id, {}).items()},
+            write=record.write,
+            write_paths={_make_path(record, prefix): policy for prefix, policy in self._list_policies(record.mount_id).items()},
         )
+
+    def _list_policies(self, mount_id: MountId) -> Mapping[str, str]:
+        with self._meta.read() as txn:
+            return core.list_policies(txn, mount_id)
 
     def _describe_trouble(self, mount_id: MountId) -> str:
         known = self._troubles.get(mount_id)
@@ -490,6 +483,11 @@ class MountTable:
             await store.close()
         self._open.clear()
         self._retired.clear()
+
+
+def _take_policy(options: Mapping[str, str]) -> tuple[Mapping[str, str], str | None]:
+    """A mount's options without the write policy, which is none of the store's; and that (None: not given)."""
+    return {name: value for name, value in options.items() if name != "write"}, options.get("write")
 
 
 def _make_path(record: MountRecord, prefix: str) -> str:

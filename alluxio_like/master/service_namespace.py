@@ -183,8 +183,8 @@ class MountsService:
     async def mount(self, operation_id: str, spec: MountSpec) -> MountInfo:
         return await self._mounts.mount(operation_id, spec)
 
-    async def unmount(self, operation_id: str, path: str) -> None:
-        await self._mounts.unmount(operation_id, path)
+    async def unmount(self, operation_id: str, path: str, *, force: bool) -> None:
+        await self._mounts.unmount(operation_id, path, force=force)
 
     async def list_mounts(self) -> list[MountInfo]:
         return self._mounts.list_mounts()

@@ -68,7 +68,8 @@ class ChangesHandler(Protocol):
     async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None: ...
 
     async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed:
-        """The entry is what was written here, under its new name."""
+        """The entry is what was written here, under its new name. Raises Stale (this version is not wanted any more), Conflict
+        (nothing foreign is there: plan the upload again)."""
         ...
 
     async def set_write_policy(self, operation_id: str, path: str, policy: WritePolicy | None) -> PolicyAt:
@@ -187,6 +188,9 @@ class _Changes:
             paths=[to_bytes(path) for path in found.paths],
             steps=found.steps,
             trouble=found.trouble,
+            kept_files=found.kept_files,
+            kept_bytes=found.kept_bytes,
+            conflicts=[to_bytes(path) for path in found.conflicts],
         )
 
 
@@ -318,7 +322,16 @@ class ChangesStub:
 
     async def list_unpersisted(self, path: str, limit: int = 100) -> Unpersisted:
         reply = await self._call("ListUnpersisted", writing_pb2.ListUnpersistedRequest(path=to_bytes(path), limit=limit))
-        return Unpersisted(reply.files, reply.bytes, tuple(to_str(path) for path in reply.paths), reply.steps, reply.trouble)
+        return Unpersisted(
+            reply.files,
+            reply.bytes,
+            tuple(to_str(path) for path in reply.paths),
+            reply.steps,
+            reply.trouble,
+            reply.kept_files,
+            reply.kept_bytes,
+            tuple(to_str(path) for path in reply.conflicts),
+        )
 
 
 def _to_file_id(message: Any) -> FileId:

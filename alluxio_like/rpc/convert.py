@@ -326,6 +326,8 @@ def mount_info(value: MountInfo) -> master_pb2.MountInfo:
         created_ns=value.created_ns,
         trouble=value.trouble,
         sync_paths=[master_pb2.PathInterval(path=to_bytes(path), interval_s=s) for path, s in sorted(value.sync_paths.items())],
+        write=value.write,
+        write_paths=[master_pb2.PathPolicy(path=to_bytes(path), policy=p) for path, p in sorted(value.write_paths.items())],
     )
 
 
@@ -342,6 +344,8 @@ def to_mount_info(message: master_pb2.MountInfo) -> MountInfo:
         created_ns=message.created_ns,
         trouble=message.trouble,
         sync_paths={to_str(one.path): one.interval_s for one in message.sync_paths},
+        write=message.write,
+        write_paths={to_str(one.path): one.policy for one in message.write_paths},
     )
 
 

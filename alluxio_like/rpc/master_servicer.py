@@ -79,7 +79,7 @@ class MountsHandler(Protocol):
 
     async def mount(self, operation_id: str, spec: MountSpec) -> MountInfo: ...
 
-    async def unmount(self, operation_id: str, path: str) -> None: ...
+    async def unmount(self, operation_id: str, path: str, *, force: bool) -> None: ...
 
     async def list_mounts(self) -> list[MountInfo]: ...
 
@@ -213,7 +213,7 @@ class _Mounts:
         return master_pb2.MountReply(mount=convert.mount_info(info))
 
     async def Unmount(self, request: master_pb2.UnmountRequest, _: Any) -> master_pb2.UnmountReply:
-        await self._handler.unmount(request.operation_id, to_str(request.path))
+        await self._handler.unmount(request.operation_id, to_str(request.path), force=request.force)
         return master_pb2.UnmountReply()
 
     async def ListMounts(self, request: master_pb2.ListMountsRequest, _: Any) -> master_pb2.ListMountsReply:

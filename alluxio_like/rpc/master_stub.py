@@ -124,13 +124,9 @@ class MasterStub:
         reply = await self._call("Mounts", "Mount", request, timeout_s)
         return convert.to_mount_info(reply.mount)
 
-    async def unmount(self, path: str, *, operation_id: str = "", timeout_s: float | None = None) -> None:
-        await self._call(
-            "Mounts",
-            "Unmount",
-            master_pb2.UnmountRequest(operation_id=operation_id or make_operation_id(), path=to_bytes(path)),
-            timeout_s,
-        )
+    async def unmount(self, path: str, *, force: bool = False, operation_id: str = "", timeout_s: float | None = None) -> None:
+        request = master_pb2.UnmountRequest(operation_id=operation_id or make_operation_id(), path=to_bytes(path), force=force)
+        await self._call("Mounts", "Unmount", request, timeout_s)
 
     async def list_mounts(self, *, timeout_s: float | None = None) -> list[MountInfo]:
         request = master_pb2.ListMountsRequest()

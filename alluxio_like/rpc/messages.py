@@ -117,7 +117,8 @@ class FsTotals:
 
 @dataclass(frozen=True, slots=True)
 class MountSpec:
-    """What is to be mounted. `sync_interval_s` 0 leaves the default, negative means never. `options` may hold secrets.
+    """What is to be mounted. `sync_interval_s` 0 leaves the default, negative means never. `options` may hold secrets, and as
+    `write` a write policy: without one the mount is read-only.
 
     `update`: what is mounted there already gets these options (secrets not given stay as they are). With `keep_others` they are
     changes: all others stay, and one with an empty text is taken away; `uri` may be empty then.
@@ -161,6 +162,10 @@ class MountInfo:
     trouble: str = ""
     sync_paths: Mapping[str, float] = field(default_factory=dict)
     """Directories below it with an interval of their own, in seconds (negative: never)."""
+    write: str = ""
+    """The write policy; empty: read-only."""
+    write_paths: Mapping[str, str] = field(default_factory=dict)
+    """Directories below it with a write policy of their own."""
 
 
 @dataclass(frozen=True, slots=True)

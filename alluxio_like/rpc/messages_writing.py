@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from alluxio_like import errors
 from alluxio_like.types import Entry, FileRef, Fingerprint, InodeId, Kind, MountId, Recall
 
 
@@ -25,6 +26,22 @@ class WritePolicy:
 
     mode: WriteMode = WriteMode.THROUGH
     replicas: int = 1
+
+    def __str__(self) -> str:
+        return self.mode.value if self.replicas == 1 or self.mode is WriteMode.THROUGH else f"{self.mode.value}:{self.replicas}"
+
+    @staticmethod
+    def parse(text: str) -> "WritePolicy":
+        """What `str` gives. Raises InvalidArgument."""
+        name, _, count = text.partition(":")
+        known = name in list(WriteMode) and (not count or (count.isascii() and count.isdecimal() and 1 <= int(count) <= 100))
+        if not known or (count and name == WriteMode.THROUGH):
+            raise errors.InvalidArgument(
+                "a write policy is through (a close waits for the store), back or back:N (for N workers), or cache "
+                "(for one worker; the store never gets it)",
+                subject=text,
+            )
+        return WritePolicy(WriteMode(name), int(count or 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +140,20 @@ class UploadPlan:
 
 @dataclass(frozen=True, slots=True)
 class Unpersisted:
-    """What below a path the store does not have, some of it by name; and the steps that stores still have to follow."""
+    """What below a path the store does not have, some of it by name; and the steps that stores still have to follow.
+
+    `kept_files`: of these, those that nobody uploads by himself (policy CACHE). `conflicts`: what was kept beside foreign
+    contents.
+    """
 
     files: int
     size_bytes: int
     paths: tuple[str, ...]
     steps: int
     trouble: str = ""
+    kept_files: int = 0
+    kept_bytes: int = 0
+    conflicts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from alluxio_like import errors
 from alluxio_like.config import MasterConfig
 from alluxio_like.master import app
 from alluxio_like.rpc.auth import Guard, read_token
+from alluxio_like.rpc.changes import ChangesStub
 from alluxio_like.rpc.channel import RpcChannel, open_channel
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import (
@@ -29,6 +30,7 @@ from alluxio_like.rpc.server import RpcServer, create_server
 from alluxio_like.rpc.worker_servicer import add_worker_services
 from alluxio_like.types import PAGE_BYTES, FileId, FileRef, Worker, WorkerId, get_block_count, get_full_mask
 from alluxio_like.ufs.memory import MemoryUfs
+from alluxio_like.ufs.memory_writing import WritableMemoryUfs
 
 BLOCK = 64 * PAGE_BYTES
 
@@ -247,6 +249,8 @@ class Cluster:
         self.home = home
         self.stores: dict[str, MemoryUfs] = {}
         self.workers: list[FakeWorker] = []
+        self.is_written = False
+        """Whether its stores can be written."""
         self._settings = {"io_timeout_s": 5.0, "sync_interval_s": 300.0, "worker_timeout_s": 1.0, "page_entries": 100, **settings}
         self._channel: RpcChannel | None = None
 
@@ -255,7 +259,7 @@ class Cluster:
     ) -> Any:
         store = self.stores[uri]
         store._on_request = on_request
-        return _Shared(store)
+        return _Written(store) if self.is_written else _Shared(store)
 
     async def start(self, bind: str = "127.0.0.1:0") -> None:
         config = MasterConfig(home=self.home, bind=bind, http_bind="", **self._settings)
@@ -263,6 +267,7 @@ class Cluster:
         self.token = read_token(Path(self.master.token_file))
         self._channel = open_channel(self.master.address, token=self.token)
         self.stub = MasterStub(self._channel, timeout_s=20)
+        self.changes = ChangesStub(self._channel, timeout_s=20)
 
     async def add_store(self, path: str = "/data", uri: str = "s3://bucket/data", **options: Any) -> MemoryUfs:
         store = self.stores[uri] = MemoryUfs(name="bucket")
@@ -316,6 +321,16 @@ class _Shared:
 
     def list_flat(self, *arguments: Any, **settings: Any) -> Any:
         return self._store.list_flat(*arguments, **settings)
+
+    async def close(self) -> None:
+        return
+
+
+class _Written(WritableMemoryUfs):
+    """The same, of one that can be written and lists all keys below a prefix."""
+
+    def list_flat(self, *arguments: Any, **settings: Any) -> Any:
+        return self.store.list_flat(*arguments, **settings)
 
     async def close(self) -> None:
         return

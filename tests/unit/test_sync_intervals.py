@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alluxio_like import errors
-from alluxio_like.master.core.mounts import MAX_INTERVALS, find_interval
+from alluxio_like.master.core.mounts import MAX_INTERVALS, find_setting
 from alluxio_like.rpc.messages import SyncInterval
 from alluxio_like.ufs.memory import MemoryUfs
 from tests.unit.master_parts import Cluster
@@ -137,4 +137,4 @@ def test_the_closest_setting_holds() -> None:
     for prefix, where in {
         "": None, "a/": "a/", "a/b/": "a/", "a/b/c/": "a/b/c/", "a/b/c/d/": "a/b/c/", "ab/": None, "a/b/cd/": "a/", "//": "/",
     }.items():  # fmt: skip
-        assert find_interval(settings, prefix) == where, prefix
+        assert find_setting(settings, prefix) == where, prefix

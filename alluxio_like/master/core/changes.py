@@ -18,7 +18,7 @@ from alluxio_like.master.core import journal, keys, mounts, namespace, paths, re
 from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.core.records import Dirty, Inode, Moved
-from alluxio_like.master.core.tables import Directory, Edit
+from alluxio_like.master.core.tables import Directory, Edit, get_dirty
 from alluxio_like.types import ROOT_INODE, Fingerprint, InodeId, Kind, Recall, VersionId, to_bytes, to_str
 
 MAX_LINKS = 65_000
@@ -38,15 +38,23 @@ class NewInode(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The inode that was made or changed, and what is no longer so."""
+    """The inode that was made or changed, what is no longer so, and of a seal the version that it made."""
 
     inode: InodeId
     recalls: tuple[Recall, ...]
+    version: VersionId = VersionId(0)
 
 
 class _Found(NamedTuple):
     inode: InodeId
     record: Inode
+
+    def get_raw_name(self, directory: Directory, shown: bytes) -> bytes:
+        """The name that is shown so in a directory; names that cannot be shown as they are have come from a store."""
+        is_own = self.record.flags & records.LINKED == 0 or (
+            self.record.parent == directory.inode and paths.show_name(self.record.name, self.record.kind, False) == shown
+        )
+        return self.record.name if is_own else shown
 
 
 def create(txn: WriteTransaction, parent: InodeId, name: bytes, new: NewInode, now_ns: int, *, max_key_bytes: int) -> Outcome:
@@ -122,7 +130,8 @@ def unlink(txn: WriteTransaction, parent: InodeId, name: bytes, now_ns: int) -> 
     if found.record.kind is Kind.DIRECTORY:
         raise errors.IsADirectory("a directory", subject=_show(name))
     recalls = (_recall(parent, name, found.inode), *_recall_names(txn, found.inode, found.record))
-    _drop_name(edit, directory, found, name)
+    _drop_name(edit, directory, found, found.get_raw_name(directory, name))
+    _keep_empty(edit, directory)
     directory.set_changed(now_ns)
     edit.finish()
     return Outcome(found.inode, recalls)
@@ -135,6 +144,7 @@ def rmdir(txn: WriteTransaction, parent: InodeId, name: bytes, now_ns: int) -> O
     found = _get_child(txn, directory, name)
     _check_empty(txn, found, name)
     _drop_directory(edit, directory, found)
+    _keep_empty(edit, directory)
     directory.set_changed(now_ns)
     edit.finish()
     return Outcome(found.inode, (_recall(parent, name, found.inode),))
@@ -176,7 +186,8 @@ def rename(
         recalls += [_recall(new_parent, new_name, there.inode), *_recall_names(txn, there.inode, there.record)]
     base = _clear_target(edit, target, there, new_name)
     recalls += _recall_names(txn, moving.inode, moving.record)
-    _move(edit, source, old_name, target, new_name, moving, base)
+    _move(edit, source, moving.get_raw_name(source, old_name), target, new_name, moving, base)
+    _keep_empty(edit, source)
     source.set_changed(now_ns)
     target.set_changed(now_ns)
     edit.finish()
@@ -210,6 +221,8 @@ def exchange(
     for moving, into in ((one, new_parent), (two, old_parent)):
         if moving.record.kind is Kind.DIRECTORY:
             _check_movable(txn, moving.inode, into)
+    for directory, name in ((left, old_name), (right, new_name)):
+        _check_name(txn, directory, name, max_key_bytes)
     # By way of a name that nobody can have: each of the two moves is then a plain one.
     aside = b"%~" + records.pack_id(edit.sequence)
     _move(edit, left, old_name, left, aside, one, None)
@@ -235,7 +248,7 @@ class Attributes(NamedTuple):
 def set_attributes(txn: WriteTransaction, inode: InodeId, wanted: Attributes, now_ns: int) -> Outcome:
     """chmod, chown, utimens. Raises NotFound, ReadOnly."""
     edit = Edit(txn, now_ns)
-    record = _get_writable(txn, inode)
+    record = get_writable(txn, inode)
     given = {name: value for name, value in wanted._asdict().items() if value is not None}
     if "mtime_ns" in given:
         given["flags"] = record.flags & ~records.STORE_TIMES
@@ -365,6 +378,17 @@ def _drop_directory(edit: Edit, directory: Directory, found: _Found) -> None:
     _bury(edit, directory, found.record, Step(0, Op.REMOVE_DIRECTORY, found.record.mount_id, found.inode, prefix))
 
 
+def _keep_empty(edit: Edit, directory: Directory) -> None:
+    """A directory that was emptied stays, also in a store where directories are there by what is below them."""
+    txn, record, state = edit.txn, directory.record, directory.state
+    if state.files or state.directories or record.flags & (records.LOCAL | _FIXED):
+        return
+    directory.record = record._replace(flags=record.flags | records.LOCAL)
+    txn.put(records.dirty_key(directory.inode), records.pack_dirty(Dirty()))
+    prefix = keys.get_prefix(txn, directory.inode, record, natural=True)
+    journal.append(txn, Step(0, Op.MAKE_DIRECTORY, record.mount_id, directory.inode, prefix))
+
+
 def _bury(edit: Edit, directory: Directory, named: Inode, step: Step) -> None:
     """Have a step done at the store, and no listing bring the name back before."""
     journal.append_buried(edit.txn, step, directory.table, named.sort_name)
@@ -395,12 +419,6 @@ def _rename_further(txn: WriteTransaction, inode: InodeId, named: Inode, parent:
     raise errors.Internal("a name that its inode does not know", subject=_show(named.name))
 
 
-def get_dirty(txn: ReadTransaction, inode: InodeId) -> Dirty:
-    """What is known of an inode that the store does not have as it is here."""
-    data = txn.get(records.dirty_key(inode))
-    return records.unpack_dirty(data) if data is not None else Dirty()
-
-
 # -- checks --------------------------------------------------------------------------------------------------------------------
 
 
@@ -411,7 +429,8 @@ def _open_writable(edit: Edit, inode: InodeId) -> Directory:
     return directory
 
 
-def _get_writable(txn: ReadTransaction, inode: InodeId) -> Inode:
+def get_writable(txn: ReadTransaction, inode: InodeId) -> Inode:
+    """An inode that can be changed. Raises NotFound, ReadOnly."""
     record = tables.get_inode(txn, inode)
     _check_writable(txn, record)
     return record

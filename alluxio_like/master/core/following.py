@@ -12,13 +12,15 @@ from typing import NamedTuple
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.core import journal, keys, mounts, namespace, records, tables, versions
-from alluxio_like.master.core.changes import check_settled, get_dirty
+from alluxio_like.master.core.changes import check_settled
 from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.records import Dirty, Inode, Moved
-from alluxio_like.master.core.tables import Edit
+from alluxio_like.master.core.tables import Edit, get_dirty
 from alluxio_like.types import Fingerprint, InodeId, Kind, MountId, to_str
 
 _ALL = 1 << 40
+_LOOKED_AT = 1000
+"""Steps that `list_steps` gives at a time. Where there are more, what is below a directory is not looked for in all of them."""
 
 
 class Plan(NamedTuple):
@@ -54,15 +56,24 @@ class Plan(NamedTuple):
         return not self.is_directory or not any(key.startswith(self.keys) for key in busy)
 
 
-def list_ready(txn: ReadTransaction, running: Collection[int], *, renames: Collection[MountId], limit: int = 100) -> list[Plan]:
-    """Plans of steps that may begin now, beside those that run (by number), the oldest first.
+def list_ready(
+    txn: ReadTransaction,
+    running: Collection[int],
+    *,
+    renames: Collection[MountId],
+    limit: int = 100,
+    mount_id: MountId | None = None,
+) -> list[Plan]:
+    """Plans of steps that may begin now, beside those that run (by number), the oldest first; of all mounts or of one.
 
     `renames`: mounts whose stores move directories in one step. Of the others' directories, first call `push_down`.
     """
     ready: list[Plan] = []
     blocked: list[Step] = []
     unfinished: set[MountId] = set()
-    for step in journal.list_steps(txn):
+    for step in journal.iter_steps(txn):
+        if mount_id is not None and step.mount_id != mount_id:
+            continue
         if step.number in running:
             unfinished.add(step.mount_id)
             continue
@@ -132,6 +143,19 @@ def finish(txn: WriteTransaction, plan: Plan, now_ns: int, *, stored: Fingerprin
         journal.remove(txn, step)
         journal.unbury(txn, step, edit.sequence)
     edit.finish()
+
+
+def postpone_removal(txn: WriteTransaction, plan: Plan) -> bool:
+    """A directory is not empty at the store: whether that is because of what is still to be done below it. Then it is tried again
+    after that."""
+    step = journal.lookup_step(txn, plan.step.number)
+    if step is None or step.op is not Op.REMOVE_DIRECTORY:
+        return False
+    later = journal.list_steps(txn, after=step.number)
+    if len(later) < _LOOKED_AT and not any(one.mount_id == step.mount_id and one.key.startswith(step.key) for one in later):
+        return False
+    journal.requeue(txn, step, Op.REMOVE_DIRECTORY)
+    return True
 
 
 def push_down(txn: WriteTransaction, plan: Plan, cursor: bytes, now_ns: int, *, limit: int = 1000) -> bytes | None:
@@ -216,6 +240,12 @@ def _carry_keys(txn: WriteTransaction, plan: Plan) -> None:
         if step.mount_id == plan.step.mount_id and step.key.startswith(plan.source) and step.key != plan.source:
             journal.remove(txn, step)
             journal.restore(txn, step._replace(key=plan.target + step.key[len(plan.source) :]))
+
+
+def lookup_place(txn: ReadTransaction, plan: Plan) -> InodeId | None:
+    """The directory in which a plan's source is."""
+    place = keys.lookup_place(txn, mounts.get_mount(txn, plan.step.mount_id).root, plan.source)
+    return place[0] if place is not None else None
 
 
 def _settle_again(txn: WriteTransaction, plan: Plan) -> None:

@@ -116,8 +116,28 @@ def list_steps(txn: ReadTransaction, after: int = 0, limit: int = 1000) -> list[
     return [_unpack(int.from_bytes(key[1:9], "big"), data) for key, data in found]
 
 
+def iter_steps(txn: ReadTransaction) -> Iterator[Step]:
+    """All steps, in order."""
+    for key, data in txn.scan(b"Q", b"R"):
+        yield _unpack(int.from_bytes(key[1:9], "big"), data)
+
+
 def is_empty(txn: ReadTransaction) -> bool:
     return next(iter(txn.scan(b"Q", b"R", limit=1)), None) is None
+
+
+def has_steps(txn: ReadTransaction, mount_id: MountId) -> bool:
+    """Whether a mount's store has anything to follow."""
+    prefix = b"J" + mount_id.to_bytes(4, "big")
+    return next(iter(txn.scan(prefix, get_prefix_stop(prefix), limit=1)), None) is not None
+
+
+def drop_mount(txn: WriteTransaction, mount_id: MountId) -> None:
+    """Forget what the store of a mount that is gone was to follow."""
+    prefix = b"J" + mount_id.to_bytes(4, "big")
+    for key, _ in txn.scan(prefix, get_prefix_stop(prefix)):
+        txn.delete(records.journal_key(int.from_bytes(key[-8:], "big")))
+        txn.delete(key)
 
 
 def iter_touching(txn: ReadTransaction, mount_id: MountId, key: str) -> Iterator[int]:

@@ -209,9 +209,11 @@ class LeaseTable:
             if heat is not None and heat.rest_until_s:
                 heat.rest_until_s = now_s + HOT_REST_S
             return []
-        if recall.all_names or self._is_hot(directory, now_s):
+        others = [session for session in self._list_holders(held) if session.session_id != source]
+        # Who changes what nobody else holds keeps his lease, however often he does.
+        if recall.all_names or (others and self._is_hot(directory, now_s)):
             return self._take_back(directory, replace(recall, all_names=True), now_s)
-        return self._queue([s for s in self._list_holders(held) if s.session_id != source], recall, now_s)
+        return self._queue(others, recall, now_s)
 
     def _take_back(self, directory: InodeId, recall: Recall, now_s: float) -> list[Duty]:
         """Nobody holds the directory any more."""

@@ -143,3 +143,5 @@ class MountRecord:
     root: InodeId
     sync_interval_s: float | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    write: str = ""
+    """The write policy, as `rpc.messages_writing.WritePolicy` is written; empty where it is read-only."""

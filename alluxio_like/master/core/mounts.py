@@ -9,14 +9,15 @@ from dataclasses import replace
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction, get_prefix_stop
-from alluxio_like.master.core import namespace, paths, records, tables
+from alluxio_like.master.core import journal, namespace, paths, records, tables
 from alluxio_like.master.core.model import NO_MOUNT, MountRecord
 from alluxio_like.master.core.records import Inode
 from alluxio_like.master.core.tables import Directory, Edit
 from alluxio_like.types import ROOT_INODE, InodeId, Kind, MountId, Recall, to_bytes
 
 MAX_INTERVALS = 1000
-"""Directories of one mount with a sync interval of their own: they are one record. A guess."""
+"""Directories of one mount with a sync interval, or a write policy, of their own: they are one record. A guess."""
+DEFAULT_POLICY = "through"
 
 
 def add_mount(
@@ -30,6 +31,7 @@ def add_mount(
     gid: int,
     now_ns: int,
     sync_interval_s: float | None = None,
+    write: str = "",
 ) -> MountRecord:
     """Mount a store; directories on the way are created. `options` must hold no secrets.
 
@@ -43,23 +45,25 @@ def add_mount(
     edit = Edit(txn, now_ns)
     root = _make_mount_point(edit, parts, mount_id, uid, gid)
     edit.finish()
-    mount = MountRecord(mount_id, paths.join_path(parts), uri, read_only, uid, gid, now_ns, root, sync_interval_s, dict(options))
+    path = paths.join_path(parts)
+    mount = MountRecord(mount_id, path, uri, read_only, uid, gid, now_ns, root, sync_interval_s, dict(options), write)
     txn.put(records.mount_key(mount_id), records.pack_mount(mount))
     return mount
 
 
 def update_mount(
-    txn: WriteTransaction, mount_id: MountId, *, options: Mapping[str, str], sync_interval_s: float | None
+    txn: WriteTransaction, mount_id: MountId, *, options: Mapping[str, str], sync_interval_s: float | None, write: str
 ) -> MountRecord:
     """Other options for a mount, whose inodes stay. `options` must hold no secrets. Raises NotFound."""
     record = get_mount(txn, mount_id)
-    record = replace(record, options=dict(options), sync_interval_s=sync_interval_s)
+    record = replace(record, options=dict(options), sync_interval_s=sync_interval_s, write=write, read_only=not write)
     txn.put(records.mount_key(mount_id), records.pack_mount(record))
     return record
 
 
-def remove_mount(txn: WriteTransaction, path: str, now_ns: int) -> MountRecord:
-    """Take a mount away with all that is known below it. Raises NotFound, Conflict (mounts are below it)."""
+def remove_mount(txn: WriteTransaction, path: str, now_ns: int, *, force: bool = False) -> MountRecord:
+    """Take a mount away with all that is known below it. Raises NotFound, Conflict (mounts are below it; but for `force`
+    something that the store does not have)."""
     parts = paths.split_path(path)
     others = []
     mount = None
@@ -73,6 +77,13 @@ def remove_mount(txn: WriteTransaction, path: str, now_ns: int) -> MountRecord:
     below = [other.path for other in others if _is_below(other.path, mount.path)]
     if below:
         raise errors.Conflict(f"unmount what is mounted below it first: {', '.join(below)}", subject=path)
+    if not force and (journal.has_steps(txn, mount.mount_id) or tables.has_pending_below(txn, mount.root)):
+        raise errors.Conflict(
+            f"the store does not have all of what was changed there: `alluxio-like fs wait {path}` waits until it has, "
+            f"`alluxio-like fs persist {path}` uploads what is only cached; links and special files it never has: "
+            "`alluxio-like unmount --force` loses all of that",
+            subject=path,
+        )
     edit = Edit(txn, now_ns)
     if mount.root == ROOT_INODE:
         _clear_root(edit)
@@ -84,6 +95,8 @@ def remove_mount(txn: WriteTransaction, path: str, now_ns: int) -> MountRecord:
     edit.finish()
     txn.delete(records.mount_key(mount.mount_id))
     txn.delete(records.intervals_key(mount.mount_id))
+    txn.delete(records.policies_key(mount.mount_id))
+    journal.drop_mount(txn, mount.mount_id)
     return mount
 
 
@@ -107,7 +120,7 @@ def set_interval(txn: WriteTransaction, mount_id: MountId, prefix: str, seconds:
     """
     mount = get_mount(txn, mount_id)
     if not prefix:
-        update_mount(txn, mount_id, options=mount.options, sync_interval_s=seconds)
+        update_mount(txn, mount_id, options=mount.options, sync_interval_s=seconds, write=mount.write)
         return
     intervals = list_intervals(txn, mount_id)
     if seconds is None:
@@ -124,11 +137,44 @@ def set_interval(txn: WriteTransaction, mount_id: MountId, prefix: str, seconds:
         txn.delete(records.intervals_key(mount_id))
 
 
-def find_interval(intervals: Mapping[str, float], prefix: str) -> str | None:
+def list_policies(txn: ReadTransaction, mount_id: MountId) -> dict[str, str]:
+    """The write policies of directories of a mount, by their prefixes in the store."""
+    return records.unpack_policies(txn.get(records.policies_key(mount_id)))
+
+
+def set_policy(txn: WriteTransaction, mount_id: MountId, prefix: str, policy: str) -> None:
+    """Set a directory's write policy; the mount's own for its root. Empty: what holds above it.
+
+    It stays with the prefix, whatever becomes of the directory. Raises NotFound, ReadOnly, and InvalidArgument for too many.
+    """
+    mount = get_mount(txn, mount_id)
+    if mount.read_only:
+        raise errors.ReadOnly(
+            f"the store is mounted read-only: `alluxio-like mount --update {mount.path} -o write=through` lets programs write"
+        )
+    if not prefix:
+        policy = policy or DEFAULT_POLICY
+        update_mount(txn, mount_id, options=mount.options, sync_interval_s=mount.sync_interval_s, write=policy)
+        return
+    policies = list_policies(txn, mount_id)
+    policies.pop(prefix, None)
+    if policy:
+        policies[prefix] = policy
+    if len(policies) > MAX_INTERVALS:
+        raise errors.InvalidArgument(
+            f"a mount has at most {MAX_INTERVALS} directories with a policy of their own: set it above them", subject=prefix
+        )
+    if policies:
+        txn.put(records.policies_key(mount_id), records.pack_policies(policies))
+    else:
+        txn.delete(records.policies_key(mount_id))
+
+
+def find_setting(settings: Mapping[str, object], prefix: str) -> str | None:
     """Whose setting holds for a directory: the longest prefix of its own that has one."""
     at = len(prefix)
     while at > 0:
-        if prefix[:at] in intervals:
+        if prefix[:at] in settings:
             return prefix[:at]
         at = prefix.rfind("/", 0, at - 1) + 1
     return None

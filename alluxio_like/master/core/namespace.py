@@ -27,6 +27,7 @@ from alluxio_like.types import (
     Kind,
     MountId,
     VersionId,
+    WorkerId,
     to_bytes,
     to_str,
 )
@@ -300,5 +301,6 @@ def _make_entry(txn: ReadTransaction, inode: InodeId, record: Inode, name: str, 
         record.fingerprint,
         place.pinned or bool(record.flags & records.PINNED),
         record.source,
+        tuple(map(WorkerId, tables.get_dirty(txn, inode).holders)) if record.flags & records.LOCAL else (),
     )
     return Entry(name, attr, ref)

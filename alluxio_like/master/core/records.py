@@ -11,11 +11,13 @@ Owns the format on disk: its number, keys, and the bytes of values. No decisions
     X time(8) inode(8)     orphans by the time of their removal
     M mount(4)             mount (JSON)
     V mount(4)             sync intervals of directories below it, by their prefixes (JSON)
+    G mount(4)             write policies of directories below it, by their prefixes (JSON)
     N inode(8) order(8)    a further name of an inode with several: parent(8) name; the oldest is in the inode's record
     K inode(8)             where the bytes of what has moved still are at the store (JSON)
     W inode(8)             a version that the store does not have (JSON)
     Y inode(8)             a symbolic link's target; a special file's device number
     A inode(8) name        extended attribute
+    E inode(8)             what was kept beside a foreign content: its name before (JSON)
     Q number(8)            journal: what is still to be done at the store (JSON)
     J mount(4) hash(16) number(8)    which steps of the journal touch a key
     O operation id, P time(8) operation id    results of mutating calls, and when they can go
@@ -33,7 +35,7 @@ from alluxio_like.master.core.model import DirState, MountRecord, Totals
 from alluxio_like.types import OWN_TOKEN, Fingerprint, InodeId, Kind, MountId, VersionId, to_bytes, to_str
 
 FORMAT: Final = 2
-"""1 had nothing of what programs write: no flag from LOCAL on, and none of the tables N, K, W, Y, A, Q."""
+"""1 had nothing of what programs write: no flag from LOCAL on, and none of the tables N, K, W, Y, A, Q, G, E."""
 
 KEY_FORMAT: Final = b"Cformat"
 KEY_NEXT_INODE: Final = b"Cinode"
@@ -63,6 +65,8 @@ MOVED: Final = 512
 """Its bytes, a directory's with all below it, are under another key at the store: table K."""
 OWN: Final = 1024
 """The content was written here, and is known by its version."""
+XATTRS: Final = 2048
+"""It has extended attributes: table A."""
 
 _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")
@@ -312,6 +316,14 @@ def xattr_key(inode: int, name: bytes) -> bytes:
     return b"A" + _U64.pack(inode) + name
 
 
+def xattr_stop(inode: int) -> bytes:
+    return b"A" + _U64.pack(inode + 1)
+
+
+def conflict_key(inode: int) -> bytes:
+    return b"E" + _U64.pack(inode)
+
+
 def journal_key(number: int) -> bytes:
     return b"Q" + _U64.pack(number)
 
@@ -330,6 +342,18 @@ def pack_intervals(intervals: Mapping[str, float]) -> bytes:
 
 def unpack_intervals(data: bytes | None) -> dict[str, float]:
     return {str(prefix): float(seconds) for prefix, seconds in json.loads(data).items()} if data is not None else {}
+
+
+def policies_key(mount_id: int) -> bytes:
+    return b"G" + _U32.pack(mount_id)
+
+
+def pack_policies(policies: Mapping[str, str]) -> bytes:
+    return json.dumps(dict(policies), sort_keys=True, separators=(",", ":")).encode()
+
+
+def unpack_policies(data: bytes | None) -> dict[str, str]:
+    return {str(prefix): str(policy) for prefix, policy in json.loads(data).items()} if data is not None else {}
 
 
 def pack_id(number: int) -> bytes:
@@ -437,5 +461,8 @@ def pack_mount(mount: MountRecord) -> bytes:
 
 
 def unpack_mount(data: bytes) -> MountRecord:
-    fields: Mapping[str, Any] = json.loads(data)
+    fields: dict[str, Any] = json.loads(data)
+    if "write" not in fields:
+        # Of a release that wrote nothing.
+        fields["read_only"] = True
     return MountRecord(**fields)

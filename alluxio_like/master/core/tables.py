@@ -12,7 +12,7 @@ from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.core import paths, records
 from alluxio_like.master.core.model import NO_MOUNT, Totals
-from alluxio_like.master.core.records import Inode, NewFile, State
+from alluxio_like.master.core.records import Dirty, Inode, NewFile, State
 from alluxio_like.types import ROOT_INODE, InodeId, Kind, MountId, VersionId
 
 DIRECTORY_MODE = 0o755
@@ -74,6 +74,12 @@ def get_device(txn: ReadTransaction, inode: InodeId, record: Inode) -> int:
     return records.unpack_id(txn.get(records.target_key(inode)) or b"")
 
 
+def get_dirty(txn: ReadTransaction, inode: InodeId) -> Dirty:
+    """What is known of an inode that the store does not have as it is here."""
+    data = txn.get(records.dirty_key(inode))
+    return records.unpack_dirty(data) if data is not None else Dirty()
+
+
 def rename_record(record: Inode, directory: InodeId, filed: bytes) -> Inode:
     """A record as one of the names of its inode has it: the dentry filed like this in a directory."""
     if record.parent == directory and paths.file_name(record.sort_name) == filed:
@@ -87,14 +93,15 @@ def has_pending_below(txn: ReadTransaction, directory: InodeId) -> bool:
     for prefix, stop in ((b"W", b"X"), (b"K", b"L"), (b"N", b"O")):
         for key, data in txn.scan(prefix, stop, limit=_PENDING_SCANNED + 1):
             scanned += 1
-            if scanned > _PENDING_SCANNED or _is_below(txn, InodeId(int.from_bytes(key[1:9], "big")), directory):
+            if scanned > _PENDING_SCANNED or is_below(txn, InodeId(int.from_bytes(key[1:9], "big")), directory):
                 return True
-            if prefix == b"N" and _is_below(txn, records.unpack_name(data)[0], directory):
+            if prefix == b"N" and is_below(txn, records.unpack_name(data)[0], directory):
                 return True
     return False
 
 
-def _is_below(txn: ReadTransaction, inode: InodeId, directory: InodeId) -> bool:
+def is_below(txn: ReadTransaction, inode: InodeId, directory: InodeId) -> bool:
+    """Whether an inode is a directory, or anywhere below it; an orphan is not."""
     at = inode
     while at not in (directory, ROOT_INODE):
         record = lookup_inode(txn, at)
@@ -252,8 +259,12 @@ class Edit:
         if record.flags & (records.LOCAL | records.MOVED):
             self.txn.delete(records.dirty_key(inode))
             self.txn.delete(records.moved_key(inode))
+            self.txn.delete(records.conflict_key(inode))
         if record.kind not in (Kind.FILE, Kind.DIRECTORY):
             self.txn.delete(records.target_key(inode))
+        if record.flags & records.XATTRS:
+            for key, _ in self.txn.scan(records.xattr_key(inode, b""), records.xattr_stop(inode)):
+                self.txn.delete(key)
         if was_orphan:
             self._orphans -= 1
         else:
@@ -335,8 +346,8 @@ def make_directory(name: bytes, mount_id: MountId, uid: int, gid: int, time_ns: 
     )
 
 
-def prepare(txn: WriteTransaction, now_ns: int) -> None:
-    """Create the root in an empty store; else check the format and skip ids."""
+def prepare(txn: WriteTransaction, now_ns: int) -> bool:
+    """Create the root in an empty store; else check the format and skip ids. Whether it was empty."""
     stored = txn.get(records.KEY_FORMAT)
     if stored is None:
         txn.put(records.KEY_FORMAT, records.pack_id(records.FORMAT))
@@ -345,7 +356,7 @@ def prepare(txn: WriteTransaction, now_ns: int) -> None:
         txn.put(records.KEY_ROOT_TABLE, records.pack_id(ROOT_INODE + 1))
         txn.put(records.KEY_NEXT_INODE, records.pack_id(ROOT_INODE + 2))
         txn.put(records.KEY_TOTALS, records.pack_totals(Totals(0, 1, 0, 0, 0)))
-        return
+        return True
     number = records.unpack_id(stored)
     if number > records.FORMAT:
         raise errors.FormatTooNew(
@@ -356,6 +367,7 @@ def prepare(txn: WriteTransaction, now_ns: int) -> None:
     # A power loss may have undone the last commits, whose ids workers and mounts have seen: those are never given again.
     next_inode = records.unpack_id(txn.get(records.KEY_NEXT_INODE) or b"\0")
     txn.put(records.KEY_NEXT_INODE, records.pack_id(next_inode + IDS_SKIPPED))
+    return False
 
 
 IDS_SKIPPED = 1 << 20

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.core import journal, keys, mounts, records, tables
-from alluxio_like.master.core.changes import Outcome, check_settled, drop_stored, get_dirty, list_recalls
+from alluxio_like.master.core.changes import Outcome, check_settled, drop_stored, list_recalls
 from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.records import Dirty, Inode, Moved
-from alluxio_like.master.core.tables import Edit
+from alluxio_like.master.core.tables import Edit, get_dirty
 from alluxio_like.types import Fingerprint, InodeId, Kind, MountId, VersionId
 
 
@@ -44,12 +44,12 @@ def seal(txn: WriteTransaction, inode: InodeId, size: int, mtime_ns: int, holder
     if record.flags & records.ORPHAN:
         txn.put(records.inode_key(inode), records.pack_inode(sealed))
         txn.put(records.dirty_key(inode), records.pack_dirty(Dirty(holders)))
-        return Outcome(inode, ())
+        return Outcome(inode, (), sealed.version)
     base = drop_stored(txn, inode, record)
     txn.put(records.dirty_key(inode), records.pack_dirty(Dirty(holders, base)))
     edit.change(inode, record, sealed)
     edit.finish()
-    return Outcome(inode, list_recalls(txn, inode, record))
+    return Outcome(inode, list_recalls(txn, inode, record), sealed.version)
 
 
 def plan_upload(txn: ReadTransaction, inode: InodeId, version: VersionId) -> UploadPlan:

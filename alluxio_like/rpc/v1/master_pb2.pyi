@@ -246,12 +246,14 @@ class MountReply(_message.Message):
     def __init__(self, mount: _Optional[_Union[MountInfo, _Mapping]] = ...) -> None: ...
 
 class UnmountRequest(_message.Message):
-    __slots__ = ("operation_id", "path")
+    __slots__ = ("operation_id", "path", "force")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     path: bytes
-    def __init__(self, operation_id: _Optional[str] = ..., path: _Optional[bytes] = ...) -> None: ...
+    force: bool
+    def __init__(self, operation_id: _Optional[str] = ..., path: _Optional[bytes] = ..., force: _Optional[bool] = ...) -> None: ...
 
 class UnmountReply(_message.Message):
     __slots__ = ()
@@ -268,7 +270,7 @@ class ListMountsReply(_message.Message):
     def __init__(self, mounts: _Optional[_Iterable[_Union[MountInfo, _Mapping]]] = ...) -> None: ...
 
 class MountInfo(_message.Message):
-    __slots__ = ("mount_id", "path", "uri", "options", "read_only", "sync_interval_s", "uid", "gid", "created_ns", "trouble", "sync_paths")
+    __slots__ = ("mount_id", "path", "uri", "options", "read_only", "sync_interval_s", "uid", "gid", "created_ns", "trouble", "sync_paths", "write", "write_paths")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -287,6 +289,8 @@ class MountInfo(_message.Message):
     CREATED_NS_FIELD_NUMBER: _ClassVar[int]
     TROUBLE_FIELD_NUMBER: _ClassVar[int]
     SYNC_PATHS_FIELD_NUMBER: _ClassVar[int]
+    WRITE_FIELD_NUMBER: _ClassVar[int]
+    WRITE_PATHS_FIELD_NUMBER: _ClassVar[int]
     mount_id: int
     path: bytes
     uri: str
@@ -298,7 +302,17 @@ class MountInfo(_message.Message):
     created_ns: int
     trouble: str
     sync_paths: _containers.RepeatedCompositeFieldContainer[PathInterval]
-    def __init__(self, mount_id: _Optional[int] = ..., path: _Optional[bytes] = ..., uri: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., read_only: _Optional[bool] = ..., sync_interval_s: _Optional[float] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., created_ns: _Optional[int] = ..., trouble: _Optional[str] = ..., sync_paths: _Optional[_Iterable[_Union[PathInterval, _Mapping]]] = ...) -> None: ...
+    write: str
+    write_paths: _containers.RepeatedCompositeFieldContainer[PathPolicy]
+    def __init__(self, mount_id: _Optional[int] = ..., path: _Optional[bytes] = ..., uri: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., read_only: _Optional[bool] = ..., sync_interval_s: _Optional[float] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., created_ns: _Optional[int] = ..., trouble: _Optional[str] = ..., sync_paths: _Optional[_Iterable[_Union[PathInterval, _Mapping]]] = ..., write: _Optional[str] = ..., write_paths: _Optional[_Iterable[_Union[PathPolicy, _Mapping]]] = ...) -> None: ...
+
+class PathPolicy(_message.Message):
+    __slots__ = ("path", "policy")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    policy: str
+    def __init__(self, path: _Optional[bytes] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class PathInterval(_message.Message):
     __slots__ = ("path", "interval_s")

@@ -286,18 +286,24 @@ class ListUnpersistedRequest(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class ListUnpersistedReply(_message.Message):
-    __slots__ = ("files", "bytes", "paths", "steps", "trouble")
+    __slots__ = ("files", "bytes", "paths", "steps", "trouble", "kept_files", "kept_bytes", "conflicts")
     FILES_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     PATHS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FILES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CONFLICTS_FIELD_NUMBER: _ClassVar[int]
     files: int
     bytes: int
     paths: _containers.RepeatedScalarFieldContainer[bytes]
     steps: int
     trouble: str
-    def __init__(self, files: _Optional[int] = ..., bytes: _Optional[int] = ..., paths: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., trouble: _Optional[str] = ...) -> None: ...
+    kept_files: int
+    kept_bytes: int
+    conflicts: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, files: _Optional[int] = ..., bytes: _Optional[int] = ..., paths: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., trouble: _Optional[str] = ..., kept_files: _Optional[int] = ..., kept_bytes: _Optional[int] = ..., conflicts: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class BeginDraftRequest(_message.Message):
     __slots__ = ("file", "truncate")

@@ -1,0 +1,469 @@
+"""What programs change, as they ask for it: the service Changes over the core's functions.
+
+Owns what the core leaves to its caller: that names are known before something is decided about them, waiting while a store has to
+follow an earlier change first, one execution for each operation id, durability, and telling who holds leases. What a change means
+is core's (changes.py, versions.py), how stores follow is follower.py's.
+
+Rule of concurrency: event loop alone. A change that was begun goes on to its end when its caller is cancelled, so that what has
+committed is always told.
+"""
+
+import asyncio
+import json
+import logging
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from alluxio_like import errors
+from alluxio_like.clock import Clock
+from alluxio_like.kv.api import ReadTransaction, WriteTransaction
+from alluxio_like.master.coherence import Coherence
+from alluxio_like.master.core import changes, conflicts, keys, namespace, operations, tables, unpersisted, versions, xattrs
+from alluxio_like.master.core.changes import Outcome
+from alluxio_like.master.core.model import NO_MOUNT
+from alluxio_like.master.follower import Follower
+from alluxio_like.master.listing import Lister
+from alluxio_like.master.meta_store import MetaStore, run_to_end
+from alluxio_like.master.mount_table import MountTable
+from alluxio_like.rpc.context import get_lease, get_remaining_s
+from alluxio_like.rpc.messages_writing import (
+    Changed,
+    NewAttributes,
+    NewName,
+    PolicyAt,
+    Renaming,
+    Sealed,
+    SealedDraft,
+    Unpersisted,
+    UploadPlan,
+    WriteMode,
+    WritePolicy,
+    XattrChange,
+)
+from alluxio_like.types import (
+    OWN_TOKEN,
+    Entry,
+    FileId,
+    Fingerprint,
+    InodeId,
+    Kind,
+    MountId,
+    Recall,
+    VersionId,
+    WorkerId,
+    to_bytes,
+    to_str,
+)
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+ANSWER_S = 1.0
+"""Less than the caller waits, so that it hears the reason from us."""
+_NOT_NOW = (errors.StoreUnavailable, errors.StoreThrottled, errors.TimedOut)
+"""While a store does not answer, what is known of it must do."""
+_MOST_STALE = 3
+
+
+class ChangesService:
+    """ChangesHandler of rpc.changes."""
+
+    def __init__(
+        self,
+        meta: MetaStore,
+        lister: Lister,
+        mounts: MountTable,
+        coherence: Coherence,
+        follower: Follower,
+        *,
+        clock: Clock,
+        io_timeout_s: float,
+    ) -> None:
+        self._meta = meta
+        self._lister = lister
+        self._mounts = mounts
+        self._coherence = coherence
+        self._follower = follower
+        self._clock = clock
+        self._io_timeout_s = io_timeout_s
+
+    # -- names ---------------------------------------------------------------------------------------------------------------
+
+    async def create(self, operation_id: str, new: NewName) -> Changed:
+        made = changes.NewInode(new.kind, new.mode, new.uid, new.gid, to_bytes(new.target), new.device)
+        if len(made.target) > changes.MAX_SYMLINK_BYTES:
+            raise errors.NameTooLong(f"a symbolic link has at most {changes.MAX_SYMLINK_BYTES} bytes", subject=new.name)
+        if new.kind is Kind.SYMLINK and not made.target:
+            raise errors.NotFound("a symbolic link leads somewhere", subject=new.name)
+
+        def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
+            limit = self._get_key_limit(txn, new.parent)
+            return changes.create(txn, new.parent, to_bytes(new.name), made, now_ns, max_key_bytes=limit)
+
+        changed = await self._change(
+            operation_id, "create", apply, place=(new.parent, new.name), prepare=lambda: self._know((new.parent, new.name))
+        )
+        if new.kind is Kind.FILE and changed.entry is not None:
+            self._follower.note_created(changed.entry.attr.inode)
+        return changed
+
+    async def link(self, operation_id: str, inode: InodeId, parent: InodeId, name: str) -> Changed:
+        def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
+            limit = self._get_key_limit(txn, parent)
+            return changes.link(txn, inode, parent, to_bytes(name), now_ns, max_key_bytes=limit)
+
+        return await self._change(operation_id, "link", apply, place=(parent, name), prepare=lambda: self._know((parent, name)))
+
+    async def remove(self, operation_id: str, parent: InodeId, name: str, *, directory: bool) -> Changed:
+        def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
+            if directory:
+                return changes.rmdir(txn, parent, to_bytes(name), now_ns)
+            return changes.unlink(txn, parent, to_bytes(name), now_ns)
+
+        async def prepare() -> None:
+            await self._know((parent, name))
+            if directory:
+                await self._know_all_below(parent, name)
+
+        return await self._change(operation_id, "rmdir" if directory else "unlink", apply, prepare=prepare)
+
+    async def rename(self, operation_id: str, renaming: Renaming) -> Changed:
+        old = renaming.parent, to_bytes(renaming.name)
+        new = renaming.new_parent, to_bytes(renaming.new_name)
+        if renaming.exchange and renaming.no_replace:
+            raise errors.InvalidArgument("a rename either swaps two names or replaces none")
+
+        def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
+            limit = self._get_key_limit(txn, renaming.new_parent)
+            if renaming.exchange:
+                return changes.exchange(txn, *old, *new, now_ns, max_key_bytes=limit)
+            return changes.rename(txn, *old, *new, now_ns, max_key_bytes=limit, replace=not renaming.no_replace)
+
+        async def prepare() -> None:
+            await self._know((renaming.parent, renaming.name), (renaming.new_parent, renaming.new_name))
+            if not renaming.exchange and not renaming.no_replace and self._is_directory(renaming.parent, renaming.name):
+                await self._know_all_below(renaming.new_parent, renaming.new_name)
+
+        place = (renaming.new_parent, renaming.new_name)
+        return await self._change(operation_id, "rename", apply, place=place, prepare=prepare)
+
+    # -- attributes ----------------------------------------------------------------------------------------------------------
+
+    async def set_attributes(self, operation_id: str, inode: InodeId, wanted: NewAttributes) -> Changed:
+        core = changes.Attributes(wanted.mode, wanted.uid, wanted.gid, wanted.atime_ns, wanted.mtime_ns)
+        return await self._change(operation_id, "setattr", lambda txn, now_ns: changes.set_attributes(txn, inode, core, now_ns))
+
+    async def read_link(self, inode: InodeId) -> str:
+        with self._meta.read() as txn:
+            return to_str(changes.read_link(txn, inode))
+
+    async def get_xattrs(self, inode: InodeId) -> dict[bytes, bytes]:
+        with self._meta.read() as txn:
+            return xattrs.get_xattrs(txn, inode)
+
+    async def set_xattr(self, operation_id: str, inode: InodeId, change: XattrChange) -> Changed:
+        def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
+            return xattrs.set_xattr(txn, inode, change.name, change.value, now_ns, create=change.create, replace=change.replace)
+
+        return await self._change(operation_id, "setxattr", apply)
+
+    # -- versions ------------------------------------------------------------------------------------------------------------
+
+    async def seal(self, operation_id: str, draft: SealedDraft) -> Sealed:
+        inode, holder = draft.inode, WorkerId(draft.worker_id)
+
+        def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
+            return versions.seal(txn, inode, draft.size, draft.mtime_ns, (holder,), now_ns)
+
+        def view(txn: ReadTransaction, outcome: Outcome) -> Sealed:
+            entry = namespace.get_entry(txn, inode)
+            ref = entry.ref
+            assert ref is not None
+            if ref.version != outcome.version:
+                # A repeat, after another seal: what it made is the version of then.
+                token = f"{OWN_TOKEN}{outcome.version:x}"
+                fingerprint = Fingerprint(token, draft.size)
+                ref = replace(ref, version=outcome.version, fingerprint=fingerprint, source=None, holders=(holder,))
+            return Sealed(ref, self._find_policy(txn, inode).policy, unwanted=entry.attr.nlink == 0)
+
+        sealed = await self._commit(operation_id, "seal", apply, view)
+        self._follower.note_sealed(inode)
+        return sealed
+
+    async def note_holders(self, file_id: FileId, worker_ids: Sequence[WorkerId]) -> None:
+        holders = tuple(worker_ids)
+        await self._meta.write(lambda txn: unpersisted.add_holders(txn, file_id.inode, file_id.version, holders))
+        await self._meta.flush()
+
+    async def plan_upload(self, file_id: FileId) -> UploadPlan:
+        def make() -> UploadPlan:
+            with self._meta.read() as txn:
+                plan = versions.plan_upload(txn, file_id.inode, file_id.version)
+                metadata = _make_metadata(txn, file_id.inode)
+            self._follower.begin_upload(file_id, plan.mount_id, plan.key)
+            return UploadPlan(plan.mount_id, plan.key, plan.expected, metadata)
+
+        return await self._wait_for_store(make)
+
+    async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None:
+        core = versions.UploadPlan(plan.mount_id, plan.key, plan.expected)
+        now_ns = self._clock.now_ns()
+
+        async def commit() -> None:
+            await self._meta.write(lambda txn: versions.note_persisted(txn, file_id.inode, file_id.version, core, stored, now_ns))
+            self._follower.end_upload(file_id)
+            self._follower.wake()
+            await self._meta.flush()
+
+        await run_to_end(commit())
+
+    async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed:
+        await self._check_conflict(file_id)
+        changed = await self._change(
+            operation_id, "conflict", lambda txn, now_ns: conflicts.set_aside(txn, file_id.inode, file_id.version, now_ns)
+        )
+        self._follower.end_upload(file_id)
+        if changed.entry is not None:
+            self._follower.report_conflict(changed.entry.attr.inode)
+        return changed
+
+    async def _check_conflict(self, file_id: FileId) -> None:
+        """Whether something that is not ours is where a version is to go. Raises Conflict where that is not so: the upload is to
+        be planned again."""
+        with self._meta.read() as txn:
+            record = tables.get_inode(txn, file_id.inode)
+            if record.version != file_id.version:
+                raise errors.Stale("this version is not wanted any more", subject=str(file_id.inode))
+            key = keys.get_key(txn, file_id.inode, record, natural=True)
+            base = tables.get_dirty(txn, file_id.inode).base
+        try:
+            there = (await self._mounts.get_ufs(record.mount_id).stat(key)).fingerprint
+        except errors.NotFound:
+            there = None
+        except errors.IsADirectory:
+            return
+        if there == base:
+            raise errors.Conflict("the store has what was expected there: plan the upload again", subject=key)
+
+    # -- policies ------------------------------------------------------------------------------------------------------------
+
+    async def set_write_policy(self, operation_id: str, path: str, policy: WritePolicy | None) -> PolicyAt:
+        # Idempotent by itself.
+        inode = await self._get_inode(path)
+        with self._meta.read() as txn:
+            mount_id, prefix = self._get_prefix(txn, inode, path)
+        await run_to_end(self._mounts.set_policy(mount_id, prefix, policy))
+        return await self.get_write_policy(path)
+
+    async def get_write_policy(self, path: str) -> PolicyAt:
+        inode = await self._get_inode(path)
+        with self._meta.read() as txn:
+            mount_id, prefix = self._get_prefix(txn, inode, path)
+            return self._mounts.find_policy(txn, mount_id, prefix)
+
+    def _get_prefix(self, txn: ReadTransaction, inode: InodeId, path: str) -> tuple[MountId, str]:
+        record = tables.get_inode(txn, inode)
+        if record.mount_id == NO_MOUNT:
+            raise errors.InvalidArgument("no store is mounted there: see `alluxio-like mounts`", subject=path)
+        if record.kind is not Kind.DIRECTORY:
+            raise errors.NotADirectory("policies are those of directories: name the one that the file is in", subject=path)
+        return record.mount_id, keys.get_prefix(txn, inode, record, natural=True)
+
+    def _find_policy(self, txn: ReadTransaction, inode: InodeId) -> PolicyAt:
+        record = tables.get_inode(txn, inode)
+        return self._mounts.find_policy(txn, record.mount_id, keys.get_key(txn, inode, record, natural=True))
+
+    # -- what is not at the store --------------------------------------------------------------------------------------------
+
+    async def list_unpersisted(self, path: str, limit: int) -> Unpersisted:
+        top = await self._get_inode(path)
+        return await asyncio.to_thread(self._summarize, top, limit)
+
+    def _summarize(self, top: InodeId, limit: int) -> Unpersisted:
+        with self._meta.read() as txn:
+
+            def is_kept(mount_id: MountId, key: str) -> bool:
+                return self._mounts.find_policy(txn, mount_id, key).policy.mode is WriteMode.CACHE
+
+            sums, some = unpersisted.summarize(txn, top, is_kept, limit)
+            shown = tuple(namespace.get_path(txn, inode) for inode in some)
+            mine = tables.get_inode(txn, top).mount_id
+            mounted = [one for one in self._mounts.list_ids() if one == mine or tables.is_below(txn, self._get_root(one), top)]
+            steps = sum(unpersisted.count_steps(txn, mount_id) for mount_id in mounted)
+            kept = [inode for inode, _ in conflicts.list_conflicts(txn) if tables.is_below(txn, inode, top)]
+            beside = tuple(namespace.get_path(txn, inode) for inode in kept)
+        trouble = next((text for one in mounted if (text := self._follower.describe_trouble(one))), "")
+        return Unpersisted(sums.files, sums.size_bytes, shown, steps, trouble, sums.kept_files, sums.kept_bytes, beside)
+
+    def _get_root(self, mount_id: MountId) -> InodeId:
+        return self._mounts.get_record(mount_id).root
+
+    async def _get_inode(self, path: str) -> InodeId:
+        entry = (await self._lister.resolve_path(path)).entry
+        if entry is None:
+            raise errors.NotFound("no such file or directory: see `alluxio-like fs ls` of the one above it", subject=path)
+        return entry.attr.inode
+
+    # -- how a change is made ------------------------------------------------------------------------------------------------
+
+    async def _change(
+        self,
+        operation_id: str,
+        method: str,
+        apply: Callable[[WriteTransaction, int], Outcome],
+        *,
+        place: tuple[InodeId, str] | None = None,
+        prepare: Callable[[], Awaitable[None]] | None = None,
+    ) -> Changed:
+        """Make a change once it can be decided and the store is ready for it. `place`: where its inode is then."""
+
+        def view(txn: ReadTransaction, outcome: Outcome) -> Changed:
+            return Changed(_read_entry(txn, outcome.inode, place), outcome.recalls)
+
+        deadline = self._clock.monotonic() + self._get_wait_s()
+        stale = 0
+        while True:
+            if prepare is not None:
+                await prepare()
+            progress = self._follower.progress
+            try:
+                return await self._commit(operation_id, method, apply, view)
+            except errors.Stale:
+                # A listing has ended in between, or was undone: what it has not covered is asked for again.
+                stale += 1
+                if prepare is None or stale >= _MOST_STALE:
+                    raise
+            except errors.Unavailable:
+                if not await self._wait_until(progress, deadline):
+                    raise
+
+    async def _commit(
+        self,
+        operation_id: str,
+        method: str,
+        apply: Callable[[WriteTransaction, int], Outcome],
+        view: Callable[[ReadTransaction, Outcome], T],
+    ) -> T:
+        now_ns, lease = self._clock.now_ns(), get_lease()
+
+        def work(txn: WriteTransaction) -> tuple[Outcome, T]:
+            raw = operations.run_once(txn, operation_id, method, now_ns, lambda: _pack_outcome(apply(txn, now_ns)))
+            outcome = _unpack_outcome(raw)
+            return outcome, view(txn, outcome)
+
+        async def commit() -> T:
+            outcome, answer = await self._meta.write(work)
+            self._follower.wake()
+            await asyncio.gather(self._meta.flush(), self._coherence.invalidate(outcome.recalls, source=lease, wait=True))
+            return answer
+
+        return await run_to_end(commit())
+
+    async def _wait_for_store(self, make: Callable[[], T]) -> T:
+        """What `make` gives once the store has followed far enough."""
+        deadline = self._clock.monotonic() + self._get_wait_s()
+        while True:
+            progress = self._follower.progress
+            try:
+                return make()
+            except errors.Unavailable:
+                if not await self._wait_until(progress, deadline):
+                    raise
+
+    async def _wait_until(self, progress: asyncio.Event, deadline: float) -> bool:
+        """Wait for the next thing that a store has followed; False: the time is over."""
+        left_s = deadline - self._clock.monotonic()
+        if left_s <= 0:
+            return False
+        try:
+            async with asyncio.timeout(left_s):
+                await progress.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _get_wait_s(self) -> float:
+        remaining = get_remaining_s()
+        return self._io_timeout_s if remaining is None else max(0.1, min(self._io_timeout_s, remaining - ANSWER_S))
+
+    # -- what is known -------------------------------------------------------------------------------------------------------
+
+    async def _know(self, *places: tuple[InodeId, str]) -> None:
+        """Have names covered by a listing that is still believed, as a lookup has. Raises NotFound, NotADirectory, and the
+        store's errors where nothing is known of the directory."""
+        for parent, name in places:
+            try:
+                await self._lister.lookup(parent, name)
+            except _NOT_NOW:
+                with self._meta.read() as txn:
+                    if not namespace.get_dir_state(txn, parent).complete:
+                        raise
+
+    async def _know_all_below(self, parent: InodeId, name: str) -> None:
+        """Have all of a directory known, if there is one of that name: it is to be empty."""
+        with self._meta.read() as txn:
+            entry = namespace.lookup(txn, parent, name)
+            if entry is None or entry.attr.kind is not Kind.DIRECTORY:
+                return
+            state = namespace.get_dir_state(txn, entry.attr.inode)
+        if state.files or state.directories or self._lister.is_listed(entry.attr.inode, 0):
+            return
+        try:
+            await self._lister.refresh(entry.attr.inode, self._clock.now_ns())
+        except _NOT_NOW:
+            if not state.complete:
+                raise
+
+    def _is_directory(self, parent: InodeId, name: str) -> bool:
+        with self._meta.read() as txn:
+            entry = namespace.lookup(txn, parent, name)
+        return entry is not None and entry.attr.kind is Kind.DIRECTORY
+
+    def _get_key_limit(self, txn: ReadTransaction, directory: InodeId) -> int:
+        """Bytes that a key may have in a directory's mount."""
+        mount_id = tables.get_directory(txn, directory).mount_id
+        return self._mounts.get_key_limit(mount_id) if mount_id != NO_MOUNT else 0
+
+
+def _read_entry(txn: ReadTransaction, inode: InodeId, place: tuple[InodeId, str] | None) -> Entry | None:
+    """An inode as it is now, under the name that a change gave it if it still has that."""
+    try:
+        found = namespace.lookup(txn, *place) if place is not None else None
+        return found if found is not None and found.attr.inode == inode else namespace.get_entry(txn, inode)
+    except errors.NotFound:
+        return None
+
+
+def _make_metadata(txn: ReadTransaction, inode: InodeId) -> dict[str, str]:
+    """Owner, mode and times in the form that s3fs, rclone and goofys read: seconds, and a mode with its type."""
+    record = tables.get_inode(txn, inode)
+    seconds, rest = divmod(record.mtime_ns, 10**9)
+    return {
+        "mode": str(stat.S_IFREG | record.mode),
+        "uid": str(record.uid),
+        "gid": str(record.gid),
+        "mtime": f"{seconds}.{rest:09}",
+    }
+
+
+def _pack_outcome(outcome: Outcome) -> bytes:
+    recalls = [
+        [recall.directory, [name.hex() for name in recall.names], recall.all_names, list(recall.inodes)]
+        for recall in outcome.recalls
+    ]
+    return json.dumps([outcome.inode, recalls, outcome.version], separators=(",", ":")).encode()
+
+
+def _unpack_outcome(data: bytes) -> Outcome:
+    inode, recalls, version = json.loads(data)
+    return Outcome(
+        InodeId(inode),
+        tuple(
+            Recall(InodeId(directory), tuple(map(bytes.fromhex, names)), all_names, inodes=tuple(map(InodeId, inodes)))
+            for directory, names, all_names, inodes in recalls
+        ),
+        VersionId(version),
+    )

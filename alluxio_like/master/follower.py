@@ -1,0 +1,473 @@
+"""The stores follow: the journal's steps, carried out at each mount's store.
+
+Owns one task for each mount whose store has something to follow: which steps run, at most AT_ONCE at a time, the pauses after
+failures, and the keys that are in use, those of uploads (which workers do) included. What a step has to do is core's
+(following.py); how it is asked of a store is following_store.py's. Empty files that nobody has begun to write are put from here
+too.
+
+Resumable after kill -9: each step is removed from the journal in the transaction that records its outcome, and carrying one out a
+second time does no harm. What fails stays in the journal and is tried again, less and less often, with its reason to be seen
+(`describe_trouble`).
+
+Rule of concurrency: event loop alone; steps are chosen in a thread (it reads a snapshot), so each is held against what runs by
+then before it is begun.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from alluxio_like import errors
+from alluxio_like.clock import Clock
+from alluxio_like.kv.api import WriteTransaction
+from alluxio_like.master.asking import Asker
+from alluxio_like.master.coherence import Coherence
+from alluxio_like.master.core import changes, conflicts, following, journal, tables, unpersisted, versions
+from alluxio_like.master.core.following import Plan
+from alluxio_like.master.core.journal import Op
+from alluxio_like.master.following_store import Done, StoreFollower
+from alluxio_like.master.listing import Lister
+from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.mount_table import MountTable
+from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.messages_writing import WriteMode
+from alluxio_like.types import FileId, InodeId, Kind, MountId, Recall, VersionId, to_str
+from alluxio_like.ufs.writing import WritableUfs, get_writable
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 32
+"""Steps, or groups of deletions, under way at one store (a guess)."""
+CHOSEN = 1000
+"""Steps that are chosen at a time; as many deletions go in one request."""
+GROUPED = 16
+"""Deletions in one directory that are worth a listing and one request for all of them (a guess)."""
+FIRST_PAUSE_S = 0.2
+MAX_PAUSE_S = 30.0
+"""Between tries of a step that fails; the same between those of a store that does not answer (guesses)."""
+EMPTY_AFTER_S = 3.0
+"""A new file whose first content has not been sealed by then is put as the empty file that it is."""
+UPLOAD_S = 3600.0
+"""An upload that says nothing for so long is taken for given up (a guess: a file of a terabyte at 300 MB/s)."""
+_OF_THE_STORE = (errors.StoreUnavailable, errors.StoreThrottled, errors.StoreMissing, errors.TimedOut)
+
+
+@dataclass(slots=True)
+class _Trouble:
+    text: str
+    pause_s: float
+    until_s: float
+
+
+@dataclass(slots=True)
+class _Upload:
+    version: VersionId
+    mount_id: MountId
+    key: str
+    until_s: float
+
+
+@dataclass(slots=True)
+class _Mount:
+    """What is under way at one mount's store. `news` is set when there may be something to begin."""
+
+    mount_id: MountId
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    running: dict[int, Plan] = field(default_factory=dict)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    troubles: dict[int, _Trouble] = field(default_factory=dict)
+    trouble: _Trouble | None = None
+    """Of the store as a whole."""
+
+
+class Follower:
+    """See the module. `progress` is set, and replaced, whenever a step or an upload has come to its end."""
+
+    def __init__(
+        self,
+        meta: MetaStore,
+        mounts: MountTable,
+        lister: Lister,
+        asker: Asker,
+        coherence: Coherence,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        cluster_id: str,
+    ) -> None:
+        self._meta = meta
+        self._mounts = mounts
+        self._lister = lister
+        self._asker = asker
+        self._coherence = coherence
+        self._clock = clock
+        self._metrics = metrics
+        self._cluster_id = cluster_id
+        self._following: dict[MountId, _Mount] = {}
+        self._uploads: dict[InodeId, _Upload] = {}
+        self._created: dict[InodeId, float] = {}
+        self._wanted = asyncio.Event()
+        self.progress = asyncio.Event()
+
+    # -- what others tell --------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """The journal may have new steps."""
+        self._wanted.set()
+        for mount in self._following.values():
+            mount.news.set()
+
+    def note_created(self, inode: InodeId) -> None:
+        """A new file, of which nothing was sealed yet."""
+        self._created[inode] = self._clock.monotonic() + EMPTY_AFTER_S
+
+    def note_sealed(self, inode: InodeId) -> None:
+        self._created.pop(inode, None)
+
+    def begin_upload(self, file_id: FileId, mount_id: MountId, key: str) -> None:
+        """A worker is going to upload a version: nothing else is done at its key until that is over. Raises Unavailable while a
+        step is under way there."""
+        if key in self._list_busy(mount_id, but=file_id.inode):
+            raise errors.Unavailable("the store is just following an earlier change there", subject=key)
+        until_s = self._clock.monotonic() + UPLOAD_S
+        self._uploads[file_id.inode] = _Upload(file_id.version, mount_id, key, until_s)
+
+    def end_upload(self, file_id: FileId) -> None:
+        upload = self._uploads.get(file_id.inode)
+        if upload is not None and upload.version == file_id.version:
+            del self._uploads[file_id.inode]
+        self._advance()
+
+    def report_conflict(self, inode: InodeId) -> None:
+        """A version was kept beside a foreign content."""
+        with self._meta.read() as txn:
+            record = tables.lookup_inode(txn, inode)
+            parent = record.parent if record is not None else None
+        log.warning(
+            "the store has something there that was not written here: both are kept",
+            extra={"file": to_str(record.name) if record is not None else "", "inode": inode},
+        )
+        if parent is not None:
+            self._list_again(parent)
+
+    def describe_trouble(self, mount_id: MountId) -> str:
+        """Why the store does not follow; empty: it does."""
+        mount = self._following.get(mount_id)
+        if mount is None:
+            return ""
+        if mount.trouble is not None:
+            return mount.trouble.text
+        return mount.troubles[min(mount.troubles)].text if mount.troubles else ""
+
+    # -- the tasks ---------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Have all stores follow, for ever."""
+        with self._meta.read() as txn:
+            for found in unpersisted.iter_files(txn):
+                if not found.dirty.holders and found.record.size == 0:
+                    self.note_created(found.inode)
+        empty = asyncio.create_task(self._put_empty_files(), name="put empty files")
+        tasks: dict[MountId, asyncio.Task[None]] = {}
+        try:
+            while True:
+                self._wanted.clear()
+                with self._meta.read() as txn:
+                    wanted = [one for one in self._mounts.list_ids() if one not in tasks and journal.has_steps(txn, one)]
+                for mount_id in wanted:
+                    tasks[mount_id] = asyncio.create_task(self._follow(mount_id), name=f"follow {mount_id}")
+                    tasks[mount_id].add_done_callback(lambda _, mount_id=mount_id: self._end(tasks, mount_id))  # type: ignore[misc]
+                await self._wanted.wait()
+        finally:
+            for task in (empty, *tasks.values()):
+                task.cancel()
+            await asyncio.gather(empty, *tasks.values(), return_exceptions=True)
+
+    def _end(self, tasks: dict[MountId, asyncio.Task[None]], mount_id: MountId) -> None:
+        task = tasks.pop(mount_id)
+        self._following.pop(mount_id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a store is followed no more until something changes", exc_info=error, extra={"mount": mount_id})
+            return
+        # Something may have come since it found the journal empty.
+        self._wanted.set()
+
+    async def _follow(self, mount_id: MountId) -> None:
+        """Carry out one mount's steps until there are none."""
+        mount = self._following[mount_id] = _Mount(mount_id)
+        try:
+            while True:
+                mount.news.clear()
+                pause_s = self._get_pause_s(mount)
+                if pause_s <= 0 and len(mount.tasks) < AT_ONCE and not await self._begin_some(mount):
+                    return
+                wait_s = self._get_wait_s(mount, pause_s)
+                try:
+                    async with asyncio.timeout(wait_s):
+                        await mount.news.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            for task in mount.tasks:
+                task.cancel()
+            await asyncio.gather(*mount.tasks, return_exceptions=True)
+
+    def _get_pause_s(self, mount: _Mount) -> float:
+        return mount.trouble.until_s - self._clock.monotonic() if mount.trouble is not None else 0.0
+
+    def _get_wait_s(self, mount: _Mount, pause_s: float) -> float | None:
+        if pause_s > 0:
+            return pause_s
+        retries = [trouble.until_s for trouble in mount.troubles.values()]
+        # Uploads and the like set `news`; what is blocked by one that was given up is looked at again now and then.
+        return max(0.01, min([MAX_PAUSE_S, *(until_s - self._clock.monotonic() for until_s in retries)]))
+
+    async def _begin_some(self, mount: _Mount) -> bool:
+        """Begin what can be; whether there is anything left to do."""
+        try:
+            ufs = get_writable(self._mounts.get_ufs(mount.mount_id))
+            caps = await ufs.get_capabilities()
+        except errors.NotFound:
+            return False
+        except errors.AlluxioLikeError as error:
+            self._note_store_trouble(mount, error)
+            return True
+        now_s = self._clock.monotonic()
+        mount.troubles = {
+            number: trouble for number, trouble in mount.troubles.items() if number in mount.running or self._is_there(number)
+        }
+        waiting = {number for number, trouble in mount.troubles.items() if trouble.until_s > now_s}
+        skipped = waiting | mount.running.keys()
+        plans = await asyncio.to_thread(self._choose, mount.mount_id, skipped, caps.renames)
+        busy = set(self._list_busy(mount.mount_id))
+        free: list[Plan] = []
+        for plan in plans:
+            if plan.step.number not in mount.running and plan.is_free(busy):
+                busy.update(plan.keys)
+                free.append(plan)
+        follower = StoreFollower(ufs, caps, self._cluster_id)
+        for group in _group(free, whole_listings=not caps.has_directories):
+            if len(mount.tasks) >= AT_ONCE:
+                break
+            for plan in group:
+                mount.running[plan.step.number] = plan
+            task = asyncio.create_task(self._carry_out(mount, ufs, follower, group), name=f"step {group[0].step.number}")
+            mount.tasks.add(task)
+            task.add_done_callback(mount.tasks.discard)
+        if mount.tasks:
+            return True
+        with self._meta.read() as txn:
+            return journal.has_steps(txn, mount.mount_id)
+
+    def _is_there(self, number: int) -> bool:
+        with self._meta.read() as txn:
+            return journal.lookup_step(txn, number) is not None
+
+    def _choose(self, mount_id: MountId, skipped: Collection[int], renames: bool) -> list[Plan]:
+        with self._meta.read() as txn:
+            renaming = [mount_id] if renames else []
+            return following.list_ready(txn, skipped, renames=renaming, limit=CHOSEN, mount_id=mount_id)
+
+    def _list_busy(self, mount_id: MountId, *, but: InodeId | None = None) -> Iterable[str]:
+        """Keys at which something is under way."""
+        mount = self._following.get(mount_id)
+        if mount is not None:
+            for plan in mount.running.values():
+                yield from plan.keys
+        now_s = self._clock.monotonic()
+        for inode, upload in list(self._uploads.items()):
+            if upload.until_s < now_s:
+                del self._uploads[inode]
+            elif upload.mount_id == mount_id and inode != but:
+                yield upload.key
+
+    # -- one step, or a group of deletions -----------------------------------------------------------------------------------
+
+    async def _carry_out(self, mount: _Mount, ufs: WritableUfs, follower: StoreFollower, plans: Sequence[Plan]) -> None:
+        left = {plan.step.number: plan for plan in plans}
+        try:
+            await self._asker.wait_turn(ufs)
+            if len(plans) > 1:
+                outcomes = await follower.delete_group(plans)
+                for plan, outcome in outcomes:
+                    if isinstance(outcome, Exception):
+                        self._note_trouble(mount, plan, outcome)
+                        left.pop(plan.step.number)
+                done = [(plan, outcome) for plan, outcome in outcomes if not isinstance(outcome, Exception)]
+                await self._finish(mount, done)
+            elif plans[0].is_directory and not plans[0].nothing and not follower.renames:
+                await self._push_down(plans[0])
+                self._forget_trouble(mount, plans)
+            else:
+                await self._finish(mount, [(plans[0], await follower.carry_out(plans[0]))])
+        except errors.AlluxioLikeError as error:
+            for plan in left.values():
+                self._note_trouble(mount, plan, error)
+        except Exception as error:
+            log.exception("a step of the journal failed", extra={"step": plans[0].step.number, "key": plans[0].source})
+            for plan in left.values():
+                self._note_trouble(mount, plan, errors.Internal(f"a defect: see the master's log ({error!r})"))
+        finally:
+            for plan in plans:
+                mount.running.pop(plan.step.number, None)
+            mount.news.set()
+            self._advance()
+
+    async def _finish(self, mount: _Mount, done: Sequence[tuple[Plan, Done]]) -> None:
+        now_ns = self._clock.now_ns()
+        recalls: list[Recall] = []
+        postponed: set[int] = set()
+
+        def apply(txn: WriteTransaction) -> None:
+            for plan, outcome in done:
+                if outcome.is_taken:
+                    # What belongs there goes beside what is there.
+                    recalls.extend(conflicts.set_aside(txn, plan.step.inode, None, now_ns).recalls)
+                    continue
+                if outcome.foreign and plan.step.op is Op.REMOVE_DIRECTORY and following.postpone_removal(txn, plan):
+                    postponed.add(plan.step.number)
+                    continue
+                following.finish(txn, plan, now_ns, stored=outcome.stored, copied=outcome.copied)
+                if outcome.stored is not None and (record := tables.lookup_inode(txn, plan.step.inode)) is not None:
+                    # Readers have another key from now on.
+                    recalls.extend(changes.list_recalls(txn, plan.step.inode, record))
+
+        await self._meta.write(apply)
+        self._coherence.tell(recalls)
+        for plan, outcome in done:
+            if outcome.is_taken:
+                self.report_conflict(plan.step.inode)
+            elif outcome.foreign and plan.step.number not in postponed:
+                log.warning("the store has something there that was not written here: it stays", extra={"key": plan.source})
+                self._list_directory_of(plan)
+        self._forget_trouble(mount, [plan for plan, _ in done])
+
+    async def _push_down(self, plan: Plan) -> None:
+        """A directory moves in a store that moves none: each child by itself."""
+        inode = plan.step.inode
+        with self._meta.read() as txn:
+            record = tables.lookup_inode(txn, inode)
+            known = record is None or tables.get_state(txn, tables.get_table(txn, inode)).complete
+        if not known:
+            await self._lister.refresh(inode, self._clock.now_ns())
+        cursor: bytes | None = b""
+        while cursor is not None:
+            at = cursor
+            cursor = await self._meta.write(lambda txn, at=at: following.push_down(txn, plan, at, self._clock.now_ns()))  # type: ignore[misc]
+
+    def _list_directory_of(self, plan: Plan) -> None:
+        with self._meta.read() as txn:
+            place = following.lookup_place(txn, plan)
+        if place is not None:
+            self._list_again(place)
+
+    def _list_again(self, directory: InodeId) -> None:
+        try:
+            self._lister.begin(directory)
+        except errors.AlluxioLikeError as error:
+            log.info("a directory was not listed again", extra={"error": str(error)})
+
+    # -- empty files ---------------------------------------------------------------------------------------------------------
+
+    async def _put_empty_files(self) -> None:
+        while True:
+            await asyncio.sleep(EMPTY_AFTER_S / 2)
+            now_s = self._clock.monotonic()
+            due = [inode for inode, due_s in self._created.items() if due_s <= now_s]
+            for start in range(0, len(due), AT_ONCE):
+                await asyncio.gather(*map(self._put_empty, due[start : start + AT_ONCE]))
+
+    async def _put_empty(self, inode: InodeId) -> None:
+        """Put a file that was made and not written to: it is empty at the store too."""
+        file_id = FileId(inode, VersionId(1))
+        try:
+            with self._meta.read() as txn:
+                record = tables.lookup_inode(txn, inode)
+                if record is None or record.kind is not Kind.FILE or tables.get_dirty(txn, inode).holders:
+                    self._created.pop(inode, None)
+                    return
+                plan = versions.plan_upload(txn, inode, VersionId(1))
+                if self._mounts.find_policy(txn, plan.mount_id, plan.key).policy.mode is WriteMode.CACHE:
+                    self._created.pop(inode, None)
+                    return
+            self.begin_upload(file_id, plan.mount_id, plan.key)
+            try:
+                ufs = get_writable(self._mounts.get_ufs(plan.mount_id))
+                await self._asker.wait_turn(ufs)
+                follower = StoreFollower(ufs, await ufs.get_capabilities(), self._cluster_id)
+                stored = await follower.put_empty(plan.key, inode, plan.expected)
+            finally:
+                self.end_upload(file_id)
+            now_ns = self._clock.now_ns()
+            if stored is None:
+                outcome = await self._meta.write(lambda txn: conflicts.set_aside(txn, inode, VersionId(1), now_ns))
+                self._coherence.tell(outcome.recalls)
+                self.report_conflict(inode)
+                return
+            await self._meta.write(lambda txn: versions.note_persisted(txn, inode, VersionId(1), plan, stored, now_ns))
+            self._created.pop(inode, None)
+            self.wake()
+        except (errors.Stale, errors.NotFound):
+            self._created.pop(inode, None)
+        except errors.AlluxioLikeError as error:
+            log.info("an empty file is not at the store yet", extra={"inode": inode, "error": str(error)})
+            if inode in self._created:
+                self._created[inode] = self._clock.monotonic() + EMPTY_AFTER_S
+        except Exception:
+            log.exception("an empty file could not be put", extra={"inode": inode})
+            self._created.pop(inode, None)
+
+    # -- troubles ------------------------------------------------------------------------------------------------------------
+
+    def _note_trouble(self, mount: _Mount, plan: Plan, error: Exception) -> None:
+        number = plan.step.number
+        if isinstance(error, _OF_THE_STORE):
+            if isinstance(error, errors.StoreThrottled):
+                self._asker.note_throttle(self._mounts.get_ufs(mount.mount_id).bucket)
+            self._note_store_trouble(mount, error)
+            return
+        text = f"{plan.step.op.replace('_', ' ')} {plan.source}: {error}"
+        old = mount.troubles.get(number)
+        if old is None:
+            log.warning("the store does not follow", extra={"step": number, "key": plan.source, "error": str(error)})
+        pause_s = FIRST_PAUSE_S if old is None else min(MAX_PAUSE_S, 2 * old.pause_s)
+        mount.troubles[number] = _Trouble(text, pause_s, self._clock.monotonic() + pause_s)
+
+    def _note_store_trouble(self, mount: _Mount, error: Exception) -> None:
+        now_s = self._clock.monotonic()
+        old = mount.trouble
+        if old is not None and old.until_s > now_s:
+            return  # Of several that failed at the same time one counts.
+        pause_s = FIRST_PAUSE_S if old is None else min(MAX_PAUSE_S, 2 * old.pause_s)
+        mount.trouble = _Trouble(str(error), pause_s, now_s + pause_s)
+
+    def _forget_trouble(self, mount: _Mount, plans: Sequence[Plan]) -> None:
+        mount.trouble = None
+        for plan in plans:
+            mount.troubles.pop(plan.step.number, None)
+
+    def _advance(self) -> None:
+        for mount in self._following.values():
+            mount.news.set()
+        self.progress.set()
+        self.progress = asyncio.Event()
+
+
+def _group(plans: Sequence[Plan], *, whole_listings: bool) -> list[list[Plan]]:
+    """What goes together: in a store without directories, deletions in one of them; all else by itself, in its order."""
+    groups: list[list[Plan]] = []
+    by_prefix: dict[str, list[Plan]] = {}
+    for plan in plans:
+        if whole_listings and plan.step.op is Op.DELETE and not plan.nothing:
+            prefix = plan.source.rpartition("/")[0]
+            if prefix not in by_prefix:
+                by_prefix[prefix] = []
+                groups.append(by_prefix[prefix])
+            by_prefix[prefix].append(plan)
+        else:
+            groups.append([plan])
+    found: list[list[Plan]] = []
+    for group in groups:
+        found += [group] if len(group) >= GROUPED else [[plan] for plan in group]
+    return found

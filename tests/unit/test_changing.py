@@ -1,0 +1,471 @@
+"""What programs change, through a real master over a store in memory: decided on what is known, durable, told, followed.
+
+(What a change means: test_changes.py; sequences of them: tests/model/test_changes_model.py.)"""
+
+import asyncio
+import errno
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from alluxio_like import errors
+from alluxio_like.errors import get_disposition
+from alluxio_like.rpc.messages import MountSpec
+from alluxio_like.rpc.messages_writing import (
+    Changed,
+    NewAttributes,
+    NewName,
+    Renaming,
+    Sealed,
+    SealedDraft,
+    WriteMode,
+    WritePolicy,
+    XattrChange,
+)
+from alluxio_like.types import Entry, FileId, Fingerprint, InodeId, Kind, to_str
+from alluxio_like.ufs.memory import Fault, MemoryUfs
+from tests.unit.master_parts import Cluster
+
+numbers = itertools.count()
+
+
+def op() -> str:
+    return f"op-{next(numbers)}"
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    made = Cluster(tmp_path / "home")
+    made.is_written = True
+    await made.start()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def store(cluster: Cluster) -> MemoryUfs:
+    return await cluster.add_store(options={"write": "through"})
+
+
+async def get(cluster: Cluster, path: str) -> Entry:
+    entry = (await cluster.stub.resolve_path(path)).entry
+    assert entry is not None, path
+    return entry
+
+
+async def create(cluster: Cluster, path: str, kind: Kind = Kind.FILE, **more: str) -> Entry:
+    above, _, name = path.rpartition("/")
+    parent = (await get(cluster, above)).attr.inode
+    changed = await cluster.changes.create(op(), NewName(parent, name, kind, 0o644, 1, 2, **more))
+    assert changed.entry is not None
+    return changed.entry
+
+
+async def rename(cluster: Cluster, old: str, new: str, **flags: bool) -> Changed:
+    (old_above, _, old_name), (new_above, _, new_name) = old.rpartition("/"), new.rpartition("/")
+    renaming = Renaming(
+        (await get(cluster, old_above)).attr.inode, old_name, (await get(cluster, new_above)).attr.inode, new_name, **flags
+    )
+    return await cluster.changes.rename(op(), renaming)
+
+
+async def remove(cluster: Cluster, path: str, *, directory: bool = False) -> Changed:
+    above, _, name = path.rpartition("/")
+    return await cluster.changes.remove(op(), (await get(cluster, above)).attr.inode, name, directory=directory)
+
+
+async def seal(cluster: Cluster, inode: InodeId, size: int, *, operation_id: str = "") -> Sealed:
+    return await cluster.changes.seal(operation_id or op(), SealedDraft(inode, size, 77, "w1", 1))
+
+
+async def upload(cluster: Cluster, store: MemoryUfs, sealed: Sealed, data: bytes) -> Fingerprint:
+    """What a worker does with a version."""
+    plan = await cluster.changes.plan_upload(sealed.ref.file_id)
+    assert store.lookup_fingerprint(plan.key) == plan.expected
+    store.put(plan.key, data)
+    stored = store.lookup_fingerprint(plan.key)
+    assert stored is not None
+    await cluster.changes.note_persisted(sealed.ref.file_id, plan, stored)
+    return stored
+
+
+async def write(cluster: Cluster, store: MemoryUfs, path: str, data: bytes = b"data") -> Entry:
+    """A file that the store has."""
+    entry = await create(cluster, path)
+    await upload(cluster, store, await seal(cluster, entry.attr.inode, len(data)), data)
+    return await get(cluster, path)
+
+
+async def wait_followed(cluster: Cluster, path: str = "/data") -> None:
+    async with asyncio.timeout(20):
+        while (await cluster.changes.list_unpersisted(path)).steps:
+            await asyncio.sleep(0.01)
+
+
+def list_keys(store: MemoryUfs) -> set[str]:
+    return {to_str(key) for key in store._get_sorted()}
+
+
+async def test_a_file_is_made_sealed_uploaded_and_read(cluster: Cluster, store: MemoryUfs) -> None:
+    entry = await create(cluster, "/data/a")
+    assert (entry.name, entry.attr.uid, entry.attr.gid, entry.attr.size) == ("a", 1, 2, 0)
+    assert entry.ref is not None
+    assert not entry.ref.is_stored
+    sealed = await seal(cluster, entry.attr.inode, 4)
+    assert (sealed.ref.version, sealed.ref.size, sealed.ref.holders) == (2, 4, ("w1",))
+    assert sealed.policy == WritePolicy()
+    assert not sealed.unwanted
+    known = (await get(cluster, "/data/a")).ref
+    assert known == sealed.ref
+    waiting = await cluster.changes.list_unpersisted("/data")
+    assert (waiting.files, waiting.size_bytes, waiting.paths) == (1, 4, ("/data/a",))
+    await cluster.changes.note_holders(sealed.ref.file_id, ["w2", "w1"])
+    known = (await get(cluster, "/data/a")).ref
+    assert known is not None
+    assert known.holders == ("w1", "w2")
+    plan = await cluster.changes.plan_upload(sealed.ref.file_id)
+    assert (plan.key, plan.expected) == ("a", None)
+    assert plan.metadata == {"mode": str(0o100644), "uid": "1", "gid": "2", "mtime": "0.000000077"}
+    stored = await upload(cluster, store, sealed, b"data")
+    known = (await get(cluster, "/data/a")).ref
+    assert known is not None
+    assert (known.stored, known.fingerprint, known.holders) == (stored, sealed.ref.fingerprint, ())
+    waiting = await cluster.changes.list_unpersisted("/data")
+    assert (waiting.files, waiting.steps) == (0, 0)
+    with pytest.raises(errors.Stale):
+        await cluster.changes.plan_upload(sealed.ref.file_id)
+
+
+async def test_a_repeat_is_answered_and_not_done_again(cluster: Cluster, store: MemoryUfs) -> None:
+    root = (await get(cluster, "/data")).attr.inode
+    new = NewName(root, "a", Kind.FILE, 0o600, 0, 0)
+    first = await cluster.changes.create("same", new)
+    assert await cluster.changes.create("same", new) == first
+    assert first.entry is not None
+    sealed = await seal(cluster, first.entry.attr.inode, 4, operation_id="seal")
+    assert await seal(cluster, first.entry.attr.inode, 4, operation_id="seal") == sealed
+    later = await seal(cluster, first.entry.attr.inode, 5)
+    assert later.ref.version == sealed.ref.version + 1
+    again = await seal(cluster, first.entry.attr.inode, 4, operation_id="seal")
+    assert (again.ref.version, again.ref.fingerprint) == (sealed.ref.version, sealed.ref.fingerprint)
+    with pytest.raises(errors.Stale):
+        await cluster.changes.plan_upload(sealed.ref.file_id)
+    with pytest.raises(errors.AlreadyExists):
+        await cluster.changes.create(op(), new)
+
+
+async def test_names_that_no_listing_has_covered_are_asked_for_first(cluster: Cluster, store: MemoryUfs) -> None:
+    store.put("d/there", b"x")
+    store.put("e/below/x", b"x")
+    directory = (await get(cluster, "/data/d")).attr.inode
+    with pytest.raises(errors.AlreadyExists):
+        await cluster.changes.create(op(), NewName(directory, "there", Kind.FILE, 0o600, 0, 0))
+    with pytest.raises(errors.DirectoryNotEmpty):
+        await remove(cluster, "/data/e/below", directory=True)
+    with pytest.raises(errors.DirectoryNotEmpty):
+        await rename(cluster, "/data/d", "/data/e/below")
+    await create(cluster, "/data/e/f", Kind.DIRECTORY)
+    with pytest.raises(errors.NotFound):
+        await rename(cluster, "/data/d/none", "/data/d/other")
+    assert get_disposition(errors.NotFound()).errno == errno.ENOENT
+
+
+async def test_a_store_that_does_not_answer_keeps_nobody_from_what_is_known(cluster: Cluster, store: MemoryUfs) -> None:
+    await get(cluster, "/data")
+    await create(cluster, "/data/d", Kind.DIRECTORY)
+    await wait_followed(cluster)
+    store.fail("LIST", Fault(errors.StoreUnavailable("down")), always=True)
+    await cluster.stub.set_sync_interval("/data", 0.01)
+    await create(cluster, "/data/d/new")
+    await rename(cluster, "/data/d/new", "/data/d/newer")
+    await remove(cluster, "/data/d/newer")
+    await remove(cluster, "/data/d", directory=True)
+
+
+async def test_the_store_follows_renames_and_removals(cluster: Cluster, store: MemoryUfs) -> None:
+    await create(cluster, "/data/d", Kind.DIRECTORY)
+    await create(cluster, "/data/d/deep", Kind.DIRECTORY)
+    first = await write(cluster, store, "/data/d/a", b"first")
+    await write(cluster, store, "/data/d/deep/b", b"second")
+    await write(cluster, store, "/data/gone")
+    assert list_keys(store) == {"d/", "d/deep/", "d/a", "d/deep/b", "gone"}
+    await rename(cluster, "/data/d", "/data/e")
+    moved = await get(cluster, "/data/e/a")
+    assert moved.attr.inode == first.attr.inode
+    await remove(cluster, "/data/gone")
+    await wait_followed(cluster)
+    assert list_keys(store) == {"e/", "e/deep/", "e/a", "e/deep/b"}
+    assert (store.get("e/a"), store.get("e/deep/b")) == (b"first", b"second")
+    settled = (await get(cluster, "/data/e/a")).ref
+    assert settled is not None
+    assert (settled.key, settled.stored) == ("e/a", store.lookup_fingerprint("e/a"))
+    assert settled.fingerprint == moved.ref.fingerprint if moved.ref is not None else False
+    await rename(cluster, "/data/e/a", "/data/e/deep/b")
+    await wait_followed(cluster)
+    assert list_keys(store) == {"e/", "e/deep/", "e/deep/b"}
+    assert store.get("e/deep/b") == b"first"
+    await remove(cluster, "/data/e/deep/b")
+    await remove(cluster, "/data/e/deep", directory=True)
+    await remove(cluster, "/data/e", directory=True)
+    await wait_followed(cluster)
+    assert list_keys(store) == set()
+    await cluster.stub.sync("/data", recursive=True)
+    assert (await cluster.stub.resolve_path("/data/e")).entry is None
+
+
+async def test_names_are_swapped(cluster: Cluster, store: MemoryUfs) -> None:
+    await write(cluster, store, "/data/a", b"one")
+    await write(cluster, store, "/data/b", b"two")
+    with pytest.raises(errors.AlreadyExists):
+        await rename(cluster, "/data/a", "/data/b", no_replace=True)
+    await rename(cluster, "/data/a", "/data/b", exchange=True)
+    await wait_followed(cluster)
+    assert {key: store.get(key) for key in list_keys(store)} == {"a": b"two", "b": b"one"}
+
+
+async def test_many_files_of_a_directory_go_in_few_requests(cluster: Cluster, store: MemoryUfs) -> None:
+    for number in range(300):
+        store.put(f"d/{number:03}", b"x")
+    directory = (await get(cluster, "/data/d")).attr.inode
+    await cluster.stub.list_dir(directory)
+    before = len(store.requests)
+    store.fail("DELETE", Fault(errors.StoreUnavailable("down"), is_late=True))
+    foreign = "d/123"
+    await asyncio.gather(*(cluster.changes.remove(op(), directory, f"{n:03}", directory=False) for n in range(123)))
+    store.put(foreign, b"somebody else's")
+    await asyncio.gather(*(cluster.changes.remove(op(), directory, f"{n:03}", directory=False) for n in range(123, 300)))
+    await wait_followed(cluster)
+    assert list_keys(store) == {"d/", foreign}, "a foreign content stays"
+    assert len(store.requests) - before < 200
+    await cluster.stub.sync("/data/d", recursive=False)
+    await get(cluster, "/data/d/123")
+
+
+async def test_a_step_whose_answer_is_lost_is_done_once(cluster: Cluster, store: MemoryUfs) -> None:
+    await write(cluster, store, "/data/a", b"one")
+    await write(cluster, store, "/data/b", b"two")
+    store.fail("COPY", Fault(errors.StoreUnavailable("lost"), is_late=True))
+    store.fail("DELETE", Fault(errors.StoreUnavailable("lost"), is_late=True))
+    await rename(cluster, "/data/a", "/data/b")
+    await wait_followed(cluster)
+    assert {key: store.get(key) for key in list_keys(store)} == {"b": b"one"}
+    assert not (await cluster.changes.list_unpersisted("/data")).conflicts
+
+
+async def test_what_fails_stays_and_is_seen_and_goes_on(cluster: Cluster, store: MemoryUfs) -> None:
+    await write(cluster, store, "/data/a")
+    store.fail("DELETE", Fault(errors.StoreDenied("not for you")), always=True)
+    await remove(cluster, "/data/a")
+    async with asyncio.timeout(10):
+        while not (waiting := await cluster.changes.list_unpersisted("/data")).trouble:
+            await asyncio.sleep(0.01)
+    assert waiting.steps == 1
+    assert "not for you" in waiting.trouble
+    assert "a" in waiting.trouble
+    await cluster.stub.sync("/data", recursive=False)
+    assert (await cluster.stub.resolve_path("/data/a")).entry is None, "it does not come back meanwhile"
+    with pytest.raises(errors.Conflict, match="fs wait"):
+        await cluster.stub.unmount("/data")
+    store.heal()
+    await wait_followed(cluster)
+    assert list_keys(store) == set()
+    await cluster.stub.unmount("/data")
+
+
+async def test_what_was_to_follow_is_followed_after_a_restart(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "home")
+    cluster.is_written = True
+    await cluster.start()
+    store = await cluster.add_store(options={"write": "back"})
+    await create(cluster, "/data/d", Kind.DIRECTORY)
+    await write(cluster, store, "/data/d/a", b"one")
+    kept = await create(cluster, "/data/d/kept")
+    sealed = await seal(cluster, kept.attr.inode, 3)
+    store.fail("COPY", Fault(errors.StoreUnavailable("down")), always=True)
+    await rename(cluster, "/data/d/a", "/data/d/b")
+    await cluster.stop_master()
+    store.heal()
+    await cluster.start()
+    await wait_followed(cluster)
+    assert store.get("d/b") == b"one"
+    known = await get(cluster, "/data/d/kept")
+    assert known.ref == sealed.ref
+    await upload(cluster, store, sealed, b"abc")
+    (mount,) = await cluster.stub.list_mounts()
+    assert (mount.write, mount.read_only) == ("back", False)
+    await cluster.close()
+
+
+async def test_a_foreign_content_and_ours_are_both_kept(cluster: Cluster, store: MemoryUfs) -> None:
+    entry = await create(cluster, "/data/a")
+    sealed = await seal(cluster, entry.attr.inode, 4)
+    with pytest.raises(errors.Conflict, match="plan"):
+        await cluster.changes.note_conflict(op(), sealed.ref.file_id)
+    store.put("a", b"somebody else's")
+    changed = await cluster.changes.note_conflict(op(), sealed.ref.file_id)
+    assert changed.entry is not None
+    assert changed.entry.name.startswith("a.conflict-2")
+    path = f"/data/{changed.entry.name}"
+    assert (await get(cluster, path)).attr.inode == entry.attr.inode
+    async with asyncio.timeout(10):
+        while (await cluster.stub.resolve_path("/data/a")).entry is None:
+            await asyncio.sleep(0.01)
+    assert (await get(cluster, "/data/a")).attr.size == 15
+    assert (await cluster.changes.list_unpersisted("/data")).conflicts == (path,)
+    await upload(cluster, store, sealed, b"ours")
+    assert {key: store.get(key) for key in list_keys(store)} == {"a": b"somebody else's", path[6:]: b"ours"}
+    await remove(cluster, path)
+    assert (await cluster.changes.list_unpersisted("/data")).conflicts == ()
+
+
+async def test_a_move_to_where_something_foreign_came_goes_beside_it(cluster: Cluster, store: MemoryUfs) -> None:
+    await write(cluster, store, "/data/a", b"ours")
+    store.fail("COPY", Fault(errors.StoreUnavailable("down")))
+    store.put("b", b"somebody else's")
+    await rename(cluster, "/data/a", "/data/b")
+    await wait_followed(cluster)
+    (path,) = (await cluster.changes.list_unpersisted("/data")).conflicts
+    assert path.startswith("/data/b.conflict-2")
+    await wait_followed(cluster)
+    assert {key: store.get(key) for key in list_keys(store)} == {"b": b"somebody else's", path[6:]: b"ours"}
+
+
+async def test_a_file_that_nobody_writes_to_is_put_as_it_is(
+    cluster: Cluster, store: MemoryUfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alluxio_like.master.follower.EMPTY_AFTER_S", 0.05)
+    await create(cluster, "/data/empty")
+    async with asyncio.timeout(20):
+        while "empty" not in list_keys(store):
+            await asyncio.sleep(0.01)
+    async with asyncio.timeout(10):
+        while not ((ref := (await get(cluster, "/data/empty")).ref) and ref.is_stored):
+            await asyncio.sleep(0.01)
+    sealed = await seal(cluster, ref.inode, 4)
+    plan = await cluster.changes.plan_upload(sealed.ref.file_id)
+    assert plan.expected == ref.stored
+
+
+async def test_a_seal_of_a_file_without_a_name_is_not_wanted(cluster: Cluster, store: MemoryUfs) -> None:
+    entry = await create(cluster, "/data/a")
+    gone = await remove(cluster, "/data/a")
+    assert gone.entry is not None
+    assert gone.entry.attr.nlink == 0
+    assert (await seal(cluster, entry.attr.inode, 4)).unwanted
+    with pytest.raises(errors.NotFound):
+        await seal(cluster, InodeId(1 << 40), 4)
+
+
+async def test_links_and_attributes(cluster: Cluster, store: MemoryUfs) -> None:
+    target = await create(cluster, "/data/link", Kind.SYMLINK, target="some/where")
+    assert target.attr.size == 10
+    assert await cluster.changes.read_link(target.attr.inode) == "some/where"
+    entry = await write(cluster, store, "/data/a")
+    root = (await get(cluster, "/data")).attr.inode
+    linked = await cluster.changes.link(op(), entry.attr.inode, root, "b")
+    assert linked.entry is not None
+    assert (linked.entry.name, linked.entry.attr.nlink) == ("b", 2)
+    changed = await cluster.changes.set_attributes(op(), entry.attr.inode, NewAttributes(mode=0o600, mtime_ns=5))
+    assert changed.entry is not None
+    assert (changed.entry.attr.mode, changed.entry.attr.mtime_ns) == (0o600, 5)
+    assert {name for recall in changed.recalls for name in recall.names} == {b"a", b"b"}
+    await remove(cluster, "/data/a")
+    await wait_followed(cluster)
+    assert list_keys(store) == {"b"}
+
+
+async def test_extended_attributes(cluster: Cluster, store: MemoryUfs) -> None:
+    inode = (await create(cluster, "/data/a")).attr.inode
+    await cluster.changes.set_xattr(op(), inode, XattrChange(b"user.x", b"1\0"))
+    await cluster.changes.set_xattr(op(), inode, XattrChange(b"user.y", b""))
+    assert await cluster.changes.get_xattrs(inode) == {b"user.x": b"1\0", b"user.y": b""}
+    with pytest.raises(errors.AlreadyExists):
+        await cluster.changes.set_xattr(op(), inode, XattrChange(b"user.x", b"", create=True))
+    with pytest.raises(errors.NoData):
+        await cluster.changes.set_xattr(op(), inode, XattrChange(b"user.z", b"", replace=True))
+    with pytest.raises(errors.NameTooLong):
+        await cluster.changes.set_xattr(op(), inode, XattrChange(b"user." + b"x" * 251, b""))
+    with pytest.raises(errors.InvalidArgument):
+        await cluster.changes.set_xattr(op(), inode, XattrChange(b"user.x", b"x" * 65_537))
+    await cluster.changes.set_xattr(op(), inode, XattrChange(b"user.x", None))
+    assert await cluster.changes.get_xattrs(inode) == {b"user.y": b""}
+
+
+async def test_policies(cluster: Cluster, store: MemoryUfs) -> None:
+    with suppress(errors.AlreadyExists):
+        await create(cluster, "/data/d", Kind.DIRECTORY)
+    await create(cluster, "/data/d/deep", Kind.DIRECTORY)
+    cache = WritePolicy(WriteMode.CACHE)
+    assert (await cluster.changes.get_write_policy("/data/d")).set_at == "/data"
+    at = await cluster.changes.set_write_policy(op(), "/data/d", cache)
+    assert (at.policy, at.set_at) == (cache, "/data/d")
+    assert (await cluster.changes.get_write_policy("/data/d/deep")).policy == cache
+    (mount,) = await cluster.stub.list_mounts()
+    assert (mount.write, mount.write_paths) == ("through", {"/data/d": "cache"})
+    sealed = await seal(cluster, (await create(cluster, "/data/d/deep/x")).attr.inode, 9)
+    assert sealed.policy == cache
+    waiting = await cluster.changes.list_unpersisted("/data/d")
+    assert (waiting.files, waiting.kept_files, waiting.kept_bytes) == (1, 1, 9)
+    with pytest.raises(errors.InvalidArgument, match="needs 2 workers"):
+        await cluster.changes.set_write_policy(op(), "/data/d", WritePolicy(WriteMode.BACK, 2))
+    at = await cluster.changes.set_write_policy(op(), "/data/d", None)
+    assert (at.policy, at.set_at) == (WritePolicy(), "/data")
+    await cluster.changes.set_write_policy(op(), "/data", cache)
+    (mount,) = await cluster.stub.list_mounts()
+    assert (mount.write, mount.write_paths) == ("cache", {})
+
+
+async def test_what_cannot_be_written_is_refused_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(errors.InvalidArgument, match="write policy"):
+        await cluster.add_store(options={"write": "sometimes"})
+    with pytest.raises(errors.InvalidArgument, match="needs 3 workers"):
+        await cluster.add_store(options={"write": "back:3"})
+    await cluster.add_store()
+    with pytest.raises(errors.ReadOnly):
+        await create(cluster, "/data/a")
+    with pytest.raises(errors.ReadOnly):
+        await cluster.changes.create(op(), NewName(InodeId(1), "other", Kind.FILE, 0o644, 0, 0))
+    await cluster.stub.mount(MountSpec("/data", "", {"write": "cache"}, update=True, keep_others=True))
+    await create(cluster, "/data/a")
+    await cluster.stub.mount(MountSpec("/data", "", {"write": ""}, update=True, keep_others=True))
+    with pytest.raises(errors.ReadOnly):
+        await create(cluster, "/data/b")
+    with pytest.raises(errors.Conflict, match="--force"):
+        await cluster.stub.unmount("/data")
+    await cluster.stub.unmount("/data", force=True)
+
+
+async def test_a_store_that_is_only_read_is_not_mounted_to_be_written(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "home")
+    await cluster.start()
+    with pytest.raises(errors.Unsupported, match="only be read"):
+        await cluster.add_store(options={"write": "through"})
+    await cluster.close()
+
+
+async def test_keys_fit_the_store(cluster: Cluster, store: MemoryUfs) -> None:
+    path = "/data"
+    for _ in range(4):
+        path += "/" + "x" * 240
+        await create(cluster, path, Kind.DIRECTORY)
+    await create(cluster, path + "/" + "y" * 54)
+    with pytest.raises(errors.NameTooLong, match="1019"):
+        await create(cluster, path + "/" + "y" * 55)
+
+
+async def test_an_upload_waits_for_what_the_store_has_to_follow_first(cluster: Cluster, store: MemoryUfs) -> None:
+    await get(cluster, "/data")
+    gate = asyncio.Event()
+    store.fail("PUT", Fault(until=gate))
+    await create(cluster, "/data/d", Kind.DIRECTORY)
+    sealed = await seal(cluster, (await create(cluster, "/data/d/a")).attr.inode, 4)
+    planning = asyncio.create_task(cluster.changes.plan_upload(sealed.ref.file_id))
+    await asyncio.sleep(0.1)
+    assert not planning.done()
+    gate.set()
+    plan = await planning
+    assert plan.key == "d/a"
+    assert FileId(sealed.ref.inode, sealed.ref.version) == sealed.ref.file_id
