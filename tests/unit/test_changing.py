@@ -238,7 +238,7 @@ async def test_many_files_of_a_directory_go_in_few_requests(cluster: Cluster, st
     store.put(foreign, b"somebody else's")
     await asyncio.gather(*(cluster.changes.remove(op(), directory, f"{n:03}", directory=False) for n in range(123, 300)))
     await wait_followed(cluster)
-    assert list_keys(store) == {"d/", foreign}, "a foreign content stays"
+    assert list_keys(store) - {"d/"} == {foreign}, "a foreign content stays"
     assert len(store.requests) - before < 200
     await cluster.stub.sync("/data/d", recursive=False)
     await get(cluster, "/data/d/123")
