@@ -1,0 +1,39 @@
+{{/* The configuration file of all services: what this chart sets, then what `config` says. */}}
+{{- define "al.config" -}}
+{{- $common := dict "log_level" .Values.logLevel "log_format" "json" "http_bind" (printf "0.0.0.0:%v" .Values.metrics.port) -}}
+{{- if .Values.tls.enabled -}}
+{{- $files := dict "certificate" "/etc/alluxio-like/tls/tls.crt" "key" "/etc/alluxio-like/tls/tls.key" "ca" "/etc/alluxio-like/tls/ca.crt" -}}
+{{- $_ := set $common "tls" $files -}}
+{{- else -}}
+{{- $_ := set $common "insecure" true -}}
+{{- end -}}
+{{- $token := "/etc/alluxio-like/token/token" -}}
+{{- $master := dict "home" "/var/lib/alluxio-like/master" "bind" (printf "0.0.0.0:%v" .Values.master.service.port) "token_file" $token -}}
+{{- with .Values.master.metadata.url -}}
+{{- $_ := set $master "metadata_url" . -}}
+{{- end -}}
+{{- $address := printf "%s:%v" (include "al.masterHost" .) .Values.master.service.port -}}
+{{- $worker := dict "master" $address "home" .Values.worker.hostPath "token_file" $token "bind" (printf "0.0.0.0:%v" .Values.worker.port) "data_bind" (printf "0.0.0.0:%v" .Values.worker.dataPort) "allow_root_disk" .Values.worker.allowRootDisk -}}
+{{- with .Values.worker.doorUsers -}}
+{{- $_ := set $worker "door_users" . -}}
+{{- end -}}
+{{- $fuse := dict "mountpoint" (include "al.mountPoint" .) "path" .Values.fuse.path -}}
+{{- $ours := dict "common" $common "master" $master "worker" $worker "client" (dict "master" $address) "fuse" $fuse -}}
+{{- mustMergeOverwrite $ours (deepCopy .Values.config) | toToml -}}
+{{- end -}}
+
+{{/* The mounts that are declared, as `alluxio-like mount --from` reads them. */}}
+{{- define "al.mountsFile" -}}
+{{- $mounts := list -}}
+{{- range .Values.mounts -}}
+{{- $options := dict -}}
+{{- range $name, $value := .options | default dict -}}
+{{- $_ := set $options $name (toString $value) -}}
+{{- end -}}
+{{- range $name, $reference := .secretOptions | default dict -}}
+{{- $_ := set $options $name (printf "file:/var/run/secrets/alluxio-like/stores/%s/%s" $reference.secret $reference.key) -}}
+{{- end -}}
+{{- $mounts = append $mounts (dict "path" .path "uri" .uri "options" $options "sync_interval" (.syncInterval | default "")) -}}
+{{- end -}}
+{{- $mounts | toPrettyJson -}}
+{{- end -}}

@@ -1,0 +1,309 @@
+"""The chart: what it renders is what Kubernetes takes, what its services take, and nothing that it should not say."""
+
+import json
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alluxio_like.config import ClientConfig, FuseConfig, MasterConfig, WorkerConfig, load_config
+from alluxio_like.ufs.options import describe_options, list_schemes
+from tests.kubernetes.rendering import (
+    CHART,
+    VALUES,
+    HelmError,
+    find,
+    find_faults,
+    list_versions,
+    parse,
+    render,
+    render_text,
+    run_helm,
+)
+from tests.servers.stack import PROGRAMS
+
+CASES = sorted(file.stem for file in VALUES.glob("*.yaml"))
+GOLDEN = Path(__file__).with_name("golden")
+
+
+def values(case: str) -> Path:
+    return VALUES / f"{case}.yaml"
+
+
+def list_pods(objects: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Pod specifications of everything that makes pods, by name."""
+    kinds = {"DaemonSet", "StatefulSet", "Job", "Deployment"}
+    return [(one["metadata"]["name"], one["spec"]["template"]["spec"]) for one in objects if one["kind"] in kinds]
+
+
+def list_containers(objects: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """(pod's name, pod, container), init containers too."""
+    return [
+        (name, pod, container)
+        for name, pod in list_pods(objects)
+        for container in [*pod.get("initContainers", []), *pod["containers"]]
+    ]
+
+
+def test_there_are_four_versions_and_many_cases() -> None:
+    assert len(list_versions()) == 4
+    assert {"minimal", "full", "postgresql", "no-fuse", "many-disks"} <= set(CASES)
+
+
+@pytest.mark.parametrize("case", ["", *CASES])
+def test_lint(case: str) -> None:
+    options = [f"--values={values(case)}"] if case else []
+    said = run_helm("lint", "--strict", str(CHART), f"--kube-version={list_versions()[0]}", *options)
+    assert "0 chart(s) failed" in said
+    assert "[WARNING]" not in said
+
+
+@pytest.mark.parametrize("version", list_versions())
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_rendered_is_what_kubernetes_knows(case: str, version: str) -> None:
+    objects = parse(render_text(values(case), version=version))
+    assert len(objects) > 5
+    assert [fault for one in objects for fault in find_faults(one, version)] == []
+    names = [(one["kind"], one["metadata"]["name"]) for one in objects]
+    assert len(names) == len(set(names))
+
+
+def test_the_schemas_find_faults() -> None:
+    """Or the test above would mean nothing."""
+    pod = find(render(values("minimal")), "DaemonSet", "-fuse")
+    pod["spec"]["template"]["spec"]["containers"][0]["comand"] = []
+    pod["spec"]["updateStrategy"]["rollingUpdate"] = {"maxSurge": True}
+    faults = find_faults(pod, list_versions()[0])
+    assert any("comand" in fault for fault in faults)
+    assert any("maxSurge" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("case", ["minimal", "full"])
+def test_golden(case: str) -> None:
+    """To write them anew: ALLUXIO_LIKE_TEST_GOLDEN=write, and look at the difference."""
+    text = render_text(values(case), version="1.34")
+    file = GOLDEN / f"{case}.yaml"
+    if os.environ.get("ALLUXIO_LIKE_TEST_GOLDEN") == "write":
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["worker.disks[0].sze=1"], "additional properties 'sze' not allowed"),
+        (["worker.port=70000"], "at '/worker/port': maximum"),
+        (["worker.disks[0].path=/x", "worker.disks[0].size=big"], "at '/worker/disks/0/size': 'big' does not match"),
+        (["mounts[0].path=data", "mounts[0].uri=s3://b"], "at '/mounts/0/path': 'data' does not match"),
+        (["mounts[0].path=/data", "mounts[0].uri=ftp://x"], "at '/mounts/0/uri': 'ftp://x' does not match"),
+        (["mounts[0].path=/data"], "at '/mounts/0': missing property 'uri'"),
+        (["logLevel=loud"], "at '/logLevel': value must be one of 'debug', 'info'"),
+        (["replicas=3"], "additional properties 'replicas' not allowed"),
+        (["fuse.name=a/b"], "at '/fuse/name'"),
+        (["master.maxUnavailable=2"], "at '/master/maxUnavailable': maximum"),
+        (["config.workers.x=1"], "additional properties 'workers' not allowed"),
+        (["master.metadata.url=postgresql://me:secret@db/x"], "master.metadata.passwordSecret"),
+        (["master.storage.ephemeral=true"], "it needs master.metadata.url"),
+        (
+            ["mounts[0].path=/data", "mounts[0].uri=s3://b", "mounts[0].options.secret_key=x"],
+            "secret_key of /data is a secret and would stand in a ConfigMap",
+        ),
+    ],
+)
+def test_wrong_values_are_refused_with_what_is_wrong(settings: list[str], said: str) -> None:
+    with pytest.raises(HelmError) as caught:
+        render_text(settings=settings)
+    assert said in str(caught.value)
+
+
+def test_the_chart_knows_which_options_are_secrets() -> None:
+    secret = {option.name for scheme in list_schemes() for option in describe_options(scheme) if option.secret}
+    line = next(line for line in (CHART / "templates/validate.yaml").read_text().splitlines() if "$secret := list" in line)
+    assert set(re.findall(r'"(\w+)"', line)) == secret
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_services_take_the_configuration(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("ALLUXIO_LIKE_")]:
+        monkeypatch.delenv(name)
+    objects = render(values(case))
+    config = next(one for one in objects if one["kind"] == "ConfigMap" and "config.toml" in one["data"])
+    file = tmp_path / "config.toml"
+    file.write_text(config["data"]["config.toml"])
+    master = load_config(MasterConfig, file=file)
+    worker = load_config(WorkerConfig, file=file)
+    fuse = load_config(FuseConfig, file=file)
+    client = load_config(ClientConfig, file=file)
+    service = find(objects, "Service", "-master")
+    address = f"{service['metadata']['name']}.storage.svc:{service['spec']['ports'][0]['port']}"
+    assert worker.master == fuse.client.master == client.master == address
+    assert master.bind == f"0.0.0.0:{service['spec']['ports'][0]['port']}"
+    assert master.http_bind == worker.http_bind == fuse.http_bind == "0.0.0.0:20000"
+    # Without TLS, in the clear; never TLS in name only.
+    assert master.insecure == (master.tls.certificate is None)
+    if case == "full":
+        assert (worker.fetch_concurrency, fuse.processes) == (32, 4)
+        assert str(fuse.mountpoint) == "/mnt/alluxio/tree"
+        assert worker.door_users == ("1000", "@1000")
+    assert tomllib.loads(config["data"]["config.toml"])
+
+
+def test_every_command_line_is_one_that_works() -> None:
+    """Their options exist: one that is not known ends a command with 2 before it does anything."""
+    commands = {
+        (*container["command"], *container.get("args", []))
+        for case in CASES
+        for _, _, container in list_containers(render(values(case)))
+        if container["name"] != "prepare"
+    }
+    assert {command[:2] for command in commands} >= {
+        ("alluxio-like", name) for name in ("master", "worker", "fuse", "holder", "mount")
+    }
+    for command in commands:
+        assert command[0] in {"alluxio-like", "cache"}
+        done = subprocess.run([PROGRAMS / command[0], *command[1:], "--help"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (command, done.stderr)
+        options = [word.split("=")[0] for word in command if word.startswith("--")]
+        assert all(re.search(rf"{option}\b", done.stdout) for option in options), command
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ports_volumes_and_selectors_fit_together(case: str) -> None:
+    objects = render(values(case))
+    for name, pod, container in list_containers(objects):
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        if container["name"] == "master":
+            claims = find(objects, "StatefulSet")["spec"].get("volumeClaimTemplates", [])
+            volumes |= {claim["metadata"]["name"] for claim in claims}
+        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes, name
+        places = [mount["mountPath"] for mount in container["volumeMounts"]]
+        assert len(places) == len(set(places))
+        ports = {port["name"] for port in container.get("ports", [])}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            wanted = container.get(probe, {}).get("httpGet", {}).get("port")
+            assert wanted is None or wanted in ports
+    for one in objects:
+        if one["kind"] in {"DaemonSet", "StatefulSet"}:
+            labels = one["spec"]["template"]["metadata"]["labels"].items()
+            assert one["spec"]["selector"]["matchLabels"].items() <= labels
+    used = {mount["name"] for _, _, container in list_containers(objects) for mount in container["volumeMounts"]}
+    made = {volume["name"] for _, pod in list_pods(objects) for volume in pod["volumes"]}
+    assert made <= used
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_privileges_are_what_is_needed(case: str) -> None:
+    """Each pod's, in one place: whoever changes them changes this."""
+    objects = render(values(case))
+    for name, pod, container in list_containers(objects):
+        security, user = container["securityContext"], pod.get("securityContext", {})
+        added = security.get("capabilities", {}).get("add", [])
+        if container["name"] == "holder":
+            assert (security["privileged"], pod["hostPID"]) == (True, True)
+            continue
+        assert not security.get("privileged"), name
+        assert security["capabilities"]["drop"] == ["ALL"], name
+        if container["name"] == "fuse":
+            assert set(added) - {"SYS_PTRACE"} == {"SYS_ADMIN", "DAC_OVERRIDE"}
+            assert ("SYS_PTRACE" in added) == (case != "full")
+        elif container["name"] == "prepare":
+            assert (set(added), security["runAsUser"]) == ({"CHOWN", "FOWNER", "DAC_OVERRIDE"}, 0)
+        else:
+            assert not added, name
+            assert user["runAsUser"] == 10001
+            assert security["runAsNonRoot"]
+            assert not security["allowPrivilegeEscalation"]
+            assert not pod.get("hostPID")
+        assert security["readOnlyRootFilesystem"], name
+        assert user["seccompProfile"] == {"type": "RuntimeDefault"}, name
+    for name, pod in list_pods(objects):
+        assert pod["automountServiceAccountToken"] is False, name
+        assert pod["enableServiceLinks"] is False, name
+
+
+def test_only_the_holder_mounts_for_others() -> None:
+    for name, _, container in list_containers(render(values("full"))):
+        modes = {mount.get("mountPropagation", "None") for mount in container["volumeMounts"]}
+        assert ("Bidirectional" in modes) == (container["name"] == "holder"), name
+
+
+def test_the_mount_outlives_what_serves_it() -> None:
+    objects = render(values("minimal"))
+    assert find(objects, "DaemonSet", "-holder")["spec"]["updateStrategy"] == {"type": "OnDelete"}
+    fuse = find(objects, "DaemonSet", "-fuse")["spec"]
+    assert fuse["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    # Two pods of it are on a node at once: nothing of the node's network may be theirs.
+    pod = fuse["template"]["spec"]
+    assert not pod.get("hostNetwork")
+    assert not any("hostPort" in port for port in pod["containers"][0]["ports"])
+
+
+def test_a_holder_stays_when_the_configuration_changes() -> None:
+    """Everything else is started anew."""
+    one, other = (render(values("minimal"), settings=[f"logLevel={level}"]) for level in ("info", "debug"))
+
+    def get_template(objects: list[dict[str, Any]], kind: str, name: str) -> Any:
+        return find(objects, kind, name)["spec"]["template"]
+
+    assert get_template(one, "DaemonSet", "-holder") == get_template(other, "DaemonSet", "-holder")
+    for kind, name in (("DaemonSet", "-fuse"), ("DaemonSet", "-worker"), ("StatefulSet", "-master")):
+        assert get_template(one, kind, name) != get_template(other, kind, name)
+
+
+def test_secrets_are_nowhere_but_in_secrets() -> None:
+    objects = render(values("full"), settings=["token.existingSecret="])
+    token = find(objects, "Secret", "-token")["data"]
+    assert list(token) == ["value"]
+    text = yaml.safe_dump_all([one for one in objects if one["kind"] != "Secret"])
+    assert token["value"] not in text
+    mounts = json.loads(
+        find([one for one in objects if "mounts.json" in one.get("data", {})], "ConfigMap")["data"]["mounts.json"]
+    )
+    assert mounts[0]["options"]["secret_key"] == "file:/var/run/secrets/alluxio-like/stores/s3-credentials/secret"
+    readers = {
+        name
+        for name, pod, container in list_containers(objects)
+        for mount in container["volumeMounts"]
+        if mount["mountPath"] == "/var/run/secrets/alluxio-like/stores/s3-credentials"
+    }
+    assert readers == {"al-alluxio-like-master", "al-alluxio-like-worker"}
+
+
+def test_a_token_is_made_where_none_is_named() -> None:
+    one, other = (find(render(), "Secret", "-token")["data"]["token"] for _ in range(2))
+    assert len(one) >= 48
+    assert one != other
+
+
+def list_expressions() -> list[str]:
+    rules = yaml.safe_load((CHART / "files/rules.yaml").read_text())
+    dashboard = json.loads((CHART / "files/dashboard.json").read_text())
+    found = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    return found + [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+
+
+@pytest.mark.parametrize("expression", list_expressions())
+def test_alerts_and_dashboard_ask_for_metrics_and_labels_that_are(expression: str) -> None:
+    document = (CHART.parents[2] / "docs/operations.md").read_text()
+    known = {
+        name: set(filter(None, labels.split(", ")))
+        for name, labels in re.findall(r"^\| `(alluxio_like_\w+)` \| ([\w, ]*) \|", document, re.M)
+    }
+    given = {"node", "component", "le", "state"}
+    asked = {name.removesuffix("_bucket") for name in re.findall(r"\balluxio_like_\w+", expression)}
+    assert asked
+    assert asked - set(known) == set()
+    labels = set().union(*(known[name] for name in asked)) | given
+    by = {label.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for label in group.split(",")}
+    assert by - labels == set()
+
+
+def test_alerts_say_what_to_do() -> None:
+    rules = yaml.safe_load((CHART / "files/rules.yaml").read_text())["groups"][0]["rules"]
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    assert all(rule["annotations"]["summary"] and rule["annotations"]["description"] for rule in rules)
