@@ -21,6 +21,7 @@ from alluxio_like.client.far import FAR_FILE_BYTES, FarReader
 from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.guests import Guests
 from alluxio_like.client.local import LocalCaches
+from alluxio_like.client.locks import Locks
 from alluxio_like.client.many import Brought, Many, SmallFiles, iter_files_async
 from alluxio_like.client.metadata import OLD_VALID_S, Begun, MetadataCache
 from alluxio_like.client.prefetch import NamePrefetch
@@ -251,6 +252,12 @@ class Client:
         that this client knows. It must not raise.
         """
         self._keeper.start(listener)
+
+    def open_locks(self, holder: str) -> Locks:
+        """Locks of files for a mount that is named so; the client must hold a lease (`watch`). Once."""
+        locks = Locks(self._channel, holder, io_timeout_s=self._timeout_s)
+        self._keeper.on_begun = locks.begin_attaching
+        return locks
 
     async def iter_dir(self, inode: InodeId) -> AsyncGenerator[Entry]:
         """All of a directory, page by page."""

@@ -83,6 +83,8 @@ class LeaseKeeper:
         self._sent_s: dict[int, float] = {}
         self._telling: asyncio.Queue[tuple[int, asyncio.Future[None] | None]] = asyncio.Queue()
         self._told: set[asyncio.Future[None]] = set()
+        self.on_begun: Callable[[], object] = lambda: None
+        """Called when the lease has begun, or begun anew; does not wait."""
 
     def is_live(self) -> bool:
         """Whether the lease covers what is remembered."""
@@ -159,7 +161,8 @@ class LeaseKeeper:
             first = False
 
     def _take(self, reply: WatchReply, *, first: bool) -> None:
-        if first and (reply.fresh or reply.run != self._run):
+        begins = first and (reply.fresh or reply.run != self._run)
+        if begins:
             self._begin(reply.run)
         sent_s = self._sent_s.get(reply.number)
         if sent_s is not None:
@@ -172,6 +175,8 @@ class LeaseKeeper:
         if reply.recalls:
             self._apply(reply.recalls, reply.sequence)
         self._note_epoch(reply.cluster_epoch)
+        if begins:
+            self.on_begun()
 
     def _begin(self, run: int) -> None:
         """The master knows nothing of what we were told before."""

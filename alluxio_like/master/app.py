@@ -27,6 +27,7 @@ from alluxio_like.master.home import Home
 from alluxio_like.master.keeping import identify, keep_place, open_meta, take_up_late
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.loading import JobManager
+from alluxio_like.master.locking import LocksService
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable, UfsOpener
 from alluxio_like.master.pacing import Pacer
@@ -40,6 +41,7 @@ from alluxio_like.metrics import Health, Metrics, start_http
 from alluxio_like.rpc.auth import Guard
 from alluxio_like.rpc.changes import add_changes_service
 from alluxio_like.rpc.coherence import add_coherence_service
+from alluxio_like.rpc.locks import add_locks_service
 from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.server import create_server
 from alluxio_like.types import FileId, WorkerId
@@ -75,7 +77,9 @@ class Master:
         await self.stack.aclose()
 
 
-async def start(config: MasterConfig, *, clock: Clock | None = None, opener: UfsOpener = open_ufs) -> Master:
+async def start(  # noqa: PLR0915  (one after the other, nothing decided)
+    config: MasterConfig, *, clock: Clock | None = None, opener: UfsOpener = open_ufs
+) -> Master:
     """Build a master and let it serve. Raises as `run` does; nothing is left behind then."""
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
@@ -153,6 +157,8 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         add_coherence_service(server.grpc_server, coherence)
         changing = ChangesService(meta, lister, mounts, coherence, follower, clock=clock, io_timeout_s=config.io_timeout_s)
         add_changes_service(server.grpc_server, changing)
+        locks = LocksService(is_live=coherence.is_live, get_start_wait_s=coherence.get_start_wait_s, monotonic=clock.monotonic)
+        add_locks_service(server.grpc_server, locks)
         http = start_http(
             config.http_bind,
             metrics,
@@ -167,7 +173,7 @@ async def start(config: MasterConfig, *, clock: Clock | None = None, opener: Ufs
         jobs.restore()
         chores = [
             asyncio.create_task(_watch_workers(meta, registry, jobs, metrics, clock), name="watch workers"),
-            asyncio.create_task(_watch_leases(coherence), name="watch leases"),
+            asyncio.create_task(_watch_leases(coherence, locks), name="watch leases"),
             asyncio.create_task(_forget_old(meta, registry, pool, clock), name="forget old"),
             asyncio.create_task(mounts.check_all(), name="check mounts"),
             asyncio.create_task(workers.check_reported(), name="check reported"),
@@ -250,11 +256,12 @@ async def _watch_workers(meta: MetaStore, registry: WorkerRegistry, jobs: JobMan
             log.exception("a chore failed")
 
 
-async def _watch_leases(coherence: Coherence) -> None:
+async def _watch_leases(coherence: Coherence, locks: LocksService) -> None:
     while True:
         await asyncio.sleep(EXPIRE_INTERVAL_S)
         try:
             coherence.expire()
+            locks.expire()
         except Exception:
             log.exception("a chore failed")
 

@@ -102,6 +102,14 @@ class Coherence:
             except TimeoutError:
                 continue
 
+    def is_live(self, session_id: str) -> bool:
+        """Whether a client's lease holds."""
+        return self._table.is_live(session_id, self._clock.monotonic())
+
+    def get_start_wait_s(self) -> float:
+        """For how long leases may last that a master before this one gave."""
+        return self._table.get_start_wait_s(self._clock.monotonic())
+
     def expire(self) -> None:
         """End the sessions whose lease has run out; to be called every second or so."""
         for session in self._table.expire(self._clock.monotonic()):

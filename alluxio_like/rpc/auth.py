@@ -30,7 +30,7 @@ _PROTECTED_METHODS = frozenset(
         "Workers/Leave",
     )
 )
-_PROTECTED_SERVICES = tuple(f"/{_PACKAGE}.{name}/" for name in ("WorkerAdmin", "Changes", "Drafts"))
+_PROTECTED_SERVICES = tuple(f"/{_PACKAGE}.{name}/" for name in ("WorkerAdmin", "Changes", "Drafts", "Locks"))
 
 
 def needs_token(method: str) -> bool:

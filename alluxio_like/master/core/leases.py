@@ -163,6 +163,11 @@ class LeaseTable:
             self._get_leaving(directory, now_s)
         return gone
 
+    def is_live(self, session_id: str, now_s: float) -> bool:
+        """Whether a session's lease holds."""
+        session = self._sessions.get(session_id)
+        return session is not None and now_s < session.expires_s
+
     # What is held
 
     def grant(self, session_id: str, directory: InodeId, now_s: float) -> bool:
