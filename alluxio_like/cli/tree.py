@@ -102,9 +102,6 @@ def mount(
     ] = "",
     options: MountOptionsOption = [],  # noqa: B006
     sync_interval: SyncOption = "",
-    read_only: Annotated[
-        bool, typer.Option("--read-only", help="Nothing is ever written to the store (as yet, always so).")
-    ] = True,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not ask the store whether it answers.")] = False,
     update: Annotated[
         bool,
@@ -122,7 +119,7 @@ def mount(
     master: MasterOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Mount a store into the namespace.
+    """Mount a store into the namespace: to be read alone, or with -o write= also to be written.
 
     -o help lists the options of all stores; with the store in front (mount s3:// -o help) its own.
 
@@ -137,6 +134,7 @@ def mount(
       alluxio-like mount /ceph s3://bucket -o endpoint=http://10.0.0.5:7480 \\
           -o access_key=AK -o secret_key=@/etc/ceph.key
       alluxio-like mount /data/extra file:///srv/extra --sync-interval 30s
+      alluxio-like mount /ckpt s3://bucket/ckpt -o write=back:2
       alluxio-like mount --update /data -o access_key=AK -o secret_key=@/etc/new.key
       alluxio-like mount --update /data -o session_token=
       alluxio-like mount /data s3://bucket -o access_key=file:/run/secrets/s3/id -o secret_key=file:/run/secrets/s3/key
@@ -176,7 +174,6 @@ def mount(
         path=path,
         uri=uri,
         options=parsed,
-        read_only=read_only,
         sync_interval_s=parse_sync_interval(sync_interval),
         uid=_to_number(parsed, "uid", os.getuid()),
         gid=_to_number(parsed, "gid", os.getgid()),
@@ -192,8 +189,21 @@ def mount(
             print_json(info)
         else:
             print(f"{'updated' if update else 'mounted'} {info.uri} at {show_name(info.path)}")
+            if "write" in parsed and (warning := describe_loss(info.write)):
+                print(warning, file=sys.stderr)
 
     run_async(run())
+
+
+def describe_loss(write: str) -> str:
+    """What a write policy means where a worker is lost; empty: nothing that was closed is lost with one."""
+    from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
+
+    policy = WritePolicy.parse(write) if write else WritePolicy()
+    if policy.mode is WriteMode.THROUGH or policy.replicas > 1:
+        return ""
+    when = "until they are in the store" if policy.mode is WriteMode.BACK else "as long as they are only cached"
+    return f"with {policy} files are on one worker alone {when}: losing its disk, or its machine, loses them"
 
 
 def show_options(uri: str, as_json: bool) -> None:
@@ -276,9 +286,11 @@ def print_mounts(found: Any) -> None:
     for m in found:
         sync = show_interval(m.sync_interval_s) if m.sync_interval_s else "default"
         options = ",".join(f"{key}={value}" for key, value in sorted(m.options.items()))
-        rows.append([show_name(m.path), m.uri, "ro" if m.read_only else "rw", sync, options or "-"])
-        rows += [[show_name(path), "", "", show_interval(s), ""] for path, s in sorted(m.sync_paths.items())]
-    print_table(["PATH", "STORE", "MODE", "SYNC", "OPTIONS"], rows, left=(0, 1, 2, 4))
+        rows.append([show_name(m.path), m.uri, m.write or "read-only", sync, options or "-"])
+        for path in sorted({*m.sync_paths, *m.write_paths}):
+            own_sync = show_interval(m.sync_paths[path]) if path in m.sync_paths else ""
+            rows.append([show_name(path), "", m.write_paths.get(path, ""), own_sync, ""])
+    print_table(["PATH", "STORE", "WRITE", "SYNC", "OPTIONS"], rows, left=(0, 1, 2, 4))
     for m in found:
         if m.trouble:
             print(f"{show_name(m.path)}: {m.trouble}", file=sys.stderr)

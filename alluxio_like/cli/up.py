@@ -395,6 +395,9 @@ class _Up:
         await asyncio.gather(*(self._supervisor.start(service) for service in (self._master, *self._workers)))
         await self._supervisor.wait_ready(self._master)
         address = str(self._master.facts.get("address", address))
+        if any(":" in wanted.options.get("write", "") for wanted in plan.mounts):
+            # The master counts them.
+            await asyncio.gather(*(self._supervisor.wait_ready(service) for service in self._workers))
         await self._mount_all(address, token_file)
         if plan.mountpoint:
             client = {"master": address, "token_file": token_file, "io_timeout_s": plan.common["io_timeout_s"]}
@@ -453,13 +456,16 @@ class _Up:
                 )  # fmt: skip
                 if known is None:
                     await client.mount(spec)
-                elif str(parse_uri(known.uri)) != str(parse_uri(wanted.uri)) or not _is_same(dict(known.options), wanted.options):
+                    continue
+                options = {name: value for name, value in wanted.options.items() if name != "write"}
+                write = wanted.options.get("write", known.write)
+                if str(parse_uri(known.uri)) != str(parse_uri(wanted.uri)) or not _is_same(dict(known.options), options):
                     raise ConfigError(
                         f"{self._plan.home} has {known.uri} at {wanted.path}, mounted otherwise than asked for now: "
                         f"give another --home, or start it without this mount and 'alluxio-like unmount {wanted.path}'",
                         subject=wanted.path,
                     )
-                elif "***" in known.options.values():
+                if "***" in known.options.values() or write != known.write:
                     # Secrets are not shown, so they cannot be compared here; nothing happens where they are the same.
                     await client.mount(replace(spec, update=True))
         finally:

@@ -39,6 +39,13 @@ class Option:
 _COMMON = (
     Option("uid", "integer", "owner shown for everything below the mount", default="who mounted"),
     Option("gid", "integer", "group shown for everything below the mount", default="who mounted"),
+    Option(
+        "write",
+        "text",
+        "let programs write, and when a close returns: through (the store has it), back or back:N (N workers have it), "
+        "cache (a worker has it; the store never gets it)",
+        default="read-only",
+    ),
 )
 
 _S3 = (
