@@ -20,7 +20,7 @@ from alluxio_like.master.asking import Asker
 from alluxio_like.master.changing import ChangesService
 from alluxio_like.master.coherence import Coherence
 from alluxio_like.master.core import namespace, operations
-from alluxio_like.master.core.leases import LEASE_S, LeaseTable
+from alluxio_like.master.core.leases import LEASE_S, LeaseTable, may_be_outstanding, note_outstanding
 from alluxio_like.master.core.model import Purged
 from alluxio_like.master.follower import Follower
 from alluxio_like.master.home import Home
@@ -94,19 +94,25 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
         identity = identify(config, home, meta)
         cluster_id, token = identity.cluster_id, identity.token
         now_ns = clock.now_ns()
-        is_new = meta.write_now(lambda txn: namespace.prepare(txn, now_ns))
+        meta.write_now(lambda txn: namespace.prepare(txn, now_ns))
 
         registry = WorkerRegistry(
             cluster_id, clock=clock, timeout_s=config.worker_timeout_s, whole_file_limit_bytes=config.whole_file_limit_bytes
         )
         with meta.read() as txn:
             registry.restore(list_stored(txn))
+            waits_for_leases = may_be_outstanding(txn)
+
+        async def note_leases(outstanding: bool) -> None:
+            await meta.write(lambda txn: note_outstanding(txn, outstanding))
+            await meta.flush()
+
         coherence = Coherence(
-            # Nobody can hold anything of a namespace that was not there before.
-            LeaseTable(clock.monotonic() - (LEASE_S if is_new else 0.0)),
+            LeaseTable(clock.monotonic() - (0.0 if waits_for_leases else LEASE_S)),
             clock=clock,
             metrics=metrics,
             get_cluster_epoch=lambda: registry.get_cluster().epoch,
+            note_outstanding=note_leases,
         )
         mounts = MountTable(
             meta,
@@ -183,6 +189,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
         ]
         stack.push_async_callback(_cancel, chores)
         await server.start()
+        stack.push_async_callback(coherence.settle)
         stack.push_async_callback(server.stop)
         # Before that, since it waits for what is open.
         stack.callback(coherence.close)

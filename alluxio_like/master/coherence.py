@@ -10,7 +10,7 @@ Rule of concurrency: event loop alone; no method but `watch` and `invalidate` aw
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 
 from alluxio_like import errors
 from alluxio_like.clock import Clock
@@ -53,7 +53,9 @@ class Coherence:
         clock: Clock,
         metrics: Metrics,
         get_cluster_epoch: Callable[[], int],
+        note_outstanding: Callable[[bool], Awaitable[None]] | None = None,
     ) -> None:
+        """`note_outstanding` stores whether clients may hold a lease: asked before the first is given, and by `settle`."""
         self._table = table
         self._clock = clock
         self._metrics = metrics
@@ -62,6 +64,8 @@ class Coherence:
         self._streams: dict[str, _Stream] = {}
         self._progress = asyncio.Event()
         self._closed = False
+        self._note_outstanding = note_outstanding
+        self._is_noted = note_outstanding is None
 
     # What the rest of the master calls
 
@@ -125,6 +129,11 @@ class Coherence:
         for session_id in list(self._streams):
             self._end_stream(session_id)
 
+    async def settle(self) -> None:
+        """After `close`, when no call is under way any more: the next start need not wait for leases that were all given back."""
+        if self._note_outstanding is not None and not self._table.count_sessions():
+            await self._note_outstanding(False)
+
     # The streams
 
     async def watch(self, messages: AsyncIterator[WatchMessage]) -> AsyncGenerator[WatchReply]:
@@ -133,6 +142,9 @@ class Coherence:
             first = await anext(messages, None)
         if first is None or not first.session_id:
             raise errors.InvalidArgument("the first message names the session")
+        if not self._is_noted and self._note_outstanding is not None:
+            await self._note_outstanding(True)
+            self._is_noted = True
         if self._closed:
             raise errors.Unavailable("the master is stopping")
         stream = self._begin(first)

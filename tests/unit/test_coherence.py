@@ -353,3 +353,27 @@ async def test_strict_clients_fail_rather_than_answer_from_memory(cluster: Clust
         with pytest.raises(errors.TimedOut):
             await client.lookup_path("/data/f")
     await cluster.start()
+
+
+async def test_a_start_waits_for_leases_only_where_some_may_be_left(tmp_path: Path) -> None:
+    async def start_and(home: Path, *, say_goodbye: bool) -> float:
+        """How long the master waited for leases of before when it began; then a client comes, and goes or not."""
+        cluster = Cluster(home)
+        await cluster.start()
+        try:
+            wait_s = cluster.master.coherence.get_start_wait_s()
+            client = Client.open(ClientConfig(master=cluster.master.address))
+            client.watch()
+            await wait_until(lambda: cluster.master.coherence._table.count_sessions() == 1, "the lease")
+            if say_goodbye:
+                await client.close()
+                await wait_until(lambda: cluster.master.coherence._table.count_sessions() == 0, "the goodbye")
+        finally:
+            await cluster.close()
+        await client.close()
+        return wait_s
+
+    assert await start_and(tmp_path, say_goodbye=True) == 0.0
+    assert await start_and(tmp_path, say_goodbye=False) == 0.0
+    assert await start_and(tmp_path, say_goodbye=True) > 5.0
+    assert await start_and(tmp_path, say_goodbye=True) == 0.0

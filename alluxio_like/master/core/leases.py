@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from alluxio_like import errors
+from alluxio_like.kv.api import ReadTransaction, WriteTransaction
+from alluxio_like.master.core import records
 from alluxio_like.master.core.model import Changes
 from alluxio_like.types import EVERYWHERE, InodeId, Recall
 
@@ -289,6 +291,16 @@ class LeaseTable:
     def get_start_wait_s(self, now_s: float) -> float:
         """How long leases that a master before this one may have given can still last."""
         return max(0.0, self._started_s + self.lease_s - now_s)
+
+
+def may_be_outstanding(txn: ReadTransaction) -> bool:
+    """Whether clients may hold leases that a master before this one gave; its start waits for their end then."""
+    return txn.get(records.KEY_LEASES) != b"0"
+
+
+def note_outstanding(txn: WriteTransaction, outstanding: bool) -> None:
+    """To be stored before the first lease is given, and once all have been given back."""
+    txn.put(records.KEY_LEASES, b"1" if outstanding else b"0")
 
 
 def list_recalls(changes: Changes) -> list[Recall]:

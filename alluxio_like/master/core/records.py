@@ -44,6 +44,8 @@ KEY_SEQUENCE: Final = b"Cseq"
 KEY_TOTALS: Final = b"Ctotals"
 KEY_ROOT_TABLE: Final = b"Croot"
 KEY_JOURNAL: Final = b"Cjournal"
+KEY_LEASES: Final = b"Cleases"
+"""b"0": no client can hold a lease of this master or of one before it; anything else, or nothing: some may."""
 
 PINNED: Final = 1
 MOUNT_POINT: Final = 2

@@ -356,6 +356,7 @@ def prepare(txn: WriteTransaction, now_ns: int) -> bool:
         txn.put(records.KEY_ROOT_TABLE, records.pack_id(ROOT_INODE + 1))
         txn.put(records.KEY_NEXT_INODE, records.pack_id(ROOT_INODE + 2))
         txn.put(records.KEY_TOTALS, records.pack_totals(Totals(0, 1, 0, 0, 0)))
+        txn.put(records.KEY_LEASES, b"0")
         return True
     number = records.unpack_id(stored)
     if number > records.FORMAT:
