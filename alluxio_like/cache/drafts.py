@@ -183,6 +183,7 @@ class Drafts:
             elsewhere = self._find_in_files(directory, record)
             if elsewhere is not None:
                 os.rename(elsewhere, path, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+                record = self._restamp(directory, record, path)
             elif record.stamp is None and record.sealing is None and not record.ref.holders:
                 # A power loss before anything of it was synced: it is as it was when it was made.
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=directory.fd))
@@ -197,6 +198,23 @@ class Drafts:
         draft = Draft(record, directory.number, path, self._clock.monotonic())
         self._drafts[record.inode] = draft
         directory.note_draft(record.generation, os.stat(path, dir_fd=directory.fd).st_blocks * 512)
+
+    def _restamp(self, directory: CacheDirectory, record: DraftRecord, path: str) -> DraftRecord:
+        """Renaming has given a file another stamp: does it hold what it held?"""
+        old = record.stamp
+        fd = os.open(path, os.O_RDONLY | _FLAGS, dir_fd=directory.fd)
+        try:
+            stamp = get_stamp(fd)
+            if old is None or record.sealing is not None or (stamp.size, stamp.mtime_ns) != (old.size, old.mtime_ns):
+                return record
+            raw = directory.get_index().get_writing(records.make_sums_key(record.inode))
+            if raw is None or _compute_sums(fd, stamp.size) != records.unpack_sums(raw):
+                return record
+        finally:
+            os.close(fd)
+        record = replace(record, stamp=stamp)
+        self._commit(directory, {records.make_draft_key(record.inode): records.pack_draft(record)})
+        return record
 
     def _find_in_files(self, directory: CacheDirectory, record: DraftRecord) -> str | None:
         there = fmt.make_file_path(record.ref.file_id, record.generation)

@@ -31,6 +31,7 @@ from alluxio_like.types import (
     get_block_count,
     get_page_count,
 )
+from tests.dead_store import stop_dead
 
 SIZES = {1: 10, 2: PAGE_BYTES + 7, 3: 2 * PAGE_BYTES, 4: BLOCK_BYTES + 100}
 INODES = st.sampled_from(sorted(SIZES))
@@ -223,16 +224,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def stop_dead(self) -> None:
         """As kill -9: nothing more is committed. What was not flushed may be there or not."""
-        store = self.store
-        store._closed = True
-        store._stop.set()
-        store._wake.set()
-        store._thread.join()
-        for directory in store._dirs:
-            directory.close(clean=False)
-        store._recent.clear()
-        for file in list(store._files.values()):
-            file.close_idle()
+        stop_dead(self.store)
         self.certain -= self.unflushed
         self.possible |= self.unflushed
         self.unflushed.clear()

@@ -1,0 +1,283 @@
+"""What a start finds of drafts after a kill at each moment: one consistent state, with everything that was acknowledged."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from alluxio_like import errors
+from alluxio_like.cache.drafts import Draft, Ending, open_draft
+from alluxio_like.cache.store import CacheDirSpec, CacheStore, Role
+from alluxio_like.cache.writing_records import UploadRecord
+from alluxio_like.clock import SystemClock
+from alluxio_like.types import PAGE_BYTES, FileId, FileRef, Fingerprint, InodeId, MountId, VersionId, WorkerId
+from tests.dead_store import stop_dead
+
+INODE = InodeId(7)
+
+
+class Killed(Exception):
+    """The process is gone from here on."""
+
+
+class Kills:
+    """Opens a store, and kills it at a checkpoint."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.boot = "boot-1"
+        self.store = self._open()
+
+    def _open(self) -> CacheStore:
+        spec = CacheDirSpec(self.root / "cache", 1 << 30, allow_root_disk=True, keep_free_fraction=0.0)
+        return CacheStore.open([spec], cluster_id="c", clock=SystemClock(), boot_id=self.boot)
+
+    def kill_at(self, name: str, work: Callable[[], object]) -> None:
+        """Do it up to the checkpoint, die there, and start again."""
+
+        def check(here: str) -> None:
+            if here == name:
+                raise Killed
+
+        self.store.drafts.checkpoint = check
+        with pytest.raises(Killed):
+            work()
+        self.restart()
+
+    def restart(self) -> None:
+        stop_dead(self.store)
+        self.store = self._open()
+        # What nobody knows goes; nothing else does.
+        self.store.sweep()
+
+    def read_draft(self, inode: InodeId = INODE) -> bytes:
+        draft = self.get_draft(inode)
+        fd = open_draft(self.store.directory_fds[0], draft.path)
+        try:
+            return os.pread(fd, 1 << 30, 0)
+        finally:
+            os.close(fd)
+
+    def get_draft(self, inode: InodeId = INODE) -> Draft:
+        draft = self.store.drafts.lookup(inode)
+        assert draft is not None
+        return draft
+
+    def list_files(self, below: str) -> list[Path]:
+        return [path for path in (self.root / "cache" / below).rglob("*") if path.is_file()]
+
+    def check_space(self) -> None:
+        """The account is what is there."""
+        usage = self.store.get_usage()[0]
+        assert usage.draft_bytes == sum(path.stat().st_blocks * 512 for path in self.list_files("drafts"))
+        present = sum((info.present_bytes + 4095) & ~4095 for info in self.store.iter_files())
+        assert usage.used_bytes == usage.draft_bytes + present
+
+
+@pytest.fixture
+def kills(tmp_path: Path) -> Iterator[Kills]:
+    one = Kills(tmp_path)
+    yield one
+    one.store.close()
+
+
+def make_ref(version: int, size: int, *, own: bool = False) -> FileRef:
+    fingerprint = Fingerprint(f"own-{version:x}" if own else "etag", size)
+    return FileRef(INODE, VersionId(version), MountId(1), "key", fingerprint, holders=(WorkerId("w"),) if own else ())
+
+
+def make_bytes(size: int, seed: bytes = b"a") -> bytes:
+    return b"".join(seed + n.to_bytes(7, "big") for n in range(-(-size // 8)))[:size]
+
+
+DATA = make_bytes(2 * PAGE_BYTES + 77)
+
+
+def put_cached(kills: Kills) -> FileRef:
+    """A cache file of version 1."""
+    ref = make_ref(1, len(DATA))
+    kills.store.create(ref, Role.HOME).write_pages(0, DATA)
+    kills.store.flush()
+    return ref
+
+
+def begin_cached(kills: Kills, *, truncate: bool = False) -> Draft:
+    ref = make_ref(1, len(DATA))
+    return kills.store.drafts.begin(ref, kills.store.lookup(ref.file_id), truncate=truncate)
+
+
+def write_draft(kills: Kills, data: bytes) -> None:
+    fd = open_draft(kills.store.directory_fds[0], kills.get_draft().path)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, data, 0)
+    os.close(fd)
+
+
+def seal(kills: Kills, version: int, operation_id: str = "op") -> FileRef:
+    draft = kills.get_draft()
+    seen = kills.store.drafts.observe(draft)
+    assert seen is not None
+    kills.store.drafts.note_sealing(draft, operation_id, seen)
+    ref = make_ref(version, seen.stamp.size, own=True)
+    kills.store.drafts.note_sealed(draft, ref, UploadRecord(ref, "through", 1, "0" * 32), unwanted=False)
+    return ref
+
+
+def test_killed_before_a_cache_file_is_a_draft_it_is_the_cache_file(kills: Kills) -> None:
+    ref = put_cached(kills)
+    kills.kill_at("begin: renamed", lambda: begin_cached(kills))
+    assert not kills.store.drafts.list_drafts()
+    assert not kills.list_files("drafts")
+    cached = kills.store.lookup(ref.file_id)
+    assert cached is not None
+    assert cached.read(0, len(DATA)) == DATA
+    kills.check_space()
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_killed_once_a_cache_file_is_a_draft_it_is_one(kills: Kills, truncate: bool) -> None:
+    ref = put_cached(kills)
+    kills.kill_at("begin: committed", lambda: begin_cached(kills, truncate=truncate))
+    assert kills.store.lookup(ref.file_id) is None
+    # Nobody was told of it yet: cut or not, a truncated one is to be sealed in any case.
+    assert kills.read_draft() == DATA
+    draft = kills.get_draft()
+    assert (draft.record.stamp is None) == truncate
+    assert kills.store.drafts.end(draft) is (Ending.CHANGED if truncate else Ending.DONE)
+    kills.check_space()
+
+
+def test_a_power_loss_that_undoes_the_rename_of_a_begin_is_made_good(kills: Kills) -> None:
+    ref = put_cached(kills)
+    cached = kills.store.lookup(ref.file_id)
+    assert cached is not None
+    with cached.open_fd() as fd:
+        there = Path(f"/proc/self/fd/{fd}").readlink()
+    draft = begin_cached(kills)
+    (kills.root / "cache" / draft.path).rename(there)
+    kills.restart()
+    assert kills.read_draft() == DATA
+    assert kills.list_files("files") == []
+
+
+def test_killed_while_an_empty_draft_is_made_nothing_is_left(kills: Kills) -> None:
+    kills.kill_at("begin: created", lambda: kills.store.drafts.begin(make_ref(1, 0), None, truncate=True))
+    assert not kills.store.drafts.list_drafts()
+    assert not kills.list_files("drafts")
+
+
+def test_what_was_written_to_a_draft_outlives_a_kill(kills: Kills) -> None:
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    kills.restart()
+    assert kills.read_draft() == DATA
+    assert kills.store.drafts.end(kills.get_draft()) is Ending.CHANGED
+    kills.check_space()
+
+
+def test_a_new_draft_whose_file_a_power_loss_took_is_empty_again(kills: Kills) -> None:
+    draft = kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    (kills.root / "cache" / draft.path).unlink()
+    kills.restart()
+    assert kills.read_draft() == b""
+
+
+def test_a_seal_that_was_cut_short_goes_on_under_its_operation_id(kills: Kills) -> None:
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    kills.kill_at("seal: begun", lambda: seal(kills, 2, "op-9"))
+    draft = kills.get_draft()
+    assert draft.record.sealing is not None
+    assert draft.record.sealing.operation_id == "op-9"
+    assert draft.record.sealing.stamp == kills.store.drafts.read_stamp(draft)
+    assert kills.store.drafts.end(draft) is Ending.CHANGED
+    assert not kills.store.drafts.list_uploads()
+
+
+def test_what_was_sealed_is_there_with_its_upload(kills: Kills) -> None:
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    kills.kill_at("seal: committed", lambda: seal(kills, 2))
+    ref = make_ref(2, len(DATA), own=True)
+    draft = kills.get_draft()
+    assert draft.record.ref == ref
+    assert [upload.ref for upload in kills.store.drafts.list_uploads()] == [ref]
+    assert kills.store.drafts.read(draft, ref, 5, 2 * PAGE_BYTES) == DATA[5 : 5 + 2 * PAGE_BYTES]
+
+
+@pytest.mark.parametrize("name", ["end: renamed", "end: committed"])
+def test_killed_while_a_draft_becomes_a_cache_file_it_is_one_or_the_other(kills: Kills, name: str) -> None:
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    ref = seal(kills, 2)
+    kills.kill_at(name, lambda: kills.store.drafts.end(kills.get_draft()))
+    if name == "end: renamed":
+        assert kills.read_draft() == DATA
+        kills.check_space()
+        # Renamed to and fro, and still what was sealed.
+        assert kills.store.drafts.end(kills.get_draft()) is Ending.DONE
+    assert not kills.store.drafts.list_drafts()
+    cached = kills.store.lookup(ref.file_id)
+    assert cached is not None
+    assert cached.unpersisted
+    assert cached.read(0, len(DATA)) == DATA
+    kills.check_space()
+
+
+def test_killed_while_a_draft_is_deleted_it_is_gone(kills: Kills) -> None:
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    kills.kill_at("delete: committed", lambda: kills.store.drafts.delete(kills.get_draft()))
+    assert not kills.store.drafts.list_drafts()
+    assert not kills.list_files("drafts")
+
+
+def test_after_a_crash_of_the_machine_what_only_this_cache_has_is_verified_and_kept(kills: Kills) -> None:
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    ref = seal(kills, 2)
+    kills.store.drafts.end(kills.get_draft())
+    kills.boot = "boot-2"
+    kills.restart()
+    cached = kills.store.lookup(ref.file_id)
+    assert cached is not None
+    assert not cached.is_complete
+    assert cached.verify() == []
+    assert cached.is_complete
+    assert cached.unpersisted
+
+
+def test_mapped_pages_are_seen_however_long_the_mapping_lives(kills: Kills) -> None:
+    import mmap
+
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    draft = kills.get_draft()
+    fd = open_draft(kills.store.directory_fds[0], draft.path)
+    with mmap.mmap(fd, len(DATA)) as mapped:
+        os.close(fd)
+        mapped[0:1] = b"x"
+        seal(kills, 2)
+        stamp = kills.store.drafts.read_stamp(draft)
+        # The page was dirty before the seal, and is written to again without a system call.
+        mapped[1:2] = b"y"
+        assert kills.store.drafts.read_stamp(draft) != stamp
+        with pytest.raises(errors.Stale):
+            kills.store.drafts.read(draft, draft.record.ref, 0, 10)
+        assert kills.store.drafts.end(draft) is Ending.IN_USE
+    assert kills.store.drafts.end(draft) is Ending.CHANGED
+
+
+def test_a_cache_of_the_format_before_is_read_and_raised(kills: Kills) -> None:
+    ref = put_cached(kills)
+    kills.store.close()
+    format_file = kills.root / "cache" / "format"
+    format_file.write_text(format_file.read_text().replace('"format": 2', '"format": 1'))
+    (kills.root / "cache" / "drafts").rmdir()
+    kills.store = kills._open()
+    assert '"format": 2' in format_file.read_text()
+    cached = kills.store.lookup(FileId(INODE, VersionId(1)))
+    assert cached is not None
+    assert cached.read(0, ref.size) == DATA
+    assert not cached.unpersisted
