@@ -186,6 +186,12 @@ class Metrics:
         self.lease_sessions = self._gauge("lease_sessions", "Clients that hold a lease.")
         self.lease_directories = self._gauge("lease_directories", "Directories that some client's lease covers.")
         self.lease_recalls = self._counter("lease_recalls_total", "Recalls given out, counted once for each client told.")
+        self.namespace_unpersisted_files = self._gauge(
+            "namespace_unpersisted_files", "Files of the namespace whose content no store has yet."
+        )
+        self.namespace_unpersisted_bytes = self._gauge("namespace_unpersisted_bytes", "Bytes of those files.")
+        self.journal_steps = self._gauge("journal_steps", "Deletions, moves and directories that stores still have to follow.")
+        self.write_conflicts = self._gauge("write_conflicts", "Files that are kept beside a foreign content, under another name.")
         self.jobs = self._gauge("jobs", "Load jobs by state.", ("state",))
         self.job_files = self._gauge("job_files", "Files of a running job: total, done or failed.", ("job", "what"))
         self.job_bytes = self._gauge("job_bytes", "Bytes of a running job: total or done.", ("job", "what"))

@@ -10,7 +10,7 @@ from alluxio_like.cli.cache import print_jobs
 from alluxio_like.cli.common import JsonOption, MasterOption, load_client_config, open_client, print_json, run_async, to_plain
 from alluxio_like.cli.mounted import ask_books, list_local_mounts
 from alluxio_like.cli.mounting import ask_status
-from alluxio_like.cli.render import print_table, show_name, show_percent, show_seconds, show_size
+from alluxio_like.cli.render import count_files, print_table, show_name, show_percent, show_seconds, show_size
 from alluxio_like.cli.tree import print_mounts
 from alluxio_like.errors import AlluxioLikeError
 
@@ -46,6 +46,11 @@ def report(master: MasterOption = "", as_json: JsonOption = False) -> None:
         print(f"alluxio-like {found.software_version}, cluster {found.cluster.cluster_id}, master up for {up_s}")
         print(f"{live} of {len(found.cluster.workers)} workers live, {used}")
         print(f"{totals.files:,} files and directories known, {show_size(totals.known_bytes)}")
+        if found.unpersisted_files or found.journal_steps:
+            print(
+                f"{count_files(found.unpersisted_files)} written and not in the store yet, {show_size(found.unpersisted_bytes)}; "
+                f"{found.journal_steps:,} deletions and moves that stores have to follow"
+            )
         for warning in found.warnings:
             print(f"WARNING: {warning}")
         for limited in found.limited_buckets:

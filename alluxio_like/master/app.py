@@ -35,6 +35,7 @@ from alluxio_like.master.service_cache import CacheService
 from alluxio_like.master.service_namespace import MountsService, NamespaceService
 from alluxio_like.master.service_workers import WorkersService
 from alluxio_like.master.surveying import Surveyor
+from alluxio_like.master.unpersisted_files import UnpersistedFiles
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry, delete_worker, list_stored, put_worker
 from alluxio_like.metrics import Health, Metrics, start_http
@@ -150,6 +151,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
         )
         stack.push_async_callback(jobs.close)
 
+        unpersisted = UnpersistedFiles(meta, mounts, pool, follower, metrics)
         workers = WorkersService(meta, registry, pool, clock=clock, metrics=metrics)
         guard = Guard(token, config.client_token_file)
         server = create_server(config.bind, tls=config.tls, insecure=config.insecure, guard=guard, metrics=metrics)
@@ -158,10 +160,12 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
             namespace=NamespaceService(meta, lister, surveyor, registry, clock=clock),
             mounts=MountsService(mounts, lister),
             workers=workers,
-            cache=CacheService(meta, lister, mounts, registry, pool, jobs, coherence, clock=clock, version=version),
+            cache=CacheService(meta, lister, mounts, registry, pool, jobs, coherence, unpersisted, clock=clock, version=version),
         )
         add_coherence_service(server.grpc_server, coherence)
-        changing = ChangesService(meta, lister, mounts, coherence, follower, clock=clock, io_timeout_s=config.io_timeout_s)
+        changing = ChangesService(
+            meta, lister, mounts, coherence, follower, unpersisted, clock=clock, io_timeout_s=config.io_timeout_s
+        )
         add_changes_service(server.grpc_server, changing)
         locks = LocksService(is_live=coherence.is_live, get_start_wait_s=coherence.get_start_wait_s, monotonic=clock.monotonic)
         add_locks_service(server.grpc_server, locks)
@@ -185,6 +189,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
             asyncio.create_task(workers.check_reported(), name="check reported"),
             asyncio.create_task(keep_place(meta, lost), name="keep place"),
             asyncio.create_task(follower.run(), name="follow"),
+            asyncio.create_task(unpersisted.count_always(), name="count unpersisted"),
             asyncio.create_task(take_up_late(late, mounts, jobs, coherence), name="take up late"),
         ]
         stack.push_async_callback(_cancel, chores)

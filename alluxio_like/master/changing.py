@@ -27,18 +27,19 @@ from alluxio_like.master.follower import Follower
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.unpersisted_files import UnpersistedFiles
 from alluxio_like.rpc.context import get_lease, get_remaining_s
 from alluxio_like.rpc.messages_writing import (
     Changed,
     NewAttributes,
     NewName,
+    Persisting,
     PolicyAt,
     Renaming,
     Sealed,
     SealedDraft,
     Unpersisted,
     UploadPlan,
-    WriteMode,
     WritePolicy,
     XattrChange,
 )
@@ -78,6 +79,7 @@ class ChangesService:
         mounts: MountTable,
         coherence: Coherence,
         follower: Follower,
+        unpersisted: UnpersistedFiles,
         *,
         clock: Clock,
         io_timeout_s: float,
@@ -87,6 +89,7 @@ class ChangesService:
         self._mounts = mounts
         self._coherence = coherence
         self._follower = follower
+        self._unpersisted = unpersisted
         self._clock = clock
         self._io_timeout_s = io_timeout_s
 
@@ -279,27 +282,10 @@ class ChangesService:
     # -- what is not at the store --------------------------------------------------------------------------------------------
 
     async def list_unpersisted(self, path: str, limit: int) -> Unpersisted:
-        top = await self._get_inode(path)
-        return await asyncio.to_thread(self._summarize, top, limit)
+        return await self._unpersisted.summarize(await self._get_inode(path), limit)
 
-    def _summarize(self, top: InodeId, limit: int) -> Unpersisted:
-        with self._meta.read() as txn:
-
-            def is_kept(mount_id: MountId, key: str) -> bool:
-                return self._mounts.find_policy(txn, mount_id, key).policy.mode is WriteMode.CACHE
-
-            sums, some = unpersisted.summarize(txn, top, is_kept, limit)
-            shown = tuple(namespace.get_path(txn, inode) for inode in some)
-            mine = tables.get_inode(txn, top).mount_id
-            mounted = [one for one in self._mounts.list_ids() if one == mine or tables.is_below(txn, self._get_root(one), top)]
-            steps = sum(unpersisted.count_steps(txn, mount_id) for mount_id in mounted)
-            kept = [inode for inode, _ in conflicts.list_conflicts(txn) if tables.is_below(txn, inode, top)]
-            beside = tuple(namespace.get_path(txn, inode) for inode in kept)
-        trouble = next((text for one in mounted if (text := self._follower.describe_trouble(one))), "")
-        return Unpersisted(sums.files, sums.size_bytes, shown, steps, trouble, sums.kept_files, sums.kept_bytes, beside)
-
-    def _get_root(self, mount_id: MountId) -> InodeId:
-        return self._mounts.get_record(mount_id).root
+    async def persist(self, path: str) -> Persisting:
+        return await self._unpersisted.persist(await self._get_inode(path))
 
     async def _get_inode(self, path: str) -> InodeId:
         entry = (await self._lister.resolve_path(path)).entry

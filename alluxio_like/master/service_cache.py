@@ -21,6 +21,7 @@ from alluxio_like.master.loading import JobManager
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.master.service_namespace import get_totals
+from alluxio_like.master.unpersisted_files import UnpersistedFiles
 from alluxio_like.master.walking import PathList, Step, Walker
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry
@@ -119,6 +120,7 @@ class CacheService:
         pool: WorkerPool,
         jobs: JobManager,
         leases: Leases,
+        unpersisted: UnpersistedFiles,
         *,
         clock: Clock,
         version: str,
@@ -131,6 +133,7 @@ class CacheService:
         self._pool = pool
         self._jobs = jobs
         self._leases = leases
+        self._unpersisted = unpersisted
         self._clock = clock
         self._started = time.monotonic()
 
@@ -315,6 +318,7 @@ class CacheService:
         jobs = self._jobs.list_jobs()
         going = [job for job in jobs if not job.state.ended]
         latest = [job for job in jobs if job.state.ended][: max(0, REPORTED_JOBS - len(going))]
+        unpersisted = await self._unpersisted.summarize(ROOT_INODE, 0)
         return Report(
             cluster=self._registry.get_cluster(),
             mounts=tuple(self._mounts.list_mounts()),
@@ -323,8 +327,11 @@ class CacheService:
             uptime_s=time.monotonic() - self._started,
             software_version=self._version,
             limited_buckets=tuple(RateShare(b, rate) for b, rate in self._registry.rates.get_rates(now).items()),
-            warnings=tuple(self._get_warnings()),
+            warnings=(*self._get_warnings(), *self._unpersisted.list_warnings(unpersisted)),
             details=await self._ask_details(),
+            unpersisted_files=unpersisted.files,
+            unpersisted_bytes=unpersisted.size_bytes,
+            journal_steps=unpersisted.steps,
         )
 
     async def _ask_details(self) -> tuple[messages.WorkerStatus, ...]:

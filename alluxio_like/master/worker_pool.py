@@ -13,6 +13,7 @@ from alluxio_like import errors
 from alluxio_like.config import TlsConfig
 from alluxio_like.master.workers import WorkerRegistry
 from alluxio_like.rpc.channel import RpcChannel, open_channel
+from alluxio_like.rpc.drafts import DraftsStub
 from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import WorkerId
 
@@ -40,6 +41,16 @@ class WorkerPool:
             channel = open_channel(worker.address, tls=self._tls, token=self._token)
             self._channels[worker.address] = channel, WorkerStub(channel, timeout_s=self._timeout_s)
         return self._channels[worker.address][1]
+
+    def list_live(self) -> list[WorkerId]:
+        return [worker.worker_id for worker in self._registry.get_live()]
+
+    def get_drafts(self, worker_id: WorkerId) -> DraftsStub:
+        """Its service of drafts. Raises as `get_stub`."""
+        worker = self._registry.lookup_worker(worker_id)
+        self.get_stub(worker_id)
+        assert worker is not None
+        return DraftsStub(self._channels[worker.address][0], timeout_s=self._timeout_s)
 
     async def consume(
         self, worker_id: WorkerId, call: Callable[[WorkerStub], AsyncGenerator[T]], take: Callable[[T], None], *, silence_s: float

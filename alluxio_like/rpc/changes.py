@@ -16,6 +16,7 @@ from alluxio_like.rpc.messages_writing import (
     Changed,
     NewAttributes,
     NewName,
+    Persisting,
     PolicyAt,
     Renaming,
     Sealed,
@@ -79,6 +80,8 @@ class ChangesHandler(Protocol):
     async def get_write_policy(self, path: str) -> PolicyAt: ...
 
     async def list_unpersisted(self, path: str, limit: int) -> Unpersisted: ...
+
+    async def persist(self, path: str) -> Persisting: ...
 
 
 def add_changes_service(server: grpc.aio.Server, handler: ChangesHandler) -> None:
@@ -192,6 +195,10 @@ class _Changes:
             kept_bytes=found.kept_bytes,
             conflicts=[to_bytes(path) for path in found.conflicts],
         )
+
+    async def Persist(self, request: writing_pb2.PersistRequest, _: Any) -> writing_pb2.PersistReply:
+        found = await self._handler.persist(to_str(request.path))
+        return writing_pb2.PersistReply(files=found.files, out_of_reach=found.out_of_reach)
 
 
 class ChangesStub:
@@ -332,6 +339,10 @@ class ChangesStub:
             reply.kept_bytes,
             tuple(to_str(path) for path in reply.conflicts),
         )
+
+    async def persist(self, path: str) -> Persisting:
+        reply = await self._call("Persist", writing_pb2.PersistRequest(path=to_bytes(path)))
+        return Persisting(reply.files, reply.out_of_reach)
 
 
 def _to_file_id(message: Any) -> FileId:

@@ -16,6 +16,9 @@ def report_reply(value: Report) -> master_pb2.ReportReply:
         limited_buckets=convert.rate_shares(value.limited_buckets),
         warnings=list(value.warnings),
         details=[convert_worker.worker_status_reply(one) for one in value.details],
+        unpersisted_files=value.unpersisted_files,
+        unpersisted_bytes=value.unpersisted_bytes,
+        journal_steps=value.journal_steps,
     )
 
 
@@ -30,4 +33,7 @@ def to_report(message: master_pb2.ReportReply) -> Report:
         limited_buckets=convert.to_rate_shares(message.limited_buckets),
         warnings=tuple(message.warnings),
         details=tuple(convert_worker.to_worker_status(one) for one in message.details),
+        unpersisted_files=message.unpersisted_files,
+        unpersisted_bytes=message.unpersisted_bytes,
+        journal_steps=message.journal_steps,
     )

@@ -4,6 +4,7 @@ Owns the handler's Protocol, the servicer and the stub. What a draft is belongs 
 worker_servicer and worker_stub.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import grpc.aio
@@ -33,6 +34,10 @@ class DraftsHandler(Protocol):
         """The caller has closed its descriptors. One that is not there is fine."""
         ...
 
+    async def persist(self, inodes: Sequence[InodeId]) -> int:
+        """Have the newest versions of these uploaded, whatever their policy; how many are here and not in the store."""
+        ...
+
 
 def add_drafts_service(server: grpc.aio.Server, handler: DraftsHandler) -> None:
     """Make a server (see rpc.server) answer with this handler."""
@@ -56,6 +61,10 @@ class _Drafts:
     async def End(self, request: writing_pb2.EndDraftRequest, _: Any) -> writing_pb2.EndDraftReply:
         await self._handler.end(InodeId(request.inode))
         return writing_pb2.EndDraftReply()
+
+    async def Persist(self, request: writing_pb2.PersistDraftsRequest, _: Any) -> writing_pb2.PersistDraftsReply:
+        count = await self._handler.persist([InodeId(inode) for inode in request.inodes])
+        return writing_pb2.PersistDraftsReply(files=count)
 
 
 class DraftsStub:
@@ -84,3 +93,6 @@ class DraftsStub:
 
     async def end(self, inode: InodeId, *, timeout_s: float | None = None) -> None:
         await self._call("End", writing_pb2.EndDraftRequest(inode=inode), timeout_s)
+
+    async def persist(self, inodes: Sequence[InodeId], *, timeout_s: float | None = None) -> int:
+        return int((await self._call("Persist", writing_pb2.PersistDraftsRequest(inodes=inodes), timeout_s)).files)

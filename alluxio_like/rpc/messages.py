@@ -405,7 +405,7 @@ class FreeResult:
 @dataclass(frozen=True, slots=True)
 class Report:
     """The cluster in one message; `jobs` are those not ended and the latest, `details` of the live workers that answered at
-    once.
+    once. What was written is `unpersisted` until a store has it; `journal_steps` are what stores have to follow beside.
     """
 
     cluster: Cluster
@@ -417,6 +417,9 @@ class Report:
     limited_buckets: tuple[RateShare, ...] = ()
     warnings: tuple[str, ...] = ()
     details: tuple["WorkerStatus", ...] = ()
+    unpersisted_files: int = 0
+    unpersisted_bytes: int = 0
+    journal_steps: int = 0
 
 
 class Priority(IntEnum):

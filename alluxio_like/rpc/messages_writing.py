@@ -157,6 +157,14 @@ class Unpersisted:
 
 
 @dataclass(frozen=True, slots=True)
+class Persisting:
+    """Files that are on their way to the store; `out_of_reach`: no worker that has them lives."""
+
+    files: int
+    out_of_reach: int
+
+
+@dataclass(frozen=True, slots=True)
 class DraftPlace:
     """Where a draft is: a path below the cache directory of that number."""
 

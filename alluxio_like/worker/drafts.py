@@ -11,9 +11,9 @@ import functools
 import logging
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from alluxio_like import errors
@@ -133,6 +133,22 @@ class DraftsService:
             draft = self._drafts.lookup(inode)
             if draft is not None:
                 await self._end(draft)
+
+    async def persist(self, inodes: Sequence[InodeId]) -> int:
+        """See DraftsHandler."""
+        return await self._to_end(self._persist(frozenset(inodes)))
+
+    async def _persist(self, inodes: frozenset[InodeId]) -> int:
+        """Have what was to stay here uploaded as well, in the background."""
+        found = [record for record in self._drafts.list_uploads() if record.file_id.inode in inodes]
+        for record in found:
+            async with self._locked(record.file_id.inode):
+                now = self._drafts.lookup_upload(record.file_id)
+                if now is not None and now.mode == WriteMode.CACHE:
+                    changed = replace(now, mode=WriteMode.BACK.value)
+                    await self._disk.submit(functools.partial(self._drafts.put_upload, changed))
+        self._uploader.look()
+        return len({record.file_id.inode for record in found})
 
     # -- looking after what nobody asks for --------------------------------------------------------------------------------
 

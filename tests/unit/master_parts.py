@@ -12,6 +12,7 @@ from alluxio_like.master import app
 from alluxio_like.rpc.auth import Guard, read_token
 from alluxio_like.rpc.changes import ChangesStub
 from alluxio_like.rpc.channel import RpcChannel, open_channel
+from alluxio_like.rpc.drafts import add_drafts_service
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import (
     BlockDelta,
@@ -28,7 +29,7 @@ from alluxio_like.rpc.messages import (
 )
 from alluxio_like.rpc.server import RpcServer, create_server
 from alluxio_like.rpc.worker_servicer import add_worker_services
-from alluxio_like.types import PAGE_BYTES, FileId, FileRef, Worker, WorkerId, get_block_count, get_full_mask
+from alluxio_like.types import PAGE_BYTES, FileId, FileRef, InodeId, Worker, WorkerId, get_block_count, get_full_mask
 from alluxio_like.ufs.memory import MemoryUfs
 from alluxio_like.ufs.memory_writing import WritableMemoryUfs
 
@@ -55,6 +56,7 @@ class FakeWorker:
         self.changes: list[BlockDelta] = []
         self.pinned: set[FileId] = set()
         self.failures: dict[str, str] = {}
+        self.persisted: list[InodeId] = []
         self.stale: set[str] = set()
         self.lose_once: set[str] = set()
         self.bad_once: set[str] = set()
@@ -83,6 +85,7 @@ class FakeWorker:
     async def start(self, bind: str = "127.0.0.1:0") -> None:
         self._server = create_server(bind, guard=Guard(self._token))
         add_worker_services(self._server.grpc_server, data=self, admin=self)
+        add_drafts_service(self._server.grpc_server, self)
         await self._server.start()
         self.session += 1
         before = self.registered
@@ -234,6 +237,15 @@ class FakeWorker:
 
     async def touch(self, files: Sequence[Any]) -> None:
         return
+
+    async def persist(self, inodes: Sequence[InodeId]) -> int:
+        self.persisted += inodes
+        return len(inodes)
+
+    async def begin(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    seal = end = begin
 
     def read(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError

@@ -267,6 +267,9 @@ async def test_what_fails_stays_and_is_seen_and_goes_on(cluster: Cluster, store:
     assert "a" in waiting.trouble
     await cluster.stub.sync("/data", recursive=False)
     assert (await cluster.stub.resolve_path("/data/a")).entry is None, "it does not come back meanwhile"
+    report = await cluster.stub.report()
+    assert report.journal_steps == 1
+    assert any("not for you" in warning for warning in report.warnings)
     with pytest.raises(errors.Conflict, match="fs wait"):
         await cluster.stub.unmount("/data")
     store.heal()
@@ -315,6 +318,9 @@ async def test_a_foreign_content_and_ours_are_both_kept(cluster: Cluster, store:
             await asyncio.sleep(0.01)
     assert (await get(cluster, "/data/a")).attr.size == 15
     assert (await cluster.changes.list_unpersisted("/data")).conflicts == (path,)
+    report = await cluster.stub.report()
+    assert (report.unpersisted_files, report.unpersisted_bytes) == (1, 4)
+    assert any(path in warning for warning in report.warnings)
     await upload(cluster, store, sealed, b"ours")
     assert {key: store.get(key) for key in list_keys(store)} == {"a": b"somebody else's", path[6:]: b"ours"}
     await remove(cluster, path)
@@ -416,6 +422,22 @@ async def test_policies(cluster: Cluster, store: MemoryUfs) -> None:
     await cluster.changes.set_write_policy(op(), "/data", cache)
     (mount,) = await cluster.stub.list_mounts()
     assert (mount.write, mount.write_paths) == ("cache", {})
+
+
+async def test_holders_are_asked_to_upload_what_is_only_cached(cluster: Cluster, store: MemoryUfs) -> None:
+    worker = await cluster.add_worker("w1")
+    await cluster.changes.set_write_policy(op(), "/data", WritePolicy(WriteMode.CACHE))
+    await create(cluster, "/data/d", Kind.DIRECTORY)
+    inodes = [(await create(cluster, f"/data/d/{number}")).attr.inode for number in range(3)]
+    for inode in inodes:
+        await seal(cluster, inode, 4)
+    lost = await create(cluster, "/data/d/lost")
+    await cluster.changes.seal(op(), SealedDraft(lost.attr.inode, 4, 77, "w9", 1))
+    outside = await create(cluster, "/data/outside")
+    await seal(cluster, outside.attr.inode, 4)
+    found = await cluster.changes.persist("/data/d")
+    assert (found.files, found.out_of_reach) == (3, 1)
+    assert worker.persisted == inodes
 
 
 async def test_what_cannot_be_written_is_refused_at_once(cluster: Cluster, tmp_path: Path) -> None:

@@ -68,13 +68,20 @@ def list_conflicts(txn: ReadTransaction, limit: int = 1000) -> list[tuple[InodeI
     return found
 
 
-def purge(txn: WriteTransaction) -> int:
-    """Forget those that were removed or renamed; how many."""
-    there = {inode for inode, _ in list_conflicts(txn)}
-    gone = [key for key, _ in txn.scan(b"E", b"F", limit=1000) if int.from_bytes(key[1:9], "big") not in there]
-    for key in gone:
+def has_settled(txn: ReadTransaction) -> bool:
+    """Whether there are some that were removed or renamed."""
+    return bool(_list_settled(txn))
+
+
+def purge(txn: WriteTransaction) -> None:
+    """Forget those that were removed or renamed."""
+    for key in _list_settled(txn):
         txn.delete(key)
-    return len(gone)
+
+
+def _list_settled(txn: ReadTransaction) -> list[bytes]:
+    there = {inode for inode, _ in list_conflicts(txn)}
+    return [key for key, _ in txn.scan(b"E", b"F", limit=1000) if int.from_bytes(key[1:9], "big") not in there]
 
 
 def _choose_name(txn: ReadTransaction, table: int, name: bytes, now_ns: int) -> bytes:

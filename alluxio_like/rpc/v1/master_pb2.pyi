@@ -744,7 +744,7 @@ class ReportRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ReportReply(_message.Message):
-    __slots__ = ("cluster", "mounts", "jobs", "totals", "uptime_s", "software_version", "limited_buckets", "warnings", "details")
+    __slots__ = ("cluster", "mounts", "jobs", "totals", "uptime_s", "software_version", "limited_buckets", "warnings", "details", "unpersisted_files", "unpersisted_bytes", "journal_steps")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     MOUNTS_FIELD_NUMBER: _ClassVar[int]
     JOBS_FIELD_NUMBER: _ClassVar[int]
@@ -754,6 +754,9 @@ class ReportReply(_message.Message):
     LIMITED_BUCKETS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
+    UNPERSISTED_FILES_FIELD_NUMBER: _ClassVar[int]
+    UNPERSISTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     cluster: _common_pb2.ClusterView
     mounts: _containers.RepeatedCompositeFieldContainer[MountInfo]
     jobs: _containers.RepeatedCompositeFieldContainer[Job]
@@ -763,4 +766,7 @@ class ReportReply(_message.Message):
     limited_buckets: _containers.RepeatedCompositeFieldContainer[RateShare]
     warnings: _containers.RepeatedScalarFieldContainer[str]
     details: _containers.RepeatedCompositeFieldContainer[_worker_pb2.WorkerStatusReply]
-    def __init__(self, cluster: _Optional[_Union[_common_pb2.ClusterView, _Mapping]] = ..., mounts: _Optional[_Iterable[_Union[MountInfo, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., totals: _Optional[_Union[StatFsReply, _Mapping]] = ..., uptime_s: _Optional[float] = ..., software_version: _Optional[str] = ..., limited_buckets: _Optional[_Iterable[_Union[RateShare, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., details: _Optional[_Iterable[_Union[_worker_pb2.WorkerStatusReply, _Mapping]]] = ...) -> None: ...
+    unpersisted_files: int
+    unpersisted_bytes: int
+    journal_steps: int
+    def __init__(self, cluster: _Optional[_Union[_common_pb2.ClusterView, _Mapping]] = ..., mounts: _Optional[_Iterable[_Union[MountInfo, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., totals: _Optional[_Union[StatFsReply, _Mapping]] = ..., uptime_s: _Optional[float] = ..., software_version: _Optional[str] = ..., limited_buckets: _Optional[_Iterable[_Union[RateShare, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., details: _Optional[_Iterable[_Union[_worker_pb2.WorkerStatusReply, _Mapping]]] = ..., unpersisted_files: _Optional[int] = ..., unpersisted_bytes: _Optional[int] = ..., journal_steps: _Optional[int] = ...) -> None: ...

@@ -305,6 +305,20 @@ class ListUnpersistedReply(_message.Message):
     conflicts: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, files: _Optional[int] = ..., bytes: _Optional[int] = ..., paths: _Optional[_Iterable[bytes]] = ..., steps: _Optional[int] = ..., trouble: _Optional[str] = ..., kept_files: _Optional[int] = ..., kept_bytes: _Optional[int] = ..., conflicts: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
+class PersistRequest(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    def __init__(self, path: _Optional[bytes] = ...) -> None: ...
+
+class PersistReply(_message.Message):
+    __slots__ = ("files", "out_of_reach")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    OUT_OF_REACH_FIELD_NUMBER: _ClassVar[int]
+    files: int
+    out_of_reach: int
+    def __init__(self, files: _Optional[int] = ..., out_of_reach: _Optional[int] = ...) -> None: ...
+
 class BeginDraftRequest(_message.Message):
     __slots__ = ("file", "truncate")
     FILE_FIELD_NUMBER: _ClassVar[int]
@@ -348,3 +362,15 @@ class EndDraftRequest(_message.Message):
 class EndDraftReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class PersistDraftsRequest(_message.Message):
+    __slots__ = ("inodes",)
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, inodes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PersistDraftsReply(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: int
+    def __init__(self, files: _Optional[int] = ...) -> None: ...

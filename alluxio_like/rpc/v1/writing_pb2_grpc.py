@@ -117,6 +117,11 @@ class ChangesStub:
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ListUnpersistedRequest.SerializeToString,
                 response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ListUnpersistedReply.FromString,
                 _registered_method=True)
+        self.Persist = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Changes/Persist',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistReply.FromString,
+                _registered_method=True)
 
 
 class ChangesServicer:
@@ -239,6 +244,13 @@ class ChangesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Persist(self, request, context):
+        """Has what below a path is only cached uploaded, whatever the policy; answers when that is on its way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChangesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -321,6 +333,11 @@ def add_ChangesServicer_to_server(servicer, server):
                     servicer.ListUnpersisted,
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ListUnpersistedRequest.FromString,
                     response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ListUnpersistedReply.SerializeToString,
+            ),
+            'Persist': grpc.unary_unary_rpc_method_handler(
+                    servicer.Persist,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -768,6 +785,33 @@ class Changes:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Persist(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Changes/Persist',
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class DraftsStub:
     """The bytes of files that are being written, at a worker of the writer's own machine. A draft is a file in one of the worker's
@@ -795,6 +839,11 @@ class DraftsStub:
                 '/alluxio_like.rpc.v1.Drafts/End',
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndDraftRequest.SerializeToString,
                 response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndDraftReply.FromString,
+                _registered_method=True)
+        self.Persist = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Drafts/Persist',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistDraftsRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistDraftsReply.FromString,
                 _registered_method=True)
 
 
@@ -826,6 +875,13 @@ class DraftsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Persist(self, request, context):
+        """Has versions that this worker holds uploaded, whatever their policy; answers when that is written down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DraftsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -843,6 +899,11 @@ def add_DraftsServicer_to_server(servicer, server):
                     servicer.End,
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndDraftRequest.FromString,
                     response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndDraftReply.SerializeToString,
+            ),
+            'Persist': grpc.unary_unary_rpc_method_handler(
+                    servicer.Persist,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistDraftsRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistDraftsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -929,6 +990,33 @@ class Drafts:
             '/alluxio_like.rpc.v1.Drafts/End',
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndDraftRequest.SerializeToString,
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndDraftReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Persist(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Drafts/Persist',
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistDraftsRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistDraftsReply.FromString,
             options,
             channel_credentials,
             insecure,
