@@ -9,7 +9,7 @@ one step, so each order is such that what a start finds leads to one state:
 
     begin, from a cache file     rename to drafts/ | commit: draft in, file out
     begin, empty                 create in drafts/ | commit: draft in
-    become a cache file          rename to files/  | commit: file in, draft out
+    become a cache file          rename to files/  | commit: file in, draft out (or, where a copy was sealed, draft changed)
     delete                       commit: draft out | unlink
 
     a draft in the index, no file in drafts/    it is in files/, and goes back to drafts/ (killed in becoming a cache file; or a
@@ -35,16 +35,17 @@ from typing import Protocol
 import lmdb
 
 from alluxio_like import errors
+from alluxio_like.cache import draft_files as files
 from alluxio_like.cache import format as fmt
 from alluxio_like.cache import syscalls
 from alluxio_like.cache import writing_records as records
 from alluxio_like.cache.checksum import compute_checksum
+from alluxio_like.cache.draft_start import load_drafts
 from alluxio_like.cache.file import CachedFile
 from alluxio_like.cache.format import FileRecord
 from alluxio_like.cache.index import BlockPut, FilePut
 from alluxio_like.cache.layout import CacheDirectory
 from alluxio_like.cache.pages import Role
-from alluxio_like.cache.scratch import get_scratch
 from alluxio_like.cache.writing_records import DraftRecord, Sealing, Stamp, UploadRecord
 from alluxio_like.clock import Clock
 from alluxio_like.types import (
@@ -66,10 +67,6 @@ TAKEOVER_S = 10.0
 """How long those who are just being sent a cache file may keep it from becoming a draft. A guess."""
 _POLL_S = 0.005
 _OBSERVE_TRIES = 3
-_COARSE_TICK_NS = 11_000_000
-"""Two changes within so long may have the same time, where the kernel's clock for files ticks (100 Hz at the slowest)."""
-_OPEN_S = 5.0
-_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Owner(Protocol):
@@ -98,12 +95,11 @@ class Ending(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Draft:
-    """A draft; `record` is as in the index, `begun_s` by the monotonic clock."""
+    """A draft; `record` is as in the index."""
 
     record: DraftRecord
     directory: int
     path: str
-    begun_s: float
 
     @property
     def inode(self) -> InodeId:
@@ -112,10 +108,12 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a draft held at one moment: its stamp then, and a checksum for each page. `sums` empty: not looked at (unchanged)."""
+    """What a draft held at one moment: its stamp then, and a checksum for each page; or those of a copy, the file of generation
+    `copy`."""
 
     stamp: Stamp
     sums: "array[int]"
+    copy: int = 0
 
 
 class Drafts:
@@ -153,7 +151,10 @@ class Drafts:
     def is_generation_used(self, inode: InodeId, generation: int) -> bool:
         """Quick. A draft has that generation, or is just becoming a cache file with it."""
         draft = self._drafts.get(inode)
-        return draft is not None and draft.record.generation == generation
+        if draft is None:
+            return False
+        sealing = draft.record.sealing
+        return generation == draft.record.generation or (sealing is not None and generation == sealing.copy)
 
     def holds(self, draft: Draft, file_id: FileId, stamp: Stamp) -> bool:
         """Quick. Whether a draft of that stamp holds just that version."""
@@ -165,84 +166,16 @@ class Drafts:
         """Take up what a directory has, and bring files and index together; see the module. Marks the directory failed where its
         disk fails."""
         try:
-            index = directory.get_index()
-            if not _has_fine_clock(directory.fd):
+            if not files.has_fine_clock(directory.fd):
                 self._coarse.add(directory.number)
-            for _, raw in index.scan_writing(records.DRAFTS):
-                self._take_up(directory, records.unpack_draft(raw))
-            for _, raw in index.scan_writing(records.UPLOADS):
+            for record in load_drafts(directory):
+                path = fmt.make_draft_path(record.inode, record.generation)
+                self._drafts[record.inode] = Draft(record, directory.number, path)
+            for _, raw in directory.get_index().scan_writing(records.UPLOADS):
                 upload = records.unpack_upload(raw)
                 self._uploads[upload.file_id] = upload, directory.number
-            self._sweep(directory)
-        except (OSError, lmdb.Error) as error:
+        except (OSError, lmdb.Error, errors.AlluxioLikeError) as error:
             directory.fail(str(error))
-
-    def _take_up(self, directory: CacheDirectory, record: DraftRecord) -> None:
-        path = fmt.make_draft_path(record.inode, record.generation)
-        if not _exists(directory.fd, path):
-            elsewhere = self._find_in_files(directory, record)
-            if elsewhere is not None:
-                os.rename(elsewhere, path, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
-                record = self._restamp(directory, record, path)
-            elif record.stamp is None and record.sealing is None and not record.ref.holders:
-                # A power loss before anything of it was synced: it is as it was when it was made.
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=directory.fd))
-            else:
-                if not record.unwanted:
-                    _LOG.error(
-                        "the draft of inode %d is gone from %s: what was written and not yet sealed is lost; look at that disk",
-                        record.inode, directory.spec.path,
-                    )  # fmt: skip
-                self._commit(directory, {records.make_draft_key(record.inode): None, records.make_sums_key(record.inode): None})
-                return
-        draft = Draft(record, directory.number, path, self._clock.monotonic())
-        self._drafts[record.inode] = draft
-        directory.note_draft(record.generation, os.stat(path, dir_fd=directory.fd).st_blocks * 512)
-
-    def _restamp(self, directory: CacheDirectory, record: DraftRecord, path: str) -> DraftRecord:
-        """Renaming has given a file another stamp: does it hold what it held?"""
-        old = record.stamp
-        fd = os.open(path, os.O_RDONLY | _FLAGS, dir_fd=directory.fd)
-        try:
-            stamp = get_stamp(fd)
-            if old is None or record.sealing is not None or (stamp.size, stamp.mtime_ns) != (old.size, old.mtime_ns):
-                return record
-            raw = directory.get_index().get_writing(records.make_sums_key(record.inode))
-            if raw is None or _compute_sums(fd, stamp.size) != records.unpack_sums(raw):
-                return record
-        finally:
-            os.close(fd)
-        record = replace(record, stamp=stamp)
-        self._commit(directory, {records.make_draft_key(record.inode): records.pack_draft(record)})
-        return record
-
-    def _find_in_files(self, directory: CacheDirectory, record: DraftRecord) -> str | None:
-        there = fmt.make_file_path(record.ref.file_id, record.generation)
-        if _exists(directory.fd, there):
-            return there
-        parent = there.rpartition("/")[0]
-        for entry in os.scandir(f"/proc/self/fd/{directory.fd}/{parent}"):
-            parsed = fmt.parse_file_name(entry.name)
-            if parsed is not None and parsed[0].inode == record.inode and parsed[1] == record.generation:
-                return f"{parent}/{entry.name}"
-        return None
-
-    def _sweep(self, directory: CacheDirectory) -> None:
-        index = directory.get_index()
-        known = {draft.path.rpartition("/")[2] for draft in self._drafts.values() if draft.directory == directory.number}
-        for entry in list(os.scandir(f"/proc/self/fd/{directory.fd}/drafts")):
-            if entry.name in known:
-                continue
-            inode_text, _, generation_text = entry.name.partition("-")
-            with contextlib.suppress(ValueError):
-                inode, generation = InodeId(int(inode_text, 16)), int(generation_text, 16)
-                file_id = next((one for one, record in index.scan_inode(inode) if record.generation == generation), None)
-                if file_id is not None:
-                    there = fmt.make_file_path(file_id, generation)
-                    os.rename(f"drafts/{entry.name}", there, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
-                    continue
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"drafts/{entry.name}", dir_fd=directory.fd)
 
     # -- begin -------------------------------------------------------------------------------------------------------------
 
@@ -258,11 +191,11 @@ class Drafts:
         generation = secrets.randbits(63)
         path = fmt.make_draft_path(ref.inode, generation)
         with self._translated(directory):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600, dir_fd=directory.fd)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | files.FLAGS, 0o600, dir_fd=directory.fd)
             try:
                 # What was created and never sealed, or is cut to nothing, is to be sealed in any case.
                 is_new = truncate or ref.size or not (ref.is_stored or ref.holders)
-                stamp = None if is_new else get_stamp(fd)
+                stamp = None if is_new else files.get_stamp(fd)
             finally:
                 os.close(fd)
         self.checkpoint("begin: created")
@@ -286,7 +219,7 @@ class Drafts:
             with self._translated(directory):
                 os.rename(there, path, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
                 self.checkpoint("begin: renamed")
-                stamp = None if truncate else _stamp_path(directory.fd, path)
+                stamp = None if truncate else files.get_stamp_at(directory.fd, path)
             sums = array("Q", runs[0].checksums)
             record = DraftRecord(ref, cached.generation, stamp)
             try:
@@ -316,7 +249,7 @@ class Drafts:
         sums: "array[int]",
         removes: Sequence[tuple[FileId, int]],
     ) -> Draft:
-        draft = Draft(record, directory.number, path, self._clock.monotonic())
+        draft = Draft(record, directory.number, path)
         self._drafts[record.inode] = draft
         try:
             values: dict[bytes, bytes | None] = {
@@ -348,7 +281,7 @@ class Drafts:
         directory = self._dirs[draft.directory]
         with self._translated(directory):
             directory.get_index()
-            return _stamp_path(directory.fd, draft.path)
+            return files.get_stamp_at(directory.fd, draft.path)
 
     def measure(self, draft: Draft) -> None:
         """Count the space that a draft takes by now."""
@@ -361,7 +294,7 @@ class Drafts:
         """A read-only descriptor of it, the caller's."""
         directory = self._dirs[draft.directory]
         with self._translated(directory):
-            return os.open(draft.path, os.O_RDONLY | _FLAGS, dir_fd=directory.fd)
+            return os.open(draft.path, os.O_RDONLY | files.FLAGS, dir_fd=directory.fd)
 
     def observe(self, draft: Draft) -> Observation | None:
         """Sync what is in a draft, and look at all of it at one moment; None: others go on changing it. Raises DiskError."""
@@ -370,20 +303,46 @@ class Drafts:
         try:
             with self._translated(directory):
                 for _ in range(_OBSERVE_TRIES):
-                    before = get_stamp(fd)
+                    before = files.get_stamp(fd)
                     if draft.directory in self._coarse:
-                        _wait_tick(before)
+                        files.wait_tick(before)
                     # Pages that are mapped and changed before this are clean after it: the next change of any gives a new stamp.
                     os.fdatasync(fd)
-                    if get_stamp(fd) != before:
+                    if files.get_stamp(fd) != before:
                         continue
-                    sums = _compute_sums(fd, before.size)
-                    if sums is not None and get_stamp(fd) == before:
+                    sums = files.compute_sums(fd, before.size)
+                    if sums is not None and files.get_stamp(fd) == before:
                         return Observation(before, sums)
         finally:
             os.close(fd)
         self.measure(draft)
         return None
+
+    def observe_copy(self, draft: Draft) -> Observation:
+        """A copy of a draft that others go on changing, and all that is in it. Raises NoSpace, DiskError."""
+        directory = self._dirs[draft.directory]
+        generation = secrets.randbits(62) + 1
+        path = fmt.make_draft_path(draft.inode, generation)
+        source = self.open_draft(draft)
+        try:
+            with self._translated(directory):
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | files.FLAGS, 0o600, dir_fd=directory.fd)
+                try:
+                    files.copy_all(source, fd)
+                    os.fdatasync(fd)
+                    stamp = files.get_stamp(fd)
+                    sums = files.compute_sums(fd, stamp.size)
+                    directory.note_draft(generation, os.fstat(fd).st_blocks * 512)
+                finally:
+                    os.close(fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(path, dir_fd=directory.fd)
+            raise
+        finally:
+            os.close(source)
+        assert sums is not None
+        return Observation(stamp, sums, generation)
 
     def read(self, draft: Draft, ref: FileRef, offset: int, length: int) -> bytes:
         """Bytes of a version from the draft that still holds just that; whole pages are compared with their checksums.
@@ -401,10 +360,10 @@ class Drafts:
         fd = self.open_draft(draft)
         try:
             with self._translated(directory):
-                if get_stamp(fd) != record.stamp:
+                if files.get_stamp(fd) != record.stamp:
                     raise stale
-                data = _read_all(fd, start, stop - start)
-                if len(data) != stop - start or get_stamp(fd) != record.stamp:
+                data = files.read_all(fd, start, stop - start)
+                if len(data) != stop - start or files.get_stamp(fd) != record.stamp:
                     raise stale
         finally:
             os.close(fd)
@@ -419,7 +378,7 @@ class Drafts:
 
     def note_sealing(self, draft: Draft, operation_id: str, seen: Observation) -> None:
         """What was observed is about to become a version, under that operation id."""
-        record = replace(draft.record, sealing=Sealing(operation_id, seen.stamp))
+        record = replace(draft.record, sealing=Sealing(operation_id, seen.stamp, seen.copy))
         values = {records.make_draft_key(draft.inode): records.pack_draft(record)}
         values[records.make_sums_key(draft.inode)] = records.pack_sums(seen.sums)
         self._commit(self._dirs[draft.directory], values)
@@ -429,15 +388,34 @@ class Drafts:
     def note_sealed(self, draft: Draft, ref: FileRef, upload: UploadRecord | None, *, unwanted: bool) -> None:
         """It has become that version. `upload`: the store is to have it, or never will, and does not yet."""
         sealing = draft.record.sealing
-        record = replace(draft.record, ref=ref, stamp=sealing.stamp if sealing else None, sealing=None, unwanted=unwanted)
+        assert sealing is not None
+        stamp = None if sealing.copy else sealing.stamp
+        record = replace(draft.record, ref=ref, stamp=stamp, sealing=None, unwanted=unwanted)
         values: dict[bytes, bytes | None] = {records.make_draft_key(draft.inode): records.pack_draft(record)}
         if upload is not None:
             values[records.make_upload_key(ref.file_id)] = records.pack_upload(upload)
-        self._commit(self._dirs[draft.directory], values)
+        if sealing.copy:
+            self._place_copy(draft, sealing, ref, values, unpersisted=upload is not None)
+        else:
+            self._commit(self._dirs[draft.directory], values)
         draft.record = record
         if upload is not None:
             self._uploads[ref.file_id] = upload, draft.directory
         self.checkpoint("seal: committed")
+
+    def _place_copy(
+        self, draft: Draft, sealing: Sealing, ref: FileRef, values: "dict[bytes, bytes | None]", *, unpersisted: bool
+    ) -> None:
+        """The copy is the cache file of its version at once; the draft goes on as something else."""
+        directory = self._dirs[draft.directory]
+        path = fmt.make_draft_path(draft.inode, sealing.copy)
+        if not ref.size:
+            self._commit(directory, values)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path, dir_fd=directory.fd)
+        else:
+            self._move_to_files(directory, path, ref, sealing.copy, self._get_sums(draft), values, unpersisted=unpersisted)
+        directory.note_draft(sealing.copy, 0)
 
     def put_upload(self, record: UploadRecord) -> None:
         """How far an upload is. One that was dropped meanwhile stays so."""
@@ -465,7 +443,7 @@ class Drafts:
                 if not syscalls.take_read_lease(fd):
                     return Ending.IN_USE
                 # From here on nobody opens it for writing before the descriptor is closed.
-                stamp = get_stamp(fd)
+                stamp = files.get_stamp(fd)
                 record = draft.record
                 if not record.unwanted and (record.sealing is not None or record.stamp != stamp):
                     return Ending.CHANGED
@@ -494,26 +472,44 @@ class Drafts:
         record = draft.record
         ref = record.ref
         sums = self._get_sums(draft)
-        if len(sums) != get_page_count(stamp.size):
+        if ref.size != stamp.size or len(sums) != get_page_count(stamp.size):
             raise errors.Internal("a draft has checksums of another content", subject=ref.key)
-        # Fetched from the store by others meanwhile, perhaps: one content has one cache file here.
-        self._owner.reserve(ref.file_id)
-        try:
-            target = fmt.make_file_path(ref.file_id, record.generation)
-            os.rename(draft.path, target, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
-            self.checkpoint("end: renamed")
-            put = self._make_put(ref, record.generation, stamp.size, sums, directory)
-            values: dict[bytes, bytes | None] = {records.make_draft_key(ref.inode): None, records.make_sums_key(ref.inode): None}
-            self._commit(directory, values, [put])
-            self.checkpoint("end: committed")
-        finally:
-            self._owner.allow(ref.file_id)
-        directory.give_back(-fmt.get_disk_bytes(stamp.size))
+        values: dict[bytes, bytes | None] = {records.make_draft_key(ref.inode): None, records.make_sums_key(ref.inode): None}
+        unpersisted = ref.file_id in self._uploads
+        self._move_to_files(directory, draft.path, ref, record.generation, sums, values, unpersisted=unpersisted)
         directory.note_draft(record.generation, 0)
         del self._drafts[ref.inode]
 
-    def _make_put(self, ref: FileRef, generation: int, size: int, sums: "array[int]", directory: CacheDirectory) -> FilePut:
-        unpersisted = ref.file_id in self._uploads
+    def _move_to_files(
+        self,
+        directory: CacheDirectory,
+        path: str,
+        ref: FileRef,
+        generation: int,
+        sums: "array[int]",
+        values: Mapping[bytes, bytes | None],
+        *,
+        unpersisted: bool,
+    ) -> None:
+        """Make a file below drafts/ the cache file of a version, committed with `values`."""
+        # Fetched from the store by others meanwhile, perhaps: one content has one cache file here.
+        self._owner.reserve(ref.file_id)
+        try:
+            target = fmt.make_file_path(ref.file_id, generation)
+            with self._translated(directory):
+                os.rename(path, target, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+            self.checkpoint("end: renamed")
+            put = self._make_put(ref, generation, sums, directory, unpersisted=unpersisted)
+            self._commit(directory, values, [put])
+            self.checkpoint("end: committed")
+            directory.give_back(-fmt.get_disk_bytes(ref.size))
+        finally:
+            self._owner.allow(ref.file_id)
+
+    def _make_put(
+        self, ref: FileRef, generation: int, sums: "array[int]", directory: CacheDirectory, *, unpersisted: bool
+    ) -> FilePut:
+        size = ref.size
         now_s = self._clock.now_ns() // 1_000_000_000
         put = FilePut(
             ref.file_id,
@@ -544,105 +540,3 @@ class Drafts:
             yield
         except (OSError, lmdb.Error) as error:
             raise directory.translate(error) from error
-
-
-def open_draft(directory_fd: int, path: str) -> int:
-    """A descriptor for reading and writing of a draft, for who was just told its path by the worker. Blocks for moments.
-
-    Raises NotFound: it is no draft any more, begin it again. While the descriptor is open, it stays one.
-    """
-    deadline = time.monotonic() + _OPEN_S
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | _FLAGS, dir_fd=directory_fd)
-        except FileNotFoundError:
-            raise errors.NotFound("the draft is over; begin it again", subject=path) from None
-        except BlockingIOError:
-            # The worker looks just now whether anybody has it open.
-            if time.monotonic() > deadline:
-                raise errors.Unavailable("the worker is busy with the draft; try again", subject=path) from None
-            time.sleep(_POLL_S)
-            continue
-        try:
-            # It may have become a cache file before the descriptor was there: then it has another name.
-            there = os.stat(path, dir_fd=directory_fd, follow_symlinks=False)
-            if there.st_ino == os.fstat(fd).st_ino:
-                return fd
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-
-
-def _make_stamp(found: os.stat_result) -> Stamp:
-    return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-
-
-def get_stamp(fd: int) -> Stamp:
-    """The stamp of an open file. Raises OSError."""
-    return _make_stamp(os.fstat(fd))
-
-
-def _stamp_path(directory_fd: int, path: str) -> Stamp:
-    return _make_stamp(os.stat(path, dir_fd=directory_fd, follow_symlinks=False))
-
-
-def _exists(directory_fd: int, path: str) -> bool:
-    try:
-        os.stat(path, dir_fd=directory_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _wait_tick(stamp: Stamp) -> None:
-    """Until a change would have another time than the stamp's."""
-    newest = max(stamp.mtime_ns if stamp.mtime_ns <= time.time_ns() else 0, stamp.ctime_ns)
-    left = newest + _COARSE_TICK_NS - time.time_ns()
-    if left > 0:
-        time.sleep(min(left, _COARSE_TICK_NS) / 1e9)
-
-
-def _compute_sums(fd: int, size: int) -> "array[int] | None":
-    """A checksum for each page; None: the file is shorter by now."""
-    sums = array("Q")
-    for page in range(get_page_count(size)):
-        start = page * PAGE_BYTES
-        room = get_scratch(min(PAGE_BYTES, size - start))
-        count = os.preadv(fd, (room,), start)
-        while 0 < count < len(room):
-            more = os.preadv(fd, (room[count:],), start + count)
-            if not more:
-                break
-            count += more
-        if count < len(room):
-            return None
-        sums.append(compute_checksum(room))
-    return sums
-
-
-def _read_all(fd: int, offset: int, length: int) -> bytes:
-    data = os.pread(fd, length, offset)
-    while 0 < len(data) < length:
-        more = os.pread(fd, length - len(data), offset + len(data))
-        if not more:
-            break
-        data += more
-    return data
-
-
-def _has_fine_clock(directory_fd: int) -> bool:
-    """Whether each change that follows a look gives another time (Linux 6.13 and later, where the file system takes part)."""
-    name = "drafts/.clock"
-    fd = os.open(name, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=directory_fd)
-    try:
-        seen = set()
-        for _ in range(16):
-            os.pwrite(fd, b"x", 0)
-            seen.add(os.fstat(fd).st_ctime_ns)
-        return len(seen) == 16
-    finally:
-        os.close(fd)
-        os.unlink(name, dir_fd=directory_fd)

@@ -36,10 +36,12 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class Sealing:
-    """A seal under way: the content of that stamp is being made a version, under this operation id."""
+    """A seal under way: the content of that stamp is being made a version, under this operation id. `copy`: it is in a copy of
+    the draft, the file of that generation (0: in the draft itself)."""
 
     operation_id: str
     stamp: Stamp
+    copy: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def pack_draft(record: DraftRecord) -> bytes:
             "ref": _from_ref(record.ref),
             "generation": record.generation,
             "stamp": _from_stamp(record.stamp),
-            "sealing": None if sealing is None else [sealing.operation_id, _from_stamp(sealing.stamp)],
+            "sealing": None if sealing is None else [sealing.operation_id, _from_stamp(sealing.stamp), sealing.copy],
             "unwanted": record.unwanted,
         }
     )
@@ -130,7 +132,7 @@ def unpack_draft(raw: bytes) -> DraftRecord:
         _to_ref(fields["ref"]),
         fields["generation"],
         None if fields["stamp"] is None else Stamp(*fields["stamp"]),
-        None if sealing is None else Sealing(sealing[0], Stamp(*sealing[1])),
+        None if sealing is None else Sealing(sealing[0], Stamp(*sealing[1]), sealing[2]),
         fields["unwanted"],
     )
 

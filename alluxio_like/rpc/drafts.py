@@ -20,7 +20,8 @@ class DraftsHandler(Protocol):
     """Drafts of one worker."""
 
     async def begin(self, ref: FileRef, *, truncate: bool) -> DraftPlace:
-        """Have a draft ready; recorded and durable when this returns.
+        """Have a draft ready; recorded and durable when this returns. It is opened with `cache.draft_files.open_draft`, and begun
+        again when that raises NotFound: nobody had it open, and so it may be over by then.
 
         Raises NoSpace, DiskError, Stale (the version is gone), Store*, Unavailable.
         """

@@ -240,7 +240,7 @@ class DraftsService:
             return DraftSealed(draft.record.ref, stamp.mtime_ns, unchanged=unchanged)
         seen = await self._disk.submit(lambda: self._drafts.observe(draft), alone=True)
         if seen is None:
-            raise errors.Unavailable("others go on changing the file while it is sealed; try again", subject=draft.record.ref.key)
+            seen = await self._disk.submit(lambda: self._drafts.observe_copy(draft), alone=True)
         await self._disk.submit(lambda: self._drafts.note_sealing(draft, operation_id, seen), alone=True)
         await self._finish_seal(draft)
         return DraftSealed(draft.record.ref, seen.stamp.mtime_ns)

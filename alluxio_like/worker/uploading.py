@@ -15,13 +15,14 @@ import logging
 import os
 import random
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from alluxio_like import errors
-from alluxio_like.cache.drafts import get_stamp
+from alluxio_like.cache.draft_files import get_stamp
 from alluxio_like.cache.store import CacheStore
 from alluxio_like.cache.writing_records import Destination, Stamp, UploadRecord
 from alluxio_like.metrics import Metrics
@@ -306,7 +307,11 @@ class Uploader:
         if plan.expected is not None and await _is_gone(ufs, plan.key):
             # What was to be replaced was removed by somebody else: there is no content to be kept beside ours.
             return await self._send(opened, replace(plan, expected=None), job)
-        changed = await self._changes.note_conflict(f"conflict-{record.token}", record.file_id)
+        try:
+            changed = await self._changes.note_conflict(uuid.uuid4().hex, record.file_id)
+        except (errors.Conflict, errors.Stale, errors.NotFound):
+            # It is not so any more, or the version is not wanted any more.
+            raise _Replan from None
         name = changed.entry.name if changed.entry is not None else ""
         self._metrics.upload_conflicts.inc()
         _LOG.error(
@@ -467,26 +472,23 @@ class Uploader:
         if not record.ref.size:
             fd = os.memfd_create("empty", os.MFD_CLOEXEC)
             return _Opened(record, fd, get_stamp(fd))
-        draft = self._drafts.lookup(file_id.inode)
-        if draft is not None:
-            fd = self._drafts.open_draft(draft)
-            opened = _Opened(record, fd, get_stamp(fd))
-            if self._drafts.holds(draft, file_id, opened.stamp):
-                return opened
-            os.close(fd)
-            return None
         cached = self._store.lookup(file_id)
-        if cached is None or cached.fingerprint != record.ref.fingerprint:
+        if cached is not None and cached.fingerprint == record.ref.fingerprint:
+            pages = PageRange(0, get_page_count(record.ref.size))
+            with contextlib.suppress(errors.NotFound):
+                if cached.has_suspects(pages):
+                    cached.verify_suspects(pages)
+                fd = cached.open_read_only()
+                opened = _Opened(record, fd, get_stamp(fd))
+                if not cached.removed and cached.is_complete:
+                    return opened
+                os.close(fd)
+        draft = self._drafts.lookup(file_id.inode)
+        if draft is None:
             return None
-        pages = PageRange(0, get_page_count(record.ref.size))
-        if cached.has_suspects(pages):
-            cached.verify_suspects(pages)
-        try:
-            fd = cached.open_read_only()
-        except errors.NotFound:
-            return None
+        fd = self._drafts.open_draft(draft)
         opened = _Opened(record, fd, get_stamp(fd))
-        if not cached.removed and cached.is_complete:
+        if self._drafts.holds(draft, file_id, opened.stamp):
             return opened
         os.close(fd)
         return None
@@ -500,11 +502,12 @@ class Uploader:
         if now == opened.stamp:
             return True
         # Renames, from draft to cache file and back, give another stamp too.
-        draft = self._drafts.lookup(file_id.inode)
-        if draft is not None:
-            return self._drafts.holds(draft, file_id, now)
         cached = self._store.lookup(file_id)
-        return cached is not None and not cached.removed and cached.fingerprint == opened.record.ref.fingerprint
+        if cached is not None and cached.fingerprint == opened.record.ref.fingerprint:
+            with contextlib.suppress(errors.NotFound), cached.open_fd() as fd:
+                return os.fstat(fd).st_ino == now.number
+        draft = self._drafts.lookup(file_id.inode)
+        return draft is not None and self._drafts.holds(draft, file_id, now)
 
     async def _check(self, opened: _Opened) -> None:
         if not await self._disk.submit(lambda: self._is_unchanged(opened)):

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from alluxio_like import errors
-from alluxio_like.cache.drafts import Draft, Ending, open_draft
+from alluxio_like.cache.draft_files import open_draft
+from alluxio_like.cache.drafts import Draft, Ending
 from alluxio_like.cache.store import CacheDirSpec, CacheStore
 from alluxio_like.cache.writing_records import UploadRecord
 from alluxio_like.clock import SystemClock

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alluxio_like import errors
-from alluxio_like.cache.drafts import open_draft
+from alluxio_like.cache.draft_files import open_draft
 from alluxio_like.cache.store import CacheStore
 from alluxio_like.rpc.messages_writing import Changed, DraftPlace, Sealed, SealedDraft, UploadPlan, WriteMode, WritePolicy
 from alluxio_like.types import OWN_TOKEN, FileId, FileRef, Fingerprint, InodeId, MountId, VersionId, WorkerId

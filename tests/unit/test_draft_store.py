@@ -1,5 +1,6 @@
 """What a start finds of drafts after a kill at each moment: one consistent state, with everything that was acknowledged."""
 
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from alluxio_like import errors
-from alluxio_like.cache.drafts import Draft, Ending, open_draft
+from alluxio_like.cache.draft_files import open_draft
+from alluxio_like.cache.drafts import Draft, Ending
 from alluxio_like.cache.store import CacheDirSpec, CacheStore, Role
 from alluxio_like.cache.writing_records import UploadRecord
 from alluxio_like.clock import SystemClock
@@ -68,7 +70,9 @@ class Kills:
         return [path for path in (self.root / "cache" / below).rglob("*") if path.is_file()]
 
     def check_space(self) -> None:
-        """The account is what is there."""
+        """The account is what is there, once it was looked at."""
+        for draft in self.store.drafts.list_drafts():
+            self.store.drafts.measure(draft)
         usage = self.store.get_usage()[0]
         assert usage.draft_bytes == sum(path.stat().st_blocks * 512 for path in self.list_files("drafts"))
         present = sum((info.present_bytes + 4095) & ~4095 for info in self.store.iter_files())
@@ -249,8 +253,6 @@ def test_after_a_crash_of_the_machine_what_only_this_cache_has_is_verified_and_k
 
 
 def test_mapped_pages_are_seen_however_long_the_mapping_lives(kills: Kills) -> None:
-    import mmap
-
     kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
     write_draft(kills, DATA)
     draft = kills.get_draft()
@@ -267,6 +269,50 @@ def test_mapped_pages_are_seen_however_long_the_mapping_lives(kills: Kills) -> N
             kills.store.drafts.read(draft, draft.record.ref, 0, 10)
         assert kills.store.drafts.end(draft) is Ending.IN_USE
     assert kills.store.drafts.end(draft) is Ending.CHANGED
+
+
+def seal_copy(kills: Kills, version: int) -> FileRef:
+    """As when others go on writing."""
+    draft = kills.get_draft()
+    kills.store.drafts.note_sealing(draft, "op", kills.store.drafts.observe_copy(draft))
+    assert draft.record.sealing is not None
+    ref = make_ref(version, draft.record.sealing.stamp.size, own=True)
+    kills.store.drafts.note_sealed(draft, ref, UploadRecord(ref, "through", 1, "0" * 32), unwanted=False)
+    return ref
+
+
+def test_a_copy_is_sealed_of_what_goes_on_changing(kills: Kills) -> None:
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    ref = seal_copy(kills, 2)
+    draft = kills.get_draft()
+    assert kills.store.drafts.end(draft) is Ending.CHANGED
+    cached = kills.store.lookup(ref.file_id)
+    assert cached is not None
+    assert cached.unpersisted
+    assert cached.read(0, len(DATA)) == DATA
+    kills.check_space()
+    seal(kills, 3)
+    assert kills.store.drafts.end(draft) is Ending.DONE
+    kills.check_space()
+
+
+@pytest.mark.parametrize("name", ["seal: begun", "end: renamed", "end: committed"])
+def test_killed_while_a_copy_is_sealed_it_is_sealed_or_still_to_be(kills: Kills, name: str) -> None:
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    kills.kill_at(name, lambda: seal_copy(kills, 2))
+    ref = make_ref(2, len(DATA), own=True)
+    draft = kills.get_draft()
+    if name != "end: committed":
+        assert draft.record.sealing is not None
+        kills.store.drafts.note_sealed(draft, ref, UploadRecord(ref, "through", 1, "0" * 32), unwanted=False)
+    assert kills.read_draft() == DATA
+    cached = kills.store.lookup(ref.file_id)
+    assert cached is not None
+    assert cached.read(0, len(DATA)) == DATA
+    assert [one.ref for one in kills.store.drafts.list_uploads()] == [ref]
+    kills.check_space()
 
 
 def test_a_cache_of_the_format_before_is_read_and_raised(kills: Kills) -> None:

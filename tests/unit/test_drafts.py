@@ -1,6 +1,7 @@
 """Drafts: what programs write becomes versions, cache files and objects, and nothing of it is lost on the way."""
 
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -237,3 +238,38 @@ async def test_what_was_written_here_is_asked_of_the_store_by_what_the_store_cal
         assert one.store.remove([ref.file_id]).files == 1
         read = one.parts.fetcher.read(ref, 0, len(data), priority=Priority.DEMAND, role=Role.HOME)
         assert await gather_bytes(read) == data
+
+
+async def test_a_file_that_others_go_on_writing_is_sealed_as_it_was_at_one_moment(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        place = await one.service.begin(one.changes.create(5, "busy"), truncate=True)
+        fd = one.open(place)
+        os.pwrite(fd, make_data(4 * MIB), 0)
+        stop = threading.Event()
+
+        def write() -> None:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                os.pwrite(fd, n.to_bytes(8, "big"), 0)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            sealed = await one.service.seal("op-1", InodeId(5))
+        finally:
+            stop.set()
+            writer.join()
+        assert sealed.ref is not None
+        assert sealed.ref.version == 2
+        uploaded = one.ufs.get("busy")
+        assert uploaded[8:] == make_data(4 * MIB)[8:]
+        cached = one.store.lookup(sealed.ref.file_id)
+        assert cached is not None
+        assert cached.read(0, 4 * MIB) == uploaded
+        again = await one.service.seal("op-2", InodeId(5))
+        assert again.ref is not None
+        assert again.ref.version == 3
+        os.close(fd)
+        await one.service.end(InodeId(5))
+        assert one.ufs.get("busy") == one.store.lookup(again.ref.file_id).read(0, 4 * MIB)  # type: ignore[union-attr]
