@@ -412,6 +412,16 @@ class CacheReader:
             raise
         return cls(views)
 
+    def open_draft(self, directory: int, path: str) -> int:
+        """A file that is being written, by its path below a directory, for reading and writing; the caller's. Raises DiskError,
+        Unavailable (it is not there any more)."""
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._views[directory].fd)
+        except (FileNotFoundError, IndexError) as error:
+            raise errors.Unavailable("what the worker says is being written is not there: try again", subject=path) from error
+        except OSError as error:
+            raise errors.DiskError(f"a file that is being written cannot be opened ({error.strerror})", subject=path) from error
+
     def lookup(self, ref: FileRef) -> LocalFile | None:
         """The cache file of a content if any of it is there; None: ask the worker."""
         file_id = ref.file_id

@@ -14,9 +14,11 @@ from contextlib import aclosing
 from typing import Self
 
 from alluxio_like.cache.reader import LocalFile
+from alluxio_like.client.changes import Changes
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.coherence import LeaseKeeper
 from alluxio_like.client.descriptor import LocalDescriptor, Opener
+from alluxio_like.client.drafts import DraftFiles
 from alluxio_like.client.far import FAR_FILE_BYTES, FarReader
 from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.guests import Guests
@@ -53,7 +55,7 @@ from alluxio_like.rpc.messages import (
     SyncResult,
     TreePage,
 )
-from alluxio_like.types import Cluster, Entry, FileId, FileRef, InodeId, JobId, Kind, Recall
+from alluxio_like.types import EVERYWHERE, Cluster, Entry, FileId, FileRef, InodeId, JobId, Kind, Recall
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +88,10 @@ class Client:
             self._master, self._open_channel, io_timeout_s=config.io_timeout_s, metrics=metrics, pool=pool
         )
         self._local = LocalCaches(self._cluster, enabled=config.use_local_cache)
+        self.changes = Changes(self._channel, self._forget, timeout_s=config.io_timeout_s)
+        """What programs change in the namespace."""
+        self.drafts = DraftFiles(self._cluster, self._local, self.list_mounts, io_timeout_s=config.io_timeout_s)
+        """Files that are being written."""
         self._fetcher = Fetcher(self._cluster, self._local, io_timeout_s=config.io_timeout_s, metrics=metrics)
         self._guests = Guests(self._fetcher, io_timeout_s=config.io_timeout_s)
         self._budget = Budget(config.buffer_bytes)
@@ -273,6 +279,8 @@ class Client:
     def _forget(self, recalls: Sequence[Recall]) -> None:
         self._names.recall(recalls)
         self._small.expire()
+        if any(recall.directory == EVERYWHERE for recall in recalls):
+            self.drafts.forget_mounts()
 
     def _note_epoch(self, epoch: int) -> None:
         self._cluster.note_epoch(epoch)

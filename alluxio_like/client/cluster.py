@@ -14,6 +14,7 @@ from alluxio_like.metrics import Metrics
 from alluxio_like.placement import get_placement_unit, rank_workers
 from alluxio_like.rpc.channel import RpcChannel
 from alluxio_like.rpc.data_pool import DataPool
+from alluxio_like.rpc.drafts import DraftsStub
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import BLOCK_BYTES, Cluster, FileId, FileRef, Worker, WorkerId
@@ -52,7 +53,7 @@ class ClusterTracker:
         self._suspects: dict[WorkerId, float] = {}
         self._homes: dict[tuple[FileId, int | None], Worker | None] = {}
         self._homes_of: Cluster | None = None
-        self._stubs: dict[str, tuple[RpcChannel, WorkerStub]] = {}
+        self._stubs: dict[str, tuple[RpcChannel, WorkerStub, DraftsStub]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._metrics = metrics
         self._away = False
@@ -131,11 +132,19 @@ class ClusterTracker:
 
     def get_stub(self, worker: Worker) -> WorkerStub:
         """The stub of a worker at its present address."""
+        return self._get_stubs(worker)[1]
+
+    def get_drafts_stub(self, worker: Worker) -> DraftsStub:
+        """The stub of a worker's drafts at its present address."""
+        return self._get_stubs(worker)[2]
+
+    def _get_stubs(self, worker: Worker) -> tuple[RpcChannel, WorkerStub, DraftsStub]:
         known = self._stubs.get(worker.address)
         if known is None:
-            channel = self._open_channel(worker.address)
-            known = self._stubs[worker.address] = (channel, WorkerStub(channel, timeout_s=self._io_timeout_s))
-        return known[1]
+            channel, timeout_s = self._open_channel(worker.address), self._io_timeout_s
+            known = channel, WorkerStub(channel, timeout_s=timeout_s), DraftsStub(channel, timeout_s=timeout_s)
+            self._stubs[worker.address] = known
+        return known
 
     async def close(self) -> None:
         """Close the channels. May be called twice."""
@@ -146,7 +155,7 @@ class ClusterTracker:
         if self.pool is not None:
             await self.pool.close()
         stubs, self._stubs = self._stubs, {}
-        await asyncio.gather(*(channel.close() for channel, _ in stubs.values()), *self._closing, return_exceptions=True)
+        await asyncio.gather(*(channel.close() for channel, *_ in stubs.values()), *self._closing, return_exceptions=True)
 
     def _begin_refresh(self) -> asyncio.Task[Cluster]:
         if self._refresh is None or self._refresh.done():

@@ -16,7 +16,7 @@ from alluxio_like.cache.door import DoorGreeting, HandedFile, enter_door, open_a
 from alluxio_like.cache.reader import CacheReader, LocalFile, SmallPlace
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.readahead import SMALL_FILE_BYTES
-from alluxio_like.errors import AlluxioLikeError
+from alluxio_like.errors import AlluxioLikeError, Unavailable
 from alluxio_like.rpc.messages import Touched
 from alluxio_like.types import Cluster, FileId, FileRef, Worker, WorkerId
 
@@ -180,6 +180,14 @@ class LocalCaches:
         """The cache file that a Fill reply names."""
         known = self._readers.get(worker.worker_id)
         return None if known is None else known[1].open_filled(ref, directory, generation)
+
+    def open_draft(self, worker_id: WorkerId, directory: int, path: str) -> int:
+        """A descriptor of a file that is being written, below a cache directory of a local worker; the caller's. Raises
+        Unavailable, DiskError."""
+        known = self._readers.get(worker_id)
+        if known is None:
+            raise Unavailable("the worker's cache directories are not at hand: try again", subject=worker_id)
+        return known[1].open_draft(directory, path)
 
     def touch_any(self, file_id: FileId, read_bytes: int) -> None:
         """Tell a worker here what was read of a file that it does not hold, from another one."""

@@ -1,0 +1,84 @@
+"""Changes of the namespace, as programs make them.
+
+Owns the calls of the service Changes and what has to follow here: the master tells everybody else what is no longer so, and the
+caller is to forget it by itself. So what an answer recalls is forgotten before the answer is given on. Each call has an operation
+id; whoever may have to repeat one (a FUSE request that the kernel sends again) gives its own. Rule of concurrency: one event loop.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+
+from alluxio_like.rpc.changes import ChangesStub
+from alluxio_like.rpc.channel import RpcChannel
+from alluxio_like.rpc.messages_writing import (
+    Changed,
+    NewAttributes,
+    NewName,
+    PolicyAt,
+    Renaming,
+    Unpersisted,
+    WritePolicy,
+    XattrChange,
+)
+from alluxio_like.types import InodeId, Recall
+
+
+def make_operation_id() -> str:
+    """One that nobody else has."""
+    return uuid.uuid4().hex
+
+
+class Changes:
+    """Changes at the master at the other end of a channel. `forget` is called with what is no longer so."""
+
+    def __init__(self, channel: RpcChannel, forget: Callable[[Sequence[Recall]], None], *, timeout_s: float) -> None:
+        self._stub = ChangesStub(channel, timeout_s=timeout_s)
+        self._forget = forget
+
+    async def create(self, new: NewName, operation_id: str = "") -> Changed:
+        """A new name of any kind. Raises AlreadyExists, NotFound, NotADirectory, NameTooLong, ReadOnly."""
+        return self._take(await self._stub.create(operation_id or make_operation_id(), new))
+
+    async def link(self, inode: InodeId, parent: InodeId, name: str, operation_id: str = "") -> Changed:
+        """A further name. Raises NotPermitted (a directory), CrossDevice, AlreadyExists, NotFound, ReadOnly."""
+        return self._take(await self._stub.link(operation_id or make_operation_id(), inode, parent, name))
+
+    async def remove(self, parent: InodeId, name: str, *, directory: bool, operation_id: str = "") -> Changed:
+        """unlink, or rmdir. Raises NotFound, IsADirectory, NotADirectory, DirectoryNotEmpty, Conflict, ReadOnly."""
+        return self._take(await self._stub.remove(operation_id or make_operation_id(), parent, name, directory=directory))
+
+    async def rename(self, renaming: Renaming, operation_id: str = "") -> Changed:
+        """renameat2. Raises what that fails with."""
+        return self._take(await self._stub.rename(operation_id or make_operation_id(), renaming))
+
+    async def set_attributes(self, inode: InodeId, wanted: NewAttributes, operation_id: str = "") -> Changed:
+        """chmod, chown, utimens. Raises NotFound, ReadOnly."""
+        return self._take(await self._stub.set_attributes(operation_id or make_operation_id(), inode, wanted))
+
+    async def read_link(self, inode: InodeId) -> str:
+        """Where a symbolic link leads. Raises InvalidArgument for anything else."""
+        return await self._stub.read_link(inode)
+
+    async def get_xattrs(self, inode: InodeId) -> dict[bytes, bytes]:
+        """All extended attributes that programs have set."""
+        return await self._stub.get_xattrs(inode)
+
+    async def set_xattr(self, inode: InodeId, change: XattrChange, operation_id: str = "") -> Changed:
+        """Set or remove one. Raises AlreadyExists, NoData, NoSpace, ReadOnly."""
+        return self._take(await self._stub.set_xattr(operation_id or make_operation_id(), inode, change))
+
+    async def set_write_policy(self, path: str, policy: WritePolicy | None, operation_id: str = "") -> PolicyAt:
+        """What holds for what is written below a path; None: what holds above it."""
+        return await self._stub.set_write_policy(operation_id or make_operation_id(), path, policy)
+
+    async def get_write_policy(self, path: str) -> PolicyAt:
+        """What holds for a path, and where it is set."""
+        return await self._stub.get_write_policy(path)
+
+    async def list_unpersisted(self, path: str, limit: int = 100) -> Unpersisted:
+        """What below a path the store does not have yet."""
+        return await self._stub.list_unpersisted(path, limit)
+
+    def _take(self, changed: Changed) -> Changed:
+        self._forget(changed.recalls)
+        return changed

@@ -1,0 +1,132 @@
+"""Files that are being written, with the worker of this machine that keeps their bytes.
+
+Owns the choice of that worker, and the opening of the draft: a file in one of the worker's cache directories, whose descriptors
+its door gave (local.py). The same worker for an inode from all mounts of the machine, so that they share one draft. What a draft is,
+and when it becomes a version, is the worker's. Rule of concurrency: one event loop.
+
+Beginning and sealing may take as long as a file takes to be brought or uploaded: they have no time limit of their own. A worker
+that stops answering is noticed by the channel, and one that is gone is waited for as long as any call waits.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeVar
+
+from alluxio_like.client.cluster import ClusterTracker
+from alluxio_like.client.local import LocalCaches
+from alluxio_like.errors import ReadOnly, Unavailable
+from alluxio_like.placement import rank_workers
+from alluxio_like.rpc.drafts import DraftsStub
+from alluxio_like.rpc.messages import MountInfo
+from alluxio_like.rpc.messages_writing import DraftSealed
+from alluxio_like.types import FileId, FileRef, InodeId, MountId, VersionId, Worker, WorkerId
+
+_NO_LIMIT_S = 0.0
+_LOOK_S = 0.2
+"""How often it is looked whether a worker is back. A guess."""
+_END_S = 10.0
+_T = TypeVar("_T")
+
+
+class OpenedDraft(NamedTuple):
+    """A draft, open for reading and writing; `fd` is the receiver's. `worker_id`: who keeps it."""
+
+    worker_id: WorkerId
+    fd: int
+
+
+class DraftFiles:
+    """Drafts at workers of this machine. `list_mounts` asks the master for the mount table."""
+
+    def __init__(
+        self,
+        cluster: ClusterTracker,
+        local: LocalCaches,
+        list_mounts: Callable[[], Awaitable[list[MountInfo]]],
+        *,
+        io_timeout_s: float,
+    ) -> None:
+        self._cluster = cluster
+        self._local = local
+        self._list_mounts = list_mounts
+        self._io_timeout_s = io_timeout_s
+        self._read_only: dict[MountId, bool] = {}
+
+    async def check_writable(self, mount_id: MountId) -> None:
+        """Raises ReadOnly for a file of a mount that is not to be written."""
+        if mount_id not in self._read_only:
+            self._read_only = {mount.mount_id: mount.read_only for mount in await self._list_mounts()}
+        if self._read_only.get(mount_id, True):
+            raise ReadOnly("the mount is read-only: mount it with -o write=through", subject=str(mount_id))
+
+    def forget_mounts(self) -> None:
+        """The mount table may be another one."""
+        self._read_only = {}
+
+    async def begin(self, ref: FileRef, *, truncate: bool) -> OpenedDraft:
+        """Have a draft of a version, or an empty one, and open it.
+
+        Raises ReadOnly (also: no worker on this machine whose cache this user may write), NoSpace, Stale, DiskError, Store*,
+        Unavailable.
+        """
+        await self.check_writable(ref.mount_id)
+        worker = await self._choose(ref.inode)
+        place = await self._get_stub(worker).begin(ref, truncate=truncate, timeout_s=_NO_LIMIT_S)
+        # (One open is no wait worth a thread; the file was made or opened a moment ago.)
+        return OpenedDraft(worker.worker_id, self._local.open_draft(worker.worker_id, place.directory, place.path))
+
+    async def seal(self, worker_id: WorkerId, inode: InodeId, operation_id: str) -> DraftSealed:
+        """Make what was written the file's next version, and what the policy asks for; as it is then. Raises NotFound (there is
+        no such draft), Stale, NoSpace, Store*, Unavailable."""
+        return await self._ask(
+            worker_id, lambda stub: stub.seal(operation_id, inode, timeout_s=_NO_LIMIT_S), wait_s=self._io_timeout_s
+        )
+
+    async def end(self, worker_id: WorkerId, inode: InodeId) -> None:
+        """Nothing here has the draft open for writing any more. Raises Unavailable; the worker finds out by itself, too."""
+        await self._ask(worker_id, lambda stub: stub.end(inode, timeout_s=_END_S), wait_s=0.0)
+
+    async def find(self, ref: FileRef) -> WorkerId:
+        """The worker that has, or would have, the draft of an inode. Raises as `begin`."""
+        return (await self._choose(ref.inode)).worker_id
+
+    async def _choose(self, inode: InodeId) -> Worker:
+        view = await self._cluster.get_view()
+        await self._local.refresh(view)
+        chosen = self._pick(view.workers, inode)
+        if chosen is None:
+            # A worker that has just started, or is just back.
+            view = await self._cluster.get_view(newer=True)
+            await self._local.refresh(view)
+            chosen = self._pick(view.workers, inode)
+        if chosen is None:
+            raise ReadOnly(
+                "files are written through a worker on the same machine, and none runs here whose cache this user may write:"
+                " start one, under this user"
+            )
+        return chosen
+
+    def _pick(self, workers: tuple[Worker, ...], inode: InodeId) -> Worker | None:
+        here = [worker for worker in workers if worker.live and self._local.is_local(worker)]
+        return next(iter(rank_workers(here, FileId(inode, VersionId(0)), None)), None)
+
+    def _get_stub(self, worker: Worker) -> DraftsStub:
+        return self._cluster.get_drafts_stub(worker)
+
+    async def _ask(self, worker_id: WorkerId, call: Callable[[DraftsStub], Awaitable[_T]], *, wait_s: float) -> _T:
+        """Call one worker, at whatever address it has now; one that is away may come back within `wait_s`."""
+        deadline = time.monotonic() + wait_s
+        newer = False
+        while True:
+            try:
+                view = await self._cluster.get_view(newer=newer)
+                worker = next((one for one in view.workers if one.worker_id == worker_id and one.live), None)
+                if worker is None:
+                    raise Unavailable("the worker that keeps what was written is away: start it again", subject=worker_id)
+                return await call(self._get_stub(worker))
+            except Unavailable:
+                if time.monotonic() + _LOOK_S > deadline:
+                    raise
+            newer = True
+            await asyncio.sleep(_LOOK_S)
