@@ -167,6 +167,7 @@ class FuseConfig(ServiceConfig):
     open_wait_bytes: int = Field(
         0, description="an open waits, at most io_timeout_s, until a file up to this size is on this machine"
     )
+    read_only: bool = Field(False, description="refuse to change anything, also where the namespace can be written")
     allow_other: bool | None = Field(None, description="let other users in; empty: where we may")
     read_ahead_kb: int = Field(4096, description="the kernel's read-ahead for the mount (needs root)")
     entry_timeout_s: float = Field(

@@ -74,6 +74,7 @@ def hold(config: FuseConfig, lifeline: int = -1, *, joined: bool = False) -> NoR
         adopt=there is not None,
         place_made=place_made,
         passthrough=config.passthrough,
+        read_only=config.read_only,
         resend=config.resend,
         ready_file=str(config.ready_file or ""),
         record_file=str(record or ""),

@@ -215,6 +215,10 @@ def run_fuse(
             "--strict", help="While the master cannot be asked, fail rather than answer from memory.", show_default=False
         ),
     ] = None,
+    read_only: Annotated[
+        bool | None,
+        typer.Option("--read-only", help="Change nothing, also where the namespace can be written.", show_default=False),
+    ] = None,
     allow_other: Annotated[
         bool | None, typer.Option("--allow-other/--no-allow-other", help="Let other users in; default: where we may.")
     ] = None,
@@ -264,6 +268,7 @@ def run_fuse(
     )
     flags["passthrough"] = passthrough
     flags["processes"] = processes
+    flags["read_only"] = read_only
     flags["verify_open"] = verify_open
     flags["open_wait_bytes"] = parse_size(open_wait) if open_wait else None
     if replace:

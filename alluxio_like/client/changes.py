@@ -1,8 +1,9 @@
 """Changes of the namespace, as programs make them.
 
 Owns the calls of the service Changes and what has to follow here: the master tells everybody else what is no longer so, and the
-caller is to forget it by itself. So what an answer recalls is forgotten before the answer is given on. Each call has an operation
-id; whoever may have to repeat one (a FUSE request that the kernel sends again) gives its own. Rule of concurrency: one event loop.
+caller is to forget it by itself. So what an answer recalls is forgotten before the answer is given on. Each call has a number,
+an operation id; whoever may have to repeat one (a FUSE request that the kernel sends again) gives its own. Rule of concurrency:
+one event loop.
 """
 
 import uuid

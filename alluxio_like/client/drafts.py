@@ -1,8 +1,8 @@
 """Files that are being written, with the worker of this machine that keeps their bytes.
 
 Owns the choice of that worker, and the opening of the draft: a file in one of the worker's cache directories, whose descriptors
-its door gave (local.py). The same worker for an inode from all mounts of the machine, so that they share one draft. What a draft is,
-and when it becomes a version, is the worker's. Rule of concurrency: one event loop.
+its door gave (local.py). The same worker for an inode from all mounts of the machine, so that they share one draft. What a
+draft is, and when it becomes a version, is the worker's. Rule of concurrency: one event loop.
 
 Beginning and sealing may take as long as a file takes to be brought or uploaded: they have no time limit of their own. A worker
 that stops answering is noticed by the channel, and one that is gone is waited for as long as any call waits.
@@ -87,9 +87,9 @@ class DraftFiles:
         """Nothing here has the draft open for writing any more. Raises Unavailable; the worker finds out by itself, too."""
         await self._ask(worker_id, lambda stub: stub.end(inode, timeout_s=_END_S), wait_s=0.0)
 
-    async def find(self, ref: FileRef) -> WorkerId:
-        """The worker that has, or would have, the draft of an inode. Raises as `begin`."""
-        return (await self._choose(ref.inode)).worker_id
+    async def find(self, inode: InodeId) -> WorkerId:
+        """The worker that has, or would have, the draft of an inode. Raises ReadOnly, Unavailable."""
+        return (await self._choose(inode)).worker_id
 
     async def _choose(self, inode: InodeId) -> Worker:
         view = await self._cluster.get_view()

@@ -3,12 +3,20 @@
 Pure functions.
 """
 
+from typing import Protocol
+
 from alluxio_like.fuse import wire
 from alluxio_like.fuse.attributes import PREFERRED_IO_BYTES, count_stat_blocks, get_stat_mode
 from alluxio_like.fuse.backend import Answer, Totals
-from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.operations import NAME_MAX_BYTES
 from alluxio_like.types import Attr
+
+
+class NodeGiver(Protocol):
+    """Who says which node id a name leads to."""
+
+    def get_node(self, attr: Attr) -> int: ...
+
 
 FREE_BLOCKS_BYTES = 1 << 50
 """Free space that statfs shows: there is no end to a store."""
@@ -26,19 +34,20 @@ def pack_attributes(attr: Attr) -> bytes:
         gid=attr.gid,
         mtime_ns=attr.mtime_ns,
         ctime_ns=attr.ctime_ns,
-        atime_ns=attr.mtime_ns,
+        atime_ns=attr.mtime_ns if attr.atime_ns is None else attr.atime_ns,
         nlink=attr.nlink,
         block_bytes=PREFERRED_IO_BYTES,
         blocks=count_stat_blocks(attr.size),
+        rdev=attr.device,
     )
 
 
-def pack_entry(nodes: Nodes, attr: Attr, valid_s: float) -> bytes:
+def pack_entry(nodes: NodeGiver, attr: Attr, valid_s: float) -> bytes:
     """An inode with the node id that its name leads to now."""
-    return wire.pack_entry(nodes.get_node(attr.inode, attr.kind), pack_attributes(attr), valid_s, valid_s)
+    return wire.pack_entry(nodes.get_node(attr), pack_attributes(attr), valid_s, valid_s)
 
 
-def pack_lookup(nodes: Nodes, answer: Answer) -> bytes:
+def pack_lookup(nodes: NodeGiver, answer: Answer) -> bytes:
     """The answer to LOOKUP, also to one of a name that does not exist; nothing: ENOENT."""
     if answer.entry is not None:
         return pack_entry(nodes, answer.entry.attr, answer.valid_s)

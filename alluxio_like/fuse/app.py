@@ -23,9 +23,10 @@ from alluxio_like.fuse import mountpoint
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.books_page import make_page, show_waiting
+from alluxio_like.fuse.changing import Changing
 from alluxio_like.fuse.choosing import choose_session
 from alluxio_like.fuse.client_backend import ClientBackend
-from alluxio_like.fuse.device import Device, DeviceWriter, Handshake
+from alluxio_like.fuse.device import WRITING, Device, DeviceWriter, Handshake
 from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.notify import Notifier
@@ -34,6 +35,7 @@ from alluxio_like.fuse.operations import Operations, Settings
 from alluxio_like.fuse.readers import Readers
 from alluxio_like.fuse.session_kernel import Session
 from alluxio_like.fuse.session_shared import SharedSession
+from alluxio_like.fuse.writing import Writing
 from alluxio_like.metrics import Health, HttpServer, Metrics, start_http
 from alluxio_like.types import Entry, Kind, Recall
 
@@ -120,9 +122,15 @@ def connect(config: FuseConfig, place: Path) -> Connection:
     """Mount at a place that was checked, and answer the kernel's first request. Blocks. Raises the package's errors; then
     nothing stays."""
     allow_other = mountpoint.may_allow_other() if config.allow_other is None else config.allow_other
-    device = Device.mount(place, allow_other=allow_other, source=mountpoint.SOURCE, subtype=mountpoint.SUBTYPE)
+    device = Device.mount(
+        place, allow_other=allow_other, read_only=config.read_only, source=mountpoint.SOURCE, subtype=mountpoint.SUBTYPE
+    )
     try:
-        handshake = device.shake_hands(passthrough=config.passthrough != "off", timeout_s=config.client.io_timeout_s)
+        handshake = device.shake_hands(
+            passthrough=config.passthrough != "off",
+            extra_flags=0 if config.read_only else WRITING,
+            timeout_s=config.client.io_timeout_s,
+        )
         if config.passthrough == "on" and not handshake.passthrough:
             raise ConfigError("this kernel has no FUSE passthrough (it came with Linux 6.9)", subject="passthrough")
     except BaseException:
@@ -244,15 +252,23 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
         serving=opener,
         get_url=lambda: address.url,
         generation=connection.generation,
+        writes=not config.read_only,
+        list_nodes=nodes.list_nodes,
+        on_sealed=opener.note_sealed,
     )
+    writing: Writing | None = None
+    if operations.drafts is not None and backend.changes is not None:
+        identity = connection.handshake.identity or int.from_bytes(os.urandom(7), "little")
+        changing = Changing(operations, backend.changes, operations.drafts, opener, identity)
+        writing = Writing(operations, changing, operations.drafts, opener, nodes, backend)
     metrics.fuse_handles.set_function(operations.count_open)
     metrics.fuse_session.labels(opener.describe_session()).set(1)
     accounting = Accounting(clock, metrics, backend.note_read)
     readers = Readers(config.processes - 1, device.fd, clock, metrics) if config.processes > 1 else None
     session = (
-        Session(operations, opener, nodes, device, io_timeout_s, Meter(metrics), accounting)
+        Session(operations, opener, nodes, device, io_timeout_s, Meter(metrics), accounting, writing)
         if readers is None
-        else SharedSession(operations, opener, nodes, device, io_timeout_s, Meter(metrics), accounting, readers)
+        else SharedSession(operations, opener, nodes, device, io_timeout_s, Meter(metrics), accounting, readers, writing)
     )
     description = opener.describe_session()
     return Parts(operations, session, notifier, description, accounting, address, backend.watch, opener, readers=readers)

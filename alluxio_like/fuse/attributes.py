@@ -15,7 +15,21 @@ STAT_BLOCK_BYTES = 512
 PREFERRED_IO_BYTES = 4096
 """st_blksize: what local file systems say, so that buffered readers behave as they do there."""
 
-_TYPE_BITS = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
+_TYPE_BITS = {
+    Kind.FILE: stat.S_IFREG,
+    Kind.DIRECTORY: stat.S_IFDIR,
+    Kind.SYMLINK: stat.S_IFLNK,
+    Kind.FIFO: stat.S_IFIFO,
+    Kind.SOCKET: stat.S_IFSOCK,
+    Kind.CHARACTER_DEVICE: stat.S_IFCHR,
+    Kind.BLOCK_DEVICE: stat.S_IFBLK,
+}
+_KINDS = {bits: kind for kind, bits in _TYPE_BITS.items()}
+
+
+def get_kind(mode: int) -> Kind | None:
+    """The kind that st_mode's type bits name; without any, a regular file."""
+    return _KINDS.get(stat.S_IFMT(mode) or stat.S_IFREG)
 
 
 def get_stat_mode(attr: Attr) -> int:
@@ -28,10 +42,16 @@ def count_stat_blocks(size: int) -> int:
     return -(-size // STAT_BLOCK_BYTES)
 
 
+class FileError(OSError):
+    """A system call on a file that is being written failed: the caller is told the same."""
+
+
 def get_errno(error: BaseException) -> int:
     """The errno that a failed operation answers with; never 0."""
     if isinstance(error, AlluxioLikeError):
         return get_disposition(error).errno
+    if isinstance(error, FileError):
+        return error.errno or errno.EIO
     if isinstance(error, asyncio.CancelledError):
         return errno.EINTR
     return errno.EIO

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from alluxio_like.rpc.messages import Priority
-from alluxio_like.types import Entry, FileRef, InodeId, Recall, SharedRange
+from alluxio_like.rpc.messages_writing import Changed, DraftSealed, NewAttributes, NewName, Renaming, XattrChange
+from alluxio_like.types import Entry, FileRef, InodeId, MountId, Recall, SharedRange, WorkerId
 from alluxio_like.waits import Seconds
 
 Buffer = bytes | bytearray | memoryview
@@ -131,8 +132,62 @@ class Reader(Protocol):
         ...
 
 
+class Changes(Protocol):
+    """What programs change in the namespace: client/changes.py, whose words apply."""
+
+    async def create(self, new: NewName, operation_id: str = "") -> Changed: ...
+
+    async def link(self, inode: InodeId, parent: InodeId, name: str, operation_id: str = "") -> Changed: ...
+
+    async def remove(self, parent: InodeId, name: str, *, directory: bool, operation_id: str = "") -> Changed: ...
+
+    async def rename(self, renaming: Renaming, operation_id: str = "") -> Changed: ...
+
+    async def set_attributes(self, inode: InodeId, wanted: NewAttributes, operation_id: str = "") -> Changed: ...
+
+    async def read_link(self, inode: InodeId) -> str: ...
+
+    async def get_xattrs(self, inode: InodeId) -> dict[bytes, bytes]: ...
+
+    async def set_xattr(self, inode: InodeId, change: XattrChange, operation_id: str = "") -> Changed: ...
+
+
+class OpenedDraft(Protocol):
+    """A draft, open for reading and writing; `fd` is the receiver's. `worker_id`: who keeps it."""
+
+    @property
+    def worker_id(self) -> WorkerId: ...
+
+    @property
+    def fd(self) -> int: ...
+
+
+class DraftFiles(Protocol):
+    """Files that are being written: client/drafts.py, whose words apply."""
+
+    async def check_writable(self, mount_id: MountId) -> None: ...
+
+    async def begin(self, ref: FileRef, *, truncate: bool) -> OpenedDraft: ...
+
+    async def seal(self, worker_id: WorkerId, inode: InodeId, operation_id: str) -> DraftSealed: ...
+
+    async def end(self, worker_id: WorkerId, inode: InodeId) -> None: ...
+
+    async def find(self, inode: InodeId) -> WorkerId: ...
+
+
 class Backend(Protocol):
     """The namespace and its files."""
+
+    @property
+    def changes(self) -> Changes | None:
+        """What changes the namespace; None: nothing can be changed, and nothing be written."""
+        ...
+
+    @property
+    def drafts(self) -> DraftFiles | None:
+        """Files that are being written; there where `changes` is."""
+        ...
 
     async def resolve(self, path: str) -> Answer:
         """An absolute path of the namespace."""

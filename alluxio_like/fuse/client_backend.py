@@ -6,7 +6,9 @@ Owns nothing but the conversion. Concurrency: that of the client, one event loop
 from collections.abc import Awaitable, Callable, Sequence
 
 from alluxio_like.cache.reader import LocalFile
+from alluxio_like.client.changes import Changes
 from alluxio_like.client.client import Client, FileReader
+from alluxio_like.client.drafts import DraftFiles
 from alluxio_like.client.far import FarReader
 from alluxio_like.fuse.backend import Answer, CachedCopy, CacheState, Listing, Totals, WholeFile
 from alluxio_like.rpc.messages import BlockLocation
@@ -29,6 +31,14 @@ class ClientBackend:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+
+    @property
+    def changes(self) -> Changes:
+        return self._client.changes
+
+    @property
+    def drafts(self) -> DraftFiles:
+        return self._client.drafts
 
     async def resolve(self, path: str) -> Answer:
         result = await self._client.lookup_path(path)

@@ -45,17 +45,23 @@ _WANTED = (
     | wire.INIT_EXT
 )
 
+WRITING = wire.ATOMIC_O_TRUNC | wire.HANDLE_KILLPRIV_V2
+"""What is asked for beside that for a mount that can be written: O_TRUNC comes with the OPEN, and set-id bits are ours to take
+away (else the kernel asks for security.capability before each write)."""
+
 
 class Handshake(NamedTuple):
     """What was agreed on with the kernel when the mount was made. `flags`: of those we asked for, what the kernel has.
 
-    `offered`: all that the kernel has said it can do.
+    `offered`: all that the kernel has said it can do. `identity`: a number that no other mount has (0: an older release made it);
+    with it a request's number names that request for ever.
     """
 
     minor: int
     flags: int
     offered: int
     max_write: int
+    identity: int = 0
 
     @property
     def passthrough(self) -> bool:
@@ -69,7 +75,7 @@ class Handshake(NamedTuple):
     def from_facts(cls, facts: Mapping[str, Any]) -> "Handshake":
         """From what `_asdict` gave, perhaps by another release. Raises ConfigError."""
         try:
-            return cls(*(int(facts[name]) for name in cls._fields))
+            return cls(*(int(facts.get(name, 0) if name == "identity" else facts[name]) for name in cls._fields))
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"the mount was made by another release ({error!r})") from None
 
@@ -83,7 +89,13 @@ def negotiate(
             f"the kernel speaks FUSE {asked.major}.{asked.minor}; 7.{OLDEST_MINOR} is needed: use --session pyfuse3"
         )
     wanted = _WANTED | extra_flags | (wire.PASSTHROUGH if passthrough else 0) | (wire.HAS_RESEND if resend else 0)
-    handshake = Handshake(min(asked.minor, wire.KERNEL_MINOR_VERSION), asked.flags & wanted, asked.flags, MAX_REQUEST_BYTES)
+    handshake = Handshake(
+        min(asked.minor, wire.KERNEL_MINOR_VERSION),
+        asked.flags & wanted,
+        asked.flags,
+        MAX_REQUEST_BYTES,
+        int.from_bytes(os.urandom(7), "little") + 1,
+    )
     body = wire.pack_init(
         minor=handshake.minor,
         flags=handshake.flags,

@@ -8,13 +8,16 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from alluxio_like.errors import Internal
 from alluxio_like.fuse.accounts import Open
 from alluxio_like.fuse.backend import Backend, Listing, Reader
 from alluxio_like.fuse.modes import Way
 from alluxio_like.types import Entry, InodeId
+
+if TYPE_CHECKING:
+    from alluxio_like.fuse.drafts import Draft
 
 _T = TypeVar("_T")
 _K = TypeVar("_K")
@@ -133,6 +136,9 @@ class FileHandle:
     waited_bytes: int = 0
     """Of `read_bytes`, given by reads that had to wait."""
     account: Open | None = None
+    draft: "Draft | None" = None
+    """What it reads instead of `reader`, since the file is being written on this machine; with `writes`, what it writes."""
+    writes: bool = False
     failures: list[Failure] = field(default_factory=list)
 
     def add_failure(self, failure: Failure) -> None:

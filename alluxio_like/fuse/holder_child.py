@@ -56,6 +56,7 @@ class Plan(NamedTuple):
     adopt: bool = False
     place_made: bool = False
     passthrough: str = "auto"
+    read_only: bool = False
     resend: bool = True
     ready_file: str = ""
     record_file: str = ""

@@ -47,7 +47,19 @@ class _Listing:
 class KernelMemory:
     """Of the mount of the directory `root`."""
 
-    def __init__(self, backend: Backend, teller: Teller, root: InodeId, clock: Clock) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        teller: Teller,
+        root: InodeId,
+        clock: Clock,
+        *,
+        changes: bool = False,
+        list_nodes: Callable[[InodeId], Iterable[int]] | None = None,
+    ) -> None:
+        """`changes`: the mount may change things itself. `list_nodes` gives the node ids that a file may have."""
+        self._changes = changes
+        self._list_nodes = list_nodes or (lambda inode: [inode])
         self._backend = backend
         self._teller = teller
         self._root = root
@@ -92,14 +104,29 @@ class KernelMemory:
 
     # Recalls
 
+    def note_own(self, recalls: Sequence[Recall]) -> None:
+        """What the kernel has changed itself: it has dropped its copies of what is no longer so."""
+        self.recalls += 1
+        for recall in recalls:
+            node = None if recall.directory == EVERYWHERE else self._get_node(recall.directory)
+            if node is not None:
+                self._drop_listing(node)
+
     def recall(
-        self, recalls: Sequence[Recall], in_use: Iterable[InodeId], open_directories: Sequence[InodeId]
+        self,
+        recalls: Sequence[Recall],
+        in_use: Iterable[InodeId],
+        open_directories: Sequence[InodeId],
+        is_shown: Callable[[InodeId], bool] = lambda inode: False,
     ) -> Awaitable[None]:
         """Have the kernel ask again for what is taken back; what is returned is done once it will. `in_use`: files that are
-        open."""
+        open; `is_shown`: of an inode whose attributes the kernel does not remember anyway.
+        """
         self.recalls += 1
         everything = False
         for recall in recalls:
+            if self._changes:
+                self._recall_attributes(recall, is_shown)
             if recall.directory == EVERYWHERE:
                 everything = everything or not recall.pins_only
             elif (node := self._get_node(recall.directory)) is not None:
@@ -153,6 +180,14 @@ class KernelMemory:
             self.tell_name(inode)
         await self._teller.flush()
 
+    def _recall_attributes(self, recall: Recall, is_shown: Callable[[InodeId], bool]) -> None:
+        """Of inodes, under whatever name the kernel found them. (Pages of what is another content now go at the next open.)"""
+        for inode in recall.inodes:
+            if inode == recall.directory or is_shown(inode):
+                continue
+            for node in [ROOT_NODE] if inode == self._root else self._list_nodes(inode):
+                self._teller.tell_inode(node, listing=False)
+
     def _recall_directory(
         self, node: int, recall: Recall, in_use: Iterable[InodeId], open_directories: Iterable[InodeId]
     ) -> None:
@@ -164,7 +199,12 @@ class KernelMemory:
             if names is not None and self._teller.can_tell_all and self._has_directory(recall.directory, names):
                 # A directory that is told by its name is nameless to who works in it until somebody looks it up again.
                 names = None
-        if names is None:
+        if self._changes and self._teller.can_tell_all and (names or names is None):
+            # A name that is told by itself waits in the kernel for what we are changing in that directory. That may wait at the
+            # master for another mount to hear of it, which in the same way waits for us.
+            self._teller.tell_all()
+            names = ()
+        elif names is None:
             if self._teller.can_tell_all:
                 self._recall_everything(open_directories)
             elif node == ROOT_NODE:

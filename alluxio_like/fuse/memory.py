@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alluxio_like.errors import AlluxioLikeError, NotADirectory, NotFound, Stale, TimedOut
-from alluxio_like.fuse.backend import Answer, Buffer, CachedCopy, CacheState, Listing, Totals, WholeFile
+from alluxio_like.fuse.backend import Answer, Buffer, CachedCopy, CacheState, Changes, DraftFiles, Listing, Totals, WholeFile
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import (
     ROOT_INODE,
@@ -235,6 +235,14 @@ class MemoryBackend:
         return None if self._whole_dir is None else self._whole_dir / str(inode)
 
     # Backend
+
+    @property
+    def changes(self) -> Changes | None:
+        return None
+
+    @property
+    def drafts(self) -> DraftFiles | None:
+        return None
 
     def open_far(self, entry: Entry) -> "MemoryReader | None":
         return None

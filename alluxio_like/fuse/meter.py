@@ -9,7 +9,7 @@ import logging
 import time
 
 from alluxio_like.errors import AlluxioLikeError
-from alluxio_like.fuse.attributes import get_errno
+from alluxio_like.fuse.attributes import FileError, get_errno
 from alluxio_like.metrics import Metrics, Times
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Meter:
         """The errno that a failed request is answered with; counted, and logged where it is worth it."""
         number = get_errno(error)
         self.count_error(what, number)
-        if not isinstance(error, AlluxioLikeError | TimeoutError | asyncio.CancelledError):
+        if not isinstance(error, AlluxioLikeError | FileError | TimeoutError | asyncio.CancelledError):
             log.error("%s failed unexpectedly", what, exc_info=error)
         elif number == errno.EIO:
             log.warning("%s: %s", what, error or "not done in time")

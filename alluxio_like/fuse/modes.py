@@ -11,7 +11,7 @@ The kernel's rules, each of which was tried:
 - FOPEN_DIRECT_IO|FOPEN_PASSTHROUGH counts as a passthrough open, but its reads come to the daemon.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
 
@@ -96,6 +96,10 @@ class _Node:
     direct: int = 0
     passing: int = 0
     backing_id: int = 0
+    version: int = 0
+    """Of the content that lives there."""
+    key: Hashable = None
+    """Stands for the file that is registered."""
     history: list[int] = field(default_factory=list)
     """Ways of opens; below zero: of their ends."""
 
@@ -138,14 +142,33 @@ class Modes:
         found = self._nodes.get(node)
         return 0 if found is None else found.backing_id
 
-    def open(self, node: int, way: Way, backing_id: int = 0) -> None:
-        """An open was answered so. `backing_id`: that of the node id, or a new one; for PASSTHROUGH and REROUTED.
+    def get_version(self, node: int) -> int | None:
+        """Of which version the opens of a node id are; None: there are none."""
+        found = self._nodes.get(node)
+        return None if found is None else found.version
+
+    def get_key(self, node: int) -> Hashable:
+        """What stands for the file that is registered for a node id."""
+        found = self._nodes.get(node)
+        return None if found is None else found.key
+
+    def note_version(self, nodes: Iterable[int], before: int, version: int, key: Hashable) -> None:
+        """What was one version has become another, in place: in the file that the key stands for, and in what is read from the
+        daemon."""
+        for node in nodes:
+            found = self._nodes.get(node)
+            if found is not None and found.version == before and (not found.backing_id or found.key == key):
+                found.version = version
+
+    def open(self, node: int, way: Way, backing_id: int = 0, *, version: int = 0, key: Hashable = None) -> None:
+        """An open was answered so. `backing_id`: that of the node id, or a new one; for PASSTHROUGH and REROUTED. `key` stands
+        for a new one's file. An open that does not fit the version that lives there does not change what that is.
 
         Raises Internal for an answer that the kernel would not take.
         """
         found = self._nodes.get(node)
         if found is None:
-            found = _Node(self.get_mode(node))
+            found = _Node(self.get_mode(node), version=version)
         after = _OPENS.get((found.mode, way))
         passing = way is Way.PASSTHROUGH or way is Way.REROUTED
         if after is None or (passing and (not backing_id or found.backing_id not in (0, backing_id))):
@@ -154,7 +177,8 @@ class Modes:
         found.mode = after
         if passing:
             found.passing += 1
-            found.backing_id = backing_id
+            if not found.backing_id:
+                found.backing_id, found.key = backing_id, key
         elif way is Way.CACHED:
             found.cached += 1
         else:
@@ -182,7 +206,7 @@ class Modes:
         else:
             found.passing -= 1
             if not found.passing:
-                closed, found.backing_id = found.backing_id, 0
+                closed, found.backing_id, found.key = found.backing_id, 0, None
         if not (found.cached or found.direct or found.passing):
             del self._nodes[node]
         elif found.mode is not Mode.UNKNOWN:

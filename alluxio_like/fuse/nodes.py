@@ -13,7 +13,7 @@ concurrency: one event loop.
 from collections.abc import Callable
 
 from alluxio_like.fuse.handles import BoundedDict
-from alluxio_like.types import InodeId, Kind
+from alluxio_like.types import InodeId
 
 INODE_BITS = 48
 TURNS = 64
@@ -32,10 +32,7 @@ class Nodes:
     def __init__(self, generation: int = 0) -> None:
         self._base = generation % GENERATIONS << _GENERATION_SHIFT
         self._turns: BoundedDict[InodeId, int] = BoundedDict(_MOVED)
-
-    def get_node(self, inode: InodeId, kind: Kind) -> int:
-        """The node id that a lookup gives now."""
-        return self.get_file_node(inode) if kind is Kind.FILE else inode
+        self._highest: BoundedDict[InodeId, int] = BoundedDict(_MOVED)
 
     def get_file_node(self, inode: InodeId) -> int:
         """The node id that a lookup of a regular file gives now."""
@@ -44,6 +41,11 @@ class Nodes:
             if turn:
                 return inode | turn << INODE_BITS | self._base
         return inode | self._base
+
+    def list_nodes(self, inode: InodeId) -> list[int]:
+        """All node ids that this daemon may have given out for an inode."""
+        found = [inode | turn << INODE_BITS | self._base for turn in range((self._highest.lookup(inode) or 0) + 1)]
+        return found if found[0] == inode else [inode, *found]
 
     @staticmethod
     def get_inode(node: int) -> InodeId:
@@ -59,5 +61,6 @@ class Nodes:
         for turn in range(TURNS):
             if fits(inode | turn << INODE_BITS | self._base):
                 self._turns.set(inode, turn)
+                self._highest.set(inode, max(turn, self._highest.lookup(inode) or 0))
                 return True
         return False

@@ -14,15 +14,17 @@ Rule of concurrency: one event loop. `decide` neither awaits nor waits: what it 
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from alluxio_like.clock import Clock
 from alluxio_like.errors import AlluxioLikeError, Stale, Unsupported
 from alluxio_like.fuse import wire
 from alluxio_like.fuse.backend import Backend, Reader, WholeFile
+from alluxio_like.fuse.drafts import Draft
 from alluxio_like.fuse.filling import Filler
 from alluxio_like.fuse.handles import BoundedDict
 from alluxio_like.fuse.ledger import SentAway
@@ -30,7 +32,7 @@ from alluxio_like.fuse.modes import Mode, Modes, Way, Wish
 from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
-from alluxio_like.types import Entry, InodeId
+from alluxio_like.types import Attr, Entry, InodeId, Kind, VersionId
 from alluxio_like.waits import NONE, Seconds
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,24 @@ class OpenSettings:
     io_timeout_s: float
 
 
+class _Disk:
+    """Stands for where drafts are."""
+
+
+class _DraftFile:
+    """A draft as a file that can be registered."""
+
+    def __init__(self, draft: Draft, disk: _Disk) -> None:
+        # Not the draft's own descriptor: registered for writing, the file would never be over.
+        self.fd = os.open(f"/proc/self/fd/{draft.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        self.directory: Hashable = disk
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
 class Choice(NamedTuple):
     """How an open is answered. `reader` belongs to the handle from now on."""
 
@@ -125,7 +145,11 @@ class Opener:
         self._refused: WeakKeyDictionary[Hashable, str] = WeakKeyDictionary()
         """Cache directories whose files the kernel does not read by itself, and why."""
         self._has_refused = False
+        self._disks: dict[int, _Disk] = {}
+        self._written: WeakValueDictionary[InodeId, Draft] = WeakValueDictionary()
         self._is_prepared = False
+        self._pages: BoundedDict[int, int] = BoundedDict(_SENT_AWAY)
+        """Of which version the kernel's pages of a node id are, where that is not the first one; -1: not known."""
         self._unfilled: BoundedDict[InodeId, float] = BoundedDict(_SENT_AWAY)
         self._closing: set[asyncio.Task[None]] = set()
         self._filler = Filler(backend, clock, metrics)
@@ -138,6 +162,20 @@ class Opener:
     def passes(self) -> bool:
         """Whether the kernel may read files by itself at all."""
         return self._passes
+
+    def get_node(self, attr: Attr) -> int:
+        """The node id that a lookup gives now: one on which no other content is open."""
+        inode = attr.inode
+        if attr.kind is not Kind.FILE:
+            return inode
+        node = self._nodes.get_file_node(inode)
+        version = self._modes.get_version(node)
+        if version is None or version == attr.version or not self._nodes.is_ours(node):
+            return node
+        draft = self._written.get(inode)
+        if draft is None or draft.over:
+            self._nodes.move(inode, lambda other: self._modes.get_version(other) in (None, attr.version))
+        return self._nodes.get_file_node(inode)
 
     # Opens
 
@@ -258,12 +296,44 @@ class Opener:
         until_s = self._unfilled.lookup(entry.attr.inode)
         return until_s is None or self._clock.monotonic() >= until_s
 
-    def decide(self, node: int, entry: Entry, thread: int, unique: int, whole: WholeFile | None, *, note: bool = True) -> Choice:
+    def open_draft(self, node: int, entry: Entry, draft: Draft, thread: int, unique: int, *, writes: bool) -> Choice:
+        """How an open of a file that is being written is answered. Raises Stale."""
+        self._send_on(node, entry, thread, unique)
+        self._written[draft.inode] = draft
+        disk = self._disks.setdefault(draft.key[0], _Disk())
+        whole = _DraftFile(draft, disk) if self._passes else None
+        try:
+            choice = self.decide(node, entry, thread, unique, whole, note=False, draft=draft)
+        finally:
+            if whole is not None:
+                whole.close()
+        # Closing a descriptor that writes is what seals.
+        return choice._replace(open_flags=choice.open_flags & ~wire.FOPEN_NOFLUSH) if writes else choice
+
+    def note_sealed(self, draft: Draft, before: VersionId) -> None:
+        """What was written has become another version, in place."""
+        self._modes.note_version(self._nodes.list_nodes(draft.inode), before, draft.version, draft.key)
+
+    def decide(
+        self,
+        node: int,
+        entry: Entry,
+        thread: int,
+        unique: int,
+        whole: WholeFile | None,
+        *,
+        note: bool = True,
+        draft: Draft | None = None,
+    ) -> Choice:
         """How an open is answered, with the file that holds all of the content if there is one. Raises Stale. `note`: a file that
-        is not whole may be brought in the background.
+        is not whole may be brought in the background. `draft`: what the open reads and writes.
         """
         inode = entry.attr.inode
+        version = entry.attr.version if draft is None else draft.version
         wish = Wish.PASSTHROUGH if whole is not None and self._may_pass(whole) else Wish.CACHED
+        if draft is not None and self._modes.get_mode(node) is Mode.CACHED:
+            # What is written has to go through the pages that others read here.
+            wish = Wish.CACHED
         is_back = self._is_back(thread, inode, unique)
         if is_back and thread:
             # (All threads of other process namespaces are 0: which of them comes back cannot be told.)
@@ -271,9 +341,9 @@ class Opener:
             self._backings.forget_sent(thread, inode)
         can_move = not is_back
         while True:
-            way = self._modes.decide(node, wish, can_move=can_move)
+            way = self._decide_way(node, wish, version, draft, can_move=can_move)
             if way is Way.ELSEWHERE:
-                if self._send_away(node, inode, wish):
+                if self._send_away(node, inode, wish, version):
                     self._note_sent_away(thread, inode, unique)
                     raise Stale("opened by another node id", subject=entry.name)
                 can_move = False
@@ -288,7 +358,8 @@ class Opener:
                     continue
             break
         try:
-            self._modes.open(node, way, backing_id)
+            key = _get_key(whole) if is_new and whole is not None else None
+            self._modes.open(node, way, backing_id, version=version, key=key)
         except AlluxioLikeError:
             if is_new:
                 self._backings.close_backing(backing_id)
@@ -297,7 +368,32 @@ class Opener:
         if whole is None and note:
             self._note_not_whole(entry)
         passing = way is Way.PASSTHROUGH or way is Way.REROUTED
-        return Choice(way, _FLAGS[way], backing_id if passing else 0)
+        flags = _FLAGS[way]
+        if way is Way.CACHED and not self._note_pages(node, version, draft):
+            flags &= ~wire.FOPEN_KEEP_CACHE
+        return Choice(way, flags, backing_id if passing else 0)
+
+    def _decide_way(self, node: int, wish: Wish, version: int, draft: Draft | None, *, can_move: bool) -> Way:
+        mode = self._modes.get_mode(node)
+        if mode in (Mode.IDLE, Mode.UNKNOWN):
+            return self._modes.decide(node, wish, can_move=can_move)
+        fits = self._modes.get_version(node) == version
+        if fits and draft is not None and mode is Mode.PASSTHROUGH:
+            fits = self._modes.get_key(node) == draft.key
+        if fits:
+            return self._modes.decide(node, wish, can_move=can_move)
+        # Another content lives there; what cannot go elsewhere is answered here, by the handle and not by the node id.
+        return Way.ELSEWHERE if can_move else Way.REROUTED if mode is Mode.PASSTHROUGH else Way.DIRECT
+
+    def _note_pages(self, node: int, version: int, draft: Draft | None) -> bool:
+        """Whether the pages that the kernel has of a node id are of this version; those it has from now on are."""
+        if draft is not None:
+            self._pages.set(node, -1)
+            return False
+        known = self._pages.lookup(node)
+        if known is not None or version > 1:
+            self._pages.set(node, version)
+        return known == version if known is not None else version <= 1
 
     def release(self, node: int, way: Way) -> None:
         """An open that was answered so has ended."""
@@ -325,10 +421,13 @@ class Opener:
         self._backings.note_sent(SentAway(thread, inode, unique, until_s))
         self._metrics.fuse_moves.inc()
 
-    def _send_away(self, node: int, inode: InodeId, wish: Wish) -> bool:
-        if self._modes.get_mode(node) is Mode.UNKNOWN and self._modes.fits(self._nodes.get_file_node(inode), wish):
+    def _send_away(self, node: int, inode: InodeId, wish: Wish, version: int) -> bool:
+        def fits(other: int) -> bool:
+            return self._modes.fits(other, wish) and self._modes.get_version(other) in (None, version)
+
+        if self._modes.get_mode(node) is Mode.UNKNOWN and fits(self._nodes.get_file_node(inode)):
             return True
-        return self._nodes.move(inode, lambda other: self._modes.fits(other, wish))
+        return self._nodes.move(inode, fits)
 
     # The kernel's own reading
 
@@ -388,6 +487,11 @@ class Opener:
     def list_refusals(self) -> list[str]:
         """Why the kernel does not read (some) files by itself; empty: nothing stands in the way."""
         return [self._why_not] if self._why_not else sorted(set(self._refused.values()))
+
+
+def _get_key(whole: WholeFile) -> tuple[int, int]:
+    found = os.fstat(whole.fd)
+    return found.st_dev, found.st_ino
 
 
 def _make_counter(modes: Modes, way: Way) -> Callable[[], float]:

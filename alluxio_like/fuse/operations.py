@@ -2,7 +2,8 @@
 
 Owns what each operation means: which errors, which attributes, how long the kernel may keep an answer, what an open handle
 promises. Knows neither a session's library nor the client library; it raises the package's errors, and sessions turn them into
-errno. Every write is refused with ReadOnly.
+errno. What changes something is in changing.py and writing.py; here it is refused with ReadOnly. What is being written is shown
+as it is (drafts.py).
 
 Concurrency: one event loop, any number of operations at once. State is touched only between awaits, except in directory handles,
 which have a lock each. Inode ids are never used twice, so nothing has to be remembered for the kernel: forget is not needed.
@@ -12,7 +13,7 @@ The mount's root has node id 1 whatever inode it is. All other node ids are inod
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from alluxio_like.clock import Clock
@@ -33,10 +34,11 @@ from alluxio_like.errors import (
 )
 from alluxio_like.fuse import xattrs
 from alluxio_like.fuse.backend import Answer, Backend, Buffer, Reader, Totals
+from alluxio_like.fuse.drafts import Draft, Drafts
 from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, FileHandle, HandleTable, KeptPage
 from alluxio_like.fuse.kernel_memory import ROOT_NODE, KernelMemory
 from alluxio_like.fuse.notify import SILENT, Teller
-from alluxio_like.types import EVERYWHERE, Attr, Entry, InodeId, Kind, Recall, SharedRange, to_bytes, to_str
+from alluxio_like.types import EVERYWHERE, Attr, Entry, InodeId, Kind, Recall, SharedRange, VersionId, to_bytes, to_str
 
 NAME_MAX_BYTES = 255
 
@@ -85,8 +87,12 @@ class Operations:
         serving: xattrs.Serving = xattrs.PYFUSE3,
         get_url: Callable[[], str] = str,
         generation: int = 0,
+        writes: bool = False,
+        list_nodes: Callable[[InodeId], Iterable[int]] | None = None,
+        on_sealed: Callable[[Draft, VersionId], None] = lambda draft, before: None,
     ) -> None:
-        """`teller` tells the kernel what it should ask for again.
+        """`teller` tells the kernel what it should ask for again. `writes`: the mount may be written, where the backend can be.
+        `list_nodes` gives the node ids of a file; `on_sealed`: see Drafts.
 
         `get_url` says where the daemon's HTTP server is. `generation` tells this daemon's handles from those of an earlier one
         on the same mount.
@@ -101,7 +107,13 @@ class Operations:
         self._directories: HandleTable[DirectoryHandle] = HandleTable(generation)
         self._stale: BoundedDict[InodeId, None] = BoundedDict(_STALE_INODES)
         self._root_until_s = 0.0
-        self.kernel_memory = KernelMemory(backend, teller, root.attr.inode, clock)
+        self.drafts: Drafts | None = None
+        """What is being written; None: nothing can be."""
+        if writes and backend.drafts is not None:
+            self.drafts = Drafts(backend.drafts, lambda inode: list(self._open.get(inode, ())), on_sealed)
+        self.kernel_memory = KernelMemory(
+            backend, teller, root.attr.inode, clock, changes=self.drafts is not None, list_nodes=list_nodes
+        )
         self._away_until_s = 0.0
         self._open: dict[InodeId, list[FileHandle]] = {}
         self._totals = Totals(0, 0)
@@ -113,7 +125,7 @@ class Operations:
         """A name in a directory; an answer without an entry may be kept by the kernel too."""
         if len(name) > NAME_MAX_BYTES:
             raise NameTooLong("a name has at most 255 bytes")
-        directory, text = self._get_inode(parent), to_str(name)
+        directory, text = self.get_inode(parent), to_str(name)
         known = self._backend.lookup_old(directory, text)
         if known is not None and known.attr.inode in self._stale:
             known = None
@@ -121,7 +133,19 @@ class Operations:
         if is_fresh and answer.entry is not None:
             # Whoever looked it up again has been told that this is the content of the moment.
             self._stale.discard(answer.entry.attr.inode)
-        return Answer(answer.entry, self._limit(answer.valid_s))
+        return self._show(answer.entry, answer.valid_s)
+
+    def _show(self, entry: Entry | None, valid_s: float) -> Answer:
+        """An answer for the kernel: with what is being written, which it is not to remember."""
+        if entry is not None and self.drafts is not None and self.drafts.lookup(entry.attr.inode) is not None:
+            return Answer(replace(entry, attr=self.drafts.show(entry.attr)), 0.0)
+        return Answer(entry, self._limit(valid_s))
+
+    def show(self, entry: Entry, valid_s: float) -> tuple[Attr, float]:
+        """Attributes as they are to be shown, and for how long."""
+        shown = self._show(entry, valid_s)
+        assert shown.entry is not None
+        return shown.entry.attr, shown.valid_s
 
     async def getattr(self, node: int) -> tuple[Attr, float]:
         """Attributes and for how many seconds they may be kept."""
@@ -130,12 +154,11 @@ class Operations:
                 await self._refresh("root", self._refresh_root)
             left_s = self._root_until_s - self._clock.monotonic()
             return self._root.attr, self._limit(max(left_s, _KNOWN_VALID_S))
-        entry, valid_s = await self._get_entry(InodeId(node))
-        return entry.attr, self._limit(valid_s)
+        return self.show(*await self._get_entry(InodeId(node)))
 
     def try_lookup(self, parent: int, name: bytes) -> Answer | None:
         """What `lookup` gives, when it can be had without asking anybody; else None."""
-        directory = self._get_inode(parent)
+        directory = self.get_inode(parent)
         if len(name) > NAME_MAX_BYTES:
             return None
         answer = self._backend.lookup_known(directory, to_str(name))
@@ -143,7 +166,7 @@ class Operations:
             return None
         if answer.entry is not None:
             self._stale.discard(answer.entry.attr.inode)
-        return Answer(answer.entry, self._limit(answer.valid_s))
+        return self._show(answer.entry, answer.valid_s)
 
     def try_getattr(self, node: int) -> tuple[Attr, float] | None:
         """What `getattr` gives, when it can be had without asking anybody; else None."""
@@ -153,16 +176,29 @@ class Operations:
         answer = self._backend.get_known(InodeId(node))
         if answer is None or answer.entry is None:
             return None
-        return answer.entry.attr, self._limit(answer.valid_s)
+        return self.show(answer.entry, answer.valid_s)
 
     def begin_recall(self, recalls: Sequence[Recall]) -> Awaitable[None]:
         """Have the kernel ask again for what is taken back; what is returned is done once it will. The backend has forgotten
         it."""
+        self._forget_root(recalls)
+        drafts = self.drafts
+        return self.kernel_memory.recall(
+            recalls,
+            [file.entry.attr.inode for file in self._files],
+            [directory.entry.attr.inode for directory in self._directories],
+            is_shown=lambda inode: drafts is not None and drafts.lookup(inode) is not None,
+        )
+
+    def note_changed(self, recalls: Sequence[Recall]) -> None:
+        """The kernel has changed something by itself, and knows."""
+        self._forget_root(recalls)
+        self.kernel_memory.note_own(recalls)
+
+    def _forget_root(self, recalls: Sequence[Recall]) -> None:
         inode = self._root.attr.inode
-        if any(recall.directory in (EVERYWHERE, inode) for recall in recalls):
+        if any(recall.directory in (EVERYWHERE, inode) or inode in recall.inodes for recall in recalls):
             self._root_until_s = 0.0
-        files = [file.entry.attr.inode for file in self._files]
-        return self.kernel_memory.recall(recalls, files, [directory.entry.attr.inode for directory in self._directories])
 
     # Files
 
@@ -171,18 +207,27 @@ class Operations:
         IsADirectory."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & (os.O_TRUNC | os.O_APPEND):
             raise self.refuse_write()
-        inode = self._get_inode(node)
+        inode = self.get_inode(node)
         if inode in self._stale:
             raise Stale("the file was replaced or removed", subject=str(inode))
-        # However long ago it was heard of: an inode's content is the same for ever.
-        known = self._backend.get_old(inode)
-        return None if known is None else self._check_kind(known[0])
+        if self._backend.changes is None:
+            # However long ago it was heard of: an inode's content is the same for ever.
+            old = self._backend.get_old(inode)
+            return None if old is None else self._check_kind(old[0])
+        known = self._backend.get_known(inode)
+        return None if known is None else self._check_kind(known.entry)
+
+    async def get_entry_to_write(self, node: int) -> Entry:
+        """The file that is to be written, as it is now. Raises IsADirectory, NotFound."""
+        entry, _ = await self._get_entry(self.get_inode(node))
+        self._check_kind(entry)
+        return entry
 
     async def get_entry_to_open(self, node: int, flags: int) -> Entry:
         """The file that is to be opened. Raises as `find_entry`, and what keeps it from being known."""
         entry = self.find_entry(node, flags)
         if entry is None:
-            entry, _ = await self._get_entry(self._get_inode(node))
+            entry, _ = await self._get_entry(self.get_inode(node))
             self._check_kind(entry)
         return entry
 
@@ -210,7 +255,7 @@ class Operations:
         """What is open under a number; None: nothing of ours."""
         return self._files.lookup(handle)
 
-    async def adopt_file(self, handle: int, node: int) -> None:
+    async def adopt_file(self, handle: int, node: int, *, writes: bool = False) -> None:
         """Take over a handle that an earlier daemon gave out for a node. Raises Internal for a number of our own that is not
         open."""
         if self._files.lookup(handle) is not None:
@@ -218,14 +263,33 @@ class Operations:
         if not self._files.is_foreign(handle):
             raise Internal(f"handle {handle} is not open")
         try:
-            entry, _ = await self._get_entry(self._get_inode(node))
+            entry, _ = await self._get_entry(self.get_inode(node))
         except NotFound:
             raise Stale("what an earlier daemon had open is gone", subject=str(node)) from None
         self._check_kind(entry)
+        draft = await self.drafts.adopt(entry) if writes and self.drafts is not None else None
         if self._files.lookup(handle) is None:
-            file = FileHandle(entry)
+            file = FileHandle(entry, draft=draft, writes=draft is not None)
             self._open.setdefault(entry.attr.inode, []).append(file)
             self._files.adopt(handle, file)
+            self.attach(file)
+        elif draft is not None and self.drafts is not None:
+            await self.drafts.begin_release(draft)
+
+    def find_draft(self, entry: Entry) -> Draft | None:
+        """What is being written of a file here."""
+        return None if self.drafts is None else self.drafts.lookup(entry.attr.inode)
+
+    def attach(self, file: FileHandle) -> None:
+        """Have a handle that was just opened read what is being written, if the file is."""
+        draft = None if self.drafts is None else self.drafts.lookup(file.entry.attr.inode)
+        if draft is not None and self.drafts is not None:
+            self.drafts.attach(file, draft)
+
+    def note_unlinked(self, entry: Entry) -> None:
+        """A name of an inode was taken away: whoever has it open is shown how many are left."""
+        for file in self._open.get(entry.attr.inode, ()):
+            file.entry = replace(file.entry, attr=replace(file.entry.attr, nlink=entry.attr.nlink, ctime_ns=entry.attr.ctime_ns))
 
     def note_stale(self, entry: Entry) -> None:
         """The content of a file turned out to be gone: whoever opens it next looks its name up first."""
@@ -247,11 +311,15 @@ class Operations:
     def try_read(self, handle: int, offset: int, length: int) -> Buffer | None:
         """What `read` gives, when it is at hand without waiting; valid until the next call of it."""
         file = self._files.get(handle)
+        if file.draft is not None:
+            return None
         length = min(length, file.entry.attr.size - offset)
         return self._get_reader(file).try_read(offset, length) if length > 0 else b""
 
     def try_read_into(self, file: FileHandle, offset: int, buffer: memoryview) -> int:
         """Read into `buffer`, as `try_read`: how many bytes (fewer than it holds only at the end of the file); -1: ask `read`."""
+        if file.draft is not None and self.drafts is not None:
+            return self.drafts.try_read_into(file.draft, offset, buffer)
         length = file.entry.attr.size - offset
         if length <= 0:
             return 0
@@ -262,11 +330,13 @@ class Operations:
     def share(self, file: FileHandle, offset: int, length: int) -> SharedRange | None:
         """What another process needs to answer a read by itself; None: it is to be answered here."""
         length = min(length, file.entry.attr.size - offset)
-        return self._get_reader(file).share(offset, length) if length > 0 else None
+        return self._get_reader(file).share(offset, length) if length > 0 and file.draft is None else None
 
     async def read(self, handle: int, offset: int, length: int) -> Buffer:
         """Bytes of the file, short only at its end. Raises Stale, Store*, Unavailable, TimedOut, ... within io_timeout_s."""
         file = self._files.get(handle)
+        if file.draft is not None and self.drafts is not None:
+            return await self.drafts.use(file.draft, lambda fd: os.pread(fd, length, offset))
         length = min(length, file.entry.attr.size - offset)
         if length <= 0:
             return b""
@@ -290,7 +360,8 @@ class Operations:
         return data
 
     def begin_release(self, handle: int) -> FileHandle | None:
-        """Forget an open file; it is the caller's to close its reader. None: it was not open."""
+        """Forget an open file; it is the caller's to close its reader, and to release its draft if it writes. None: it was not
+        open."""
         file = self._files.pop(handle)
         if file is not None:
             inode = file.entry.attr.inode
@@ -299,6 +370,8 @@ class Operations:
                 del self._open[inode]
             else:
                 opened.remove(file)
+            if file.draft is not None and not file.writes and self.drafts is not None:
+                self.drafts.detach(file)
         return file
 
     async def release(self, handle: int) -> None:
@@ -324,7 +397,7 @@ class Operations:
 
     def has_open_directory(self, node: int) -> bool:
         """Whether a directory is open."""
-        inode = self._get_inode(node)
+        inode = self.get_inode(node)
         return any(directory.entry.attr.inode == inode for directory in self._directories)
 
     async def adopt_directory(self, handle: int, node: int) -> None:
@@ -378,7 +451,8 @@ class Operations:
             page, place, ordinal = found
             valid_s = self._get_valid_s(page)
             for number, entry in enumerate(page.listing.entries[place:], ordinal + 3):
-                if not emit(to_bytes(entry.name), entry.attr, valid_s, number, True):
+                attr, shown_s = self.show(entry, valid_s) if self.drafts is not None else (entry.attr, valid_s)
+                if not emit(to_bytes(entry.name), attr, shown_s, number, True):
                     break
             return valid_s
 
@@ -403,17 +477,19 @@ class Operations:
         await self._refresh("totals", self._refresh_totals)
         return self._totals
 
-    @staticmethod
-    def is_xattr(name: bytes) -> bool:
+    def is_xattr(self, name: bytes) -> bool:
         """Whether an extended attribute can be there; what cannot need not be asked for."""
-        return xattrs.is_known(name)
+        return xattrs.is_known(name) or (self.drafts is not None and xattrs.is_users(name))
 
     async def getxattr(self, node: int, name: bytes) -> bytes:
         """The value of an extended attribute. Raises NoData for one that is not there."""
         if not xattrs.is_known(name):
             # The kernel and ls ask for security.* and system.* of every file; that must cost nothing.
-            raise NoData("no such extended attribute")
-        entry = await self._get_shown_entry(node)
+            value = (await self._get_users_xattrs(node)).get(name) if xattrs.is_users(name) else None
+            if value is None:
+                raise NoData("no such extended attribute")
+            return value
+        entry = await self.get_shown_entry(node)
         if name == xattrs.HTTP and node == ROOT_NODE:
             return self._get_url().encode()
         if name == xattrs.SESSION and node == ROOT_NODE:
@@ -429,11 +505,19 @@ class Operations:
 
     async def listxattr(self, node: int) -> list[bytes]:
         """The names of an inode's extended attributes."""
-        return xattrs.list_names(await self._get_shown_entry(node), is_root=node == ROOT_NODE)
+        names = xattrs.list_names(await self.get_shown_entry(node), is_root=node == ROOT_NODE)
+        return [*names, *await self._get_users_xattrs(node)]
+
+    async def _get_users_xattrs(self, node: int) -> dict[bytes, bytes]:
+        changes = self._backend.changes
+        return {} if changes is None else await changes.get_xattrs(self.get_inode(node))
 
     async def readlink(self, node: int) -> bytes:
-        """There are no symbolic links yet."""
-        raise InvalidArgument("not a symbolic link", subject=str(node))
+        """Where a symbolic link leads. Raises InvalidArgument for anything else."""
+        changes = self._backend.changes
+        if changes is None:
+            raise InvalidArgument("not a symbolic link", subject=str(node))
+        return to_bytes(await changes.read_link(self.get_inode(node)))
 
     def refuse_write(self) -> ReadOnly:
         """What every operation that would change something raises."""
@@ -450,19 +534,23 @@ class Operations:
         await asyncio.gather(*self._refreshes.values(), return_exceptions=True)
         readers = [file.reader for file in self._files if file.reader is not None]
         await asyncio.gather(*(reader.close() for reader in readers), return_exceptions=True)
+        if self.drafts is not None:
+            await self.drafts.close()
         self._files = HandleTable()
         self._directories = HandleTable()
         self._open.clear()
 
     # Inside
 
-    def _get_inode(self, node: int) -> InodeId:
+    def get_inode(self, node: int) -> InodeId:
+        """The inode of a node id that was stripped of its epoch (nodes.py); the mount's root has node id 1."""
         return self._root.attr.inode if node == ROOT_NODE else InodeId(node)
 
     def _limit(self, valid_s: float) -> float:
         return max(0.0, min(valid_s, self._settings.entry_timeout_s))
 
-    async def _get_shown_entry(self, node: int) -> Entry:
+    async def get_shown_entry(self, node: int) -> Entry:
+        """What is known of an inode now."""
         return self._root if node == ROOT_NODE else (await self._get_entry(InodeId(node)))[0]
 
     async def _get_entry(self, inode: InodeId) -> tuple[Entry, float]:

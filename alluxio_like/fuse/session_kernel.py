@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from alluxio_like.fuse import answers, wire
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.attributes import get_stat_mode
+from alluxio_like.fuse.changing import Answerer
 from alluxio_like.fuse.device import BUFFER_BYTES, Device
 from alluxio_like.fuse.handles import FileHandle
 from alluxio_like.fuse.interrupts import is_killed
@@ -27,7 +28,8 @@ from alluxio_like.fuse.modes import Way
 from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.opening import Choice, Opener
 from alluxio_like.fuse.operations import Operations
-from alluxio_like.types import Attr, Entry
+from alluxio_like.fuse.writing import Opened, Writing
+from alluxio_like.types import Attr
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +76,12 @@ class Session:
         io_timeout_s: float,
         meter: Meter,
         accounting: Accounting,
+        writing: Writing | None = None,
     ) -> None:
+        """`writing`: None where nothing can be changed."""
         self._operations = operations
+        self._writing = writing
+        self._answerers = {} if writing is None else writing.list_answerers()
         self._opener = opener
         self._nodes = nodes
         self._device = device
@@ -231,6 +237,9 @@ class Session:
     def _get_body(self, length: int) -> memoryview:
         return memoryview(self._buffer)[_HEADER_BYTES:length]
 
+    def _get_request(self, length: int) -> memoryview:
+        return memoryview(self._buffer)[:length]
+
     def _get_name(self, length: int, start: int = _HEADER_BYTES) -> bytes:
         """A name that ends the request, with its NUL."""
         return bytes(memoryview(self._buffer)[start : length - 1])
@@ -249,8 +258,8 @@ class Session:
 
     async def _run(self, request: _Request, unique: int, call: Coroutine[None, None, bytes | None]) -> None:
         try:
-            # A read bounds itself, and remembers that it failed.
-            async with asyncio.timeout(None if request.what == "read" else self._io_timeout_s):
+            # A read bounds itself, and remembers that it failed. A change ends when it is known what became of it.
+            async with asyncio.timeout(None if request.what in _BOUNDED_BELOW else self._io_timeout_s):
                 body = await call
         except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
             self._fail(request.what, unique, error)
@@ -304,12 +313,12 @@ class Session:
         if answer is None:
             self._spawn("lookup", unique, thread, started_s, self._lookup_slowly(unique, node, name))
             return
-        self._reply_lookup(unique, answers.pack_lookup(self._nodes, answer))
+        self._reply_lookup(unique, answers.pack_lookup(self._opener, answer))
         self._meter.count("lookup", started_s)
 
     async def _lookup_slowly(self, unique: int, node: int, name: bytes) -> None:
         answer = await self._operations.lookup(node, name)
-        self._reply_lookup(unique, answers.pack_lookup(self._nodes, answer))
+        self._reply_lookup(unique, answers.pack_lookup(self._opener, answer))
 
     def _reply_lookup(self, unique: int, body: bytes) -> None:
         self._write(wire.pack_reply(unique, body) if body else wire.pack_error(unique, errno.ENOENT))
@@ -332,36 +341,58 @@ class Session:
 
     def _open(self, unique: int, node: int, thread: int, _length: int) -> None:
         started_s = time.perf_counter()
-        flags, _ = wire.OPEN_IN.unpack_from(self._buffer, _HEADER_BYTES)
-        entry = self._operations.find_entry(self._nodes.get_inode(node), flags)
+        flags, open_flags = wire.OPEN_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        if self._writing is not None and flags & (os.O_ACCMODE | os.O_TRUNC):
+            header = wire.parse_header(memoryview(self._buffer))
+            self._spawn("open for writing", unique, thread, started_s, self._open_to_write(header, flags, open_flags))
+            return
+        entry = self._operations.find_entry(self._nodes.get_inode(node), flags & ~os.O_APPEND)
+        if entry is not None and (draft := self._operations.find_draft(entry)) is not None:
+            found = self._opener.open_draft(node, entry, draft, thread, unique & _RESENT_MASK, writes=False)
+            self._reply_open(unique, thread, FileHandle(entry, None, node, found.way), found)
+            return
         is_prepared = not self._opener.passes or self._accounting.is_prepared(thread)
         choice = None if entry is None or not is_prepared else self._opener.try_open(node, entry, thread, unique & _RESENT_MASK)
         if entry is None or choice is None:
             self._spawn("open", unique, thread, started_s, self._open_slowly(unique, node, flags, thread))
             return
-        self._reply_open(unique, node, thread, entry, choice)
+        self._reply_open(unique, thread, FileHandle(entry, choice.reader, node, choice.way), choice)
         self._meter.count("open", started_s)
 
     async def _open_slowly(self, unique: int, node: int, flags: int, thread: int) -> None:
         started_s = time.perf_counter()
         inode = self._nodes.get_inode(node)
-        entry = self._operations.find_entry(inode, flags)
+        entry = self._operations.find_entry(inode, flags & ~os.O_APPEND)
         if entry is None:
-            entry = await self._operations.get_entry_to_open(inode, flags)
+            entry = await self._operations.get_entry_to_open(inode, flags & ~os.O_APPEND)
             self._accounting.note_wait(thread, time.perf_counter() - started_s)
         if self._opener.passes and not self._accounting.is_prepared(thread):
             await self._accounting.prepare(thread)
-        choice = await self._opener.open(node, entry, thread, unique & _RESENT_MASK)
-        self._reply_open(unique, node, thread, entry, choice)
+        draft = self._operations.find_draft(entry)
+        if draft is not None:
+            choice = self._opener.open_draft(node, entry, draft, thread, unique & _RESENT_MASK, writes=False)
+        else:
+            choice = await self._opener.open(node, entry, thread, unique & _RESENT_MASK)
+        self._reply_open(unique, thread, FileHandle(entry, choice.reader, node, choice.way), choice)
 
-    def _reply_open(self, unique: int, node: int, thread: int, entry: Entry, choice: Choice) -> None:
-        file = FileHandle(entry, choice.reader, node, choice.way)
+    async def _open_to_write(self, header: wire.InHeader, flags: int, open_flags: int) -> None:
+        assert self._writing is not None
+        opened = await self._writing.open(header, flags, open_flags)
+        self._reply_open(header.unique, header.pid, opened.file, opened.choice)
+
+    def _reply_open(self, unique: int, thread: int, file: FileHandle, choice: Choice, entry: bytes = b"") -> None:
+        """Answer OPEN, or with an entry CREATE."""
         handle = self._operations.add_open(file)
+        self._operations.attach(file)
         taken = False
         try:
             self._accounting.opened(thread, file, waited=choice.waited)
-            message = wire.OPEN_REPLY.pack(wire.OPEN_REPLY.size, 0, unique, handle, choice.open_flags, choice.backing_id)
-            taken = self._write(message)
+            if entry:
+                opened = wire.pack_open(handle, choice.open_flags, choice.backing_id)
+                taken = self._write(wire.pack_reply(unique, wire.pack_create(entry, opened)))
+            else:
+                message = wire.OPEN_REPLY.pack(wire.OPEN_REPLY.size, 0, unique, handle, choice.open_flags, choice.backing_id)
+                taken = self._write(message)
         finally:
             if not taken:
                 # The kernel knows nothing of it and will never release it.
@@ -369,10 +400,12 @@ class Session:
 
     def _read(self, unique: int, node: int, thread: int, _length: int) -> None:
         started_s = time.perf_counter()
-        handle, offset, size, _, _, _ = _READ.unpack_from(self._buffer, _HEADER_BYTES)
-        self._do_read(unique, node, thread, handle, offset, size, started_s)
+        handle, offset, size, _, _, flags = _READ.unpack_from(self._buffer, _HEADER_BYTES)
+        self._do_read(unique, node, thread, handle, offset, size, started_s, flags)
 
-    def _do_read(self, unique: int, node: int, thread: int, handle: int, offset: int, size: int, started_s: float) -> None:
+    def _do_read(
+        self, unique: int, node: int, thread: int, handle: int, offset: int, size: int, started_s: float, flags: int = 0
+    ) -> None:
         """Answer a READ, now or in a task."""
         file = self._operations.lookup_file(handle)
         if file is not None:
@@ -384,12 +417,16 @@ class Session:
                 self._note_read(file, count)
                 self._meter.count("read", started_s)
                 return
-        self._spawn("read", unique, thread, started_s, self._read_slowly(unique, node, thread, handle, offset, size))
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        call = self._read_slowly(unique, node, thread, handle, offset, size, writes=writes)
+        self._spawn("read", unique, thread, started_s, call)
 
-    async def _read_slowly(self, unique: int, node: int, thread: int, handle: int, offset: int, size: int) -> None:
+    async def _read_slowly(
+        self, unique: int, node: int, thread: int, handle: int, offset: int, size: int, *, writes: bool = False
+    ) -> None:
         operations = self._operations
         if operations.lookup_file(handle) is None:
-            await operations.adopt_file(handle, self._nodes.get_inode(node))
+            await operations.adopt_file(handle, self._nodes.get_inode(node), writes=writes)
             adopted = operations.lookup_file(handle)
             if adopted is not None and adopted.account is None:
                 self._accounting.opened(thread, adopted)
@@ -409,10 +446,14 @@ class Session:
         if file.way is Way.CACHED:
             self._opener.note_read(file.entry, file.read_bytes)
 
-    def _release(self, unique: int, _node: int, _thread: int, _length: int) -> None:
+    def _release(self, unique: int, node: int, _thread: int, _length: int) -> None:
         started_s = time.perf_counter()
-        handle, _, _, _ = wire.RELEASE_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        handle, flags, _, _ = wire.RELEASE_IN.unpack_from(self._buffer, _HEADER_BYTES)
         self._write(wire.pack_reply(unique))
+        if self._writing is not None and self._operations.lookup_file(handle) is None:
+            ending = self._writing.release_unknown(node, flags)
+            if ending is not None:
+                self._close_later(ending)
         self._forget_handle(handle)
         self._meter.count("release", started_s)
 
@@ -422,6 +463,8 @@ class Session:
             return  # an earlier daemon's
         if file.way is not None:
             self._opener.release(file.node, file.way)
+        if file.draft is not None and file.writes and self._operations.drafts is not None:
+            self._close_later(self._operations.drafts.begin_release(file.draft))
         if file.reader is not None:
             ending = file.reader.begin_close()
             if ending is not None:
@@ -466,7 +509,7 @@ class Session:
             if not plus:
                 taken = page.add(attr.inode, following, mode, name)
             elif is_real:
-                taken = page.add_plus(answers.pack_entry(self._nodes, attr, valid_s), attr.inode, following, mode, name)
+                taken = page.add_plus(answers.pack_entry(self._opener, attr, valid_s), attr.inode, following, mode, name)
             else:
                 taken = page.add_plus(unlinked, attr.inode, following, mode, name)
             if taken:
@@ -530,6 +573,33 @@ class Session:
     def _readlink(self, unique: int, node: int, thread: int, _length: int) -> None:
         self._spawn("readlink", unique, thread, time.perf_counter(), self._operations.readlink(node))
 
+    def _change(self, unique: int, _node: int, thread: int, length: int) -> None:
+        """A request that changes something."""
+        started_s = time.perf_counter()
+        request = wire.parse(memoryview(bytes(self._get_request(length))))
+        what, answerer = self._answerers[request.header.opcode]
+        self._spawn(what, unique, thread, started_s, self._change_slowly(request, answerer))
+
+    async def _change_slowly(self, request: wire.Request, answerer: Answerer) -> bytes | None:
+        answer = await answerer(request)
+        if isinstance(answer, Opened):
+            self._reply_open(request.header.unique, request.header.pid, answer.file, answer.choice, answer.entry)
+            return None
+        assert isinstance(answer, bytes)
+        return answer
+
+    def _write_request(self, unique: int, node: int, thread: int, length: int) -> None:
+        assert self._writing is not None
+        started_s = time.perf_counter()
+        handle, offset, size, write_flags, _, flags = wire.WRITE_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        data = memoryview(self._buffer)[_HEADER_BYTES + wire.WRITE_IN.size : length]
+        count = self._writing.try_write(handle, offset, data, flags, write_flags) if len(data) == size else -1
+        if count < 0:
+            self._change(unique, node, thread, length)
+            return
+        self._write(wire.pack_reply(unique, wire.pack_write(count)))
+        self._meter.count("write", started_s)
+
     def _refuse(self, _unique: int, _node: int, _thread: int, _length: int) -> None:
         raise self._operations.refuse_write()
 
@@ -562,9 +632,19 @@ class Session:
             wire.DESTROY: self._destroy,
             wire.IOCTL: self._ioctl,
         }
-        return {**handlers, **{getattr(wire, name): self._refuse for name in _WRITES}}
+        refused = {getattr(wire, name): self._refuse for name in _WRITES}
+        answered: dict[int, Handler] = dict.fromkeys(self._answerers, self._change)
+        if wire.WRITE in answered:
+            answered[wire.WRITE] = self._write_request
+        # (Unnamed files are made under a name: the kernel says that there are none.)
+        unknown = (wire.TMPFILE,) if answered else ()
+        return {opcode: handler for opcode, handler in {**handlers, **refused, **answered}.items() if opcode not in unknown}
 
 
+_BOUNDED_BELOW = frozenset(
+    {"read", "open for writing", "create", "mknod", "setattr", "write", "flush", "fsync", "fallocate", "copy_file_range"}
+)
+"""What has limits of its own: as long as it goes on, a file may be brought or uploaded."""
 _NAMING = frozenset({"lookup", "getattr", "readdir", "opendir", "readlink", "getxattr", "listxattr"})
 """What waits for names and attributes."""
 _LEAST_BYTES = {
@@ -579,6 +659,7 @@ _LEAST_BYTES = {
         (wire.RELEASEDIR, wire.RELEASE_IN.size),
         (wire.GETXATTR, wire.GETXATTR_IN.size + 2),
         (wire.LISTXATTR, wire.GETXATTR_IN.size),
+        (wire.WRITE, wire.WRITE_IN.size),
         (wire.INTERRUPT, wire.INTERRUPT_IN.size),
     )
 }

@@ -20,6 +20,7 @@ from alluxio_like.fuse.opening import Opener
 from alluxio_like.fuse.operations import Operations
 from alluxio_like.fuse.readers import LEAST_BYTES, Handed, Readers
 from alluxio_like.fuse.session_kernel import BURST, Session
+from alluxio_like.fuse.writing import Writing
 
 _READ_BYTES = wire.IN_HEADER.size + wire.READ_IN.size
 _LOOK_S = 0.01
@@ -36,6 +37,7 @@ class _Read(NamedTuple):
     offset: int
     size: int
     started_s: float
+    flags: int
 
 
 class SharedSession(Session):
@@ -51,8 +53,9 @@ class SharedSession(Session):
         meter: Meter,
         accounting: Accounting,
         readers: Readers,
+        writing: Writing | None = None,
     ) -> None:
-        super().__init__(operations, opener, nodes, device, io_timeout_s, meter, accounting)
+        super().__init__(operations, opener, nodes, device, io_timeout_s, meter, accounting, writing)
         self._readers = readers
 
     async def run(self) -> None:
@@ -102,8 +105,8 @@ class SharedSession(Session):
         said, opcode, unique, node, _, _, thread, _ = wire.IN_HEADER.unpack_from(self._buffer)
         if opcode != wire.READ or said != length or length < _READ_BYTES:
             return None
-        handle, offset, size, _, _, _ = wire.READ_IN.unpack_from(self._buffer, wire.IN_HEADER.size)
-        return _Read(unique, node, thread, handle, offset, size, time.perf_counter())
+        handle, offset, size, _, _, flags = wire.READ_IN.unpack_from(self._buffer, wire.IN_HEADER.size)
+        return _Read(unique, node, thread, handle, offset, size, time.perf_counter(), flags)
 
     def _answer(self, read: _Read, *, alone: bool) -> None:
         """Answer a READ, in whatever way; `alone`: no other one waits."""

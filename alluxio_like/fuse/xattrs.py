@@ -1,6 +1,6 @@
 """Extended attributes that say where a file's bytes are cached.
 
-Owns their names and most of their text. All other names do not exist. Pure functions; safe from any thread.
+Owns their names and most of their text, and which other names programs may set. Pure functions; safe from any thread.
 
     user.alluxio_like.version     the version of the content, a decimal number; files only
     user.alluxio_like.cached      bytes cached at least once in the cluster, a decimal number; files only
@@ -60,6 +60,11 @@ def list_names(entry: Entry, *, is_root: bool = False) -> list[bytes]:
 def is_known(name: bytes) -> bool:
     """Whether a name can exist on some inode; anything else is answered without asking anybody."""
     return name in (VERSION, CACHED, LOCATIONS, PASSTHROUGH, SESSION, HTTP)
+
+
+def is_users(name: bytes) -> bool:
+    """Whether programs may set an attribute of that name."""
+    return name.startswith((b"user.", b"trusted.")) and not name.startswith(PREFIX)
 
 
 def needs_cache_state(name: bytes) -> bool:

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from alluxio_like.errors import Internal
 from alluxio_like.fuse.modes import Mode, Modes, Way, Wish
 from alluxio_like.fuse.nodes import Nodes
-from alluxio_like.types import InodeId, Kind
+from alluxio_like.types import InodeId
 
 INODES = [InodeId(2), InodeId(3)]
 
@@ -94,9 +94,9 @@ class ModesMachine(RuleBasedStateMachine):
     @rule(inode=st.sampled_from(INODES), direct=st.booleans())
     def open_by_name(self, inode: InodeId, direct: bool) -> None:
         """An open that the kernel may send to another node id, once."""
-        node = self.dentries.setdefault(inode, self.nodes.get_node(inode, Kind.FILE))
+        node = self.dentries.setdefault(inode, self.nodes.get_file_node(inode))
         if not self.try_open(inode, node, direct, can_move=True):
-            node = self.dentries[inode] = self.nodes.get_node(inode, Kind.FILE)
+            node = self.dentries[inode] = self.nodes.get_file_node(inode)
             assert self.try_open(inode, node, direct, can_move=False)
 
     @rule(index=st.integers(0, 1000), direct=st.booleans())
@@ -114,10 +114,10 @@ class ModesMachine(RuleBasedStateMachine):
         way = self.modes.decide(node, wish, can_move=can_move)
         if way is Way.ELSEWHERE:
             assert can_move
-            new = self.nodes.get_node(inode, Kind.FILE)
+            new = self.nodes.get_file_node(inode)
             if self.modes.get_mode(node) is not Mode.UNKNOWN or not self.modes.fits(new, wish):
                 assert self.nodes.move(inode, lambda other: self.modes.fits(other, wish))
-            moved = self.nodes.get_node(inode, Kind.FILE)
+            moved = self.nodes.get_file_node(inode)
             assert moved != node
             assert self.nodes.get_inode(moved) == inode
             assert self.modes.decide(moved, wish, can_move=True) is not Way.ELSEWHERE
@@ -195,10 +195,9 @@ def test_a_node_id_tells_its_inode_and_its_daemon() -> None:
         generation = generator.randrange(1 << 20)
         nodes = Nodes(generation)
         inode = InodeId(generator.randrange(2, 1 << 48))
-        assert nodes.get_node(inode, Kind.DIRECTORY) == inode
         seen = set()
         for _ in range(64):
-            node = nodes.get_node(inode, Kind.FILE)
+            node = nodes.get_file_node(inode)
             assert nodes.is_ours(node)
             assert not Nodes(generation + 1).is_ours(node)
             assert nodes.get_inode(node) == inode

@@ -1,0 +1,301 @@
+"""Files that are being written through this mount: one draft an inode, for all that have it open here.
+
+Owns the drafts' descriptors, who uses them, and when one is sealed and over. While an inode has a draft, all its handles here
+read it, those opened before included, and its size and times are the draft's. What a draft is, and how it becomes a version, is
+the worker's (decision 0038); how the kernel is served is opening.py's.
+
+Rule of concurrency: one event loop. Beginning and ending a draft of one inode wait for each other (`_locks`); what only looks at
+the table does not wait. Whatever was begun for a request goes on when its caller is killed.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from alluxio_like.errors import AlluxioLikeError, Internal
+from alluxio_like.fuse.attributes import FileError
+from alluxio_like.fuse.backend import DraftFiles
+from alluxio_like.fuse.handles import FileHandle
+from alluxio_like.rpc.messages_writing import DraftSealed
+from alluxio_like.types import Attr, Entry, FileRef, InodeId, VersionId, WorkerId
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+Stamp = tuple[int, int, int]
+"""Size, mtime and ctime of a file: others than before when it was written to."""
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Draft:
+    """An inode's draft. `version` is what was sealed last, or what it began from; `key` stands for the file."""
+
+    inode: InodeId
+    worker_id: WorkerId
+    fd: int
+    version: VersionId
+    key: tuple[int, int]
+    sealed: Stamp | None = None
+    """What the file looked like when all of it was sealed; None: not known, or never."""
+    writers: int = 0
+    users: int = 0
+    """Handles that read or write it, and operations under way."""
+    over: bool = False
+    sealing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def stat(self) -> os.stat_result:
+        return os.fstat(self.fd)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether there may be something to seal."""
+        return self.sealed is None or self.sealed != get_stamp(self.stat())
+
+
+def get_stamp(found: os.stat_result) -> Stamp:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class Drafts:
+    """The drafts of one mount. `list_open` gives the handles of an inode; `on_sealed(draft, before)` is called when the version
+    before has become another one."""
+
+    def __init__(
+        self,
+        files: DraftFiles,
+        list_open: Callable[[InodeId], Iterable[FileHandle]],
+        on_sealed: Callable[[Draft, VersionId], None],
+    ) -> None:
+        self._files = files
+        self._list_open = list_open
+        self._on_sealed = on_sealed
+        self._drafts: dict[InodeId, Draft] = {}
+        self._locks: WeakValueDictionary[InodeId, asyncio.Lock] = WeakValueDictionary()
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._drafts)
+
+    def lookup(self, inode: InodeId) -> Draft | None:
+        """The draft of an inode, if it has one here."""
+        return self._drafts.get(inode)
+
+    def show(self, attr: Attr) -> Attr:
+        """Attributes as they are with what was written: size and times of the draft."""
+        draft = self._drafts.get(attr.inode)
+        if draft is None:
+            return attr
+        found = draft.stat()
+        if draft.sealed is not None and get_stamp(found) == draft.sealed:
+            return replace(attr, size=found.st_size)
+        return replace(attr, size=found.st_size, mtime_ns=found.st_mtime_ns, ctime_ns=max(attr.ctime_ns, found.st_ctime_ns))
+
+    async def check(self, inode: InodeId) -> None:
+        """Raises ReadOnly where nothing can be written from here."""
+        await self._files.find(inode)
+
+    # Beginning
+
+    async def open(self, entry: Entry, *, truncate: bool, created: bool = False) -> Draft:
+        """The draft of a file, with one more writer; `release` takes it back. `created`: nothing was ever sealed.
+
+        Raises as DraftFiles.begin; Stale: the entry is not the newest."""
+        return await self._take(self._open(entry, truncate=truncate, known=not created))
+
+    async def adopt(self, entry: Entry) -> Draft:
+        """As `open`, for a writer that was there before this daemon was: what it has written may not be sealed."""
+        return await self._take(self._open(entry, truncate=False, known=False))
+
+    async def _take(self, call: Coroutine[Any, Any, Draft]) -> Draft:
+        task = self._start(call)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, task: "asyncio.Task[Draft]") -> None:
+        """Nobody waited for it to the end."""
+        if not task.cancelled() and task.exception() is None:
+            self._start(self._release(task.result()))
+
+    async def _open(self, entry: Entry, *, truncate: bool, known: bool) -> Draft:
+        inode = entry.attr.inode
+        if entry.ref is None:
+            raise Internal("only files have drafts", subject=entry.name)
+        async with self._lock(inode):
+            draft = self._drafts.get(inode)
+            if draft is None:
+                draft = await self._begin(entry.ref, truncate=truncate, known=known)
+            if truncate and draft.stat().st_size:
+                await asyncio.to_thread(os.ftruncate, draft.fd, 0)
+            draft.writers += 1
+            draft.users += 1
+            return draft
+
+    async def _begin(self, ref: FileRef, *, truncate: bool, known: bool) -> Draft:
+        opened = await self._files.begin(ref, truncate=truncate)
+        found = os.fstat(opened.fd)
+        draft = Draft(ref.inode, opened.worker_id, opened.fd, ref.version, (found.st_dev, found.st_ino))
+        if known and found.st_size == ref.size and not (truncate and ref.size):
+            draft.sealed = get_stamp(found)
+        self._drafts[ref.inode] = draft
+        for file in self._list_open(ref.inode):
+            self.attach(file, draft)
+        return draft
+
+    def attach(self, file: FileHandle, draft: Draft) -> None:
+        """Have a handle that only reads read a draft from now on."""
+        if file.draft is not draft and not file.writes:
+            before, file.draft = file.draft, draft
+            draft.users += 1
+            if before is not None:
+                self._leave(before)
+
+    # Sealing
+
+    async def seal(self, draft: Draft, operation_id: str) -> None:
+        """What was written by now is the file's content when this returns, for all that open it from then on. Raises NoSpace,
+        Stale, Store*, Unavailable, ..."""
+        if draft.is_changed:
+            await self.finish(self._seal(draft, operation_id))
+
+    async def _seal(self, draft: Draft, operation_id: str) -> None:
+        draft.users += 1
+        try:
+            async with draft.sealing:
+                before = get_stamp(draft.stat())
+                sealed = await self._files.seal(draft.worker_id, draft.inode, operation_id)
+                self._note_sealed(draft, sealed, before)
+        finally:
+            self._leave(draft)
+
+    def _note_sealed(self, draft: Draft, sealed: DraftSealed, before: Stamp) -> None:
+        if sealed.ref is not None and sealed.ref.version != draft.version:
+            old, draft.version = draft.version, sealed.ref.version
+            self._on_sealed(draft, old)
+        # What was written meanwhile may or may not be in it.
+        draft.sealed = before if get_stamp(draft.stat()) == before else None
+
+    # Ending
+
+    def begin_release(self, draft: Draft) -> Coroutine[None, None, None]:
+        """A writer has gone; what has to be awaited then. (That it was sealed is FLUSH's.)"""
+        return self._release(draft)
+
+    async def _release(self, draft: Draft) -> None:
+        try:
+            async with self._lock(draft.inode):
+                draft.writers -= 1
+                if not draft.writers:
+                    await self._end(draft)
+        finally:
+            self._leave(draft)
+
+    async def _end(self, draft: Draft) -> None:
+        # From here on this process does not keep it from being over; those who read it go on.
+        with contextlib.suppress(OSError):
+            reading = os.open(f"/proc/self/fd/{draft.fd}", os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(reading, draft.fd, inheritable=False)
+            os.close(reading)
+        try:
+            await self._files.end(draft.worker_id, draft.inode)
+        except AlluxioLikeError as error:
+            log.info("a worker was not told that a file is not written any more: %s", error, extra={"inode": draft.inode})
+        draft.over = True
+        if self._drafts.get(draft.inode) is draft:
+            del self._drafts[draft.inode]
+
+    async def end_unknown(self, inode: InodeId) -> None:
+        """A writer of an earlier daemon's has gone. Does not raise."""
+        try:
+            draft = self._drafts.get(inode)
+            if draft is None:
+                await self._files.end(await self._files.find(inode), inode)
+        except AlluxioLikeError as error:
+            log.info("a worker was not told that a file is not written any more: %s", error, extra={"inode": inode})
+
+    def detach(self, file: FileHandle) -> None:
+        """A handle that only read it has gone."""
+        draft, file.draft = file.draft, None
+        if draft is not None:
+            self._leave(draft)
+
+    def _leave(self, draft: Draft) -> None:
+        draft.users -= 1
+        if draft.over and draft.users <= 0 and draft.fd >= 0:
+            fd, draft.fd = draft.fd, -1
+            os.close(fd)
+
+    # Bytes
+
+    def try_read_into(self, draft: Draft, offset: int, buffer: memoryview) -> int:
+        """Read without waiting for a disk: how many bytes, -1: they are not in memory."""
+        try:
+            return os.preadv(draft.fd, [buffer], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return -1
+        except OSError:
+            return -1  # `read` says what is wrong
+
+    async def use(self, draft: Draft, work: Callable[[int], _T]) -> _T:
+        """Do something with a draft's descriptor in a thread, to its end, whoever waits for it. Raises FileError."""
+        return await self.finish(self._use(draft, work))
+
+    async def _use(self, draft: Draft, work: Callable[[int], _T]) -> _T:
+        draft.users += 1
+        try:
+            return await asyncio.to_thread(work, draft.fd)
+        except OSError as error:
+            raise FileError(error.errno, error.strerror) from error
+        finally:
+            self._leave(draft)
+
+    async def set_times(self, draft: Draft, atime_ns: int | None, mtime_ns: int) -> None:
+        """Give a draft the times that were set for its file."""
+        await self.use(draft, lambda fd: os.utime(fd, ns=(mtime_ns if atime_ns is None else atime_ns, mtime_ns)))
+
+    # Under way
+
+    async def finish(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """Await something that is carried to its end even if whoever waits for it is cancelled."""
+        return await asyncio.shield(self._start(call))
+
+    def _start(self, call: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
+        task = asyncio.get_running_loop().create_task(call)
+        self._under_way.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: "asyncio.Task[Any]") -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever waited, if somebody did
+
+    async def close(self) -> None:
+        """Give the descriptors back; what is not sealed stays with its worker. Does not raise."""
+        if self._under_way:
+            await asyncio.wait(list(self._under_way), timeout=5.0)
+        drafts, self._drafts = list(self._drafts.values()), {}
+        for draft in drafts:
+            if draft.fd >= 0:
+                fd, draft.fd = draft.fd, -1
+                os.close(fd)
+
+    def _lock(self, inode: InodeId) -> asyncio.Lock:
+        lock = self._locks.get(inode)
+        if lock is None:
+            lock = self._locks[inode] = asyncio.Lock()
+        return lock
+
+
+def kill_set_ids(mode: int) -> int:
+    """Permission bits after a write by somebody who may not keep set-id bits."""
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
