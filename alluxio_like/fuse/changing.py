@@ -65,7 +65,7 @@ class Changing:
     async def change(self, call: Coroutine[Any, Any, Changed]) -> Changed:
         """Make a change, and note what is no longer so."""
         changed = await self._drafts.finish(call)
-        self._operations.note_changed(changed.recalls)
+        self._operations.note_changed(changed.recalls, changed.entry)
         return changed
 
     async def create(self, header: wire.InHeader, name: bytes, kind: Kind, mode: int, target: str = "", device: int = 0) -> Entry:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from alluxio_like.errors import AlluxioLikeError, NotADirectory, NotFound, Stale, TimedOut
 from alluxio_like.fuse.backend import Answer, Buffer, CachedCopy, CacheState, Changes, DraftFiles, Listing, Totals, WholeFile
+from alluxio_like.fuse.memory_writing import MemoryWriting
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import (
     ROOT_INODE,
@@ -150,9 +151,16 @@ class MemoryBackend:
     """A tree below inode 1. Inode ids are never used twice; replacing a file gives its path a new one."""
 
     def __init__(
-        self, *, valid_s: float = 5.0, io_timeout_s: float = 30.0, page_entries: int = 1000, whole_dir: Path | None = None
+        self,
+        *,
+        valid_s: float = 5.0,
+        io_timeout_s: float = 30.0,
+        page_entries: int = 1000,
+        whole_dir: Path | None = None,
+        write_dir: Path | None = None,
     ) -> None:
-        """`whole_dir`: where files that are wholly local are kept; None: there are none."""
+        """`whole_dir`: where files that are wholly local are kept; None: there are none. `write_dir`: where files are while they
+        are written; None: nothing can be changed."""
         self.valid_s = valid_s
         self.io_timeout_s = io_timeout_s
         self.page_entries = page_entries
@@ -167,6 +175,7 @@ class MemoryBackend:
         self.open_readers = 0
         self.listener: Callable[[Sequence[Recall]], Awaitable[None]] | None = None
         self._next_inode = 2
+        self.writing = None if write_dir is None else MemoryWriting(self, write_dir)
         self._answered: dict[InodeId, tuple[Entry, InodeId]] = {}
         self._answered_names: dict[tuple[InodeId, str], InodeId] = {}
         self._nodes: dict[InodeId, _Node] = {ROOT_INODE: _Node(self._make_entry("", ROOT_INODE, Kind.DIRECTORY, 0))}
@@ -179,7 +188,7 @@ class MemoryBackend:
         for name in [part for part in path.split("/") if part]:
             children = self._nodes[inode].children
             if name not in children:
-                children[name] = self._add_node(name, Kind.DIRECTORY, 0, b"")
+                children[name] = self.add_node(name, Kind.DIRECTORY, 0, b"")
             inode = children[name]
         return inode
 
@@ -189,14 +198,14 @@ class MemoryBackend:
         children = self._nodes[self.add_directory(directory)].children
         self._drop(children, name)
         length = len(content) if isinstance(content, bytes) else size or 0
-        children[name] = self._add_node(name, Kind.FILE, length, content)
+        children[name] = self.add_node(name, Kind.FILE, length, content)
         return children[name]
 
     def add_many(self, directory: str, names: Iterable[str], content: bytes = b"") -> None:
         """Files of equal content in one directory."""
         children = self._nodes[self.add_directory(directory)].children
         for name in names:
-            children[name] = self._add_node(name, Kind.FILE, len(content), content)
+            children[name] = self.add_node(name, Kind.FILE, len(content), content)
 
     def remove(self, path: str) -> None:
         """Take a name away; what is open of it turns stale."""
@@ -210,8 +219,8 @@ class MemoryBackend:
 
     def complete(self, inode: InodeId) -> None:
         """Make a file wholly local."""
-        node = self._get_node(inode)
-        path = self._get_whole_path(inode)
+        node = self.get_node(inode)
+        path = self.get_whole_path(inode)
         if path is None or path.exists():
             return
         size, content = node.entry.attr.size, node.content
@@ -227,36 +236,41 @@ class MemoryBackend:
 
     def evict(self, path: str) -> None:
         """Take a wholly local file away; who has it open keeps it."""
-        whole = self._get_whole_path(self._find(path))
+        self.evict_inode(self._find(path))
+
+    def evict_inode(self, inode: InodeId) -> None:
+        """As `evict`."""
+        whole = self.get_whole_path(inode)
         if whole is not None:
             whole.unlink(missing_ok=True)
 
-    def _get_whole_path(self, inode: InodeId) -> Path | None:
+    def get_whole_path(self, inode: InodeId) -> Path | None:
+        """Where a file is once it is wholly local; None: nowhere."""
         return None if self._whole_dir is None else self._whole_dir / str(inode)
 
     # Backend
 
     @property
     def changes(self) -> Changes | None:
-        return None
+        return self.writing
 
     @property
     def drafts(self) -> DraftFiles | None:
-        return None
+        return self.writing
 
     def open_far(self, entry: Entry) -> "MemoryReader | None":
         return None
 
     def find_whole(self, entry: Entry) -> MemoryWhole | None:
-        path = self._get_whole_path(entry.attr.inode)
+        path = self.get_whole_path(entry.attr.inode)
         return MemoryWhole(path, self) if path is not None and path.exists() else None
 
     async def verify_whole(self, entry: Entry, whole: WholeFile) -> bool:
         await self._enter("verify_whole")
-        node, size = self._get_node(entry.attr.inode), entry.attr.size
+        node, size = self.get_node(entry.attr.inode), entry.attr.size
         wanted = node.content if isinstance(node.content, bytes) else node.content(0, size)
         right = os.pread(whole.fd, size, 0) == wanted
-        if not right and (path := self._get_whole_path(entry.attr.inode)) is not None:
+        if not right and (path := self.get_whole_path(entry.attr.inode)) is not None:
             path.unlink()
         return right
 
@@ -297,7 +311,7 @@ class MemoryBackend:
 
     async def lookup(self, parent: InodeId, name: str) -> Answer:
         await self._enter("lookup")
-        inode = self._get_directory(parent).children.get(name)
+        inode = self.get_directory(parent).children.get(name)
         if inode is None:
             self._answered_names.pop((parent, name), None)
             return Answer(None, self.valid_s)
@@ -306,11 +320,11 @@ class MemoryBackend:
 
     async def get_entry(self, inode: InodeId) -> Answer:
         await self._enter("get_entry")
-        return Answer(self._get_node(inode).entry, self.valid_s)
+        return Answer(self.get_node(inode).entry, self.valid_s)
 
     async def list_dir(self, inode: InodeId, cursor: bytes | None) -> Listing:
         await self._enter("list_dir")
-        children = self._get_directory(inode).children
+        children = self.get_directory(inode).children
         names = sorted(name for name in children if cursor is None or name.encode(errors="surrogateescape") > cursor)
         page = names[: self.page_entries]
         for name in page:
@@ -320,7 +334,7 @@ class MemoryBackend:
 
     def open_file(self, entry: Entry) -> MemoryReader:
         self.open_readers += 1
-        return MemoryReader(self, self._get_node(entry.attr.inode))
+        return MemoryReader(self, self.get_node(entry.attr.inode))
 
     def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]]) -> None:
         self.listener = listener
@@ -359,7 +373,8 @@ class MemoryBackend:
         ref = FileRef(inode, version, MountId(1), name, Fingerprint(f"t{inode}", size)) if is_file else None
         return Entry(name, attr, ref)
 
-    def _add_node(self, name: str, kind: Kind, size: int, content: Content) -> InodeId:
+    def add_node(self, name: str, kind: Kind, size: int, content: Content = b"") -> InodeId:
+        """An inode that no name leads to yet."""
         inode = InodeId(self._next_inode)
         self._next_inode += 1
         self._nodes[inode] = _Node(self._make_entry(name, inode, kind, size), content)
@@ -373,20 +388,22 @@ class MemoryBackend:
     def _find(self, path: str) -> InodeId:
         inode = ROOT_INODE
         for name in [part for part in path.split("/") if part]:
-            found = self._get_directory(inode).children.get(name)
+            found = self.get_directory(inode).children.get(name)
             if found is None:
                 raise NotFound("no such path", subject=path)
             inode = found
         return inode
 
-    def _get_node(self, inode: InodeId) -> _Node:
+    def get_node(self, inode: InodeId) -> _Node:
+        """What is known of an inode. Raises NotFound."""
         node = self._nodes.get(inode)
         if node is None:
             raise NotFound("no such inode", subject=str(inode))
         return node
 
-    def _get_directory(self, inode: InodeId) -> _Node:
-        node = self._get_node(inode)
+    def get_directory(self, inode: InodeId) -> _Node:
+        """As `get_node`. Raises NotADirectory too."""
+        node = self.get_node(inode)
         if node.entry.attr.kind is not Kind.DIRECTORY:
             raise NotADirectory("not a directory", subject=node.entry.name)
         return node

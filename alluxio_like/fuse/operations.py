@@ -190,9 +190,11 @@ class Operations:
             is_shown=lambda inode: drafts is not None and drafts.lookup(inode) is not None,
         )
 
-    def note_changed(self, recalls: Sequence[Recall]) -> None:
-        """The kernel has changed something by itself, and knows."""
+    def note_changed(self, recalls: Sequence[Recall], entry: Entry | None) -> None:
+        """What the kernel asked for was changed, so it knows; `entry` was made or changed."""
         self._forget_root(recalls)
+        if entry is not None and entry.attr.inode == self._root.attr.inode:
+            self._root_until_s = 0.0
         self.kernel_memory.note_own(recalls)
 
     def _forget_root(self, recalls: Sequence[Recall]) -> None:

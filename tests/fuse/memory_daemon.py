@@ -42,6 +42,7 @@ def build(settings: dict[str, Any]) -> MemoryBackend:
         io_timeout_s=settings.get("io_timeout_s", 30.0),
         page_entries=settings.get("page_entries", 1000),
         whole_dir=Path(settings["whole_dir"]) if "whole_dir" in settings else None,
+        write_dir=Path(settings["write_dir"]) if "write_dir" in settings else None,
     )
     backend.never_now = settings.get("never_now", False)
     backend.add_file("/hello.txt", b"hello, world\n")
