@@ -207,8 +207,10 @@ class Lister:
             entry = namespace.get_entry(txn, inode)
             parent = namespace.lookup_parent(txn, inode)
             state = None if parent is None else namespace.get_dir_state(txn, parent)
-        # A file's inode never holds another content; a directory's attributes follow its listing.
+        # A file that only the store changes never holds another content; a directory's attributes follow its listing.
         uncovered_s = MAX_VALID_S if entry.attr.kind is Kind.FILE else SHORT_VALID_S
+        if state is not None and self._mounts.can_be_written(state.mount_id):
+            uncovered_s = 0.0
         covered = None
         if state is not None and session and (state.complete or state.mount_id == NO_MOUNT):
             covered = self._cover(session, state, entry)
@@ -384,7 +386,9 @@ class Lister:
 
     def _get_uncovered_s(self, session: str, state: DirState, flight: Flight | None) -> float:
         """How long an answer that no lease covers is usable. Whoever asks for a lease and gets none (the directory changes all
-        the time) is not told of changes, so that it has to ask again soon."""
+        the time) is not told of changes, so that it has to ask again soon; at once, where programs change it."""
+        if self._mounts.can_be_written(state.mount_id):
+            return 0.0
         if session or not (flight is None or flight.done):
             return min(SHORT_VALID_S, self._get_valid_s(state))
         return self._get_valid_s(state)

@@ -151,6 +151,11 @@ class MountTable:
             raise errors.NotFound("no such mount", subject=str(mount_id))
         return record
 
+    def can_be_written(self, mount_id: MountId) -> bool:
+        """Whether programs may change what is below a mount."""
+        record = self._records.get(mount_id)
+        return record is not None and not record.read_only
+
     def get_sync_interval_s(self, mount_id: MountId, directory: InodeId) -> float:
         """How long a directory's listing is believed; infinity for never to be asked again."""
         interval = self._find_interval(mount_id, directory).interval_s

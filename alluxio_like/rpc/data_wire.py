@@ -211,10 +211,12 @@ def decode_ref(data: bytes) -> FileRef:
     if len(data) < _REF.size:
         raise Malformed("the description of a content is too short")
     inode, version, mount_id, size, flags, token_bytes, key_bytes = _REF.unpack_from(data)
-    more = data[_REF.size + token_bytes + key_bytes :]
-    if len(data) < _REF.size + token_bytes + key_bytes or flags > _PINNED | _MORE or bool(more) != bool(flags & _MORE):
+    token_end = _REF.size + token_bytes
+    key_end = token_end + key_bytes
+    more = data[key_end:]
+    if len(data) < key_end or flags > _PINNED | _MORE or bool(more) != bool(flags & _MORE):
         raise Malformed("the description of a content is of another length than it says")
-    token, key = to_str(data[_REF.size : _REF.size + token_bytes]), to_str(data[_REF.size + token_bytes :])
+    token, key = to_str(data[_REF.size : token_end]), to_str(data[token_end:key_end])
     source, holders = _decode_more(more) if more else (None, ())
     return FileRef(
         InodeId(inode),

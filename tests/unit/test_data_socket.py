@@ -611,14 +611,18 @@ def test_random_bytes_are_refused_or_parsed(data: bytes) -> None:
     st.binary(max_size=2000),
     st.text(max_size=50),
     st.booleans(),
+    st.one_of(st.none(), st.builds(Fingerprint, st.text('ab"[', max_size=5), st.integers(0, 2**60))),
+    st.lists(st.text("ab]", max_size=5), max_size=3),
 )
 def test_a_content_is_the_same_on_the_other_side(
-    inode: int, version: int, size: int, key: bytes, token: str, pinned: bool
+    inode: int, version: int, size: int, key: bytes, token: str, pinned: bool, source: Fingerprint | None, holders: list[str]
 ) -> None:
     ref = replace(
         make_ref(inode, key.decode("utf-8", "surrogateescape"), Fingerprint(token.encode("utf-8", "replace").decode(), size)),
         version=version,  # type: ignore[arg-type]
         pinned=pinned,
+        source=source,
+        holders=tuple(holders),  # type: ignore[arg-type]
     )
     encoded = wire.encode_ref(ref)
     assert wire.decode_ref(encoded) == ref
