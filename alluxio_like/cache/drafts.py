@@ -84,6 +84,9 @@ class Owner(Protocol):
     def allow(self, file_id: FileId) -> None:
         """A cache file of that id may be created again."""
 
+    def set_persisted(self, file_id: FileId) -> None:
+        """The cache file of that id, if there is one, may be evicted."""
+
 
 class Ending(enum.Enum):
     """What came of a look whether a draft is over."""
@@ -394,13 +397,18 @@ class Drafts:
         values: dict[bytes, bytes | None] = {records.make_draft_key(draft.inode): records.pack_draft(record)}
         if upload is not None:
             values[records.make_upload_key(ref.file_id)] = records.pack_upload(upload)
-        if sealing.copy:
-            self._place_copy(draft, sealing, ref, values, unpersisted=upload is not None)
-        else:
-            self._commit(self._dirs[draft.directory], values)
-        draft.record = record
         if upload is not None:
+            # Before there is a file that says so: else it would seem to be a leftover.
             self._uploads[ref.file_id] = upload, draft.directory
+        try:
+            if sealing.copy:
+                self._place_copy(draft, sealing, ref, values, unpersisted=upload is not None)
+            else:
+                self._commit(self._dirs[draft.directory], values)
+        except BaseException:
+            self._uploads.pop(ref.file_id, None)
+            raise
+        draft.record = record
         self.checkpoint("seal: committed")
 
     def _place_copy(
@@ -425,10 +433,11 @@ class Drafts:
             self._uploads[record.file_id] = record, found[1]
 
     def drop_upload(self, file_id: FileId) -> None:
-        """The store has it, or is not to have it any more. The cache file, if there is one, is one like others from now on: who
-        calls says so to the store's `set_persisted` first."""
+        """The store has it, or is not to have it any more: its cache file, if there is one, is one like others from now on."""
         found = self._uploads.pop(file_id, None)
         if found is not None:
+            # The flag first: a record without a flag is looked at again, a flag without a record by nobody.
+            self._owner.set_persisted(file_id)
             self._commit(self._dirs[found[1]], {records.make_upload_key(file_id): None})
 
     # -- end ---------------------------------------------------------------------------------------------------------------

@@ -284,6 +284,9 @@ class DraftsService:
                 self._asked_s.pop(draft.inode, None)
                 cached = self._store.lookup(draft.record.ref.file_id)
                 if cached is not None:
+                    if cached.unpersisted and self._drafts.lookup_upload(cached.file_id) is None:
+                        # The store had it while the file was being moved.
+                        await self._disk.submit(functools.partial(self._store.set_persisted, cached.file_id))
                     self._evictor.record_state(cached)
                 return
             try:

@@ -11,6 +11,7 @@ whether what is there is ours.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -77,8 +78,8 @@ class _Replan(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """What is on its way of one inode. `urgent`: somebody waits for it. `error`: why the last try failed. `wake` ends a pause,
-    `news` tells of failures and the end."""
+    """What is on its way of one inode. `urgent`: somebody waits for it. `error`: why the last try failed, of `failures`. `wake`
+    ends a pause, `news` tells of failures and the end."""
 
     task: "asyncio.Task[None] | None" = None
     urgent: bool = False
@@ -86,6 +87,7 @@ class _Job:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     error: errors.AlluxioLikeError | None = None
+    failures: int = 0
 
 
 @dataclass(slots=True)
@@ -110,8 +112,10 @@ class Uploader:
         disk: DiskQueue,
         metrics: Metrics,
         on_persisted: Callable[[FileId], None] = lambda _: None,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """`on_persisted`: a cache file may be evicted from now on."""
+        self._now_ns = now_ns
         self._store = store
         self._drafts = store.drafts
         self._stores = stores
@@ -156,6 +160,7 @@ class Uploader:
     async def _wait(self, job: _Job, patience_s: float) -> errors.AlluxioLikeError | None:
         """Until a job has ended (None), or fails: see `upload`."""
         deadline = self._turns.monotonic() + patience_s
+        known = job.failures
         while not job.done:
             left = deadline - self._turns.monotonic()
             if left <= 0:
@@ -163,7 +168,7 @@ class Uploader:
             job.news.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(job.news.wait(), left)
-            if job.error is not None and not errors.get_disposition(job.error).retryable:
+            if job.error is not None and job.failures > known and not errors.get_disposition(job.error).retryable:
                 return job.error
         return None
 
@@ -226,6 +231,7 @@ class Uploader:
 
     def _note_failure(self, record: UploadRecord, job: _Job, error: errors.AlluxioLikeError) -> None:
         job.error = error
+        job.failures += 1
         self._metrics.upload_failures.labels(error.code).inc()
         _LOG.warning("the upload of %s failed, and is repeated: %s", record.ref.key, error)
         job.news.set()
@@ -351,14 +357,9 @@ class Uploader:
         """It, and versions before it, are done with."""
         for one in self._list_versions(record.file_id.inode):
             if one.file_id.version <= record.file_id.version:
-                await self._disk.submit(lambda file_id=one.file_id: self._drop(file_id))  # type: ignore[misc]
+                await self._disk.submit(functools.partial(self._drafts.drop_upload, one.file_id))
                 self._maybe_sent.discard(one.file_id)
                 self._on_persisted(one.file_id)
-
-    def _drop(self, file_id: FileId) -> None:
-        """In a disk thread."""
-        self._drafts.drop_upload(file_id)
-        self._store.set_persisted(file_id)
 
     # -- parts -------------------------------------------------------------------------------------------------------------
 
@@ -366,7 +367,10 @@ class Uploader:
         self, ufs: WritableUfs, capabilities: WriteCapabilities, opened: _Opened, plan: UploadPlan, job: _Job
     ) -> Fingerprint:
         begun = self._turns.monotonic()
-        record, parts = await self._begin_parts(ufs, capabilities, opened.record, plan)
+        try:
+            record, parts = await self._begin_parts(ufs, capabilities, opened.record, plan)
+        except errors.NotFound:
+            return await self._find_or_restart(ufs, opened.record)
         opened.record = record
         to = record.destination
         assert to is not None
@@ -388,8 +392,7 @@ class Uploader:
             # The store knows nothing of the upload any more: it was finished, and the answer lost, or somebody aborted it.
             return await self._find_or_restart(ufs, record)
         except errors.Conflict:
-            if await ufs.lookup_written(to.key, record.token) is None:
-                await self._abort(ufs, record)
+            await self._abort(ufs, record)
             raise
         except _Superseded:
             await self._abort(ufs, record)
@@ -399,22 +402,22 @@ class Uploader:
     async def _begin_parts(
         self, ufs: WritableUfs, capabilities: WriteCapabilities, record: UploadRecord, plan: UploadPlan
     ) -> tuple[UploadRecord, dict[int, Part]]:
-        """An upload to this destination: the one that was begun before, with the parts that have arrived, else a new one."""
+        """An upload to this destination: the one that was begun before, with the parts that have arrived, else a new one.
+
+        Raises NotFound: the store does not know the one before any more.
+        """
         to = Destination(plan.mount_id, plan.key, plan.expected, plan.metadata)
         if record.upload_id and record.destination == to:
-            try:
-                arrived = await ufs.list_parts(Upload(to.key, record.upload_id))
-                return record, {part.number: part for part in arrived if _is_whole(part, record)}
-            except errors.NotFound:
-                record = replace(record, upload_id="")
-        elif record.upload_id and record.destination is not None:
+            arrived = await ufs.list_parts(Upload(to.key, record.upload_id))
+            return record, {part.number: part for part in arrived if _is_whole(part, record)}
+        if record.upload_id and record.destination is not None:
             await self._abort(ufs, record)
         elif record.destination is not None:
             await self._abort_unknown(ufs, record)
         least = max(capabilities.min_part_bytes, -(-record.ref.size // capabilities.max_parts))
         part_bytes = min(capabilities.max_part_bytes, max(PART_BYTES, -(-least >> 20) << 20))
         # Written down before and after: an upload that was begun and not written down is found by its key.
-        record = replace(record, destination=to, upload_id="", part_bytes=part_bytes, asked_ns=time.time_ns())
+        record = replace(record, destination=to, upload_id="", part_bytes=part_bytes, asked_ns=self._now_ns())
         await self._disk.submit(lambda: self._drafts.put_upload(record))
         upload = await ufs.begin_upload(plan.key, WriteOptions(record.token, plan.metadata))
         begun = replace(record, upload_id=upload.upload_id)

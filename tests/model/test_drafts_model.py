@@ -212,7 +212,6 @@ class DraftsMachine(RuleBasedStateMachine):
         for upload in self.store.drafts.list_uploads():
             if upload.file_id.inode == inode:
                 self.store.drafts.drop_upload(upload.file_id)
-                self.store.set_persisted(upload.file_id)
         if inode in self.known:
             self.known[inode].persisted = True
 

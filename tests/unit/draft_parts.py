@@ -175,11 +175,19 @@ async def running_drafts(
 
         stores = Stores(
             get_secrets,  # type: ignore[arg-type]
-            lambda _mount, on_request: WritableMemoryUfs(parts.ufs),
+            lambda _mount, on_request: WritableMemoryUfs(parts.ufs, min_part_bytes=1 << 20),
             lambda op, mount: None,
             asyncio.get_running_loop().time,
         )
-        uploader = Uploader(store=parts.store, stores=stores, turns=turns, changes=changes, disk=disk, metrics=parts.metrics)
+        uploader = Uploader(
+            store=parts.store,
+            stores=stores,
+            turns=turns,
+            changes=changes,
+            disk=disk,
+            metrics=parts.metrics,
+            now_ns=lambda: parts.ufs.now_ns,
+        )
         service = DraftsService(
             store=parts.store,
             fetcher=parts.fetcher,

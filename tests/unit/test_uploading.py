@@ -1,0 +1,229 @@
+"""Uploads: each version comes to the store once, whole, and over what it was meant to replace; whatever fails on the way."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from alluxio_like import errors
+from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
+from alluxio_like.types import InodeId
+from alluxio_like.ufs.memory import Fault, MemoryUfs
+from alluxio_like.worker import uploading
+from tests.unit.draft_parts import DraftParts, FakeChanges, running_drafts
+from tests.unit.worker_parts import make_data, wait_until
+
+MIB = 1 << 20
+BACK = WritePolicy(WriteMode.BACK)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploading, "PUT_BYTES", MIB)
+    monkeypatch.setattr(uploading, "PART_BYTES", MIB)
+
+
+async def wait_uploaded(one: DraftParts) -> None:
+    one.uploader.look()
+    await wait_until(lambda: not one.store.drafts.list_uploads() and not one.uploader.count_running(), "all is uploaded")
+    assert not one.changes.dirty
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_store_that_fails_or_whose_answer_is_lost_delays_a_close(tmp_path: Path, late: bool) -> None:
+    async with running_drafts(tmp_path) as one:
+        one.ufs.fail("PUT", Fault(errors.StoreUnavailable("broken"), is_late=late), errors.StoreThrottled("slow down"))
+        data = make_data(1000)
+        await one.write(one.changes.create(5, "a"), data)
+        assert one.ufs.get("a") == data
+        assert not one.changes.conflicts
+        assert one.store.drafts.list_uploads() == []
+
+
+async def test_what_no_waiting_mends_fails_the_close_and_is_tried_again(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        one.ufs.fail("PUT", errors.StoreDenied("no"), always=True)
+        with pytest.raises(errors.StoreDenied):
+            await one.write(one.changes.create(5, "a"), b"precious")
+        assert one.uploader.get_trouble()
+        one.ufs.heal()
+        await wait_uploaded(one)
+        assert one.ufs.get("a") == b"precious"
+
+
+async def test_a_close_after_a_failed_one_waits_for_the_same_upload(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        one.ufs.fail("PUT", errors.StoreDenied("no"), always=True)
+        place = await one.service.begin(one.changes.create(5, "a"), truncate=True)
+        fd = one.open(place)
+        os.pwrite(fd, b"precious", 0)
+        with pytest.raises(errors.StoreDenied):
+            await one.service.seal("op-1", InodeId(5))
+        with pytest.raises(errors.StoreDenied):
+            await one.service.seal("op-2", InodeId(5))
+        one.ufs.heal()
+        assert (await one.service.seal("op-3", InodeId(5))).unchanged
+        assert one.ufs.get("a") == b"precious"
+        os.close(fd)
+
+
+async def test_a_foreign_content_is_kept_and_ours_beside_it(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        ref = one.changes.create(5, "a")
+        one.ufs.put("a", b"theirs")
+        await one.write(ref, b"ours")
+        assert one.ufs.get("a") == b"theirs"
+        assert one.ufs.get("a.mine") == b"ours"
+        assert len(one.changes.conflicts) == 1
+
+
+async def test_an_object_that_somebody_removed_is_written_again(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        ref = one.parts.put(7, b"before")
+        one.changes.add_stored(ref)
+        one.ufs.delete(ref.key)
+        await one.write(ref, b"ours")
+        assert one.ufs.get(ref.key) == b"ours"
+        assert not one.changes.conflicts
+
+
+async def test_a_version_whose_answer_was_lost_is_no_foreign_one_to_the_next(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        ref = one.changes.create(5, "a")
+        one.changes.policy = BACK
+        one.ufs.fail("PUT", Fault(errors.StoreUnavailable("broken"), is_late=True))
+        one.ufs.fail("HEAD", Fault(errors.StoreUnavailable("broken")), always=True)
+        ref = await one.write(ref, b"first")
+        await wait_until(lambda: one.ufs.count_requests()["PUT"] >= 1)
+        ref = await one.write(ref, b"second")
+        one.ufs.heal()
+        await wait_uploaded(one)
+        assert one.ufs.get("a") == b"second"
+        assert not one.changes.conflicts
+
+
+async def test_a_restarted_worker_uploads_what_it_had_and_knows_its_own_writes(tmp_path: Path) -> None:
+    changes, ufs = FakeChanges(BACK), MemoryUfs(name="bucket")
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        ufs.fail("PUT", Fault(errors.StoreUnavailable("broken"), is_late=True), errors.StoreUnavailable("broken"), always=True)
+        ufs.fail("HEAD", errors.StoreUnavailable("broken"), always=True)
+        await one.write(changes.create(5, "a"), b"first")
+        await one.write(changes.create(6, "b"), b"other")
+        one.uploader.look()
+        await wait_until(lambda: ufs.count_requests()["PUT"] >= 2)
+    ufs.heal()
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        assert len(one.store.drafts.list_uploads()) == 2
+        await wait_uploaded(one)
+        assert (ufs.get("a"), ufs.get("b")) == (b"first", b"other")
+        assert not changes.conflicts
+
+
+async def test_what_was_removed_before_its_upload_is_not_brought_back(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        one.changes.policy = BACK
+        one.ufs.fail("PUT", errors.StoreUnavailable("broken"), always=True)
+        ref = await one.write(one.changes.create(5, "a"), b"gone soon")
+        await wait_until(lambda: bool(one.uploader.get_trouble()))
+        del one.changes.keys[InodeId(5)]
+        one.changes.dirty.clear()
+        one.ufs.heal()
+        await wait_uploaded(one)
+        assert not one.ufs.has_below("")
+        cached = one.store.lookup(ref.file_id)
+        assert cached is not None
+        assert not cached.unpersisted
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_a_large_version_goes_in_parts_at_once_and_leaves_none(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        data = make_data(9 * MIB + 5)
+        one.ufs.fail("PART", errors.StoreUnavailable("broken"), Fault(errors.StoreUnavailable("broken"), is_late=True))
+        one.ufs.fail("COMPLETE", Fault(errors.StoreUnavailable("broken"), is_late=True))
+        await one.write(one.changes.create(5, "large"), data)
+        assert one.ufs.get("large") == data
+        assert not one.ufs.uploads
+        assert one.ufs.count_requests()["CREATE"] == 1
+        assert one.ufs.get_metadata("large")["mode"] == "644"
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_parts_are_gone_on_with_after_a_restart(tmp_path: Path) -> None:
+    changes, ufs = FakeChanges(BACK), MemoryUfs(name="bucket")
+    data = make_data(9 * MIB + 5)
+    stuck = Fault(until=asyncio.Event())
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        ufs.fail("PART", *[Fault() for _ in range(5)], stuck, always=True)
+        await one.write(changes.create(5, "large"), data)
+        one.uploader.look()
+        await wait_until(lambda: sum(len(upload.parts) for upload in ufs.uploads.values()) == 5)
+    ufs.heal()
+    before = ufs.count_requests()["PART"]
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        await wait_uploaded(one)
+    assert ufs.get("large") == data
+    assert ufs.count_requests()["PART"] - before == 5
+    assert ufs.count_requests()["CREATE"] == 1
+    assert not ufs.uploads
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_an_upload_that_was_begun_and_not_written_down_is_found_and_dropped(tmp_path: Path) -> None:
+    changes, ufs = FakeChanges(BACK), MemoryUfs(name="bucket")
+    data = make_data(3 * MIB)
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        ufs.fail("CREATE", Fault(errors.StoreUnavailable("broken"), is_late=True), errors.StoreUnavailable("away"), always=True)
+        ufs.fail("UPLOADS", errors.StoreUnavailable("away"), always=True)
+        await one.write(changes.create(5, "large"), data)
+        one.uploader.look()
+        await wait_until(lambda: len(ufs.uploads) == 1)
+    ufs.heal()
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        await wait_uploaded(one)
+    assert ufs.get("large") == data
+    assert not ufs.uploads
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_a_version_that_is_changed_while_it_is_sent_never_becomes_visible(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        one.changes.policy = BACK
+        place = await one.service.begin(one.changes.create(5, "large"), truncate=True)
+        fd = one.open(place)
+        data = make_data(4 * MIB)
+        os.pwrite(fd, data, 0)
+        go_on = asyncio.Event()
+        one.ufs.fail("PART", Fault(until=go_on))
+        await one.service.seal("op-1", InodeId(5))
+        await wait_until(lambda: one.ufs.count_requests()["PART"] >= 1)
+        os.pwrite(fd, b"changed", 4 * MIB - 7)
+        go_on.set()
+        await wait_until(lambda: not one.uploader.count_running() and not one.ufs.uploads)
+        assert not one.ufs.has_below("")
+        await one.service.seal("op-2", InodeId(5))
+        os.close(fd)
+        await wait_uploaded(one)
+        assert one.ufs.get("large") == data[:-7] + b"changed"
+        assert not one.ufs.uploads
+
+
+async def test_a_small_version_that_is_changed_while_it_is_sent_comes_as_it_was_sealed(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        one.changes.policy = BACK
+        place = await one.service.begin(one.changes.create(5, "small"), truncate=True)
+        fd = one.open(place)
+        os.pwrite(fd, b"sealed", 0)
+        go_on = asyncio.Event()
+        one.ufs.fail("PUT", Fault(until=go_on))
+        await one.service.seal("op-1", InodeId(5))
+        await wait_until(lambda: one.ufs.count_requests()["PUT"] >= 1)
+        os.pwrite(fd, b"change", 0)
+        go_on.set()
+        await wait_until(lambda: one.ufs.has_below(""))
+        assert one.ufs.get("small") == b"sealed"
+        await one.service.seal("op-2", InodeId(5))
+        os.close(fd)
+        await wait_uploaded(one)
+        assert one.ufs.get("small") == b"change"
