@@ -1,13 +1,13 @@
 """Drafts: what programs write becomes versions, cache files and objects, and nothing of it is lost on the way."""
 
 import os
-import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from alluxio_like import errors
+from alluxio_like.cache import draft_files as files
 from alluxio_like.cache.file import Role
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import WriteMode
@@ -240,36 +240,37 @@ async def test_what_was_written_here_is_asked_of_the_store_by_what_the_store_cal
         assert await gather_bytes(read) == data
 
 
-async def test_a_file_that_others_go_on_writing_is_sealed_as_it_was_at_one_moment(tmp_path: Path) -> None:
+async def test_a_file_that_others_go_on_writing_is_sealed_as_it_was_at_one_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running_drafts(tmp_path) as one:
         place = await one.service.begin(one.changes.create(5, "busy"), truncate=True)
         fd = one.open(place)
-        os.pwrite(fd, make_data(4 * MIB), 0)
-        stop = threading.Event()
+        data = make_data(2 * MIB)
+        os.pwrite(fd, data, 0)
+        real = files.compute_sums
 
-        def write() -> None:
-            n = 0
-            while not stop.is_set():
-                n += 1
-                os.pwrite(fd, n.to_bytes(8, "big"), 0)
+        def compute_while_others_write(of: int, size: int) -> object:
+            os.pwrite(fd, os.urandom(8), 0)
+            return real(of, size)
 
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
-            sealed = await one.service.seal("op-1", InodeId(5))
-        finally:
-            stop.set()
-            writer.join()
+        monkeypatch.setattr(files, "compute_sums", compute_while_others_write)
+        sealed = await one.service.seal("op-1", InodeId(5))
+        monkeypatch.undo()
         assert sealed.ref is not None
         assert sealed.ref.version == 2
         uploaded = one.ufs.get("busy")
-        assert uploaded[8:] == make_data(4 * MIB)[8:]
+        assert uploaded[8:] == data[8:]
         cached = one.store.lookup(sealed.ref.file_id)
         assert cached is not None
-        assert cached.read(0, 4 * MIB) == uploaded
+        assert cached.read(0, 2 * MIB) == uploaded
         again = await one.service.seal("op-2", InodeId(5))
         assert again.ref is not None
         assert again.ref.version == 3
+        last = os.pread(fd, 2 * MIB, 0)
         os.close(fd)
         await one.service.end(InodeId(5))
-        assert one.ufs.get("busy") == one.store.lookup(again.ref.file_id).read(0, 4 * MIB)  # type: ignore[union-attr]
+        assert one.ufs.get("busy") == last
+        cached = one.store.lookup(again.ref.file_id)
+        assert cached is not None
+        assert cached.read(0, 2 * MIB) == last
