@@ -22,6 +22,10 @@ EVERYWHERE = InodeId(0)
 OWN_TOKEN = "own-"
 """How the token of a fingerprint begins that stands for a content written here: followed by its version."""
 
+SNAPSHOT_SHIFT = 44
+"""Inode ids from 1 << SNAPSHOT_SHIFT on are those of snapshots: the snapshot's number above the inode's own id. None of them can
+be changed."""
+
 PAGE_BYTES = 1 << 20
 """Unit of presence and of the checksum. A format parameter: recorded in each cache directory."""
 PAGES_PER_BLOCK = 64

@@ -20,6 +20,8 @@ Owns the format on disk: its number, keys, and the bytes of values. No decisions
     E inode(8)             what was kept beside a foreign content: its name before (JSON)
     Q number(8)            journal: what is still to be done at the store (JSON)
     J mount(4) hash(16) number(8)    which steps of the journal touch a key
+    B number(8)            a snapshot (JSON); Csnapshot says what is recorded for the newest
+    U key, number(8)       what was at a key when the snapshot of that number was made (snapshots.py)
     O operation id, P time(8) operation id    results of mutating calls, and when they can go
 
 Other tables of the master begin with lower-case letters. A directory's table is its inode id, but for the root's (tables.py).
@@ -35,7 +37,7 @@ from alluxio_like.master.core.model import DirState, MountRecord, Totals
 from alluxio_like.types import OWN_TOKEN, Fingerprint, InodeId, Kind, MountId, VersionId, to_bytes, to_str
 
 FORMAT: Final = 2
-"""1 had nothing of what programs write: no flag from LOCAL on, and none of the tables N, K, W, Y, A, Q, G, E."""
+"""1 had nothing of what programs write: no flag from LOCAL on, and none of the tables N, K, W, Y, A, Q, G, E, B, U."""
 
 KEY_FORMAT: Final = b"Cformat"
 KEY_NEXT_INODE: Final = b"Cinode"
@@ -44,6 +46,7 @@ KEY_SEQUENCE: Final = b"Cseq"
 KEY_TOTALS: Final = b"Ctotals"
 KEY_ROOT_TABLE: Final = b"Croot"
 KEY_JOURNAL: Final = b"Cjournal"
+KEY_SNAPSHOTS: Final = b"Csnapshot"
 KEY_LEASES: Final = b"Cleases"
 """b"0": no client can hold a lease of this master or of one before it; anything else, or nothing: some may."""
 
