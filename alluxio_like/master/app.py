@@ -34,6 +34,7 @@ from alluxio_like.master.pacing import Pacer
 from alluxio_like.master.service_cache import CacheService
 from alluxio_like.master.service_namespace import MountsService, NamespaceService
 from alluxio_like.master.service_workers import WorkersService
+from alluxio_like.master.snapshots import SnapshotsService
 from alluxio_like.master.surveying import Surveyor
 from alluxio_like.master.unpersisted_files import UnpersistedFiles
 from alluxio_like.master.worker_pool import WorkerPool
@@ -45,6 +46,7 @@ from alluxio_like.rpc.coherence import add_coherence_service
 from alluxio_like.rpc.locks import add_locks_service
 from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.server import create_server
+from alluxio_like.rpc.snapshots import add_snapshots_service
 from alluxio_like.types import FileId, WorkerId
 from alluxio_like.ufs.open import open_ufs
 
@@ -169,6 +171,8 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
         add_changes_service(server.grpc_server, changing)
         locks = LocksService(is_live=coherence.is_live, get_start_wait_s=coherence.get_start_wait_s, monotonic=clock.monotonic)
         add_locks_service(server.grpc_server, locks)
+        frozen = SnapshotsService(meta, lister, clock=clock)
+        add_snapshots_service(server.grpc_server, frozen)
         http = start_http(
             config.http_bind,
             metrics,
@@ -183,6 +187,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
         jobs.restore()
         chores = [
             asyncio.create_task(_watch_workers(meta, registry, jobs, metrics, clock), name="watch workers"),
+            asyncio.create_task(frozen.collect(), name="collect snapshots"),
             asyncio.create_task(_watch_leases(coherence, locks), name="watch leases"),
             asyncio.create_task(_forget_old(meta, registry, pool, clock), name="forget old"),
             asyncio.create_task(mounts.check_all(), name="check mounts"),

@@ -21,9 +21,11 @@ from alluxio_like.master.asking import MAX_EMPTY_PAGES, Asker
 from alluxio_like.master.core import flat, leases, namespace, paths
 from alluxio_like.master.core.flat import Applied, Asked, Claims, Part, Run, Target
 from alluxio_like.master.core.model import NO_MOUNT, Changes, DirState, EntryPage, ListingPlan
+from alluxio_like.master.core.snapshots import FOLDER_NAME
 from alluxio_like.master.flight import Flight
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.snapshot_trees import SnapshotTrees, is_frozen
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.context import get_remaining_s
 from alluxio_like.types import ROOT_INODE, Entry, InodeId, Kind, MountId, Recall, to_bytes, to_str
@@ -97,6 +99,7 @@ class Lister:
         self._clock = clock
         self._metrics = metrics
         self.asker = asker
+        self.snapshots = SnapshotTrees(meta)
         self.page_entries = page_entries
         self._io_timeout_s = io_timeout_s
         self._flights: dict[InodeId, Flight] = {}
@@ -112,6 +115,10 @@ class Lister:
     async def lookup(self, parent: InodeId, name: str, *, session: str = "") -> Answer:
         """One displayed name; the lease of `session` is to cover it. Raises NotFound and NotADirectory for the parent, and the
         store's errors."""
+        if name == FOLDER_NAME or is_frozen(parent):
+            frozen = self._lookup_frozen(parent, name)
+            if frozen is not None:
+                return frozen
         entry, state = self._read_name(parent, name)
         if self._is_fresh(state):
             return self._cover(session, state, entry)
@@ -128,6 +135,13 @@ class Lister:
         if settled:
             return self._cover(session, state, entry, flight)
         return self._answer_known(entry, flight.error or errors.TimedOut("the store did not list this in time", subject=name))
+
+    def _lookup_frozen(self, parent: InodeId, name: str) -> Answer | None:
+        """A name in a snapshot, or the folder of a directory's snapshots; None: that has none, and the name is like any other."""
+        if is_frozen(parent):
+            return Answer(self.snapshots.lookup(parent, name), MAX_VALID_S)
+        folder = self.snapshots.lookup_folder(parent)
+        return None if folder is None else Answer(folder, SHORT_VALID_S)
 
     def _read_name(self, parent: InodeId, name: str) -> tuple[Entry | None, DirState]:
         with self._meta.read() as txn:
@@ -203,6 +217,8 @@ class Lister:
 
     def get_entry(self, inode: InodeId, *, session: str = "") -> Answer:
         """An inode by its id. Raises NotFound."""
+        if is_frozen(inode):
+            return Answer(self.snapshots.get_entry(inode), MAX_VALID_S)
         with self._meta.read() as txn:
             entry = namespace.get_entry(txn, inode)
             parent = namespace.lookup_parent(txn, inode)
@@ -233,6 +249,8 @@ class Lister:
         `since_ns`: a listing that began then or later is believed too. `patience`: how many I/O timeouts it may take. Raises what
         `lookup` raises, and TimedOut.
         """
+        if is_frozen(directory):
+            return Listed(self.snapshots.list_page(directory, cursor, limit), MAX_VALID_S)
         flight = self._flights.get(directory)
         with self._meta.read() as txn:
             state = namespace.get_dir_state(txn, directory)

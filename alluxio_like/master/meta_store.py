@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from alluxio_like import errors
 from alluxio_like.kv.api import KeyValueStore, ReadTransaction, WriteTransaction
+from alluxio_like.master.core import snapshots
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ class MetaStore:
     def write_now(self, apply: Callable[[WriteTransaction], T]) -> T:
         """The same in the calling thread; for the start, when nothing else runs."""
         with self._store.write() as txn:
-            return apply(txn)
+            return apply(snapshots.record(txn))
 
     async def flush(self) -> None:
         """Make what was written before survive a power loss too. Of calls at the same time all but the first share one."""

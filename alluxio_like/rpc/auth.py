@@ -24,6 +24,8 @@ _PROTECTED_METHODS = frozenset(
         "Mounts/SetSyncInterval",
         "Mounts/GetMountSecrets",
         "Mounts/Restore",
+        "Snapshots/Create",
+        "Snapshots/Delete",
         "Workers/Register",
         "Workers/ReportBlocks",
         "Workers/Heartbeat",

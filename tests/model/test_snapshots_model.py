@@ -12,7 +12,9 @@ from alluxio_like.types import ROOT_INODE, InodeId
 TABLES = [int(ROOT_INODE), 40, 41]
 LONG = b"l" * 470
 NAMES = [b"a", b"a\0", b"a\0\1", b"a\1", b"b", b"n\xff", LONG[:445], LONG[:445] + b"1", LONG[:445] + b"2", LONG]
-KEYS = [records.dentry_key(table, name) for table in TABLES for name in NAMES] + [records.inode_key(InodeId(n)) for n in TABLES[1:]]
+KEYS = [records.dentry_key(table, name) for table in TABLES for name in NAMES] + [
+    records.inode_key(InodeId(n)) for n in TABLES[1:]
+]
 
 
 class SnapshotsMachine(RuleBasedStateMachine):
