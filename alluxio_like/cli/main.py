@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from alluxio_like import __version__
-from alluxio_like.cli import doctor, report, services, top, tree, up, why
+from alluxio_like.cli import doctor, report, services, snapshot, top, tree, up, why
 from alluxio_like.cli.common import make_app, run_app
 
 app = make_app(
@@ -44,6 +44,7 @@ app.command("mount")(tree.mount)
 app.command("unmount")(tree.unmount)
 app.command("mounts")(tree.mounts)
 app.add_typer(tree.fs, name="fs")
+app.add_typer(snapshot.app, name="snapshot")
 app.command("report")(report.report)
 app.command("workers")(report.workers)
 app.command("top")(top.top)

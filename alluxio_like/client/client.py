@@ -55,6 +55,7 @@ from alluxio_like.rpc.messages import (
     SyncResult,
     TreePage,
 )
+from alluxio_like.rpc.snapshots import Difference, Snapshot, SnapshotsStub
 from alluxio_like.types import EVERYWHERE, Cluster, Entry, FileId, FileRef, InodeId, JobId, Kind, Recall
 
 _log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Client:
         self._token = token
         self._channel = self._open_channel(config.master)
         self._master = MasterStub(self._channel, timeout_s=config.io_timeout_s)
+        self._snapshots = SnapshotsStub(self._channel, timeout_s=config.io_timeout_s)
         self._keeper = LeaseKeeper(self._channel, self._forget, self._note_epoch, metrics, strict=config.strict)
         self._names = MetadataCache(time.monotonic, self._keeper.is_live)
         self._prefetch = NamePrefetch(self.list_dir)
@@ -445,6 +447,22 @@ class Client:
 
     async def get_sync_interval(self, path: str) -> SyncInterval:
         return await self._master.get_sync_interval(path)
+
+    async def create_snapshot(self, path: str, name: str, *, operation_id: str) -> Snapshot:
+        """Freeze the tree below a directory: seen below PATH/.snapshots/NAME from now on. Raises AlreadyExists."""
+        return await self._snapshots.create_snapshot(operation_id, path, name)
+
+    async def list_snapshots(self, path: str = "") -> list[Snapshot]:
+        """Snapshots of a directory, or all."""
+        return await self._snapshots.list_snapshots(path)
+
+    async def delete_snapshot(self, path: str, name: str, *, operation_id: str) -> None:
+        """Delete a snapshot. Raises NotFound."""
+        await self._snapshots.delete_snapshot(operation_id, path, name)
+
+    def diff_snapshots(self, path: str, name: str, other: str = "") -> AsyncGenerator[list[Difference]]:
+        """What is other in snapshot `other` (or the tree as it is now) than in snapshot `name`."""
+        return self._snapshots.diff(path, name, other)
 
     async def get_archive_status(self, ref: FileRef) -> ArchiveStatus:
         """Whether a file is in its store's archive. Raises Unsupported where the store has none."""

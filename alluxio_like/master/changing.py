@@ -381,6 +381,7 @@ class ChangesService:
         """Have names covered by a listing that is still believed, as a lookup has. Raises NotFound, NotADirectory, and the
         store's errors where nothing is known of the directory."""
         for parent, name in places:
+            changes.check_not_frozen(parent)
             try:
                 await self._lister.lookup(parent, name)
             except _NOT_NOW:
@@ -390,6 +391,7 @@ class ChangesService:
 
     async def _know_all_below(self, parent: InodeId, name: str) -> None:
         """Have all of a directory known, if there is one of that name: it is to be empty."""
+        changes.check_not_frozen(parent)
         with self._meta.read() as txn:
             entry = namespace.lookup(txn, parent, name)
             if entry is None or entry.attr.kind is not Kind.DIRECTORY:

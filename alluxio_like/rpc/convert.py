@@ -114,6 +114,8 @@ def entry(value: Entry, *, dir_key: str | None = None, mount_id: MountId = Mount
         message.fingerprint.token = ref.fingerprint.token
         message.fingerprint.size = ref.fingerprint.size
         message.pinned = ref.pinned
+        if ref.inode != value.attr.inode:
+            message.content_inode = ref.inode
         if ref.source is not None:
             message.source.CopyFrom(fingerprint(ref.source))
         message.holders.extend(ref.holders)
@@ -125,7 +127,7 @@ def to_entry(message: common_pb2.Entry, *, dir_key: str = "", mount_id: int = 0)
     if not message.HasField("fingerprint"):
         return Entry(name, attributes)
     ref = FileRef(
-        attributes.inode,
+        InodeId(message.content_inode) if message.content_inode else attributes.inode,
         attributes.version,
         MountId(message.mount_id or mount_id),
         to_str(message.key) if message.key else dir_key + name,

@@ -19,7 +19,7 @@ from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.core.records import Dirty, Inode, Moved
 from alluxio_like.master.core.tables import Directory, Edit, get_dirty
-from alluxio_like.types import ROOT_INODE, Fingerprint, InodeId, Kind, Recall, VersionId, to_bytes, to_str
+from alluxio_like.types import ROOT_INODE, SNAPSHOT_SHIFT, Fingerprint, InodeId, Kind, Recall, VersionId, to_bytes, to_str
 
 MAX_LINKS = 65_000
 MAX_SYMLINK_BYTES = 4095
@@ -423,6 +423,7 @@ def _rename_further(txn: WriteTransaction, inode: InodeId, named: Inode, parent:
 
 
 def _open_writable(edit: Edit, inode: InodeId) -> Directory:
+    check_not_frozen(inode)
     directory = edit.open_directory(inode)
     _check_writable(edit.txn, directory.record)
     check_settled(edit.txn, inode)
@@ -431,9 +432,16 @@ def _open_writable(edit: Edit, inode: InodeId) -> Directory:
 
 def get_writable(txn: ReadTransaction, inode: InodeId) -> Inode:
     """An inode that can be changed. Raises NotFound, ReadOnly."""
+    check_not_frozen(inode)
     record = tables.get_inode(txn, inode)
     _check_writable(txn, record)
     return record
+
+
+def check_not_frozen(inode: InodeId) -> None:
+    """Raises ReadOnly for what belongs to a snapshot."""
+    if inode >> SNAPSHOT_SHIFT:
+        raise errors.ReadOnly("what is below .snapshots is frozen: copy it elsewhere to change it")
 
 
 def _check_writable(txn: ReadTransaction, record: Inode) -> None:

@@ -1,0 +1,155 @@
+"""Snapshots through a real master: made of a store's tree, read while it goes on changing, compared, deleted."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from alluxio_like import errors
+from alluxio_like.client.client import Client
+from alluxio_like.config import ClientConfig
+from alluxio_like.master import snapshots as service
+from alluxio_like.rpc.messages_writing import NewName, Renaming
+from alluxio_like.types import SNAPSHOT_SHIFT, Kind
+from tests.unit.master_parts import Cluster, wait_until
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    made = Cluster(tmp_path / "home")
+    made.is_written = True
+    await made.start()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def client(cluster: Cluster) -> AsyncIterator[Client]:
+    async with Client.open(ClientConfig(master=cluster.master.address, token_file=Path(cluster.master.token_file))) as made:
+        yield made
+
+
+async def list_names(client: Client, path: str) -> list[str]:
+    entry = await client.get_path(path)
+    return sorted([one.name async for one in client.iter_dir(entry.attr.inode)])
+
+
+async def test_a_snapshot_stays_as_it_was(cluster: Cluster, client: Client) -> None:
+    store = await cluster.add_store(options={"write": "through"})
+    for key in ("a", "b", "d/x", "d/e/y"):
+        store.put(key, key.encode())
+    await client.sync_path("/data", recursive=True)
+    before = await client.get_path("/data/a")
+    made = await client.create_snapshot("/data", "monday", operation_id="one")
+    assert (made.path, made.name, made.unlisted) == ("/data", "monday", 0)
+    assert await client.create_snapshot("/data", "monday", operation_id="one") == made
+    with pytest.raises(errors.AlreadyExists, match="another name"):
+        await client.create_snapshot("/data", "monday", operation_id="two")
+
+    store.put("a", b"longer than before")
+    store.delete("b")
+    store.put("d/new", b"n")
+    await client.sync_path("/data", recursive=True)
+    tree = await client.get_path("/data")
+    directory = await client.get_path("/data/d")
+    await cluster.changes.create("three", NewName(tree.attr.inode, "made", Kind.DIRECTORY, 0o755, 0, 0))
+    await cluster.changes.rename("four", Renaming(tree.attr.inode, "d", tree.attr.inode, "moved"))
+
+    frozen = "/data/.snapshots/monday"
+    assert await list_names(client, "/data/.snapshots") == ["monday"]
+    assert await list_names(client, frozen) == ["a", "b", "d"]
+    assert await list_names(client, f"{frozen}/d") == ["e", "x"]
+    assert await list_names(client, f"{frozen}/d/e") == ["y"]
+    assert await list_names(client, "/data") == ["a", "made", "moved"]
+    old = await client.get_path(f"{frozen}/a")
+    assert old.attr.size == 1
+    assert old.ref == before.ref
+    assert old.attr.inode >> SNAPSHOT_SHIFT
+    assert (await client.get_entry(old.attr.inode)).entry == old
+    moved = await client.get_path(f"{frozen}/d/x")
+    assert moved.ref is not None
+    assert moved.ref.inode == (await client.get_path("/data/moved/x")).attr.inode, "cached bytes are shared"
+
+    # Nothing of it can be changed.
+    root = await client.get_path(frozen)
+    for parent in (root.attr.inode, (await client.get_path("/data/.snapshots")).attr.inode):
+        with pytest.raises(errors.ReadOnly, match="frozen"):
+            await cluster.changes.create("", NewName(parent, "x", Kind.FILE, 0o644, 0, 0))
+        with pytest.raises(errors.ReadOnly):
+            await cluster.changes.remove("", parent, "a", directory=False)
+    with pytest.raises(errors.ReadOnly):
+        await cluster.changes.rename("", Renaming(root.attr.inode, "a", directory.attr.inode, "a"))
+    with pytest.raises(errors.ReadOnly):
+        await client.create_snapshot(frozen, "again", operation_id="")
+
+
+async def test_what_is_other_since(cluster: Cluster, client: Client) -> None:
+    store = await cluster.add_store()
+    for key in ("same", "gone", "grows", "d/gone too"):
+        store.put(key, key.encode())
+    await client.sync_path("/data", recursive=True)
+    await client.create_snapshot("/data", "one", operation_id="one")
+    assert not [part async for part in client.diff_snapshots("/data", "one")]
+    store.delete("gone")
+    store.delete("d/gone too")
+    store.put("grows", b"grows and grows")
+    store.put("new/x", b"1")
+    await client.sync_path("/data", recursive=True)
+    await client.create_snapshot("/data", "two", operation_id="two")
+    wanted = {
+        "gone": ("removed", 4),
+        "d": ("removed", 0),
+        "d/gone too": ("removed", 10),
+        "grows": ("changed", 15),
+        "new": ("added", 0),
+        "new/x": ("added", 1),
+    }
+    for other in ("", "two"):
+        found = [one async for part in client.diff_snapshots("/data", "one", other) for one in part]
+        assert {one.path: (one.what, one.size) for one in found} == wanted
+    with pytest.raises(errors.NotFound, match="snapshot list"):
+        [part async for part in client.diff_snapshots("/data", "one", "three")]
+
+
+async def test_deleted_ones_are_gone_and_leave_nothing(cluster: Cluster, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_COLLECT_PAUSE_S", 0.0)
+    store = await cluster.add_store()
+    store.put("a", b"1")
+    await client.sync_path("/data", recursive=True)
+    for name in ("one", "two"):
+        await client.create_snapshot("/data", name, operation_id=name)
+        store.put("a", name.encode())
+        store.put(name, b"1")
+        await client.sync_path("/data", recursive=True)
+    seen = await client.get_path("/data/.snapshots/one/a")
+    assert [one.name for one in await client.list_snapshots("/data")] == ["one", "two"]
+    assert [one.path for one in await client.list_snapshots()] == ["/data", "/data"]
+    await client.delete_snapshot("/data", "two", operation_id="delete two")
+    assert await list_names(client, "/data/.snapshots/one") == ["a"]
+    await client.delete_snapshot("/data", "one", operation_id="delete one")
+    with pytest.raises(errors.NotFound):
+        await client.delete_snapshot("/data", "one", operation_id="")
+    with pytest.raises(errors.NotFound):
+        await cluster.stub.get_entry(seen.attr.inode)
+
+    def count_kept() -> int:
+        with cluster.master.meta.read() as txn:
+            return sum(1 for _ in txn.scan(b"U", b"V")) + sum(1 for _ in txn.scan(b"B", b"C"))
+
+    await wait_until(lambda: count_kept() == 0, "what was kept to go")
+
+
+async def test_they_live_through_a_restart_and_so_does_collecting(cluster: Cluster, client: Client) -> None:
+    store = await cluster.add_store()
+    store.put("a", b"1")
+    await client.sync_path("/data", recursive=True)
+    await client.create_snapshot("/data", "one", operation_id="one")
+    address = cluster.master.address
+    await cluster.close()
+    await cluster.start(address)
+    store.put("a", b"22")
+    await client.sync_path("/data", recursive=True)
+    assert (await client.get_path("/data/.snapshots/one/a")).attr.size == 1
+    assert (await client.get_path("/data/a")).attr.size == 2
+    await asyncio.sleep(0)
