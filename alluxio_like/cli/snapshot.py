@@ -3,6 +3,7 @@
 Owns their options and output; the master makes and keeps snapshots. One command a process.
 """
 
+import uuid
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,6 @@ from alluxio_like.cli.common import JsonOption, MasterOption, make_app, open_cli
 from alluxio_like.cli.finding import to_namespace_path
 from alluxio_like.cli.render import print_table, show_name, show_size
 from alluxio_like.errors import InvalidArgument
-from alluxio_like.rpc.master_stub import make_operation_id
 
 if TYPE_CHECKING:
     from alluxio_like.rpc.snapshots import Difference, Snapshot
@@ -37,7 +37,7 @@ def create(target: NamedArgument, master: MasterOption = "", as_json: JsonOption
     async def work() -> "Snapshot":
         path, name = _split(target)
         async with open_client(master, path) as client:
-            return await client.create_snapshot(path, name, operation_id=make_operation_id())
+            return await client.create_snapshot(path, name, operation_id=uuid.uuid4().hex)
 
     made = run_async(work())
     if as_json:
@@ -123,7 +123,7 @@ def delete(target: NamedArgument, master: MasterOption = "", as_json: JsonOption
     async def work() -> None:
         path, name = _split(target)
         async with open_client(master, path) as client:
-            await client.delete_snapshot(path, name, operation_id=make_operation_id())
+            await client.delete_snapshot(path, name, operation_id=uuid.uuid4().hex)
 
     run_async(work())
     if as_json:

@@ -74,7 +74,7 @@ def test_every_command_has_help_with_an_example_and_json() -> None:
         if not hasattr(command, "commands"):
             assert "Example" in (command.help or ""), name
             options = {option for parameter in command.params for option in parameter.opts}
-            services = {"alluxio-like master", "alluxio-like worker", "alluxio-like fuse"}
+            services = {f"alluxio-like {name}" for name in ("master", "worker", "fuse", "holder", "csi")}
             if name not in services | {"alluxio-like fs cat", "alluxio-like fs get"}:
                 assert "--json" in options, name
 
