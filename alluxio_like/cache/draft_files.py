@@ -15,40 +15,35 @@ from alluxio_like.cache.writing_records import Stamp
 from alluxio_like.types import PAGE_BYTES, get_page_count
 
 FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_POLL_S = 0.005
-_OPEN_S = 5.0
 _COARSE_TICK_NS = 11_000_000
 """Two changes within so long may have the same time, where the kernel's clock for files ticks (100 Hz at the slowest)."""
 
 
 def open_draft(directory_fd: int, path: str) -> int:
-    """A descriptor for reading and writing of a draft, for who was just told its path by the worker. Blocks for moments.
+    """A descriptor for reading and writing of a draft, for who was just told its path by the worker. While it is open, the file
+    stays a draft.
 
-    Raises NotFound: it is no draft any more, begin it again. While the descriptor is open, it stays one.
+    Raises NotFound (it is no draft any more: begin it again), Unavailable (the worker looks just now whether anybody has it open:
+    try again in a moment), OSError.
     """
-    deadline = time.monotonic() + _OPEN_S
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | FLAGS, dir_fd=directory_fd)
-        except FileNotFoundError:
-            raise errors.NotFound("the draft is over; begin it again", subject=path) from None
-        except BlockingIOError:
-            # The worker looks just now whether anybody has it open.
-            if time.monotonic() > deadline:
-                raise errors.Unavailable("the worker is busy with the draft; try again", subject=path) from None
-            time.sleep(_POLL_S)
-            continue
-        try:
-            # It may have become a cache file before the descriptor was there: then it has another name.
-            there = os.stat(path, dir_fd=directory_fd, follow_symlinks=False)
-            if there.st_ino == os.fstat(fd).st_ino:
-                return fd
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
+    try:
+        fd = os.open(path, os.O_RDWR | FLAGS, dir_fd=directory_fd)
+    except FileNotFoundError:
+        raise errors.NotFound("the draft is over; begin it again", subject=path) from None
+    except BlockingIOError:
+        raise errors.Unavailable("the worker is busy with the draft; try again", subject=path) from None
+    # It may have become a cache file before the descriptor was there: then it has another name.
+    if _is_at(directory_fd, path, fd):
+        return fd
+    os.close(fd)
+    raise errors.NotFound("the draft is over; begin it again", subject=path)
+
+
+def _is_at(directory_fd: int, path: str, fd: int) -> bool:
+    try:
+        return os.stat(path, dir_fd=directory_fd, follow_symlinks=False).st_ino == os.fstat(fd).st_ino
+    except OSError:
+        return False
 
 
 def _make_stamp(found: os.stat_result) -> Stamp:

@@ -204,6 +204,15 @@ class Drafts:
         self.checkpoint("begin: created")
         return self._record_begun(directory, DraftRecord(ref, generation, stamp), path, array("Q"), ())
 
+    def has_newer(self, ref: FileRef) -> bool:
+        """Whether a later version of the same file is in the cache. Raises DiskError."""
+        for directory in self._dirs:
+            if directory.ok:
+                with self._translated(directory):
+                    if any(file_id.version > ref.version for file_id, _ in directory.get_index().scan_inode(ref.inode)):
+                        return True
+        return False
+
     def _take_over(self, ref: FileRef, cached: CachedFile, *, truncate: bool) -> Draft:
         directory = self._dirs[cached.directory]
         runs = cached.get_present_runs(PageRange(0, get_page_count(ref.size)))

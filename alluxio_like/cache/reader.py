@@ -24,6 +24,7 @@ import lmdb
 from alluxio_like import errors
 from alluxio_like.cache import format as fmt
 from alluxio_like.cache.checksum import compute_checksum
+from alluxio_like.cache.draft_files import open_draft
 from alluxio_like.cache.layout import check_format
 from alluxio_like.cache.scratch import get_scratch
 from alluxio_like.types import (
@@ -414,11 +415,11 @@ class CacheReader:
 
     def open_draft(self, directory: int, path: str) -> int:
         """A file that is being written, by its path below a directory, for reading and writing; the caller's. Raises DiskError,
-        Unavailable (it is not there any more)."""
+        NotFound (it is not being written any more: begin again), Unavailable (not just now)."""
         try:
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._views[directory].fd)
-        except (FileNotFoundError, IndexError) as error:
-            raise errors.Unavailable("what the worker says is being written is not there: try again", subject=path) from error
+            return open_draft(self._views[directory].fd, path)
+        except IndexError as error:
+            raise errors.Unavailable("the worker has other cache directories by now: try again", subject=path) from error
         except OSError as error:
             raise errors.DiskError(f"a file that is being written cannot be opened ({error.strerror})", subject=path) from error
 

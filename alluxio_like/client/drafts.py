@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.local import LocalCaches
-from alluxio_like.errors import ReadOnly, Unavailable
+from alluxio_like.errors import NotFound, ReadOnly, Unavailable
 from alluxio_like.placement import rank_workers
 from alluxio_like.rpc.drafts import DraftsStub
 from alluxio_like.rpc.messages import MountInfo
@@ -26,6 +26,8 @@ _NO_LIMIT_S = 0.0
 _LOOK_S = 0.2
 """How often it is looked whether a worker is back. A guess."""
 _END_S = 10.0
+_OPEN_TRIES = 10
+_OPEN_PAUSE_S = 0.005
 _T = TypeVar("_T")
 
 
@@ -72,9 +74,15 @@ class DraftFiles:
         """
         await self.check_writable(ref.mount_id)
         worker = await self._choose(ref.inode)
-        place = await self._get_stub(worker).begin(ref, truncate=truncate, timeout_s=_NO_LIMIT_S)
-        # (One open is no wait worth a thread; the file was made or opened a moment ago.)
-        return OpenedDraft(worker.worker_id, self._local.open_draft(worker.worker_id, place.directory, place.path))
+        for attempt in range(_OPEN_TRIES):
+            place = await self._get_stub(worker).begin(ref, truncate=truncate, timeout_s=_NO_LIMIT_S)
+            try:
+                # (One open is no wait worth a thread; the file was made or opened a moment ago.)
+                return OpenedDraft(worker.worker_id, self._local.open_draft(worker.worker_id, place.directory, place.path))
+            except (NotFound, Unavailable):
+                # Another mount's draft of it ended in between.
+                await asyncio.sleep(_OPEN_PAUSE_S * attempt)
+        raise Unavailable("the file's draft is over again and again before it is opened; try again", subject=ref.key)
 
     async def seal(self, worker_id: WorkerId, inode: InodeId, operation_id: str) -> DraftSealed:
         """Make what was written the file's next version, and what the policy asks for; as it is then. Raises NotFound (there is

@@ -183,7 +183,7 @@ class LocalCaches:
 
     def open_draft(self, worker_id: WorkerId, directory: int, path: str) -> int:
         """A descriptor of a file that is being written, below a cache directory of a local worker; the caller's. Raises
-        Unavailable, DiskError."""
+        NotFound (begin again), Unavailable, DiskError."""
         known = self._readers.get(worker_id)
         if known is None:
             raise Unavailable("the worker's cache directories are not at hand: try again", subject=worker_id)

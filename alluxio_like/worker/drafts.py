@@ -190,6 +190,9 @@ class DraftsService:
     # -- begin -------------------------------------------------------------------------------------------------------------
 
     async def _begin(self, ref: FileRef, *, truncate: bool) -> Draft:
+        if await self._disk.submit(lambda: self._drafts.has_newer(ref), alone=True):
+            # Sealed here since the caller has looked: what it would write would undo that.
+            raise errors.Stale("the file has been written anew; open it again", subject=ref.key)
         for _ in range(_BRING_TRIES):
             cached = await self._find_whole(ref) if truncate or not ref.size else await self._bring(ref)
             begin = functools.partial(self._drafts.begin, ref, cached, truncate=truncate)

@@ -274,3 +274,15 @@ async def test_a_file_that_others_go_on_writing_is_sealed_as_it_was_at_one_momen
         cached = one.store.lookup(again.ref.file_id)
         assert cached is not None
         assert cached.read(0, 2 * MIB) == last
+
+
+async def test_a_writer_does_not_begin_from_a_version_before_the_newest(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        created = one.changes.create(5, "a")
+        newest = await one.write(created, b"newest")
+        with pytest.raises(errors.Stale):
+            await one.service.begin(created, truncate=False)
+        place = await one.service.begin(newest, truncate=False)
+        fd = one.open(place)
+        assert os.pread(fd, 100, 0) == b"newest"
+        os.close(fd)
