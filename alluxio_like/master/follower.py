@@ -300,7 +300,8 @@ class Follower:
                 await self._push_down(plans[0])
                 self._forget_trouble(mount, plans)
             else:
-                await self._finish(mount, [(plans[0], await follower.carry_out(plans[0]))])
+                plan = await self._begin(mount, plans[0])
+                await self._finish(mount, [(plan, await follower.carry_out(plan))])
         except errors.AlluxioLikeError as error:
             for plan in left.values():
                 self._note_trouble(mount, plan, error)
@@ -314,6 +315,14 @@ class Follower:
             mount.news.set()
             self._advance()
 
+    async def _begin(self, mount: _Mount, plan: Plan) -> Plan:
+        """Write down what is about to be done, where it matters that it may have happened."""
+        begun = await self._meta.write(lambda txn: following.begin(txn, plan))
+        if begun is not plan:
+            await self._meta.flush()
+            mount.running[plan.step.number] = begun
+        return begun
+
     async def _finish(self, mount: _Mount, done: Sequence[tuple[Plan, Done]]) -> None:
         now_ns = self._clock.now_ns()
         recalls: list[Recall] = []
@@ -323,6 +332,7 @@ class Follower:
             for plan, outcome in done:
                 if outcome.is_taken:
                     # What belongs there goes beside what is there.
+                    following.give_up(txn, plan)
                     recalls.extend(conflicts.set_aside(txn, plan.step.inode, None, now_ns).recalls)
                     continue
                 if outcome.foreign and plan.step.op is Op.REMOVE_DIRECTORY and following.postpone_removal(txn, plan):
@@ -459,7 +469,7 @@ def _group(plans: Sequence[Plan], *, whole_listings: bool) -> list[list[Plan]]:
     groups: list[list[Plan]] = []
     by_prefix: dict[str, list[Plan]] = {}
     for plan in plans:
-        if whole_listings and plan.step.op is Op.DELETE and not plan.nothing:
+        if whole_listings and plan.step.op is Op.DELETE and not plan.nothing and not plan.target:
             prefix = plan.source.rpartition("/")[0]
             if prefix not in by_prefix:
                 by_prefix[prefix] = []

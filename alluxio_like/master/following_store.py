@@ -94,6 +94,12 @@ class StoreFollower:
     # -- one kind of plan each -----------------------------------------------------------------------------------------------
 
     async def _delete(self, plan: Plan) -> Done:
+        if plan.target:
+            stored = await self._find_arrived(plan)
+            done = await self._delete(plan._replace(target=""))
+            return Done(stored, foreign=done.foreign)
+        if plan.expected is None:
+            return Done()
         try:
             await self._ufs.delete(plan.source, expected=Expected(plan.expected))
         except errors.Conflict:
@@ -104,6 +110,16 @@ class StoreFollower:
         except errors.NotFound:
             return Done()
         return Done()
+
+    async def _find_arrived(self, plan: Plan) -> Fingerprint | None:
+        """What a try to move something has brought to its target; None: nothing."""
+        if not self.renames:
+            written = await self._ufs.lookup_written(plan.target, self._make_token("copy", plan.step.number, plan.target))
+            return written.fingerprint if written is not None else None
+        if plan.expected is None or await self._lookup(plan.source) == plan.expected:
+            return None
+        there = await self._lookup(plan.target)
+        return there if there is not None and there != plan.step.base and there.size == plan.expected.size else None
 
     async def _make_directory(self, key: str) -> Done:
         try:

@@ -51,12 +51,19 @@ class Store:
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[int, Fingerprint]] = {}
+        self.tokens: dict[Fingerprint, str] = {}
         self._numbers = itertools.count()
 
-    def put(self, key: str, content: int) -> Fingerprint:
+    def put(self, key: str, content: int, token: str = "") -> Fingerprint:
         fingerprint = Fingerprint(f"e{next(self._numbers)}", 10 + content if content else 0)
         self.objects[key] = (content, fingerprint)
+        self.tokens[fingerprint] = token
         return fingerprint
+
+    def lookup_written(self, key: str, token: str) -> Fingerprint | None:
+        """What is at a key, if it was put there with this token."""
+        found = self.lookup(key)
+        return found if found is not None and self.tokens[found] == token else None
 
     def lookup(self, key: str) -> Fingerprint | None:
         return self.objects[key][1] if key in self.objects else None
@@ -101,6 +108,7 @@ class ChangesMachine(RuleBasedStateMachine):
         self.root = Node(Kind.DIRECTORY)
         self.running: dict[int, Running] = {}
         self.uploads: list[Upload] = []
+        self.crashed = False
         self.contents: dict[tuple[InodeId, int], int] = {}
         self.numbers = itertools.count(1)
         with self.kv.write() as txn:
@@ -268,8 +276,19 @@ class ChangesMachine(RuleBasedStateMachine):
             ready = following.list_ready(txn, self.running.keys(), renames=renames)
         ready = [plan for plan in ready if plan.is_free(busy)]
         if ready:
-            plan = data.draw(st.sampled_from(ready))
-            self.running[plan.step.number] = Running(plan)
+            self.begin(data.draw(st.sampled_from(ready)))
+
+    def begin(self, plan: Plan) -> None:
+        with self.kv.write() as txn:
+            plan = following.begin(txn, plan)
+        self.running[plan.step.number] = Running(plan)
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def crash(self) -> None:
+        """Whatever runs is forgotten, and nobody knows how far it came."""
+        self.running.clear()
+        self.crashed = True
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -298,9 +317,12 @@ class ChangesMachine(RuleBasedStateMachine):
 
     def carry_out(self, plan: Plan) -> Fingerprint | None:
         objects = self.store.objects
+        token = f"{plan.step.number} {plan.target}"
         if plan.step.op is Op.DELETE:
+            stored = self.store.lookup_written(plan.target, token) if plan.target else None
             if self.store.lookup(plan.source) == plan.expected:
                 objects.pop(plan.source, None)
+            return stored
         elif plan.step.op is Op.REMOVE_DIRECTORY:
             objects.pop(plan.source, None)
         elif plan.step.op is Op.MAKE_DIRECTORY:
@@ -310,13 +332,14 @@ class ChangesMachine(RuleBasedStateMachine):
             for key in [key for key in objects if key.startswith(plan.source)]:
                 objects[plan.target + key[len(plan.source) :]] = objects.pop(key)
         else:
-            # Carried out before, and not recorded: a move in one step finds nothing at its source.
+            if (stored := self.store.lookup_written(plan.target, token)) is not None:
+                return stored  # carried out before, and not recorded
             assert self.store.lookup(plan.source) == plan.fingerprint, "what was to be moved is not there"
             assert self.store.lookup(plan.target) == plan.expected, "something else is there"
             content = objects[plan.source][0]
             if self.renames:
                 del objects[plan.source]
-            return self.store.put(plan.target, content)
+            return self.store.put(plan.target, content, token)
         return None
 
     @rule(data=st.data())
@@ -411,7 +434,8 @@ class ChangesMachine(RuleBasedStateMachine):
         if ref.fingerprint.token.startswith("own-") and ref.source is None:
             return  # the workers have it, and the store does not
         at_store = ref.source or ref.fingerprint
-        moved_in_flight = self.renames and any(running.arrived for running in self.running.values())
+        # In a store that renames, where nobody has recorded it yet.
+        moved_in_flight = self.renames and (self.running or self.crashed)
         if not moved_in_flight:
             assert self.store.objects.get(ref.key) == (child.content, at_store), ref
 
@@ -435,13 +459,14 @@ class ChangesMachine(RuleBasedStateMachine):
             with self.kv.read() as txn:
                 ready = following.list_ready(txn, (), renames=[self.mount_id] if self.renames else [])
             if ready:
-                self.running[ready[0].step.number] = Running(ready[0])
+                self.begin(ready[0])
                 continue
             self.begin_upload(_First())  # type: ignore[arg-type]
             if not self.uploads:
                 break
         with self.kv.read() as txn:
             assert journal.is_empty(txn), journal.list_steps(txn)
+        self.crashed = False
         self.the_tree_is_the_models()
         expected: dict[str, int] = {}
         seen: set[InodeId] = set()

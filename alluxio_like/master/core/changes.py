@@ -328,7 +328,7 @@ def _clear_target(edit: Edit, target: Directory, there: _Found | None, name: byt
         _drop_name(edit, target, there, name)
         return None
     base = drop_stored(edit.txn, there.inode, there.record)
-    edit.unlink(target, there.inode, there.record)
+    edit.unlink(target, there.inode, _settle(there.record))
     return base
 
 
@@ -341,7 +341,7 @@ def _drop_name(edit: Edit, directory: Directory, found: _Found, name: bytes) -> 
         return
     natural = keys.get_key(txn, inode, record, natural=True)
     base = drop_stored(txn, inode, record)
-    edit.unlink(directory, inode, record)
+    edit.unlink(directory, inode, _settle(record))
     if record.kind is Kind.FILE:
         _bury(edit, directory, named, Step(0, Op.DELETE, record.mount_id, inode, natural, base))
 
@@ -409,6 +409,11 @@ def drop_stored(txn: WriteTransaction, inode: InodeId, record: Inode) -> Fingerp
     journal.replace(txn, step._replace(op=Op.DELETE, expected=record.stored))
     txn.delete(records.moved_key(inode))
     return moved.base
+
+
+def _settle(record: Inode) -> Inode:
+    """The record of a file whose move was called off by `drop_stored`."""
+    return record._replace(flags=record.flags & ~records.MOVED) if record.kind is Kind.FILE else record
 
 
 def _rename_further(txn: WriteTransaction, inode: InodeId, named: Inode, parent: InodeId, name: bytes) -> None:
@@ -490,6 +495,7 @@ def _get_child(txn: ReadTransaction, directory: Directory, name: bytes) -> _Foun
 def _check_empty(txn: ReadTransaction, found: _Found, name: bytes) -> None:
     if found.record.kind is not Kind.DIRECTORY:
         raise errors.NotADirectory("not a directory", subject=_show(name))
+    check_settled(txn, found.inode)
     state = tables.get_state(txn, tables.get_table(txn, found.inode))
     if state.files or state.directories:
         raise errors.DirectoryNotEmpty("the directory is not empty", subject=_show(name))

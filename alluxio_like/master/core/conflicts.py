@@ -39,9 +39,8 @@ def set_aside(txn: WriteTransaction, inode: InodeId, version: VersionId | None, 
     else:
         txn.put(records.dirty_key(inode), records.pack_dirty(tables.get_dirty(txn, inode)._replace(base=None)))
     natural = keys.get_key(txn, inode, record, natural=True)
-    for number in list(journal.iter_touching(txn, record.mount_id, natural)):
-        step = journal.lookup_step(txn, number)
-        if step is not None and step.op is Op.DELETE and step.inode == inode:
+    for step in journal.iter_at(txn, record.mount_id, natural):
+        if step.op is Op.DELETE and step.inode == inode:
             # Of a move to and fro: what is there now is not what it was to remove.
             journal.replace(txn, step._replace(expected=None))
     edit.detach(directory, record)

@@ -4,6 +4,9 @@ Owns the way from a step to what the store is asked, and back to the namespace. 
 asks for its plan, does that at the store, and tells the outcome; between the two the namespace may change, so the outcome is held
 against what is so by then. Functions over a transaction and a given time. Rule of concurrency: one caller for each step, and a
 plan is begun only while it `is_free` beside the keys of all that run; uploads use their key.
+
+A file that moves may have arrived although nobody came to record it: the process was killed, or the store's answer was lost. So
+`begin` writes down where it goes, and until its outcome is known the same is tried again, whatever its name is by then.
 """
 
 from collections.abc import Collection
@@ -28,7 +31,8 @@ class Plan(NamedTuple):
 
     SETTLE of a file: the content `fingerprint` at `source` goes to `target`, where `expected` must be (None: nothing), and from
     `source`. SETTLE of a directory, in a store that renames: `source` and `target` are prefixes. DELETE: `expected` at `source`
-    (None: nothing is to be done). The others: the directory with the prefix `source`.
+    (None: nothing is to be done); with a `target`, what may have come there in its place is found out before. The others: the
+    directory with the prefix `source`.
     `nothing`: all is as it should be; only `finish` is to be called.
     """
 
@@ -83,9 +87,10 @@ def list_ready(
         waits_for_all = is_last and step.mount_id in unfinished
         parent_missing = step.op is Op.MAKE_DIRECTORY and not plan.nothing and _is_parent_local(txn, step.inode)
         # Where it belongs is there only once the directories above it are.
-        parent_moves = step.op is Op.SETTLE and not plan.nothing and _is_parent_moving(txn, step.inode)
+        is_new = step.op is not Op.DELETE and not plan.nothing and not step.tried
+        parent_moves = step.op is Op.SETTLE and is_new and _is_parent_moving(txn, step.inode)
         unfinished.add(step.mount_id)
-        if waits_for_all or parent_missing or parent_moves or journal.get_blockers(txn, step, plan.target or None):
+        if waits_for_all or parent_missing or parent_moves or journal.get_blockers(txn, step, plan.target if is_new else None):
             blocked.append(step)
             continue
         ready.append(plan)
@@ -99,7 +104,7 @@ def list_ready(
 def make_plan(txn: ReadTransaction, step: Step) -> Plan:
     """What a step has to do as things are now."""
     if step.op is Op.DELETE:
-        return Plan(step, step.key, expected=step.expected, nothing=step.expected is None)
+        return Plan(step, step.key, step.tried, expected=step.expected, nothing=step.expected is None and not step.tried)
     if step.op is Op.REMOVE_DIRECTORY:
         # Another directory may have come to that place meanwhile.
         return Plan(step, step.key, nothing=_is_there(txn, step))
@@ -108,11 +113,30 @@ def make_plan(txn: ReadTransaction, step: Step) -> Plan:
         return Plan(step, step.key, nothing=True)
     if step.op is Op.MAKE_DIRECTORY:
         return Plan(step, step.key, nothing=not record.flags & records.LOCAL)
+    if step.tried:
+        return Plan(step, step.key, step.tried, record.stored, step.base)
     target = keys.get_key(txn, step.inode, record, natural=True)
     if not record.flags & records.MOVED or target == step.key:
         return Plan(step, step.key, nothing=True)
     moved = keys.get_moved(txn, step.inode)
     return Plan(step, step.key, target, record.stored if record.kind is Kind.FILE else None, moved.base)
+
+
+def begin(txn: WriteTransaction, plan: Plan) -> Plan:
+    """Write down that a plan is about to be carried out, where that matters; the plan as it is then. To be durable before."""
+    if plan.step.op is not Op.SETTLE or plan.nothing or plan.is_directory or plan.step.tried:
+        return plan
+    step = journal.lookup_step(txn, plan.step.number)
+    if step is None or step.op is not Op.SETTLE:
+        raise errors.Stale("the move was called off", subject=plan.source)
+    return plan._replace(step=journal.note_tried(txn, step, plan.target, plan.expected))
+
+
+def give_up(txn: WriteTransaction, plan: Plan) -> None:
+    """Nothing came of a plan that was begun: something is in the way."""
+    step = journal.lookup_step(txn, plan.step.number)
+    if step is not None:
+        journal.note_tried(txn, step, "", None)
 
 
 def finish(txn: WriteTransaction, plan: Plan, now_ns: int, *, stored: Fingerprint | None = None, copied: bool = False) -> None:
@@ -122,6 +146,10 @@ def finish(txn: WriteTransaction, plan: Plan, now_ns: int, *, stored: Fingerprin
     step = journal.lookup_step(txn, plan.step.number)
     if step is None:
         return
+    if step.tried:
+        step = journal.note_tried(txn, step, "", None)
+    if step.op is Op.DELETE and plan.step.op is Op.DELETE and stored is not None:
+        versions.note_arrived(txn, step.mount_id, step.inode, plan.target, stored)
     if step.op is not plan.step.op:
         # The move was called off while it ran: what has arrived is not wanted. The step deletes the source by now.
         if stored is not None:
@@ -237,9 +265,14 @@ def _carry_keys(txn: WriteTransaction, plan: Plan) -> None:
         if record is not None and record.mount_id == plan.step.mount_id and moved.key.startswith(plan.source):
             txn.put(row, records.pack_moved(moved._replace(key=plan.target + moved.key[len(plan.source) :])))
     for step in journal.list_steps(txn, limit=_ALL):
-        if step.mount_id == plan.step.mount_id and step.key.startswith(plan.source) and step.key != plan.source:
+        if step.mount_id != plan.step.mount_id or step.key == plan.source:
+            continue
+        key, tried = (
+            plan.target + one[len(plan.source) :] if one.startswith(plan.source) else one for one in (step.key, step.tried)
+        )
+        if (key, tried) != (step.key, step.tried):
             journal.remove(txn, step)
-            journal.restore(txn, step._replace(key=plan.target + step.key[len(plan.source) :]))
+            journal.restore(txn, step._replace(key=key, tried=tried))
 
 
 def lookup_place(txn: ReadTransaction, plan: Plan) -> InodeId | None:
@@ -254,9 +287,8 @@ def _settle_again(txn: WriteTransaction, plan: Plan) -> None:
     inode = plan.step.inode
     moved = keys.get_moved(txn, inode)
     txn.put(records.moved_key(inode), records.pack_moved(moved._replace(key=plan.target)))
-    for number in journal.iter_touching(txn, plan.step.mount_id, plan.target):
-        step = journal.lookup_step(txn, number)
-        if step is not None and step.op is Op.DELETE and step.inode == inode:
+    for step in journal.iter_at(txn, plan.step.mount_id, plan.target):
+        if step.op is Op.DELETE and step.inode == inode:
             journal.requeue(txn, step, Op.SETTLE)
             return
     versions.append_hidden(txn, Step(0, Op.SETTLE, plan.step.mount_id, inode, plan.target))

@@ -39,7 +39,8 @@ class Op(StrEnum):
 
 class Step(NamedTuple):
     """One thing to do. `table` and `sort_name` say where the name is buried that must not come back before it is done (0:
-    none)."""
+    none). `tried`: a key to which a file's bytes may have been brought already, in place of `base`, by a try whose outcome is not
+    known."""
 
     number: int
     op: Op
@@ -49,6 +50,8 @@ class Step(NamedTuple):
     expected: Fingerprint | None = None
     table: int = 0
     sort_name: bytes = b""
+    tried: str = ""
+    base: Fingerprint | None = None
 
 
 def append(txn: WriteTransaction, step: Step) -> Step:
@@ -69,10 +72,20 @@ def restore(txn: WriteTransaction, step: Step) -> None:
     """Put a step at its number, where none is."""
     txn.put(records.journal_key(step.number), _pack(step))
     txn.put(_touch_key(step.mount_id, step.key, step.number), b"")
+    if step.tried:
+        txn.put(_touch_key(step.mount_id, step.tried, step.number), b"")
+
+
+def note_tried(txn: WriteTransaction, step: Step, tried: str, base: Fingerprint | None) -> Step:
+    """Remember what is about to be tried, or (empty) that its outcome is known; the step as it is then."""
+    remove(txn, step)
+    step = step._replace(tried=tried, base=base)
+    restore(txn, step)
+    return step
 
 
 def replace(txn: WriteTransaction, step: Step) -> None:
-    """Write another step in the place of the one with its number and key."""
+    """Write another step in the place of the one with its number and keys."""
     txn.put(records.journal_key(step.number), _pack(step))
 
 
@@ -86,6 +99,8 @@ def requeue(txn: WriteTransaction, step: Step, op: Op) -> None:
 
 def remove(txn: WriteTransaction, step: Step) -> bool:
     """Take a step out; whether it was there."""
+    if step.tried:
+        txn.delete(_touch_key(step.mount_id, step.tried, step.number))
     txn.delete(_touch_key(step.mount_id, step.key, step.number))
     return txn.delete(records.journal_key(step.number))
 
@@ -147,11 +162,18 @@ def iter_touching(txn: ReadTransaction, mount_id: MountId, key: str) -> Iterator
         yield int.from_bytes(found[-8:], "big")
 
 
+def iter_at(txn: ReadTransaction, mount_id: MountId, key: str) -> Iterator[Step]:
+    """The steps that have this key, in order."""
+    for number in list(iter_touching(txn, mount_id, key)):
+        step = lookup_step(txn, number)
+        if step is not None and step.key.rstrip("/") == key.rstrip("/"):
+            yield step
+
+
 def get_settling(txn: ReadTransaction, mount_id: MountId, inode: InodeId, key: str) -> Step:
     """The step that is to bring an inode's bytes from `key`; each inode that moves has one."""
-    for number in iter_touching(txn, mount_id, key):
-        step = lookup_step(txn, number)
-        if step is not None and step.op is Op.SETTLE and step.inode == inode:
+    for step in iter_at(txn, mount_id, key):
+        if step.op is Op.SETTLE and step.inode == inode:
             return step
     raise errors.Internal("what has moved has no step in the journal", subject=key)
 
@@ -164,7 +186,7 @@ def get_blockers(txn: ReadTransaction, step: Step, writes: str | None = None) ->
             other = lookup_step(txn, number)
             if other is None or number == step.number:
                 continue
-            if number < step.number or other.op is Op.SETTLE or other.expected is not None:
+            if number < step.number or other.op is Op.SETTLE or other.expected is not None or other.tried:
                 blockers.add(number)
     return sorted(blockers)
 
@@ -181,21 +203,24 @@ def _touch_key(mount_id: MountId, key: str, number: int | None) -> bytes:
 
 
 def _pack(step: Step) -> bytes:
-    expected = [step.expected.token, step.expected.size] if step.expected is not None else None
-    return json.dumps(
-        [step.op, step.mount_id, step.inode, to_bytes(step.key).hex(), expected, step.table, step.sort_name.hex()]
-    ).encode()
+    expected, base = (records.list_fingerprint(one) for one in (step.expected, step.base))
+    key, tried = (to_bytes(one).hex() for one in (step.key, step.tried))
+    more = [tried, base] if tried else []
+    return json.dumps([step.op, step.mount_id, step.inode, key, expected, step.table, step.sort_name.hex(), *more]).encode()
 
 
 def _unpack(number: int, data: bytes) -> Step:
-    op, mount_id, inode, key, expected, table, sort_name = json.loads(data)
+    op, mount_id, inode, key, expected, table, sort_name, *more = json.loads(data)
+    tried, base = more or ("", None)
     return Step(
         number,
         Op(op),
         MountId(mount_id),
         InodeId(inode),
         to_str(bytes.fromhex(key)),
-        Fingerprint(expected[0], expected[1]) if expected is not None else None,
+        records.make_fingerprint(expected),
         table,
         bytes.fromhex(sort_name),
+        to_str(bytes.fromhex(tried)),
+        records.make_fingerprint(base),
     )

@@ -434,28 +434,30 @@ class Dirty(NamedTuple):
 
 
 def pack_moved(moved: Moved) -> bytes:
-    return json.dumps([moved.key.encode("utf-8", "surrogateescape").hex(), _list_fingerprint(moved.base)]).encode()
+    return json.dumps([moved.key.encode("utf-8", "surrogateescape").hex(), list_fingerprint(moved.base)]).encode()
 
 
 def unpack_moved(data: bytes) -> Moved:
     key, base = json.loads(data)
-    return Moved(to_str(bytes.fromhex(key)), _make_fingerprint(base))
+    return Moved(to_str(bytes.fromhex(key)), make_fingerprint(base))
 
 
 def pack_dirty(dirty: Dirty) -> bytes:
-    return json.dumps([dirty.holders, _list_fingerprint(dirty.base)]).encode()
+    return json.dumps([dirty.holders, list_fingerprint(dirty.base)]).encode()
 
 
 def unpack_dirty(data: bytes) -> Dirty:
     holders, base = json.loads(data)
-    return Dirty(tuple(holders), _make_fingerprint(base))
+    return Dirty(tuple(holders), make_fingerprint(base))
 
 
-def _list_fingerprint(fingerprint: Fingerprint | None) -> list[Any] | None:
+def list_fingerprint(fingerprint: Fingerprint | None) -> list[Any] | None:
+    """A fingerprint as JSON has it."""
     return [fingerprint.token, fingerprint.size] if fingerprint is not None else None
 
 
-def _make_fingerprint(fields: list[Any] | None) -> Fingerprint | None:
+def make_fingerprint(fields: list[Any] | None) -> Fingerprint | None:
+    """The fingerprint that `list_fingerprint` was given."""
     return Fingerprint(fields[0], fields[1]) if fields is not None else None
 
 

@@ -117,9 +117,8 @@ def _note_again(
 def note_arrived(txn: WriteTransaction, mount_id: MountId, inode: InodeId, key: str, stored: Fingerprint) -> None:
     """Something of an inode has arrived at a key where it is not wanted any more: it is to be deleted, or to be replaced by what
     belongs there now. A name that it had there stays buried until then."""
-    for number in journal.iter_touching(txn, mount_id, key):
-        step = journal.lookup_step(txn, number)
-        if step is not None and step.op is Op.DELETE:
+    for step in journal.iter_at(txn, mount_id, key):
+        if step.op is Op.DELETE:
             journal.replace(txn, step._replace(expected=stored))
             return
     owner = keys.lookup_owner(txn, mounts.get_mount(txn, mount_id).root, key)
@@ -144,9 +143,8 @@ def append_hidden(txn: WriteTransaction, step: Step) -> None:
 
 def _settle_arrived(txn: WriteTransaction, inode: InodeId, plan: UploadPlan) -> None:
     """What was uploaded is wanted elsewhere: the deletion of what was at its key before becomes the move of what is there now."""
-    for number in journal.iter_touching(txn, plan.mount_id, plan.key):
-        step = journal.lookup_step(txn, number)
-        if step is not None and step.op is Op.DELETE and step.inode == inode:
+    for step in journal.iter_at(txn, plan.mount_id, plan.key):
+        if step.op is Op.DELETE and step.inode == inode:
             journal.requeue(txn, step, Op.SETTLE)
             return
     append_hidden(txn, Step(0, Op.SETTLE, plan.mount_id, inode, plan.key))
