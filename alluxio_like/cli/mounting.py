@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from alluxio_like.cli.finding import Record, get_run_dirs, get_start_ticks, write_record
+from alluxio_like.cli.finding import Record, get_run_dirs, get_start_ticks, list_records, write_record
 from alluxio_like.config import FuseConfig
 from alluxio_like.errors import Conflict, NotFound, TimedOut
 from alluxio_like.fuse import control, holder_main, mountpoint
@@ -62,6 +62,7 @@ def hold(config: FuseConfig, lifeline: int = -1, *, joined: bool = False) -> NoR
         checked, place_made = mountpoint.check_place(config.mountpoint)
         place = str(checked)
     run_dir = get_run_dirs()[0]
+    list_records()  # and with that, the record of a holder that was killed is gone
     pid = os.getpid()
     record = write_record(
         "fuse", Record(pid, get_start_ticks(pid) or 0, config.client.master, mountpoint=place, path=config.path)
