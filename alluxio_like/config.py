@@ -47,7 +47,7 @@ class TlsConfig(_Frozen):
 
 
 class ServiceConfig(_Frozen):
-    """What every service has."""
+    """What every service of the cluster has."""
 
     bind: str = Field("127.0.0.1:0", description="host:port to listen on; port 0 picks a free one")
     advertise: str = Field("", description="host:port under which others reach this service; empty: what it bound to")
@@ -184,11 +184,35 @@ class FuseConfig(ServiceConfig):
     )
 
 
+class CsiConfig(_Frozen):
+    """The CSI node plugin, which is no part of the cluster: it shows parts of a mount of its node to pods."""
+
+    endpoint: str = Field("unix:///csi/csi.sock", pattern="^unix:(//)?/.+", description="unix socket that the kubelet calls")
+    node_id: str = Field(min_length=1, max_length=256, description="the node's name in the cluster of containers")
+    driver_name: str = Field(
+        "csi.alluxio-like",
+        pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$",
+        description="the plugin's name, that of its CSIDriver object",
+    )
+    mountpoint: Path = Field(description="the node's mount, of which volumes show parts")
+    path: str = Field("/", pattern="^/", description="the namespace's path that is mounted there")
+    inline_paths: tuple[str, ...] = Field(
+        ("/",),
+        description="paths of the namespace below which inline volumes may be, {namespace} in them being that of the pod; those "
+        "are written by whoever makes a pod, persistent volumes by who runs the cluster",
+    )
+    check_s: float = Field(5.0, gt=0, description="how long the mount may take to answer before it counts as dead")
+    log_level: str = Field("info", description="debug, info, warning or error")
+    log_format: str = Field("text", pattern="^(text|json)$", description="text or json, one line an event, on standard error")
+    ready_file: Path | None = Field(None, description="written, as one JSON line with socket and pid, once the plugin is ready")
+
+
 SERVICES: dict[str, type[BaseModel]] = {
     "master": MasterConfig,
     "worker": WorkerConfig,
     "fuse": FuseConfig,
     "client": ClientConfig,
+    "csi": CsiConfig,
 }
 ENV_PREFIX = "ALLUXIO_LIKE_"
 
@@ -231,7 +255,7 @@ def save_config(config: BaseModel, file: Path) -> None:
     temporary.replace(file)
 
 
-def write_ready_file(config: ServiceConfig, **facts: Any) -> None:
+def write_ready_file(config: ServiceConfig | CsiConfig, **facts: Any) -> None:
     """Say that a service is ready, if that was asked for: one JSON line with its pid and `facts` (address, http_address, …)."""
     if config.ready_file is None:
         return

@@ -1,4 +1,4 @@
-"""The commands that run one service in the foreground: master, worker, fuse, holder.
+"""The commands that run one service in the foreground: csi, master, worker, fuse, holder.
 
 Owns how flags become a service's configuration, and what ties a supervised service to its supervisor: it ends when the supervisor
 does, also if its own end hangs. The services themselves are their app modules. One service per process.
@@ -21,6 +21,7 @@ import typer
 from alluxio_like import pauses
 from alluxio_like.cli.common import run_async
 from alluxio_like.config import (
+    CsiConfig,
     FuseConfig,
     MasterConfig,
     ServiceConfig,
@@ -348,6 +349,58 @@ def _replace(mountpoint: Path | None, file: Path | None, flags: dict[str, Any]) 
     print(f"{place}: served by process {serving['daemon_pid']} now")
 
 
+def run_csi(
+    config: ConfigOption = None,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="unix:PATH", help="The socket that the kubelet calls.")
+    ] = None,
+    node_id: Annotated[str | None, typer.Option("--node-id", metavar="NAME", help="The node's name.")] = None,
+    mountpoint: Annotated[
+        Path | None, typer.Option("--mountpoint", metavar="DIR", help="The node's mount, of which volumes show parts.")
+    ] = None,
+    path: Annotated[
+        str | None, typer.Option("--path", metavar="PATH", help="The namespace's path that is mounted there.")
+    ] = None,
+    inline_path: Annotated[
+        list[str], typer.Option("--inline-path", metavar="PATH", help="Below which inline volumes may be. May be repeated.")
+    ] = [],  # noqa: B006
+    ready_file: ReadyOption = None,
+    log_level: LevelOption = None,
+    log_format: FormatOption = None,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Run the CSI node plugin: parts of a node's mount as volumes of pods.
+
+    \b
+    A PersistentVolume or an inline volume says what it shows with its attributes:
+    path (of the namespace; / without it) and readOnly ("true").
+
+    \b
+    Example:
+      alluxio-like csi --mountpoint /mnt/data --node-id "$NODE_NAME" --endpoint unix:///csi/csi.sock
+    """
+    flags: dict[str, Any] = {
+        "endpoint": endpoint,
+        "node_id": node_id,
+        "mountpoint": mountpoint and mountpoint.absolute(),
+        "path": path,
+    }
+    flags |= {
+        "inline_paths": tuple(inline_path) or None,
+        "ready_file": ready_file,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    loaded = load_config(CsiConfig, file=config, flags=_apply_settings(flags, settings))
+
+    def start() -> Coroutine[Any, Any, int]:
+        from alluxio_like.csi.app import run
+
+        return run(loaded)
+
+    _serve("csi", loaded, start, 0, -1)
+
+
 def parse_cache_dir(text: str) -> dict[str, Any]:
     """DIR or DIR=SIZE as a cache directory's settings."""
     path, equals, size = text.rpartition("=")
@@ -372,11 +425,17 @@ def _common_flags(given: dict[str, Any]) -> dict[str, Any]:
         "log_format": given["log_format"],
         "io_timeout_s": parse_duration(timeout) if timeout else None,
     }
-    for setting in given["settings"]:
-        key, equals, value = setting.partition("=")
+    return _apply_settings(flags, given["settings"])
+
+
+def _apply_settings(flags: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """Flags with what --set says on top."""
+    for setting in settings:
+        key, equals, text = setting.partition("=")
         if not equals or not key:
             raise InvalidArgument(f"--set {setting}: write --set KEY=VALUE", subject=setting)
         names = key.split(".")
+        value: Any = text
         for name in reversed(names[1:]):
             value = {name: value}
         flags = _merge_set(flags, names[0], value)
@@ -390,7 +449,7 @@ def _merge_set(flags: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 def _serve(
-    service: str, config: ServiceConfig, start: Callable[[], Coroutine[Any, Any, int]], supervisor: int, lifeline: int
+    service: str, config: ServiceConfig | CsiConfig, start: Callable[[], Coroutine[Any, Any, int]], supervisor: int, lifeline: int
 ) -> None:
     setup_logging(service, level=config.log_level, log_format=config.log_format)
     if lifeline >= 0:

@@ -11,12 +11,16 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 class MountLine(NamedTuple):
-    """A line of mountinfo. `device` is "major:minor", unique among what is mounted at the moment; `place` is an absolute path."""
+    """A line of mountinfo. `device` is "major:minor", unique among what is mounted at the moment; `place` is an absolute path.
+
+    `options` are those of this place alone: rw or ro, nosuid, nodev, noexec, …
+    """
 
     device: str
     place: str
     fstype: str
     source: str
+    options: frozenset[str] = frozenset()
 
 
 def list_lines() -> list[MountLine]:
@@ -28,7 +32,8 @@ def list_lines() -> list[MountLine]:
         left, _, right = line.partition(b" - ")
         fields, (fstype, source) = left.split(b" "), right.split(b" ")[:2]
         place = _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
-        found.append(MountLine(fields[2].decode(), os.fsdecode(place), fstype.decode(), os.fsdecode(source)))
+        options = frozenset(fields[5].decode().split(","))
+        found.append(MountLine(fields[2].decode(), os.fsdecode(place), fstype.decode(), os.fsdecode(source), options))
     return found
 
 

