@@ -94,6 +94,7 @@ SETTINGS: dict[str, Callable[[], str]] = {
     "cache_dirs": lambda: _make_settings(config.CacheDirConfig),
     "fuse": _make_service(config.FuseConfig),
     "client": lambda: _make_settings(config.ClientConfig),
+    "csi": lambda: _make_settings(config.CsiConfig),
     "metrics": make_metrics,
 }
 

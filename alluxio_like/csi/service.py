@@ -128,13 +128,8 @@ class Node(csi_pb2_grpc.NodeServicer):
     async def NodeGetCapabilities(
         self, _request: csi_pb2.NodeGetCapabilitiesRequest, _context: Any
     ) -> csi_pb2.NodeGetCapabilitiesResponse:
-        kinds = csi_pb2.NodeServiceCapability.RPC.Type
-        return csi_pb2.NodeGetCapabilitiesResponse(
-            capabilities=[
-                csi_pb2.NodeServiceCapability(rpc=csi_pb2.NodeServiceCapability.RPC(type=kind))
-                for kind in (kinds.GET_VOLUME_STATS, kinds.SINGLE_NODE_MULTI_WRITER)
-            ]
-        )
+        rpc = csi_pb2.NodeServiceCapability.RPC(type=csi_pb2.NodeServiceCapability.RPC.GET_VOLUME_STATS)
+        return csi_pb2.NodeGetCapabilitiesResponse(capabilities=[csi_pb2.NodeServiceCapability(rpc=rpc)])
 
     async def NodeGetInfo(self, _request: csi_pb2.NodeGetInfoRequest, _context: Any) -> csi_pb2.NodeGetInfoResponse:
         return csi_pb2.NodeGetInfoResponse(node_id=self._config.node_id)

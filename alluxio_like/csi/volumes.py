@@ -113,6 +113,8 @@ class Publisher:
 
     def measure(self, place: str) -> Usage:
         """Totals of what is published at a place. Raises NotFound where nothing of ours is, Unavailable for a dead mount."""
+        if not Path(place).is_absolute():
+            raise NotFound("no volume is published there, which is no absolute path", subject=place)
         resolved = _resolve_parent(place)
         line = find_top_line(str(resolved))
         if line is None or line.fstype != FSTYPE:

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,78 @@ class Kubelet:
 
     def is_ready(self) -> bool:
         return bool(self.identity.Probe(csi_pb2.ProbeRequest(), timeout=30).ready.value)
+
+
+class Controller(csi_pb2_grpc.ControllerServicer):
+    """Makes volumes that all show one directory; the least that csi-sanity's tests of nodes ask for."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def ControllerGetCapabilities(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        kinds = csi_pb2.ControllerServiceCapability.RPC.Type
+        rpc = csi_pb2.ControllerServiceCapability.RPC(type=kinds.CREATE_DELETE_VOLUME)
+        return csi_pb2.ControllerGetCapabilitiesResponse(capabilities=[csi_pb2.ControllerServiceCapability(rpc=rpc)])
+
+    def CreateVolume(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        volume = csi_pb2.Volume(volume_id=request.name, volume_context={"path": self._path})
+        return csi_pb2.CreateVolumeResponse(volume=volume)
+
+    def DeleteVolume(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        return csi_pb2.DeleteVolumeResponse()
+
+
+class Front(csi_pb2_grpc.IdentityServicer):
+    """A plugin's identity, and that there is a controller."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        make: Any = csi_pb2_grpc
+        self._stub = make.IdentityStub(channel)
+
+    def GetPluginInfo(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        return self._stub.GetPluginInfo(request)
+
+    def Probe(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        return self._stub.Probe(request)
+
+    def GetPluginCapabilities(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        service = csi_pb2.PluginCapability.Service(type=csi_pb2.PluginCapability.Service.CONTROLLER_SERVICE)
+        return csi_pb2.GetPluginCapabilitiesResponse(capabilities=[csi_pb2.PluginCapability(service=service)])
+
+
+class Passage(grpc.GenericRpcHandler):
+    """Hands calls of the Node service through to the plugin, as they are."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        if not str(details.method).startswith("/csi.v1.Node/"):
+            return None
+        call = self._channel.unary_unary(details.method)
+
+        def hand_on(request: bytes, context: grpc.ServicerContext) -> bytes:
+            try:
+                return bytes(call(request, timeout=60))
+            except grpc.RpcError as error:
+                context.abort(error.code(), error.details())
+                raise AssertionError("abort returned") from None
+
+        return grpc.unary_unary_rpc_method_handler(hand_on)
+
+
+@contextlib.contextmanager
+def serve_with_controller(plugin: Path, front: Path, path: str) -> Iterator[None]:
+    """A socket at `front` behind which the plugin is a node, and its volumes are made and show `path`."""
+    make: Any = csi_pb2_grpc
+    with grpc.insecure_channel(f"unix:{plugin}") as channel:
+        server = grpc.server(ThreadPoolExecutor(4))
+        make.add_IdentityServicer_to_server(Front(channel), server)
+        make.add_ControllerServicer_to_server(Controller(path), server)
+        server.add_generic_rpc_handlers((Passage(channel),))
+        server.add_insecure_port(f"unix:{front}")
+        server.start()
+        try:
+            yield
+        finally:
+            server.stop(None).wait()
