@@ -138,7 +138,8 @@ def test_every_clause_names_a_test() -> None:
 
 def test_every_message_and_call_is_described() -> None:
     bare = []
-    for file in sorted((ROOT / "proto").rglob("*.proto")):
+    # CSI's is published so; it is not ours to describe.
+    for file in sorted((ROOT / "proto/alluxio_like/rpc").rglob("*.proto")):
         before = ""
         for number, line in enumerate(file.read_text().splitlines(), 1):
             if re.match(r"\s*(message|service|enum|rpc) ", line) and not before.lstrip().startswith("//"):
