@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from alluxio_like.errors import AlluxioLikeError, Internal
+from alluxio_like.errors import AlluxioLikeError, Internal, ReadOnly
 from alluxio_like.fuse.attributes import FileError
 from alluxio_like.fuse.backend import DraftFiles
 from alluxio_like.fuse.handles import FileHandle
 from alluxio_like.rpc.messages_writing import DraftSealed
-from alluxio_like.types import Attr, Entry, FileRef, InodeId, VersionId, WorkerId
+from alluxio_like.types import SNAPSHOT_SHIFT, Attr, Entry, FileRef, InodeId, VersionId, WorkerId
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,9 @@ class Drafts:
         inode = entry.attr.inode
         if entry.ref is None:
             raise Internal("only files have drafts", subject=entry.name)
+        if inode >> SNAPSHOT_SHIFT:
+            # Its content may still be that of a file that can be written.
+            raise ReadOnly("what is below .snapshots is frozen: copy it elsewhere to change it", subject=entry.name)
         async with self._lock(inode):
             draft = self._drafts.get(inode)
             if draft is None:

@@ -27,6 +27,7 @@ from alluxio_like.master.follower import Follower
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.snapshot_trees import open_tree
 from alluxio_like.master.unpersisted_files import UnpersistedFiles
 from alluxio_like.rpc.context import get_lease, get_remaining_s
 from alluxio_like.rpc.messages_writing import (
@@ -161,11 +162,11 @@ class ChangesService:
 
     async def read_link(self, inode: InodeId) -> str:
         with self._meta.read() as txn:
-            return to_str(changes.read_link(txn, inode))
+            return to_str(changes.read_link(*open_tree(txn, inode)))
 
     async def get_xattrs(self, inode: InodeId) -> dict[bytes, bytes]:
         with self._meta.read() as txn:
-            return xattrs.get_xattrs(txn, inode)
+            return xattrs.get_xattrs(*open_tree(txn, inode))
 
     async def set_xattr(self, operation_id: str, inode: InodeId, change: XattrChange) -> Changed:
         def apply(txn: WriteTransaction, now_ns: int) -> Outcome:

@@ -23,6 +23,14 @@ def is_frozen(inode: InodeId) -> bool:
     return inode >> SNAPSHOT_SHIFT > 0
 
 
+def open_tree(txn: ReadTransaction, inode: InodeId) -> tuple[ReadTransaction, InodeId]:
+    """The tree that an inode's id is of, and its own id there. Raises NotFound."""
+    number, own = snapshots.split_id(inode)
+    if not number or snapshots.is_folder(number):
+        return txn, own
+    return View(txn, snapshots.get(txn, number).number), own
+
+
 class SnapshotTrees:
     """What the namespace answers of frozen trees. All methods raise NotFound for what is not there."""
 

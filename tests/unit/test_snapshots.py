@@ -10,7 +10,7 @@ from alluxio_like import errors
 from alluxio_like.client.client import Client
 from alluxio_like.config import ClientConfig
 from alluxio_like.master import snapshots as service
-from alluxio_like.rpc.messages_writing import NewName, Renaming
+from alluxio_like.rpc.messages_writing import NewName, Renaming, XattrChange
 from alluxio_like.types import SNAPSHOT_SHIFT, Kind
 from tests.unit.master_parts import Cluster, wait_until
 
@@ -153,3 +153,19 @@ async def test_they_live_through_a_restart_and_so_does_collecting(cluster: Clust
     assert (await client.get_path("/data/.snapshots/one/a")).attr.size == 1
     assert (await client.get_path("/data/a")).attr.size == 2
     await asyncio.sleep(0)
+
+
+async def test_symbolic_links_and_attributes_of_programs_are_those_of_then(cluster: Cluster, client: Client) -> None:
+    await cluster.add_store(options={"write": "through"})
+    tree = (await client.get_path("/data")).attr.inode
+    made = (await cluster.changes.create("", NewName(tree, "link", Kind.SYMLINK, 0o777, 0, 0, "somewhere"))).entry
+    assert made is not None
+    await cluster.changes.set_xattr("", made.attr.inode, XattrChange(b"trusted.a", b"1"))
+    await client.create_snapshot("/data", "one", operation_id="one")
+    await cluster.changes.set_xattr("", made.attr.inode, XattrChange(b"trusted.a", b"2"))
+    await cluster.changes.remove("", tree, "link", directory=False)
+    frozen = await client.get_path("/data/.snapshots/one/link")
+    assert await cluster.changes.read_link(frozen.attr.inode) == "somewhere"
+    assert await cluster.changes.get_xattrs(frozen.attr.inode) == {b"trusted.a": b"1"}
+    with pytest.raises(errors.ReadOnly):
+        await cluster.changes.set_xattr("", frozen.attr.inode, XattrChange(b"trusted.a", b"3"))
