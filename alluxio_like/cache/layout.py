@@ -292,7 +292,7 @@ def open_directory(spec: CacheDirSpec, number: int, clock: Clock) -> CacheDirect
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not spec.allow_root_disk and path.stat().st_dev == Path("/").stat().st_dev:
         raise errors.ConfigError(
-            "cache directory is on the root file system, which it could fill; use another disk or allow_root_disk",
+            "cache directory is on the root file system, which it could fill: use another disk, or --allow-root-disk",
             subject=str(path),
         )
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
