@@ -241,6 +241,9 @@ class Holding:
             return [Mount()]
         if self._serving is None:
             return self._serve(daemon, now)
+        if self._serving.phase == DRAINING:
+            # For another one, which died before it served: this one's turn comes as that one's would have.
+            return []
         self._serving.go(DRAINING, now)
         return [Drain(self._serving.generation)]
 
@@ -301,13 +304,16 @@ class Holding:
         crashed = daemon.phase in (SERVING, DRAINING)
         lived_s = now - daemon.since_s
         daemon.go(GONE, now)
-        if daemon is self._coming:
+        was_coming = daemon is self._coming
+        if was_coming:
             self._coming = None
         actions: list[Action] = []
         if self._replacing and generation == self._replacement:
             self._replacing = False
             actions.append(Replaced(done=False, reason=reason))
         if self._ending:
+            if daemon is self._serving:
+                self._serving = None
             return actions + self._finish_if_over()
         if not self._is_mounted and not self._settings.patient:
             self._ending = True
@@ -321,7 +327,9 @@ class Holding:
                 is_short = lived_s < SHORT_LIFE_S
                 self._crashes = self._crashes + 1 if is_short and not killed else 0
                 self._kills = self._kills + 1 if is_short and killed else 0
-        if self._serving is None and self._coming is None:
+        # Who drains takes no requests: without the one that it drains for nobody would.
+        is_needed = self._serving is None or (was_coming and self._serving.phase == DRAINING)
+        if is_needed and self._coming is None:
             # One that never served, or that crashes again and again, is not started at once; one that is asked for is.
             self._failures += not crashed
             count = max(self._failures, self._crashes - 1)

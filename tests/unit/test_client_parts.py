@@ -208,8 +208,9 @@ def test_a_group_may_read_roots_token_where_the_reader_is_not_root(tmp_path: Pat
     os.chown(file, 0, 4711)
     with pytest.raises(errors.ConfigError, match="chmod 600"):
         read_token(file)
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(directory.stat().st_mode | 0o011)
+    for directory in (tmp_path, *tmp_path.parents):
+        if not directory.stat().st_mode & 0o001:
+            directory.chmod(directory.stat().st_mode | 0o011)
     os.setegid(4711)
     os.seteuid(4712)
     try:

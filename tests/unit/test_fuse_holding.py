@@ -252,6 +252,26 @@ def test_a_replacement_that_fails_leaves_the_old_one_alone() -> None:
     assert list(world.alive) == [1]
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_replacement_that_dies_when_the_old_one_drains_is_followed(asked: bool) -> None:
+    world = World().serve_first()
+    ask(world)
+    world.ready(2)
+    world.reading.discard(1)
+    world.do(world.core.paused(1, world.now))
+    world.exit(2)
+    assert world.take(h.Replaced) == [h.Replaced(done=False, reason="a reason")]
+    if asked:
+        ask(world)
+    else:
+        world.pass_time(1)
+    assert 3 in world.alive, "who drains takes no requests"
+    world.ready(3)
+    world.pass_time(h.OVERLAP_S + 0.1)
+    assert world.core.serving == 3
+    assert world.take(h.Drain) == [h.Drain(1)]
+
+
 def test_a_replacement_may_come_when_nothing_else_starts() -> None:
     world = World().serve_first()
     world.exit(1, killed=True)
@@ -390,7 +410,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestAnyOrder = Machine.TestCase
-TestAnyOrder.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
 def test_the_ledger_tells_what_was_left(tmp_path: object) -> None:
