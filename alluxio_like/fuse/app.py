@@ -255,6 +255,7 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
         writes=not config.read_only,
         list_nodes=nodes.list_nodes,
         on_sealed=opener.note_sealed,
+        notes=device,
     )
     writing: Writing | None = None
     if operations.drafts is not None and backend.changes is not None:

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 _GRACE_S = 2.0
 """What ends get. As in app.py."""
+_REVIVE_S = 5.0
+"""How long it may take to know again what is being written, before anything is answered. A guess."""
 _HTTP_RETRY_S = 0.5
 _HTTP_TRIES = 120
 
@@ -68,6 +70,11 @@ async def serve(config: FuseConfig, backend: Backend, metrics: Metrics, held: He
         parts = make_kernel_parts(config, backend, root, metrics, connection)
         metrics.fuse_generation.set(held.hello.generation)
         metrics.fuse_restarts.set(serving.restarts)
+        # What breaks a lease that is only taken to see whether a file is written must not end us.
+        signal.signal(signal.SIGIO, signal.SIG_IGN)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REVIVE_S):
+                await parts.operations.revive(device.list_written())
         daemon = _Daemon(config, parts, held, serving, device, metrics)
         try:
             return await daemon.run()

@@ -224,6 +224,20 @@ class Device:
         """Whom the daemon before this one has sent away."""
         return [] if self._ledger is None else self._ledger.list_sent()
 
+    def note_written(self, inode: int) -> None:
+        """Let a daemon that comes after this one know that a file is being written."""
+        if self._ledger is not None:
+            self._ledger.note_written(inode)
+
+    def forget_written(self, inode: int) -> None:
+        """It is not any more."""
+        if self._ledger is not None:
+            self._ledger.forget_written(inode)
+
+    def list_written(self) -> list[int]:
+        """What was being written through the daemon before this one; to be asked once."""
+        return [] if self._ledger is None else self._ledger.list_written()
+
     def close_backing(self, backing_id: int) -> bool:
         """Give a backing id back; open handles keep what they have. False if there is no such id."""
         if self._ledger is not None:

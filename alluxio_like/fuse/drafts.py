@@ -10,12 +10,14 @@ the table does not wait. Whatever was begun for a request goes on when its calle
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import logging
 import os
 import stat
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from alluxio_like.errors import AlluxioLikeError, Internal, ReadOnly
@@ -27,6 +29,8 @@ from alluxio_like.types import SNAPSHOT_SHIFT, Attr, Entry, FileRef, InodeId, Ve
 
 log = logging.getLogger(__name__)
 
+_LOOK_S = 1.0
+"""How often it is looked whether what an earlier daemon's callers write is written still. A guess."""
 _T = TypeVar("_T")
 Stamp = tuple[int, int, int]
 """Size, mtime and ctime of a file: others than before when it was written to."""
@@ -47,6 +51,8 @@ class Draft:
     users: int = 0
     """Handles that read or write it, and operations under way."""
     over: bool = False
+    reading: bool = False
+    """Its descriptor is for reading only: nobody writes it through this daemon, but somebody may through the kernel."""
     sealing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def stat(self) -> os.stat_result:
@@ -62,6 +68,30 @@ def get_stamp(found: os.stat_result) -> Stamp:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
+def _is_written(fd: int) -> bool:
+    """Whether somebody has a file open for writing, which a lease for reading finds out; `fd` is open for reading only."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+class Notes(Protocol):
+    """Where it is written down for the daemon after this one what is being written."""
+
+    def note_written(self, inode: int) -> None: ...
+
+    def forget_written(self, inode: int) -> None: ...
+
+
+class _NoNotes:
+    def note_written(self, inode: int) -> None: ...
+
+    def forget_written(self, inode: int) -> None: ...
+
+
 class Drafts:
     """The drafts of one mount. `list_open` gives the handles of an inode; `on_sealed(draft, before)` is called when the version
     before has become another one."""
@@ -71,7 +101,9 @@ class Drafts:
         files: DraftFiles,
         list_open: Callable[[InodeId], Iterable[FileHandle]],
         on_sealed: Callable[[Draft, VersionId], None],
+        notes: Notes | None = None,
     ) -> None:
+        self._notes = notes or _NoNotes()
         self._files = files
         self._list_open = list_open
         self._on_sealed = on_sealed
@@ -136,6 +168,8 @@ class Drafts:
             draft = self._drafts.get(inode)
             if draft is None:
                 draft = await self._begin(entry.ref, truncate=truncate, known=known)
+            elif draft.reading:
+                await self._begin_again(draft, entry.ref)
             if truncate and draft.stat().st_size:
                 await asyncio.to_thread(os.ftruncate, draft.fd, 0)
             draft.writers += 1
@@ -149,9 +183,37 @@ class Drafts:
         if known and found.st_size == ref.size and not (truncate and ref.size):
             draft.sealed = get_stamp(found)
         self._drafts[ref.inode] = draft
+        self._notes.note_written(ref.inode)
         for file in self._list_open(ref.inode):
             self.attach(file, draft)
         return draft
+
+    async def _begin_again(self, draft: Draft, ref: FileRef) -> None:
+        opened = await self._files.begin(ref, truncate=False)
+        os.dup2(opened.fd, draft.fd, inheritable=False)
+        os.close(opened.fd)
+        found = draft.stat()
+        draft.key, draft.reading = (found.st_dev, found.st_ino), False
+
+    async def revive(self, entry: Entry) -> None:
+        """Know a draft again that a daemon before this one had, for as long as somebody writes it through the kernel. Raises as
+        `open`."""
+        inode = entry.attr.inode
+        async with self._lock(inode):
+            if inode in self._drafts or entry.ref is None:
+                return
+            draft = await self._begin(entry.ref, truncate=False, known=False)
+            self._stop_writing(draft)
+        self._start(self._watch(draft))
+
+    async def _watch(self, draft: Draft) -> None:
+        while draft.reading and not draft.over:
+            async with self._lock(draft.inode):
+                if draft.reading and not draft.over and not _is_written(draft.fd):
+                    await self._end(draft)
+                    self._close_unused(draft)
+                    return
+            await asyncio.sleep(_LOOK_S)
 
     def attach(self, file: FileHandle, draft: Draft) -> None:
         """Have a handle that only reads read a draft from now on."""
@@ -203,10 +265,7 @@ class Drafts:
 
     async def _end(self, draft: Draft) -> None:
         # From here on this process does not keep it from being over; those who read it go on.
-        with contextlib.suppress(OSError):
-            reading = os.open(f"/proc/self/fd/{draft.fd}", os.O_RDONLY | os.O_CLOEXEC)
-            os.dup2(reading, draft.fd, inheritable=False)
-            os.close(reading)
+        self._stop_writing(draft)
         try:
             await self._files.end(draft.worker_id, draft.inode)
         except AlluxioLikeError as error:
@@ -214,12 +273,21 @@ class Drafts:
         draft.over = True
         if self._drafts.get(draft.inode) is draft:
             del self._drafts[draft.inode]
+            self._notes.forget_written(draft.inode)
+
+    @staticmethod
+    def _stop_writing(draft: Draft) -> None:
+        with contextlib.suppress(OSError):
+            reading = os.open(f"/proc/self/fd/{draft.fd}", os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(reading, draft.fd, inheritable=False)
+            os.close(reading)
+            draft.reading = True
 
     async def end_unknown(self, inode: InodeId) -> None:
         """A writer of an earlier daemon's has gone. Does not raise."""
         try:
-            draft = self._drafts.get(inode)
-            if draft is None:
+            # (One that is known here is watched, or has other writers.)
+            if inode not in self._drafts:
                 await self._files.end(await self._files.find(inode), inode)
         except AlluxioLikeError as error:
             log.info("a worker was not told that a file is not written any more: %s", error, extra={"inode": inode})
@@ -232,6 +300,10 @@ class Drafts:
 
     def _leave(self, draft: Draft) -> None:
         draft.users -= 1
+        self._close_unused(draft)
+
+    @staticmethod
+    def _close_unused(draft: Draft) -> None:
         if draft.over and draft.users <= 0 and draft.fd >= 0:
             fd, draft.fd = draft.fd, -1
             os.close(fd)
@@ -283,6 +355,8 @@ class Drafts:
 
     async def close(self) -> None:
         """Give the descriptors back; what is not sealed stays with its worker. Does not raise."""
+        for draft in self._drafts.values():
+            draft.over = True
         if self._under_way:
             await asyncio.wait(list(self._under_way), timeout=5.0)
         drafts, self._drafts = list(self._drafts.values()), {}

@@ -1,4 +1,4 @@
-"""Which backing ids a daemon has open, and whom it sent to look a name up again, in memory that outlives it.
+"""Which backing ids a daemon has open, whom it sent to look a name up again, and what is written, in memory that outlives it.
 
 The kernel keeps a registered backing file until its id is closed or the mount ends, so the ids of a daemon that was killed must
 be closed by somebody else, or the worker could never evict those files. The daemon writes each id into a piece of shared memory
@@ -10,9 +10,12 @@ The kernel looks a name up again once for an open that was answered ESTALE (open
 before the thread is back, the next one must know, or it would send it away again, which fails the open. So the holder hands on
 what the one before has written of that.
 
+A file that is being written is written on while no daemon lives, by the kernel. The next one must show how large it is, so it
+must know which those are.
+
     word 0    MAGIC                            word 2    1 while an id is being registered
     word 1    the layout's number              word 3    the last id that was written down
-    from 4    the last _SENT threads that were sent away
+    from 4    the last _SENT threads that were sent away, and up to _WRITTEN inodes that are being written (0: a free place)
     behind    ids, 0 for a free place
 """
 
@@ -22,15 +25,20 @@ import struct
 from typing import NamedTuple
 
 _MAGIC = 0x42414B47
-_LAYOUT = 2
+_LAYOUT = 3
 _WORD = 4
 _SENT = 64
 """More threads than this are hardly between an open and its second try when a daemon dies. A guess."""
 _SENT_AWAY = struct.Struct("<IIQQd")
 _SENT_START = 4 * _WORD
 _SENT_BYTES = _SENT * _SENT_AWAY.size
-_HEAD = (_SENT_START + _SENT_BYTES) // _WORD
-_FIRST_BYTES = 4096
+_INODE = struct.Struct("<Q")
+_WRITTEN = 256
+"""More files than this that are written at once are known again with the first request for each. A guess."""
+_WRITTEN_START = _SENT_START + _SENT_BYTES
+_WRITTEN_BYTES = _WRITTEN * _INODE.size
+_HEAD = (_WRITTEN_START + _WRITTEN_BYTES) // _WORD
+_FIRST_BYTES = 8192
 
 
 class SentAway(NamedTuple):
@@ -80,6 +88,26 @@ class Ledger:
         """Those whom the daemon before has written down."""
         records = _SENT_AWAY.iter_unpack(self._map[_SENT_START : _SENT_START + _SENT_BYTES])
         return [SentAway(thread, inode, unique, until_s) for thread, _, inode, unique, until_s in records if until_s]
+
+    def note_written(self, inode: int) -> None:
+        """Write down a file that is being written."""
+        self._replace_written(0, inode)
+
+    def forget_written(self, inode: int) -> None:
+        """It is not any more."""
+        self._replace_written(inode, 0)
+
+    def _replace_written(self, old: int, new: int) -> None:
+        for start in range(_WRITTEN_START, _WRITTEN_START + _WRITTEN_BYTES, _INODE.size):
+            if _INODE.unpack_from(self._map, start)[0] == old:
+                _INODE.pack_into(self._map, start, new)
+                return
+
+    def list_written(self) -> list[int]:
+        """What the daemon before has written down; it is taken off the list."""
+        found = [inode for (inode,) in _INODE.iter_unpack(self._map[_WRITTEN_START : _WRITTEN_START + _WRITTEN_BYTES]) if inode]
+        self._map[_WRITTEN_START : _WRITTEN_START + _WRITTEN_BYTES] = bytes(_WRITTEN_BYTES)
+        return found
 
     def begin(self) -> None:
         """An id is about to be registered: from here to `add` or `abandon` only the kernel may know it."""
@@ -132,9 +160,9 @@ class Ledger:
 
 
 def copy_sent(source: int, target: int) -> None:
-    """Hand on what one writer has written of threads to the memory of the next, before that reads it."""
+    """Hand on what one writer has written of threads and files to the memory of the next, before that reads it."""
     if os.pread(source, 2 * _WORD, 0) == struct.pack("=II", _MAGIC, _LAYOUT):
-        os.pwrite(target, os.pread(source, _SENT_BYTES, _SENT_START), _SENT_START)
+        os.pwrite(target, os.pread(source, _SENT_BYTES + _WRITTEN_BYTES, _SENT_START), _SENT_START)
 
 
 def list_left(fd: int) -> tuple[list[int], int | None]:

@@ -12,6 +12,7 @@ The mount's root has node id 1 whatever inode it is. All other node ids are inod
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -34,11 +35,13 @@ from alluxio_like.errors import (
 )
 from alluxio_like.fuse import xattrs
 from alluxio_like.fuse.backend import Answer, Backend, Buffer, Reader, Totals
-from alluxio_like.fuse.drafts import Draft, Drafts
+from alluxio_like.fuse.drafts import Draft, Drafts, Notes
 from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, FileHandle, HandleTable, KeptPage
 from alluxio_like.fuse.kernel_memory import ROOT_NODE, KernelMemory
 from alluxio_like.fuse.notify import SILENT, Teller
 from alluxio_like.types import EVERYWHERE, Attr, Entry, InodeId, Kind, Recall, SharedRange, VersionId, to_bytes, to_str
+
+log = logging.getLogger(__name__)
 
 NAME_MAX_BYTES = 255
 
@@ -90,9 +93,10 @@ class Operations:
         writes: bool = False,
         list_nodes: Callable[[InodeId], Iterable[int]] | None = None,
         on_sealed: Callable[[Draft, VersionId], None] = lambda draft, before: None,
+        notes: Notes | None = None,
     ) -> None:
         """`teller` tells the kernel what it should ask for again. `writes`: the mount may be written, where the backend can be.
-        `list_nodes` gives the node ids of a file; `on_sealed`: see Drafts.
+        `list_nodes` gives the node ids of a file; `on_sealed`, `notes`: see Drafts.
 
         `get_url` says where the daemon's HTTP server is. `generation` tells this daemon's handles from those of an earlier one
         on the same mount.
@@ -110,7 +114,7 @@ class Operations:
         self.drafts: Drafts | None = None
         """What is being written; None: nothing can be."""
         if writes and backend.drafts is not None:
-            self.drafts = Drafts(backend.drafts, lambda inode: list(self._open.get(inode, ())), on_sealed)
+            self.drafts = Drafts(backend.drafts, lambda inode: list(self._open.get(inode, ())), on_sealed, notes)
         self.kernel_memory = KernelMemory(
             backend, teller, root.attr.inode, clock, changes=self.drafts is not None, list_nodes=list_nodes
         )
@@ -277,6 +281,16 @@ class Operations:
             self.attach(file)
         elif draft is not None and self.drafts is not None:
             await self.drafts.begin_release(draft)
+
+    async def revive(self, inodes: Iterable[int]) -> None:
+        """Know again what was being written through the daemon before this one. Does not raise."""
+        for inode in inodes:
+            if self.drafts is not None:
+                try:
+                    entry, _ = await self._get_entry(InodeId(inode))
+                    await self.drafts.revive(entry)
+                except AlluxioLikeError as error:
+                    log.info("a file that was being written is not known again: %s", error, extra={"inode": inode})
 
     def find_draft(self, entry: Entry) -> Draft | None:
         """What is being written of a file here."""

@@ -1,0 +1,159 @@
+"""kill -9 of daemon, worker and master in the midst of writes: nothing that was acknowledged is lost, nothing is torn, and
+programs on the mount do not notice a daemon that dies."""
+
+import json
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import workplace  # noqa: F401  (a fixture)
+from tests.cluster.writing import list_names, start_written, wait_until
+from tests.servers.stack import Stack
+
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs the kernel session"),
+    pytest.mark.timeout(300),
+]
+
+KILLS = 5
+
+
+class Running:
+    """A file system over a directory, and its processes of the moment."""
+
+    def __init__(self, stack: Stack, directory: Path) -> None:
+        self.place = stack.mountpoint / "data"
+        self.store = directory / "store"
+        self._stack = stack
+        self._state = directory / "home/up.json"
+
+    def get_pid(self, service: str) -> int:
+        state = json.loads(self._state.read_text())
+        if service == "workers":
+            return int(state["workers"][0]["pid"])
+        return int(state["fuse"]["daemon_pid"] if service == "daemon" else state[service]["pid"])
+
+    def kill(self, service: str) -> None:
+        """kill -9; returns when its successor is there."""
+        pid = self.get_pid(service)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: self.get_pid(service) not in (0, pid), f"another {service}")
+
+    def read_store(self, name: str) -> bytes:
+        return (self.store / name).read_bytes()
+
+
+@pytest.fixture
+def running(workplace: Path) -> Iterator[Running]:  # noqa: F811
+    (workplace / "store").mkdir()
+    with start_written(workplace, f"file://{workplace / 'store'}", {}) as stack:
+        yield Running(stack, workplace)
+
+
+def test_a_file_that_is_open_is_written_on_through_the_deaths_of_daemons(running: Running) -> None:
+    file = running.place / "f"
+    with file.open("w+b", buffering=0) as out:
+        out.write(b"before ")
+        running.kill("daemon")
+        out.write(b"after")
+        assert (os.fstat(out.fileno()).st_size, file.stat().st_size) == (12, 12)
+        assert file.read_bytes() == b"before after"
+        running.kill("daemon")
+        os.ftruncate(out.fileno(), 9)
+        os.fsync(out.fileno())
+        assert os.fstat(out.fileno()).st_size == 9
+    assert file.read_bytes() == running.read_store("f") == b"before af"
+    with file.open("ab", buffering=0) as out:
+        out.write(b"ter")
+        running.kill("daemon")
+    assert file.read_bytes() == running.read_store("f") == b"before after"
+
+
+class Program:
+    """Does what programs do, checks what it finds, and counts what fails."""
+
+    def __init__(self, place: Path, number: int) -> None:
+        self.place = place / f"p{number}"
+        self.place.mkdir()
+        self.random = random.Random(number)
+        self.rounds = 0
+        self.failed: list[str] = []
+        self.closed: dict[str, bytes] = {}
+        """What close(2) has acknowledged."""
+        self.open: set[str] = set()
+        """What was begun, and failed or never ended: it may be there or not."""
+
+    def run(self, is_over: Callable[[], bool]) -> None:
+        while not is_over():
+            self.rounds += 1
+            try:
+                self.round()
+            except OSError as error:
+                self.failed.append(f"{self.rounds}: {error}")
+            except AssertionError as error:
+                self.failed.append(f"{self.rounds}: WRONG {error}")
+                return
+
+    def round(self) -> None:
+        name = f"f{self.rounds % 5}"
+        data = self.random.randbytes(self.random.choice([1, 3000, 200_000]))
+        self.open.add(name)
+        (self.place / "new").write_bytes(data)
+        assert (self.place / "new").read_bytes() == data, "what was just written"
+        (self.place / "new").rename(self.place / name)
+        assert (self.place / name).read_bytes() == data, "what was renamed"
+        self.closed[name] = data
+        self.open.discard(name)
+        (self.place / "d").mkdir()
+        (self.place / "d").rmdir()
+        with (self.place / "log").open("ab") as out:
+            out.write(b"%06d\n" % self.rounds)
+
+
+def run_programs(running: Running, service: str) -> list[Program]:
+    programs = [Program(running.place, number) for number in range(2)]
+    over = threading.Event()
+    threads = [threading.Thread(target=program.run, args=(over.is_set,)) for program in programs]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(KILLS):
+            before = [program.rounds for program in programs]
+            wait_until(
+                lambda before=before: all(program.rounds > one + 1 for program, one in zip(programs, before, strict=True)),
+                "some rounds",
+            )
+            running.kill(service)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(120)
+    return programs
+
+
+def test_programs_do_not_notice_daemons_that_are_killed(running: Running) -> None:
+    for program in run_programs(running, "daemon"):
+        assert program.failed == []
+        assert (program.place / "log").read_bytes() == b"".join(b"%06d\n" % number for number in range(1, program.rounds + 1))
+        assert list_names(program.place) == sorted({*program.closed, "log"})
+        for name, data in program.closed.items():
+            assert (program.place / name).read_bytes() == data
+
+
+@pytest.mark.parametrize("service", ["workers", "master"])
+def test_what_was_closed_is_there_after_the_death_of(running: Running, service: str) -> None:
+    for program in run_programs(running, service):
+        assert not [one for one in program.failed if "WRONG" in one]
+        for name, data in program.closed.items():
+            if name not in program.open:
+                wait_until(
+                    lambda name=name, data=data, p=program: (p.place / name).read_bytes() == data, f"{name} as it was closed"
+                )
+        lines = (program.place / "log").read_bytes().splitlines()
+        assert lines == sorted(set(lines)), "the log is torn"
