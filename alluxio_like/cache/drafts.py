@@ -434,6 +434,18 @@ class Drafts:
             self._move_to_files(directory, path, ref, sealing.copy, self._get_sums(draft), values, unpersisted=unpersisted)
         directory.note_draft(sealing.copy, 0)
 
+    def adopt(self, record: UploadRecord, number: int) -> None:
+        """A version that another worker has sealed, of which the directory of that number holds a copy. Durable on return."""
+        directory = self._dirs[number]
+        self._uploads[record.file_id] = record, number
+        try:
+            with self._translated(directory):
+                values = {records.make_upload_key(record.file_id): records.pack_upload(record)}
+                directory.get_index().commit_durably(values)
+        except BaseException:
+            self._uploads.pop(record.file_id, None)
+            raise
+
     def put_upload(self, record: UploadRecord) -> None:
         """How far an upload is. One that was dropped meanwhile stays so."""
         found = self._uploads.get(record.file_id)

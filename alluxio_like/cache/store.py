@@ -123,6 +123,7 @@ class CacheStore:
             for directory in opened:
                 if directory.ok:
                     store.drafts.load(directory)
+            store._flag_unpersisted()
             if not any(directory.ok for directory in opened):
                 raise errors.DiskError("; ".join(f"{directory.spec.path}: {directory.reason}" for directory in opened))
         except BaseException:
@@ -446,6 +447,14 @@ class CacheStore:
             self._removing.add(file.file_id)
             self._lost.append(file)
         self._wake.set()
+
+    def _flag_unpersisted(self) -> None:
+        """Killed between the two records of a version that the store does not have: its file says so, too."""
+        for upload in self.drafts.list_uploads():
+            file = self.lookup(upload.file_id)
+            if file is not None and not file.unpersisted:
+                file.set_state(unpersisted=True)
+                self.mark_dirty(file)
 
     # For Drafts (its Owner).
 

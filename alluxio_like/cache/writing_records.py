@@ -7,6 +7,7 @@
 Owns the keys and the JSON of these records; nothing is done here. Pure functions, safe from any thread.
 """
 
+import hashlib
 import json
 import struct
 from array import array
@@ -88,6 +89,11 @@ class UploadRecord:
     @property
     def file_id(self) -> FileId:
         return self.ref.file_id
+
+
+def make_token(cluster_id: str, file_id: FileId) -> str:
+    """What marks a version at the store as ours: the same from whichever worker uploads it, and no other version's."""
+    return hashlib.sha256(f"{cluster_id}/{file_id.inode}/{file_id.version}".encode()).hexdigest()[:32]
 
 
 def make_draft_key(inode: InodeId) -> bytes:

@@ -31,7 +31,7 @@ from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import MountSecrets, Priority
 from alluxio_like.rpc.server import RpcServer, create_server, get_advertised
 from alluxio_like.rpc.worker_servicer import add_worker_services
-from alluxio_like.types import Cluster, FileId, FileRef, Fingerprint, Worker
+from alluxio_like.types import Cluster, Entry, FileId, FileRef, Fingerprint, InodeId, Worker
 from alluxio_like.ufs.api import Ufs
 from alluxio_like.ufs.open import open_ufs
 from alluxio_like.worker.cluster import ClusterView
@@ -47,6 +47,7 @@ from alluxio_like.worker.memory import bound_arenas
 from alluxio_like.worker.peers import Peers
 from alluxio_like.worker.pilot import Pilot
 from alluxio_like.worker.repair import LookupRef, Repairer
+from alluxio_like.worker.replicating import Replicator
 from alluxio_like.worker.roles import promote_guests
 from alluxio_like.worker.scrub import Scrubber
 from alluxio_like.worker.service import AdminService, DataService
@@ -263,13 +264,15 @@ async def _wire(  # noqa: PLR0915  (one after the other, nothing decided)
     repairer = Repairer(store=store, fetcher=fetcher, disk=slow, metrics=metrics, lookup_ref=_make_lookup(master))
     stack.push_async_callback(repairer.close)
     data = DataService(fetcher=fetcher, store=store, evictor=evictor, view=view, metrics=metrics, repairer=repairer)
+    drafts, replicator = _wire_drafts(
+        stack, config, metrics, store, channel, master, lambda: address, (stores, turns, fetcher, evictor, view, peers, loader)
+    )
+    add_drafts_service(server.grpc_server, drafts)
     admin = AdminService(
         loader=loader, store=store, evictor=evictor, fetcher=fetcher, disk=slow, describe=describe,
-        count_leases=lambda: len(door.list_leases()),
+        count_leases=lambda: len(door.list_leases()), replicator=replicator,
     )  # fmt: skip
     add_worker_services(server.grpc_server, data=data, admin=admin)
-    drafts = _wire_drafts(stack, config, metrics, store, channel, (stores, turns, fetcher, evictor))
-    add_drafts_service(server.grpc_server, drafts)
     data_server = None
     if data_sock is not None:
         sends = DiskQueue("send", _SEND_THREADS)
@@ -292,10 +295,12 @@ def _wire_drafts(
     metrics: Metrics,
     store: CacheStore,
     channel: RpcChannel,
-    parts: tuple[Stores, Turns, Fetcher, Evictor],
-) -> DraftsService:
+    master: MasterStub,
+    get_address: Callable[[], str],
+    parts: tuple[Stores, Turns, Fetcher, Evictor, ClusterView, Peers, Loader],
+) -> tuple[DraftsService, Replicator]:
     """What programs write, and where it goes."""
-    stores, turns, fetcher, evictor = parts
+    stores, turns, fetcher, evictor, view, peers, loader = parts
     disk = DiskQueue("drafts", _DRAFT_THREADS)
     stack.push_async_callback(disk.close)
     changes = ChangesStub(channel, timeout_s=config.io_timeout_s)
@@ -308,12 +313,20 @@ def _wire_drafts(
         store=store, stores=stores, turns=turns, changes=changes, disk=disk, metrics=metrics, on_persisted=on_persisted
     )
     stack.push_async_callback(uploader.close)
+
+    async def lookup_entry(inode: InodeId) -> Entry | None:
+        return (await master.get_entry(inode, timeout_s=config.io_timeout_s)).entry
+
+    replicator = Replicator(
+        store=store, view=view, peers=peers, loader=loader, uploader=uploader, changes=changes, disk=disk,
+        get_address=get_address, lookup_entry=lookup_entry,
+    )  # fmt: skip
     drafts = DraftsService(
-        store=store, fetcher=fetcher, evictor=evictor, uploader=uploader, changes=changes, disk=disk, metrics=metrics,
-        io_timeout_s=config.io_timeout_s,
+        store=store, fetcher=fetcher, evictor=evictor, uploader=uploader, replicator=replicator, changes=changes, disk=disk,
+        metrics=metrics, io_timeout_s=config.io_timeout_s,
     )  # fmt: skip
     stack.push_async_callback(drafts.close)
-    return drafts
+    return drafts, replicator
 
 
 def _listen_for_data(config: WorkerConfig, server: RpcServer) -> socket.socket | None:

@@ -9,7 +9,6 @@ in the queue's threads.
 import asyncio
 import functools
 import logging
-import secrets
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ from alluxio_like import errors
 from alluxio_like.cache.drafts import Draft, Ending
 from alluxio_like.cache.file import CachedFile, Role
 from alluxio_like.cache.store import CacheStore
-from alluxio_like.cache.writing_records import UploadRecord
+from alluxio_like.cache.writing_records import UploadRecord, make_token
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import DraftPlace, DraftSealed, Sealed, SealedDraft, WriteMode
@@ -28,6 +27,7 @@ from alluxio_like.types import BLOCK_BYTES, FileRef, InodeId, PageRange, get_pag
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.evictor import Evictor
 from alluxio_like.worker.fetcher import Fetcher
+from alluxio_like.worker.replicating import Replicator
 from alluxio_like.worker.uploading import Uploader
 
 _T = TypeVar("_T")
@@ -62,6 +62,7 @@ class DraftsService:
         fetcher: Fetcher,
         evictor: Evictor,
         uploader: Uploader,
+        replicator: Replicator,
         changes: Changes,
         disk: DiskQueue,
         metrics: Metrics,
@@ -72,6 +73,7 @@ class DraftsService:
         self._fetcher = fetcher
         self._evictor = evictor
         self._uploader = uploader
+        self._replicator = replicator
         self._changes = changes
         self._disk = disk
         self._metrics = metrics
@@ -163,6 +165,7 @@ class DraftsService:
                     _LOG.warning("the draft of inode %d is looked at again later: %s", draft.inode, error)
                 except Exception:  # noqa: BLE001 (nobody would notice drafts that are never over)
                     _LOG.exception("the look at the draft of inode %d failed", draft.inode)
+            await self._replicator.look()
             self._show()
             await asyncio.sleep(LOOK_S)
 
@@ -262,7 +265,8 @@ class DraftsService:
         upload = None
         if not sealed.unwanted:
             policy = sealed.policy
-            upload = UploadRecord(sealed.ref, policy.mode, policy.replicas, secrets.token_hex(16))
+            token = make_token(self._store.cluster_id or "", sealed.ref.file_id)
+            upload = UploadRecord(sealed.ref, policy.mode, policy.replicas, token)
         await self._disk.submit(lambda: self._drafts.note_sealed(draft, sealed.ref, upload, unwanted=sealed.unwanted), alone=True)
 
     async def _meet_policy(self, ref: FileRef) -> None:
@@ -272,8 +276,10 @@ class DraftsService:
             return
         if upload.mode == WriteMode.THROUGH:
             await self._uploader.upload(ref.file_id, patience_s=self._patience_s)
-        else:
-            self._uploader.look()
+            return
+        # Copies first: until they are there, this worker's loss is the file's.
+        await self._replicator.replicate(upload, patience_s=self._patience_s)
+        self._uploader.look()
 
     # -- end ---------------------------------------------------------------------------------------------------------------
 

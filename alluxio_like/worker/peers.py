@@ -31,11 +31,15 @@ class Peers:
         self, address: str, ref: FileRef, offset: int, length: int, *, priority: Priority, cached_only: bool
     ) -> AsyncIterator[memoryview]:
         """The bytes of a range from a worker. `cached_only`: NotFound rather than have it ask the store."""
+        return self.get_stub(address).read(ref, offset, length, priority=priority, cached_only=cached_only)
+
+    def get_stub(self, address: str) -> WorkerStub:
+        """For calls to a worker by gRPC; not to be kept."""
         found = self._open.get(address)
         if found is None:
             channel = self._open_channel(address)
             found = self._open[address] = (channel, WorkerStub(channel, timeout_s=self._timeout_s))
-        return found[1].read(ref, offset, length, priority=priority, cached_only=cached_only)
+        return found[1]
 
     def has_data_socket(self, address: str) -> bool:
         """Whether `receive` is worth trying."""

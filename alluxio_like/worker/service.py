@@ -40,6 +40,7 @@ from alluxio_like.worker.evictor import Evictor
 from alluxio_like.worker.fetcher import Fetcher, Landed, PeerChoice
 from alluxio_like.worker.loader import Loader
 from alluxio_like.worker.repair import Repairer
+from alluxio_like.worker.replicating import REPLICA_JOB, Replicator
 
 _GUESTS_WATCHED = 4096
 _FILES_PER_STEP = 256
@@ -202,7 +203,9 @@ class AdminService:
         disk: DiskQueue,
         describe: Callable[[], Worker],
         count_leases: Callable[[], int] = lambda: 0,
+        replicator: Replicator | None = None,
     ) -> None:
+        self._replicator = replicator
         self._count_leases = count_leases
         self._loader = loader
         self._store = store
@@ -213,6 +216,8 @@ class AdminService:
 
     def load_files(self, job_id: str, files: Sequence[LoadFile], bandwidth_bytes_s: float) -> AsyncIterator[LoadProgress]:
         """See AdminHandler."""
+        if self._replicator is not None and job_id.startswith(REPLICA_JOB):
+            return self._replicator.receive(job_id, files)
         return self._loader.load(job_id, files, bandwidth_bytes_s)
 
     def check_files(self, files: Sequence[LoadFile], *, verify: bool) -> AsyncIterator[CheckResult]:

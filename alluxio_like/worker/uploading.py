@@ -38,6 +38,10 @@ from alluxio_like.worker.turns import Turns
 
 _LOG = logging.getLogger(__name__)
 
+REPLICA = "replica"
+"""The mode of a version that another worker is to upload, and of which this one has a copy."""
+_UPLOADED = frozenset({WriteMode.THROUGH.value, WriteMode.BACK.value})
+
 PUT_BYTES = 16 << 20
 """Up to this size a version goes in one request, from a copy in memory: the request makes it visible, so nobody may change it
 meanwhile. A guess."""
@@ -135,9 +139,18 @@ class Uploader:
 
     def look(self) -> None:
         """Begin what is to be uploaded and is not on its way: after a start, and whenever something may have come."""
+        newest: dict[InodeId, UploadRecord] = {}
         for record in self._drafts.list_uploads():
-            if record.mode != WriteMode.CACHE and record.file_id.inode not in self._jobs:
-                self._begin(record.file_id.inode)
+            known = newest.get(record.file_id.inode)
+            if known is None or known.file_id.version < record.file_id.version:
+                newest[record.file_id.inode] = record
+        for inode, record in newest.items():
+            if record.mode in _UPLOADED and inode not in self._jobs:
+                self._begin(inode)
+
+    def is_uploading(self, record: UploadRecord) -> bool:
+        """Whether a version is one that this worker uploads: the newest here of its file, and by a policy that says so."""
+        return record.mode in _UPLOADED and self._get_newest(record.file_id.inode) == record
 
     async def upload(self, file_id: FileId, *, patience_s: float) -> None:
         """Have a version uploaded; returns when the store has it, or is to have another one instead.
@@ -172,6 +185,10 @@ class Uploader:
                 return job.error
         return None
 
+    async def forget(self, record: UploadRecord) -> None:
+        """A version is not wanted any more, or the store has it."""
+        await self._forget(record)
+
     def count_running(self) -> int:
         """Inodes with an upload on its way."""
         return len(self._jobs)
@@ -203,7 +220,7 @@ class Uploader:
         """Until the store has the newest version of the inode, or nothing more can be done for now."""
         pause_s = _FIRST_PAUSE_S
         try:
-            while (record := self._get_newest(inode)) is not None and record.mode != WriteMode.CACHE:
+            while (record := self._get_newest(inode)) is not None and record.mode in _UPLOADED:
                 try:
                     async with self._slots:
                         await self._upload(record, job)

@@ -11,15 +11,17 @@ from alluxio_like import errors
 from alluxio_like.cache.draft_files import open_draft
 from alluxio_like.cache.store import CacheStore
 from alluxio_like.rpc.messages_writing import Changed, DraftPlace, Sealed, SealedDraft, UploadPlan, WriteMode, WritePolicy
-from alluxio_like.types import OWN_TOKEN, FileId, FileRef, Fingerprint, InodeId, MountId, VersionId, WorkerId
+from alluxio_like.types import OWN_TOKEN, Attr, Entry, FileId, FileRef, Fingerprint, InodeId, Kind, MountId, VersionId, WorkerId
 from alluxio_like.ufs.memory import MemoryUfs
 from alluxio_like.ufs.memory_writing import WritableMemoryUfs
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.drafts import DraftsService
+from alluxio_like.worker.peers import Peers
+from alluxio_like.worker.replicating import Replicator
 from alluxio_like.worker.stores import Stores
 from alluxio_like.worker.turns import Turns
 from alluxio_like.worker.uploading import Uploader
-from tests.unit.worker_parts import MOUNT, Parts, mount_secrets, running_parts
+from tests.unit.worker_parts import MOUNT, Parts, mount_secrets, no_channel, running_parts
 
 
 @dataclass
@@ -63,6 +65,13 @@ class FakeChanges:
             source=None if is_dirty else self.stored[InodeId(inode)],
             holders=(WorkerId(worker_id),) if is_dirty and worker_id else (),
         )
+
+    def get_entry(self, inode: InodeId) -> Entry:
+        if inode in self.gone:
+            raise errors.NotFound("no such inode", subject=str(inode))
+        ref = self.get_ref(inode, 1)
+        attr = Attr(inode, Kind.FILE, 0o644, 0, 0, ref.size, 1, 1, int(inode in self.keys), ref.version)
+        return Entry(self.keys.get(inode, ""), attr, ref)
 
     async def seal(self, operation_id: str, draft: SealedDraft) -> Sealed:
         await self._reach()
@@ -124,6 +133,7 @@ class DraftParts:
     changes: FakeChanges
     service: DraftsService
     uploader: Uploader
+    replicator: Replicator
 
     @property
     def ufs(self) -> MemoryUfs:
@@ -188,18 +198,34 @@ async def running_drafts(
             metrics=parts.metrics,
             now_ns=lambda: parts.ufs.now_ns,
         )
+
+        async def lookup_entry(inode: InodeId) -> Entry | None:
+            return changes.get_entry(inode)
+
+        replicator = Replicator(
+            store=parts.store,
+            view=parts.view,
+            peers=Peers(no_channel, 5.0),
+            loader=parts.loader,
+            uploader=uploader,
+            changes=changes,
+            disk=disk,
+            get_address=lambda: "here:1",
+            lookup_entry=lookup_entry,
+        )
         service = DraftsService(
             store=parts.store,
             fetcher=parts.fetcher,
             evictor=parts.evictor,
             uploader=uploader,
+            replicator=replicator,
             changes=changes,
             disk=disk,
             metrics=parts.metrics,
             io_timeout_s=io_timeout_s,
         )
         try:
-            yield DraftParts(parts, changes, service, uploader)
+            yield DraftParts(parts, changes, service, uploader, replicator)
         finally:
             await service.close()
             await uploader.close()

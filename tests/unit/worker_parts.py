@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
-
 from alluxio_like.cache.store import CacheDirSpec, CacheStore
 from alluxio_like.clock import SystemClock
 from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.channel import RpcChannel
 from alluxio_like.rpc.messages import MountInfo, MountSecrets
 from alluxio_like.types import FileRef, Fingerprint, InodeId, MountId, VersionId
 from alluxio_like.ufs.api import Ufs
@@ -59,7 +58,8 @@ def make_data(size: int, seed: int = 0) -> bytes:
     return b"".join(stamps)[:size]
 
 
-def _no_channel(address: str) -> grpc.aio.Channel:
+def no_channel(address: str) -> RpcChannel:
+    """For what is not to ask others."""
     raise AssertionError(f"nobody is to be asked at {address}")
 
 
@@ -97,7 +97,7 @@ async def running_parts(
         return mount_secrets()
 
     stores = Stores(get_secrets, lambda _mount, on_request: wrapped, lambda op, mount: None, time.monotonic)
-    peers = Peers(_no_channel, 5.0)
+    peers = Peers(no_channel, 5.0)
     view = ClusterView(store.worker_id)
     turns = Turns(demand_slots, load_slots, time.monotonic)
     pilot = Pilot(
