@@ -34,9 +34,16 @@ def get_run_dirs() -> list[Path]:
     override = os.environ.get("ALLUXIO_LIKE_RUN_DIR")
     if override:
         return [Path(override)]
+    if os.geteuid() == 0:
+        return [_SYSTEM_DIR]
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    own = Path(runtime) / "alluxio-like" if runtime else Path.home() / ".alluxio-like" / "run"
-    return [_SYSTEM_DIR] if os.geteuid() == 0 else [own, _SYSTEM_DIR]
+    if runtime:
+        return [Path(runtime) / "alluxio-like", _SYSTEM_DIR]
+    try:
+        return [Path.home() / ".alluxio-like" / "run", _SYSTEM_DIR]
+    except RuntimeError:
+        # A user whom this machine does not know, as in many containers.
+        return [_SYSTEM_DIR]
 
 
 def get_start_ticks(pid: int) -> int | None:

@@ -79,9 +79,20 @@ class Cluster:
         for pod in pods:
             pod.join()
 
-    def run_job(self, job: Object, limit_s: float = WAIT_S) -> Pod:
+    def run_all(self, objects: Sequence[Object], node: Node) -> str:
+        """Apply somebody else's objects, with one Job among them, on a node; what its last container said."""
+        jobs = [one for one in objects if one["kind"] == "Job"]
+        for one in objects:
+            if one not in jobs:
+                self._apply(one)
+        (job,) = jobs
+        pod = self.run_job(job, node=node)
+        last = job["spec"]["template"]["spec"]["containers"][-1]["name"]
+        return node.log(pod.name, last)
+
+    def run_job(self, job: Object, limit_s: float = WAIT_S, *, node: Node | None = None) -> Pod:
         """Run a Job to its end. Raises AssertionError when it fails."""
-        pod = self._start(self.nodes[0], f"{job['metadata']['name']}-{next(self._names)}", job["spec"]["template"], "Job")
+        pod = self._start(node or self.nodes[0], f"{job['metadata']['name']}-{next(self._names)}", job["spec"]["template"], "Job")
         wait_until(
             lambda: pod.phase in {"Succeeded", "Failed"} or pod.phase.startswith("Failed"),
             lambda: f"{pod.name}: {pod.node.log(pod.name)[-3000:]}",
@@ -122,6 +133,10 @@ class Cluster:
                 names = f"{name}.{self.namespace}.svc {name}.{self.namespace}.svc.cluster.local {name}"
                 if names not in self.objects.hosts:
                     self.objects.hosts[names] = f"10.244.250.{next(self._addresses)}"
+            case "PersistentVolume":
+                self.objects.claims[one["spec"]["claimRef"]["name"]] = one["spec"]["hostPath"]["path"]
+            case "PersistentVolumeClaim":
+                assert name in self.objects.claims, f"no volume for the claim {name}"
             case "StatefulSet":
                 self._apply_stateful_set(one)
             case "DaemonSet":

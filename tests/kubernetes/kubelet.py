@@ -39,7 +39,8 @@ class Objects:
 
     config_maps: dict[str, dict[str, Any]] = field(default_factory=dict)
     secrets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    claims: dict[str, Path] = field(default_factory=dict)
+    claims: dict[str, Path | str] = field(default_factory=dict)
+    """A directory that is its own, or a path of whatever node the pod is on."""
     hosts: dict[str, str] = field(default_factory=dict)
 
 
@@ -228,9 +229,11 @@ class Pod:
                     raise ValueError(f"hostPath {path} is not a directory")
                 return path
             case "persistentVolumeClaim":
-                path = self._objects.claims[volume["persistentVolumeClaim"]["claimName"]]
-                _give(path, group, 0o2775)
-                return path
+                claimed = self._objects.claims[volume["persistentVolumeClaim"]["claimName"]]
+                if isinstance(claimed, str):
+                    return self._make_volume({"name": volume["name"], "hostPath": {"path": claimed, "type": "DirectoryOrCreate"}})
+                _give(claimed, group, 0o2775)
+                return claimed
         path = self._directory / "volumes" / str(volume["name"])
         path.mkdir(parents=True)
         match kind:

@@ -28,6 +28,7 @@ from tests.kubernetes.rendering import (
 from tests.servers.stack import PROGRAMS
 
 CASES = sorted(file.stem for file in VALUES.glob("*.yaml"))
+EXAMPLES = CHART.parents[1] / "examples"
 GOLDEN = Path(__file__).with_name("golden")
 
 
@@ -81,6 +82,31 @@ def test_the_schemas_find_faults() -> None:
     faults = find_faults(pod, list_versions()[0])
     assert any("comand" in fault for fault in faults)
     assert any("maxSurge" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("version", list_versions())
+@pytest.mark.parametrize("example", sorted(file.stem for file in EXAMPLES.glob("*.yaml") if file.stem != "values"))
+def test_examples_are_what_kubernetes_knows(example: str, version: str) -> None:
+    objects = parse((EXAMPLES / f"{example}.yaml").read_text())
+    assert [fault for one in objects for fault in find_faults(one, version)] == []
+
+
+def test_examples_fit_the_chart() -> None:
+    """As it is installed with the values beside them."""
+    objects = render(EXAMPLES / "values.yaml")
+    holder = find(objects, "DaemonSet", "-holder")["spec"]["template"]["spec"]
+    (directory,) = [volume["hostPath"]["path"] for volume in holder["volumes"] if volume["name"] == "mounts"]
+    config = tomllib.loads(
+        find([one for one in objects if "config.toml" in one.get("data", {})], "ConfigMap")["data"]["config.toml"]
+    )
+    for file in EXAMPLES.glob("*.yaml"):
+        if file.stem == "values":
+            continue
+        text = file.read_text()
+        assert all(path == directory for path in re.findall(r"hostPath: {path: ([^,}]+)", text)), file
+        assert all(
+            address == config["client"]["master"] for address in re.findall(r"ALLUXIO_LIKE_MASTER, value: \"([^\"]+)", text)
+        ), file
 
 
 @pytest.mark.parametrize("case", ["minimal", "full"])

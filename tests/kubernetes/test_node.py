@@ -18,7 +18,7 @@ import pytest
 
 from tests.kubernetes.cluster import Cluster, Object, start_cluster, wait_until
 from tests.kubernetes.kubelet import Node
-from tests.kubernetes.rendering import VALUES, render
+from tests.kubernetes.rendering import ROOT, VALUES, parse, render
 from tests.servers.fixtures import S3Server
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(300)]
@@ -55,7 +55,7 @@ class Training:
     """A pod that reads all files over and over, and says what goes wrong."""
 
     def __init__(self, cluster: Cluster, node: Node, digests: dict[str, str]) -> None:
-        command = ["python3", "-c", READER, "/alluxio/data/set", json.dumps(digests)]
+        command = ["python3", "-c", READER, "/alluxio/data/imagenet", json.dumps(digests)]
         volume = {"name": "data", "hostPath": {"path": MOUNTS, "type": "DirectoryOrCreate"}}
         mount = {"name": "data", "mountPath": "/alluxio", "mountPropagation": "HostToContainer", "readOnly": True}
         security = {"runAsUser": 1234, "runAsGroup": 1234, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -145,7 +145,7 @@ def world(s3_server: S3Server) -> Iterator[World]:
     for number in range(40):
         data = os.urandom(60_000) if number else os.urandom(9 << 20)
         name = f"{number:03}.bin"
-        s3_server.put(bucket, f"train/set/{name}", data)
+        s3_server.put(bucket, f"train/imagenet/{name}", data)
         digests[name] = hashlib.sha256(data).hexdigest()
     port = int(s3_server.endpoint.rpartition(":")[2])
     # Not below /tmp, which containers hide with a directory of their own; short, for the paths of sockets.
@@ -183,7 +183,7 @@ def test_install(world: World) -> None:
     assert [mount["path"] for mount in world.call("master", "alluxio-like", "mounts")] == ["/"]
     jobs = world.call("master", "cache", "jobs")
     assert [job["state"] for job in jobs] == ["done"]
-    status = world.call("master", "cache", "status", "/set")
+    status = world.call("master", "cache", "status", "/imagenet")
     assert status["cached_files"] == len(world.digests), status
     for node in world.cluster.nodes:
         assert node.space.list_mounts() == [f"{node.space.files}{MOUNTS}/data"]
@@ -224,9 +224,26 @@ def test_the_kernel_reads_cache_files_by_itself(world: World) -> None:
     if "passthrough" not in session:
         pytest.skip(f"this kernel has no passthrough: {session}")
     training = world.trainings[0].pod.containers["training"]
-    paths = [f"/alluxio/data/set/{name}" for name in world.digests]
+    paths = [f"/alluxio/data/imagenet/{name}" for name in world.digests]
     code = "import os, sys; print({os.getxattr(p, 'user.alluxio_like.passthrough').decode() for p in sys.argv[1:]})"
     assert training.enter("python3", "-c", code, *paths).stdout == "{'passthrough'}\n"
+
+
+@pytest.mark.parametrize("example", ["hostpath", "pvc", "init-container", "sdk"])
+def test_each_way_to_give_data_to_pods(world: World, example: str) -> None:
+    """The documented examples, as they stand: on the other node than the master's, with what the store holds."""
+    objects = parse((ROOT / f"deploy/examples/{example}.yaml").read_text())
+    said = world.cluster.run_all(objects, world.cluster.nodes[1])
+    total = (9 << 20) + 60_000 * (len(world.digests) - 1)
+    assert said == f"{len(world.digests)} files, {total} bytes\n"
+
+
+def test_a_pod_whose_data_cannot_be_loaded_does_not_start(world: World) -> None:
+    (job,) = parse((ROOT / "deploy/examples/init-container.yaml").read_text())
+    init = job["spec"]["template"]["spec"]["initContainers"][0]
+    init["command"][init["command"].index("/imagenet")] = "/no-such-set"
+    with pytest.raises(AssertionError, match="no-such-set"):
+        world.cluster.run_job(job, node=world.cluster.nodes[1])
 
 
 @pytest.mark.parametrize("component", ["fuse", "worker", "holder", "master"])
@@ -277,7 +294,7 @@ def test_workers_are_replaced_and_keep_their_caches(world: World) -> None:
     for training in world.trainings:
         training.wait_rounds()
     assert world.count_store_requests() == 0
-    assert world.call("master", "cache", "status", "/set")["cached_files"] == len(world.digests)
+    assert world.call("master", "cache", "status", "/imagenet")["cached_files"] == len(world.digests)
 
 
 def test_a_holder_is_replaced_by_hand(world: World) -> None:

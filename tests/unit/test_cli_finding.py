@@ -123,3 +123,17 @@ def test_no_place_to_write_records_is_no_error(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("ALLUXIO_LIKE_RUN_DIR", str(tmp_path / "file"))
     with recorded("up", master="a:1"):
         assert list_records() == []
+
+
+def test_a_user_whom_the_machine_does_not_know_needs_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in many containers."""
+
+    def expand(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("ALLUXIO_LIKE_RUN_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(Path, "expanduser", expand)
+    assert finding.get_run_dirs() == [Path("/run/alluxio-like")]
+    assert finding.to_namespace_path("/imagenet") == "/imagenet"
