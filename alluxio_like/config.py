@@ -38,6 +38,11 @@ class TlsConfig(_Frozen):
     )
     key: Path | None = Field(None, description="the certificate's private key, without a password")
     ca: Path | None = Field(None, description="authority that signed the others' certificates; empty: no TLS to them")
+    server_name: str = Field(
+        "",
+        description="name that certificates of services have, checked instead of the host that is called: for services whose "
+        "addresses no certificate can name, as those of pods; empty: the host",
+    )
     client_auth: str = Field(
         "require",
         pattern="^(require|off)$",

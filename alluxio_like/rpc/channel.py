@@ -84,9 +84,10 @@ class RpcChannel:
     a process fork (client/runtime.py).
     """
 
-    def __init__(self, address: str, token: str, files: PemFiles | None) -> None:
+    def __init__(self, address: str, token: str, files: PemFiles | None, server_name: str = "") -> None:
         self.address = address
         self._files = files
+        self._server_name = server_name
         self._makers: dict[str, Callable[[grpc.aio.Channel], Any]] = {}
         self._link: _Link | None = self._connect(files.get() if files is not None else None)
         self._older: set[_Link] = set()
@@ -138,7 +139,7 @@ class RpcChannel:
             return error
         loop = asyncio.get_running_loop()
         if self._refusal is None or (self._refusal.done() and loop.time() > self._refusal_until_s):
-            self._refusal = loop.create_task(find_refusal(self.address, self._files), name="find refusal")
+            self._refusal = loop.create_task(find_refusal(self.address, self._files, self._server_name), name="find refusal")
             self._refusal.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._refusal_until_s = loop.time() + _REFUSAL_S
         refusal = self._refusal
@@ -150,7 +151,8 @@ class RpcChannel:
         if pem is None:
             return _Link(grpc.aio.insecure_channel(self.address, OPTIONS), None)
         credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.certificate)
-        link = _Link(grpc.aio.secure_channel(self.address, credentials, OPTIONS), pem)
+        named = [("grpc.ssl_target_name_override", self._server_name)] if self._server_name else []
+        link = _Link(grpc.aio.secure_channel(self.address, credentials, OPTIONS + named), pem)
         for name, make in self._makers.items():
             link.add_stub(name, make)
         return link
@@ -214,12 +216,13 @@ def _is_cancelled() -> bool:
 def open_channel(address: str, *, tls: TlsConfig | None = None, token: str = "") -> RpcChannel:
     """A channel to host:port, connected when first used; close it with `await channel.close()`.
 
-    `tls.ca` set: TLS, checked against that CA; the certificate in `tls`, if there is one, is shown. `token`: sent with every
+    `tls.ca` set: TLS, checked against that CA; the certificate in `tls`, if there is one, is shown, and the other's
+    is to name the host, or `tls.server_name`. `token`: sent with every
     call. Raises ConfigError for an address that is none and for files that cannot be used.
     """
     split_address(address)
     files = PemFiles(tls.certificate, tls.key, tls.ca) if tls is not None and tls.ca is not None else None
-    return RpcChannel(address, token, files)
+    return RpcChannel(address, token, files, tls.server_name if tls is not None else "")
 
 
 async def _describe(method: Method, failure: grpc.aio.AioRpcError, stop_at: float | None = None) -> AlluxioLikeError:

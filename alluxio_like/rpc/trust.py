@@ -20,30 +20,29 @@ from alluxio_like.metrics import split_address
 TRY_S = 1.0
 """A guess: far longer than a handshake takes, and short for whoever could ask another worker instead."""
 _AGAIN_S = 0.1
-_NAMES_IT = "renew its certificate with that name in subjectAltName, or call it by a name that is there"
 # X509_V_ERR_… of openssl's x509_vfy.h.
 _VERDICTS = {
     9: "its certificate is not valid yet: compare the clocks",
     10: "its certificate has expired: renew it there",
     23: "its certificate was revoked",
-    62: f"its certificate does not name this host: {_NAMES_IT}",
-    64: f"its certificate does not name this address: {_NAMES_IT}",
+    62: "its certificate does not name {}: renew it with that name in subjectAltName, or use a name that is there",
+    64: "its certificate does not name {}: renew it with that address in subjectAltName, or set tls.server_name to a name there",
 }
 _OTHER_AUTHORITY = {2, 18, 19, 20, 21}
 
 
-async def find_refusal(address: str, files: PemFiles | None) -> str:
+async def find_refusal(address: str, files: PemFiles | None, server_name: str = "") -> str:
     """What is wrong between us and the service at host:port, one line; "" where nothing is, or it cannot be reached at all.
 
-    `files` are our certificates; None: we speak in the clear.
+    `files` are our certificates; None: we speak in the clear. `server_name`: what its certificate is to name; "": the host.
     """
     try:
         async with asyncio.timeout(TRY_S):
-            said = await _try_handshake(address, files)
+            said = await _try_handshake(address, files, server_name)
             if said is not None and not said:
                 # It may just be ending. A second try finds it gone, or as unwilling as before.
                 await asyncio.sleep(_AGAIN_S)
-                said = await _try_handshake(address, files)
+                said = await _try_handshake(address, files, server_name)
     except (OSError, TimeoutError, AlluxioLikeError):
         return ""
     if said is None:
@@ -51,7 +50,7 @@ async def find_refusal(address: str, files: PemFiles | None) -> str:
     return said or _explain_closing(files)
 
 
-async def _try_handshake(address: str, files: PemFiles | None) -> str | None:
+async def _try_handshake(address: str, files: PemFiles | None, server_name: str) -> str | None:
     """None: all is well. "": it closed the connection after the handshake. Else what is wrong. Raises OSError."""
     host, port = split_address(address)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -62,7 +61,7 @@ async def _try_handshake(address: str, files: PemFiles | None) -> str | None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     try:
-        reader, writer = await asyncio.open_connection(host, port, ssl=context)
+        reader, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=server_name or None)
         try:
             if files is None:
                 return "it speaks TLS, and we do not: set tls.ca, and tls.certificate and tls.key"
@@ -76,7 +75,8 @@ async def _try_handshake(address: str, files: PemFiles | None) -> str | None:
         if error.verify_code in _OTHER_AUTHORITY:
             assert files is not None
             return f"its certificate is of another authority than the one in {files.ca}: set tls.ca to its authority"
-        return _VERDICTS.get(error.verify_code, f"its certificate is not to be trusted ({error.verify_message})")
+        known = _VERDICTS.get(error.verify_code, f"its certificate is not to be trusted ({error.verify_message})")
+        return known.replace("{}", server_name or host)
     except ssl.SSLError as error:
         if files is None:
             # As it should be: it speaks in the clear too.

@@ -78,7 +78,9 @@ async def test_each_end_shows_a_certificate_that_the_other_accepts(authority: Au
     async with serving(expired) as running:
         await expect_refusal(running.address, client, "its certificate has expired: renew it there")
     async with serving(authority.issue("elsewhere", names="DNS:elsewhere,IP:192.0.2.1")) as running:
-        await expect_refusal(running.address, client, "its certificate does not name this address")
+        await expect_refusal(running.address, client, "its certificate does not name 127.0.0.1: renew it with that address")
+        assert await call(running.address, client.model_copy(update={"server_name": "elsewhere"})) == 0
+        await expect_refusal(running.address, client.model_copy(update={"server_name": "other"}), "does not name other: renew it")
     async with serving(None) as running:
         await expect_refusal(running.address, client, "it does not speak TLS: leave tls.ca out")
         assert await call(running.address, None) == 0
