@@ -364,6 +364,7 @@ def run_csi(
     inline_path: Annotated[
         list[str], typer.Option("--inline-path", metavar="PATH", help="Below which inline volumes may be. May be repeated.")
     ] = [],  # noqa: B006
+    no_inline: Annotated[bool, typer.Option("--no-inline", help="No inline volumes at all.")] = False,
     ready_file: ReadyOption = None,
     log_level: LevelOption = None,
     log_format: FormatOption = None,
@@ -386,7 +387,7 @@ def run_csi(
         "path": path,
     }
     flags |= {
-        "inline_paths": tuple(inline_path) or None,
+        "inline_paths": () if no_inline else tuple(inline_path) or None,
         "ready_file": ready_file,
         "log_level": log_level,
         "log_format": log_format,

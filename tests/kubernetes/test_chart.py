@@ -135,6 +135,10 @@ def test_golden(case: str) -> None:
         (["config.workers.x=1"], "additional properties 'workers' not allowed"),
         (["master.metadata.url=postgresql://me:secret@db/x"], "master.metadata.passwordSecret"),
         (["master.storage.ephemeral=true"], "it needs master.metadata.url"),
+        (["csi.enabled=true", "fuse.enabled=false"], "csi.enabled needs fuse.enabled"),
+        (["csi.inlinePaths[0]=data"], "at '/csi/inlinePaths/0': 'data' does not match"),
+        (["tls.enabled=true", "tls.certManager.duration=90d"], "at '/tls/certManager/duration': '90d' does not match"),
+        (["tls.issuer=x"], "additional properties 'issuer' not allowed"),
         (
             ["mounts[0].path=/data", "mounts[0].uri=s3://b", "mounts[0].options.secret_key=x"],
             "secret_key of /data is a secret and would stand in a ConfigMap",
@@ -172,6 +176,9 @@ def test_the_services_take_the_configuration(case: str, tmp_path: Path, monkeypa
     assert master.http_bind == worker.http_bind == fuse.http_bind == "0.0.0.0:20000"
     # Without TLS, in the clear; never TLS in name only.
     assert master.insecure == (master.tls.certificate is None)
+    # Pods are called at addresses that no certificate names.
+    assert bool(worker.tls.server_name) == (worker.tls.certificate is not None)
+    assert worker.tls == master.tls == client.tls == fuse.client.tls
     if case == "full":
         assert (worker.fetch_concurrency, fuse.processes) == (32, 4)
         assert str(fuse.mountpoint) == "/mnt/alluxio/tree"
@@ -185,10 +192,10 @@ def test_every_command_line_is_one_that_works() -> None:
         (*container["command"], *container.get("args", []))
         for case in CASES
         for _, _, container in list_containers(render(values(case)))
-        if container["name"] != "prepare"
+        if container["name"] not in {"prepare", "registrar"}
     }
     assert {command[:2] for command in commands} >= {
-        ("alluxio-like", name) for name in ("master", "worker", "fuse", "holder", "mount")
+        ("alluxio-like", name) for name in ("master", "worker", "fuse", "holder", "csi", "mount")
     }
     for command in commands:
         assert command[0] in {"alluxio-like", "cache"}
@@ -232,11 +239,18 @@ def test_privileges_are_what_is_needed(case: str) -> None:
         if container["name"] == "holder":
             assert (security["privileged"], pod["hostPID"]) == (True, True)
             continue
+        if container["name"] == "csi":
+            assert (security["privileged"], pod.get("hostPID"), security["readOnlyRootFilesystem"]) == (True, None, True)
+            # The kubelet alone calls it, and it calls nobody: it has no credentials.
+            assert {mount["name"] for mount in container["volumeMounts"]} == {"tmp", "plugin", "pods", "mounts"}
+            continue
         assert not security.get("privileged"), name
         assert security["capabilities"]["drop"] == ["ALL"], name
         if container["name"] == "fuse":
             assert set(added) - {"SYS_PTRACE"} == {"SYS_ADMIN", "DAC_OVERRIDE"}
             assert ("SYS_PTRACE" in added) == (case != "full")
+        elif container["name"] == "registrar":
+            assert (added, security["runAsUser"], security["allowPrivilegeEscalation"]) == ([], 0, False)
         elif container["name"] == "prepare":
             assert (set(added), security["runAsUser"]) == ({"CHOWN", "FOWNER", "DAC_OVERRIDE"}, 0)
         else:
@@ -252,10 +266,11 @@ def test_privileges_are_what_is_needed(case: str) -> None:
         assert pod["enableServiceLinks"] is False, name
 
 
-def test_only_the_holder_mounts_for_others() -> None:
-    for name, _, container in list_containers(render(values("full"))):
+@pytest.mark.parametrize("case", CASES)
+def test_only_the_holder_and_the_csi_plugin_mount_for_others(case: str) -> None:
+    for name, _, container in list_containers(render(values(case))):
         modes = {mount.get("mountPropagation", "None") for mount in container["volumeMounts"]}
-        assert ("Bidirectional" in modes) == (container["name"] == "holder"), name
+        assert ("Bidirectional" in modes) == (container["name"] in {"holder", "csi"}), name
 
 
 def test_the_mount_outlives_what_serves_it() -> None:

@@ -2,7 +2,7 @@
 {{- define "al.config" -}}
 {{- $common := dict "log_level" .Values.logLevel "log_format" "json" "http_bind" (printf "0.0.0.0:%v" .Values.metrics.port) -}}
 {{- if .Values.tls.enabled -}}
-{{- $files := dict "certificate" "/etc/alluxio-like/tls/tls.crt" "key" "/etc/alluxio-like/tls/tls.key" "ca" "/etc/alluxio-like/tls/ca.crt" -}}
+{{- $files := dict "certificate" "/etc/alluxio-like/tls/tls.crt" "key" "/etc/alluxio-like/tls/tls.key" "ca" "/etc/alluxio-like/tls/ca.crt" "server_name" (include "al.serverName" .) -}}
 {{- $_ := set $common "tls" $files -}}
 {{- else -}}
 {{- $_ := set $common "insecure" true -}}
