@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from alluxio_like.cli.common import JsonOption, MasterOption, make_app, open_client, print_json, run_app, run_async
+from alluxio_like.cli import writing
+from alluxio_like.cli.common import JsonOption, MasterOption, make_app, open_client, print_json, run_app, run_async, to_plain
 from alluxio_like.cli.finding import to_namespace_path
 from alluxio_like.cli.render import (
     LoadProgress,
@@ -31,7 +32,7 @@ from alluxio_like.types import JobId
 
 if TYPE_CHECKING:
     from alluxio_like.client import Client
-    from alluxio_like.rpc.messages import Job, JobProblem
+    from alluxio_like.rpc.messages import CacheStatus, Job, JobProblem
 
 app = make_app("Warm data before it is used, and see and steer what is cached.")
 
@@ -316,32 +317,38 @@ def status(path: PathArgument, master: MasterOption = "", as_json: JsonOption = 
         async with open_client(master, path) as client:
             known = await to_known_path(client, path)
             found = await client.get_cache_status(known)
+            unpersisted = await client.changes.list_unpersisted(known, 1)
         if as_json:
-            print_json(found)
+            print_json({**to_plain(found), "unpersisted": to_plain(unpersisted)})
             return
-        part = show_percent(found.cached_bytes, found.known_bytes)
-        print(f"{show_name(known)}: {count_files(found.files)}, {show_size(found.known_bytes)}")
-        if found.summed:
-            print(f"cached: at most {part} of the bytes; {show_size(found.stored_bytes)} with all copies")
-            print("so many files are summed up, not looked at one by one: ask for a directory to see its copies")
-        else:
-            whole = count_files(found.cached_files, "whole ")
-            print(f"cached: {part} of the bytes, {whole}; {show_size(found.stored_bytes)} with all copies")
-        if found.version:
-            print(f"version: {found.version}")
-        if found.pinned_files:
-            print(f"pinned: {count_files(found.pinned_files)}")
-        if not found.complete and not found.summed:
-            print("not all of it has been listed yet: what is not known is not counted")
-        for one in found.replicas:
-            print(f"{count_files(one.files)} with {one.replicas} whole {'copy' if one.replicas == 1 else 'copies'}")
-        rows = [
-            [holder.address, "-" if found.summed else f"{holder.files:,}", show_size(holder.cached_bytes), holder.worker_id]
-            for holder in found.holders
-        ]
-        print_table(["WORKER", "FILES", "BYTES", "ID"], rows, left=(0, 3))
+        _print_status(known, found)
+        writing.print_unpersisted(unpersisted)
 
     run_async(run())
+
+
+def _print_status(known: str, found: "CacheStatus") -> None:
+    part = show_percent(found.cached_bytes, found.known_bytes)
+    print(f"{show_name(known)}: {count_files(found.files)}, {show_size(found.known_bytes)}")
+    if found.summed:
+        print(f"cached: at most {part} of the bytes; {show_size(found.stored_bytes)} with all copies")
+        print("so many files are summed up, not looked at one by one: ask for a directory to see its copies")
+    else:
+        whole = count_files(found.cached_files, "whole ")
+        print(f"cached: {part} of the bytes, {whole}; {show_size(found.stored_bytes)} with all copies")
+    if found.version:
+        print(f"version: {found.version}")
+    if found.pinned_files:
+        print(f"pinned: {count_files(found.pinned_files)}")
+    if not found.complete and not found.summed:
+        print("not all of it has been listed yet: what is not known is not counted")
+    for one in found.replicas:
+        print(f"{count_files(one.files)} with {one.replicas} whole {'copy' if one.replicas == 1 else 'copies'}")
+    rows = [
+        [holder.address, "-" if found.summed else f"{holder.files:,}", show_size(holder.cached_bytes), holder.worker_id]
+        for holder in found.holders
+    ]
+    print_table(["WORKER", "FILES", "BYTES", "ID"], rows, left=(0, 3))
 
 
 @app.command()
@@ -402,6 +409,9 @@ def unpin(path: PathArgument, master: MasterOption = "", as_json: JsonOption = F
       cache unpin /data/val
     """
     _set_pinned(path, False, master, as_json)
+
+
+app.command()(writing.policy)
 
 
 def main() -> NoReturn:

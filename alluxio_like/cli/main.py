@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from alluxio_like import __version__
-from alluxio_like.cli import doctor, report, services, snapshot, top, tree, up, why
+from alluxio_like.cli import doctor, report, services, snapshot, top, tree, up, why, writing
 from alluxio_like.cli.common import make_app, run_app
 
 app = make_app(
@@ -44,6 +44,8 @@ app.command("csi")(services.run_csi)
 app.command("mount")(tree.mount)
 app.command("unmount")(tree.unmount)
 app.command("mounts")(tree.mounts)
+tree.fs.command("wait")(writing.fs_wait)
+tree.fs.command("persist")(writing.fs_persist)
 app.add_typer(tree.fs, name="fs")
 app.add_typer(snapshot.app, name="snapshot")
 app.command("report")(report.report)

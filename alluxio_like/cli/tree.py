@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from alluxio_like.client import Client
     from alluxio_like.rpc.messages import ArchiveStatus
 
-fs = make_app("Look at the namespace: ls, stat, cat, get, restore, du, locate, checksum, sync, sync-interval.")
+fs = make_app("Look at the namespace: ls, stat, cat, get, restore, du, locate, checksum, sync, sync-interval, wait, persist.")
 
 PathArgument = Annotated[str, typer.Argument(help="A path of the namespace, a path below a mount, or a store's URI.")]
 OptionsOption = Annotated[

@@ -15,6 +15,7 @@ from alluxio_like.rpc.messages_writing import (
     Changed,
     NewAttributes,
     NewName,
+    Persisting,
     PolicyAt,
     Renaming,
     Unpersisted,
@@ -79,6 +80,10 @@ class Changes:
     async def list_unpersisted(self, path: str, limit: int = 100) -> Unpersisted:
         """What below a path the store does not have yet."""
         return await self._stub.list_unpersisted(path, limit)
+
+    async def persist(self, path: str) -> Persisting:
+        """Have what below a path is only cached uploaded, whatever the policy."""
+        return await self._stub.persist(path)
 
     def _take(self, changed: Changed) -> Changed:
         self._forget(changed.recalls)

@@ -15,7 +15,7 @@ then before it is begun.
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from alluxio_like import errors
@@ -200,6 +200,7 @@ class Follower:
             while True:
                 mount.news.clear()
                 pause_s = self._get_pause_s(mount)
+                self._push_some(mount)
                 if pause_s <= 0 and len(mount.tasks) < AT_ONCE and not await self._begin_some(mount):
                     return
                 wait_s = self._get_wait_s(mount, pause_s)
@@ -243,7 +244,8 @@ class Follower:
         busy = set(self._list_busy(mount.mount_id))
         free: list[Plan] = []
         for plan in plans:
-            if plan.step.number not in mount.running and plan.is_free(busy):
+            pushes = plan.is_directory and not plan.nothing and not caps.renames
+            if plan.step.number not in mount.running and not pushes and plan.is_free(busy):
                 busy.update(plan.keys)
                 free.append(plan)
         follower = StoreFollower(ufs, caps, self._cluster_id)
@@ -252,13 +254,38 @@ class Follower:
                 break
             for plan in group:
                 mount.running[plan.step.number] = plan
-            task = asyncio.create_task(self._carry_out(mount, ufs, follower, group), name=f"step {group[0].step.number}")
-            mount.tasks.add(task)
-            task.add_done_callback(mount.tasks.discard)
+            self._start(mount, self._carry_out(mount, ufs, follower, group), group[0].step.number)
         if mount.tasks:
             return True
         with self._meta.read() as txn:
             return journal.has_steps(txn, mount.mount_id)
+
+    def _push_some(self, mount: _Mount) -> None:
+        """Let directories move on for which no store is asked, whatever else is under way, or in the way."""
+        if not self._mounts.is_flat(mount.mount_id):
+            return
+        with self._meta.read() as txn:
+            plans = following.list_pushes(txn, mount.mount_id, mount.running.keys() | mount.troubles.keys())
+        for plan in plans:
+            mount.running[plan.step.number] = plan
+            self._start(mount, self._carry_out_push(mount, plan), plan.step.number)
+
+    def _start(self, mount: _Mount, work: Coroutine[object, object, None], number: int) -> None:
+        task = asyncio.create_task(work, name=f"step {number}")
+        mount.tasks.add(task)
+        task.add_done_callback(mount.tasks.discard)
+
+    async def _carry_out_push(self, mount: _Mount, plan: Plan) -> None:
+        try:
+            await self._push_down(plan)
+            mount.troubles.pop(plan.step.number, None)
+        except errors.AlluxioLikeError as error:
+            self._note_trouble(mount, plan, error)
+        except Exception as error:  # noqa: BLE001 (a step that ends by a defect would never be tried again)
+            self._note_defect(mount, plan, error)
+        finally:
+            mount.running.pop(plan.step.number, None)
+            self._advance()
 
     def _is_there(self, number: int) -> bool:
         with self._meta.read() as txn:
@@ -296,19 +323,15 @@ class Follower:
                         left.pop(plan.step.number)
                 done = [(plan, outcome) for plan, outcome in outcomes if not isinstance(outcome, Exception)]
                 await self._finish(mount, done)
-            elif plans[0].is_directory and not plans[0].nothing and not follower.renames:
-                await self._push_down(plans[0])
-                self._forget_trouble(mount, plans)
             else:
                 plan = await self._begin(mount, plans[0])
                 await self._finish(mount, [(plan, await follower.carry_out(plan))])
         except errors.AlluxioLikeError as error:
             for plan in left.values():
                 self._note_trouble(mount, plan, error)
-        except Exception as error:
-            log.exception("a step of the journal failed", extra={"step": plans[0].step.number, "key": plans[0].source})
+        except Exception as error:  # noqa: BLE001 (a step that ends by a defect would never be tried again)
             for plan in left.values():
-                self._note_trouble(mount, plan, errors.Internal(f"a defect: see the master's log ({error!r})"))
+                self._note_defect(mount, plan, error)
         finally:
             for plan in plans:
                 mount.running.pop(plan.step.number, None)
@@ -443,6 +466,10 @@ class Follower:
             log.warning("the store does not follow", extra={"step": number, "key": plan.source, "error": str(error)})
         pause_s = FIRST_PAUSE_S if old is None else min(MAX_PAUSE_S, 2 * old.pause_s)
         mount.troubles[number] = _Trouble(text, pause_s, self._clock.monotonic() + pause_s)
+
+    def _note_defect(self, mount: _Mount, plan: Plan, error: Exception) -> None:
+        log.error("a step of the journal failed", exc_info=error, extra={"step": plan.step.number, "key": plan.source})
+        self._note_trouble(mount, plan, errors.Internal(f"a defect: see the master's log ({error!r})"))
 
     def _note_store_trouble(self, mount: _Mount, error: Exception) -> None:
         now_s = self._clock.monotonic()

@@ -139,6 +139,10 @@ class MountTable:
     def list_ids(self) -> list[MountId]:
         return list(self._records)
 
+    def is_flat(self, mount_id: MountId) -> bool:
+        """Whether a mount's store has no directories of its own, and moves none. Raises NotFound."""
+        return parse_uri(self.get_record(mount_id).uri).scheme in _FLAT_SCHEMES
+
     def get_key_limit(self, mount_id: MountId) -> int:
         """Bytes that a key below a mount's root may have. Raises NotFound."""
         uri = parse_uri(self.get_record(mount_id).uri)

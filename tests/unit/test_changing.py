@@ -185,6 +185,26 @@ async def test_a_store_that_does_not_answer_keeps_nobody_from_what_is_known(clus
     await remove(cluster, "/data/d", directory=True)
 
 
+async def test_what_lies_in_a_directory_that_moves_can_be_changed_while_the_store_is_down(
+    cluster: Cluster, store: MemoryUfs
+) -> None:
+    await create(cluster, "/data/d", Kind.DIRECTORY)
+    await create(cluster, "/data/d/deep", Kind.DIRECTORY)
+    await write(cluster, store, "/data/d/deep/a")
+    await wait_followed(cluster)
+    for op_name in ("LIST", "HEAD", "PUT", "DELETE", "COPY"):
+        store.fail(op_name, Fault(errors.StoreUnavailable("down")), always=True)
+    await rename(cluster, "/data/d", "/data/e")
+    await create(cluster, "/data/e/new")
+    await rename(cluster, "/data/e/deep", "/data/e/deeper")
+    await remove(cluster, "/data/e/deeper/a")
+    await rename(cluster, "/data/e", "/data/f")
+    await create(cluster, "/data/f/deeper/b")
+    store.heal()
+    await wait_followed(cluster)
+    assert list_keys(store) - {"f/new", "f/deeper/b"} == {"f/", "f/deeper/"}
+
+
 async def test_the_store_follows_renames_and_removals(cluster: Cluster, store: MemoryUfs) -> None:
     await create(cluster, "/data/d", Kind.DIRECTORY)
     await create(cluster, "/data/d/deep", Kind.DIRECTORY)

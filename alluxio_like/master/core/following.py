@@ -70,15 +70,21 @@ def list_ready(
 ) -> list[Plan]:
     """Plans of steps that may begin now, beside those that run (by number), the oldest first; of all mounts or of one.
 
-    `renames`: mounts whose stores move directories in one step. Of the others' directories, first call `push_down`.
+    `renames`: mounts whose stores move directories in one step. Those of others come first, by `push_down`: that asks no store,
+    and programs may wait for it.
     """
-    ready: list[Plan] = []
+    ready = [
+        plan
+        for plan in _list_pushes(txn)
+        if plan.step.mount_id not in renames and mount_id in (None, plan.step.mount_id) and plan.step.number not in running
+    ]
+    pushed = {plan.step.number for plan in ready}
     blocked: list[Step] = []
     unfinished: set[MountId] = set()
     for step in journal.iter_steps(txn):
         if mount_id is not None and step.mount_id != mount_id:
             continue
-        if step.number in running:
+        if step.number in running or step.number in pushed:
             unfinished.add(step.mount_id)
             continue
         plan = make_plan(txn, step)
@@ -101,6 +107,17 @@ def list_ready(
     return ready
 
 
+def list_pushes(txn: ReadTransaction, mount_id: MountId, running: Collection[int]) -> list[Plan]:
+    """As `list_ready`, in a store that does not move directories: only those for which no store is asked."""
+    return [plan for plan in _list_pushes(txn) if plan.step.mount_id == mount_id and plan.step.number not in running]
+
+
+def _list_pushes(txn: ReadTransaction) -> list[Plan]:
+    plans = [make_plan(txn, step) for step in journal.iter_directory_moves(txn)]
+    # From the top down: what is below is pushed to where it belongs once those above it are there.
+    return [plan for plan in plans if not plan.nothing and not _is_parent_moving(txn, plan.step.inode)]
+
+
 def make_plan(txn: ReadTransaction, step: Step) -> Plan:
     """What a step has to do as things are now."""
     if step.op is Op.DELETE:
@@ -112,7 +129,7 @@ def make_plan(txn: ReadTransaction, step: Step) -> Plan:
     if record is None or record.flags & records.ORPHAN:
         return Plan(step, step.key, nothing=True)
     if step.op is Op.MAKE_DIRECTORY:
-        return Plan(step, step.key, nothing=not record.flags & records.LOCAL)
+        return Plan(step, step.key, nothing=not _is_to_be_made(txn, step, record))
     if step.tried:
         return Plan(step, step.key, step.tried, record.stored, step.base)
     target = keys.get_key(txn, step.inode, record, natural=True)
@@ -161,7 +178,7 @@ def finish(txn: WriteTransaction, plan: Plan, now_ns: int, *, stored: Fingerprin
             _carry_keys(txn, plan)
     elif step.op is Op.MAKE_DIRECTORY:
         record = tables.lookup_inode(txn, step.inode)
-        if record is not None and not record.flags & records.ORPHAN:
+        if record is not None and not record.flags & records.ORPHAN and _is_to_be_made(txn, step, record):
             txn.delete(records.dirty_key(step.inode))
             edit.change(step.inode, record, record._replace(flags=record.flags & ~records.LOCAL))
     if copied and stored is not None:
@@ -302,6 +319,11 @@ def _break_cycle(txn: ReadTransaction, blocked: list[Step]) -> list[Plan]:
             aside = f"{plan.source.rstrip('/')}.alluxio-like.{step.number:x}"
             return [plan._replace(target=aside + "/" if plan.source.endswith("/") else aside, expected=None)]
     return []
+
+
+def _is_to_be_made(txn: ReadTransaction, step: Step, record: Inode) -> bool:
+    """Whether a directory is wanted where a step makes it: it may have gone on by now, to be made elsewhere."""
+    return bool(record.flags & records.LOCAL) and keys.get_prefix(txn, step.inode, record) == step.key
 
 
 def _is_there(txn: ReadTransaction, step: Step) -> bool:

@@ -72,6 +72,8 @@ def restore(txn: WriteTransaction, step: Step) -> None:
     """Put a step at its number, where none is."""
     txn.put(records.journal_key(step.number), _pack(step))
     txn.put(_touch_key(step.mount_id, step.key, step.number), b"")
+    if _moves_directory(step):
+        txn.put(records.directory_step_key(step.number), b"")
     if step.tried:
         txn.put(_touch_key(step.mount_id, step.tried, step.number), b"")
 
@@ -101,6 +103,8 @@ def remove(txn: WriteTransaction, step: Step) -> bool:
     """Take a step out; whether it was there."""
     if step.tried:
         txn.delete(_touch_key(step.mount_id, step.tried, step.number))
+    if _moves_directory(step):
+        txn.delete(records.directory_step_key(step.number))
     txn.delete(_touch_key(step.mount_id, step.key, step.number))
     return txn.delete(records.journal_key(step.number))
 
@@ -135,6 +139,14 @@ def iter_steps(txn: ReadTransaction) -> Iterator[Step]:
     """All steps, in order."""
     for key, data in txn.scan(b"Q", b"R"):
         yield _unpack(int.from_bytes(key[1:9], "big"), data)
+
+
+def iter_directory_moves(txn: ReadTransaction) -> Iterator[Step]:
+    """The steps that move directories, in order."""
+    for key, _ in txn.scan(b"L", b"M"):
+        step = lookup_step(txn, int.from_bytes(key[1:9], "big"))
+        if step is not None:
+            yield step
 
 
 def is_empty(txn: ReadTransaction) -> bool:
@@ -194,6 +206,10 @@ def get_blockers(txn: ReadTransaction, step: Step, writes: str | None = None) ->
 def is_free(txn: ReadTransaction, mount_id: MountId, key: str) -> bool:
     """Whether something may be written at a key: no step still needs what is there, or will remove it."""
     return next(iter_touching(txn, mount_id, key), None) is None
+
+
+def _moves_directory(step: Step) -> bool:
+    return step.op is Op.SETTLE and step.key.endswith("/")
 
 
 def _touch_key(mount_id: MountId, key: str, number: int | None) -> bytes:

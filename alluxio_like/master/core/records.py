@@ -20,6 +20,7 @@ Owns the format on disk: its number, keys, and the bytes of values. No decisions
     E inode(8)             what was kept beside a foreign content: its name before (JSON)
     Q number(8)            journal: what is still to be done at the store (JSON)
     J mount(4) hash(16) number(8)    which steps of the journal touch a key
+    L number(8)            which steps of the journal move directories
     B number(8)            a snapshot (JSON); Csnapshot says what is recorded for the newest
     U key, number(8)       what was at a key when the snapshot of that number was made (snapshots.py)
     O operation id, P time(8) operation id    results of mutating calls, and when they can go
@@ -37,7 +38,7 @@ from alluxio_like.master.core.model import DirState, MountRecord, Totals
 from alluxio_like.types import OWN_TOKEN, Fingerprint, InodeId, Kind, MountId, VersionId, to_bytes, to_str
 
 FORMAT: Final = 2
-"""1 had nothing of what programs write: no flag from LOCAL on, and none of the tables N, K, W, Y, A, Q, G, E, B, U."""
+"""1 had nothing of what programs write: no flag from LOCAL on, and none of the tables N, K, W, Y, A, Q, L, G, E, B, U."""
 
 KEY_FORMAT: Final = b"Cformat"
 KEY_NEXT_INODE: Final = b"Cinode"
@@ -331,6 +332,10 @@ def conflict_key(inode: int) -> bytes:
 
 def journal_key(number: int) -> bytes:
     return b"Q" + _U64.pack(number)
+
+
+def directory_step_key(number: int) -> bytes:
+    return b"L" + _U64.pack(number)
 
 
 def mount_key(mount_id: int) -> bytes:

@@ -1,0 +1,113 @@
+"""When what is written gets to the store: policies of mounts and paths, and the commands that wait and ask for it, on a mount."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import StackMaker
+from tests.servers.fault_control import FaultProxy
+from tests.servers.fixtures import S3Server
+from tests.servers.stack import Stack
+
+pytestmark = pytest.mark.mount
+
+
+def get_trouble(stack: Stack, path: str) -> tuple[int, str]:
+    """What a wait that gives up at once says."""
+    done = stack.try_command("alluxio-like", "fs", "wait", path, "--timeout", "200ms")
+    return done.returncode, done.stderr
+
+
+def test_only_cached_until_it_is_asked_for(make_stack: StackMaker, s3_server: S3Server, s3_bucket: str) -> None:
+    stack = make_stack("-o", "write=cache")
+    place = stack.mountpoint
+    (place / "d").mkdir()
+    (place / "d" / "a").write_bytes(b"first")
+    (place / "b").write_bytes(b"second")
+    os.rename(place / "d", place / "e")  # noqa: PTH104 - the call itself
+    assert (place / "e" / "a").read_bytes() == b"first"
+    found = stack.run_command("alluxio-like", "fs", "wait", str(place))
+    assert (found["files"], found["kept_files"], found["kept_bytes"], found["steps"]) == (2, 2, 11, 0)
+    with pytest.raises(LookupError):
+        s3_server.get(s3_bucket, "b")
+    status = stack.run_command("cache", "status", "/e")
+    assert status["unpersisted"]["files"] == 1
+    assert stack.run_command("alluxio-like", "fs", "persist", str(place / "e")) == {"files": 1, "out_of_reach": 0}
+    assert s3_server.get(s3_bucket, "e/a") == b"first"
+    with pytest.raises(LookupError):
+        s3_server.get(s3_bucket, "b")
+    assert "only to be cached" in stack.try_command("cache", "status", "/").stdout
+    refused = stack.try_command("alluxio-like", "unmount", "/")
+    assert refused.returncode == 1
+    assert "--force" in refused.stderr
+
+
+def test_a_path_has_a_policy_of_its_own(make_stack: StackMaker, s3_server: S3Server, s3_bucket: str) -> None:
+    stack = make_stack("-o", "write=cache")
+    place = stack.mountpoint
+    (place / "kept" / "deep").mkdir(parents=True)
+    stack.run_command("cache", "policy", str(place / "kept"), "through")
+    found = stack.run_command("cache", "policy", "/kept/deep")
+    assert found == {"path": "/kept/deep", "policy": "through", "set_at": "/kept"}
+    (place / "kept" / "deep" / "x").write_bytes(b"now")
+    assert s3_server.get(s3_bucket, "kept/deep/x") == b"now", "a close waits for the store"
+    stack.run_command("cache", "policy", "/kept", "--clear")
+    (place / "kept" / "y").write_bytes(b"never")
+    assert stack.run_command("cache", "policy", "/kept") == {"path": "/kept", "policy": "cache", "set_at": "/"}
+    refused = stack.try_command("cache", "policy", "/kept", "back:2")
+    assert refused.returncode == 2
+    assert "needs 2 workers" in refused.stderr
+    assert "write policy" in stack.try_command("cache", "policy", "/kept", "sometimes").stderr
+    (mount,) = stack.run_command("alluxio-like", "mounts")
+    assert (mount["write"], mount["write_paths"]) == ("cache", {})
+
+
+def test_closes_do_not_wait_for_a_store_that_is_down(
+    make_stack: StackMaker, s3_server: S3Server, s3_bucket: str, proxy: FaultProxy
+) -> None:
+    stack = make_stack("-o", "write=back")
+    place = stack.mountpoint
+    (place / "d").mkdir()
+    (place / "d" / "before").write_bytes(b"before")
+    stack.run_command("alluxio-like", "fs", "wait", "/")
+    proxy.set_rules({"status": 503, "code": "ServiceUnavailable"})
+    for number in range(5):
+        (place / "d" / f"{number}").write_bytes(b"%d" % number * 1000)
+    os.rename(place / "d", place / "e")  # noqa: PTH104 - the call itself
+    (place / "e" / "before").unlink()
+    assert sorted(os.listdir(place / "e")) == ["0", "1", "2", "3", "4"]  # noqa: PTH208
+    assert (place / "e" / "3").read_bytes() == b"3" * 1000
+    code, said = get_trouble(stack, "/")
+    assert code == 1
+    assert "not in the store" in said
+    report = stack.run_command("alluxio-like", "report")
+    assert report["unpersisted_files"] == 5
+    proxy.reset()
+    stack.run_command("alluxio-like", "fs", "wait", "/", "--timeout", "60s")
+    for number in range(5):
+        assert s3_server.get(s3_bucket, f"e/{number}") == b"%d" % number * 1000
+    for key in ("d/before", "e/before", "d/0"):
+        with pytest.raises(LookupError):
+            s3_server.get(s3_bucket, key)
+    assert stack.run_command("alluxio-like", "report")["journal_steps"] == 0
+
+
+def test_a_directory_of_many_files_is_renamed_and_removed_at_once(
+    make_stack: StackMaker, s3_server: S3Server, s3_bucket: str
+) -> None:
+    for number in range(300):
+        s3_server.put(s3_bucket, f"many/{number:03}", b"%d" % number)
+    place = make_stack("-o", "write=through")
+    os.rename(place.mountpoint / "many", place.mountpoint / "other")  # noqa: PTH104 - the call itself
+    assert len(os.listdir(place.mountpoint / "other")) == 300  # noqa: PTH208
+    assert (place.mountpoint / "other" / "123").read_bytes() == b"123"
+    place.run_command("alluxio-like", "fs", "wait", "/", "--timeout", "120s")
+    assert s3_server.get(s3_bucket, "other/299") == b"299"
+    with pytest.raises(LookupError):
+        s3_server.get(s3_bucket, "many/299")
+    for number in range(300):
+        Path(place.mountpoint / "other" / f"{number:03}").unlink()
+    (place.mountpoint / "other").rmdir()
+    place.run_command("alluxio-like", "fs", "wait", "/", "--timeout", "120s")
+    assert "Contents" not in s3_server.client.list_objects_v2(Bucket=s3_bucket)
