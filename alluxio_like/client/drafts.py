@@ -9,8 +9,10 @@ that stops answering is noticed by the channel, and one that is gone is waited f
 """
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from alluxio_like.client.cluster import ClusterTracker
@@ -26,7 +28,6 @@ _NO_LIMIT_S = 0.0
 _LOOK_S = 0.2
 """How often it is looked whether a worker is back. A guess."""
 _END_S = 10.0
-_OPEN_TRIES = 10
 _OPEN_PAUSE_S = 0.005
 _T = TypeVar("_T")
 
@@ -54,6 +55,8 @@ class DraftFiles:
         self._list_mounts = list_mounts
         self._io_timeout_s = io_timeout_s
         self._read_only: dict[MountId, bool] = {}
+        self._had_one = False
+        """Whether there was ever a worker to write through."""
 
     async def check_writable(self, mount_id: MountId) -> None:
         """Raises ReadOnly for a file of a mount that is not to be written."""
@@ -73,16 +76,27 @@ class DraftFiles:
         Unavailable.
         """
         await self.check_writable(ref.mount_id)
-        worker = await self._choose(ref.inode)
-        for attempt in range(_OPEN_TRIES):
-            place = await self._get_stub(worker).begin(ref, truncate=truncate, timeout_s=_NO_LIMIT_S)
+        deadline = time.monotonic() + self._io_timeout_s
+        tries = 0
+        while True:
+            worker = await self._choose(ref.inode)
+            begun = False
             try:
+                # A repeat finds the draft that was begun, and changes nothing of it.
+                place = await self._get_stub(worker).begin(ref, truncate=truncate, timeout_s=_NO_LIMIT_S)
+                begun = True
                 # (One open is no wait worth a thread; the file was made or opened a moment ago.)
                 return OpenedDraft(worker.worker_id, self._local.open_draft(worker.worker_id, place.directory, place.path))
-            except (NotFound, Unavailable):
-                # Another mount's draft of it ended in between.
-                await asyncio.sleep(_OPEN_PAUSE_S * attempt)
-        raise Unavailable("the file's draft is over again and again before it is opened; try again", subject=ref.key)
+            except Unavailable:
+                # The worker is away.
+                if time.monotonic() + _LOOK_S > deadline:
+                    raise
+            except NotFound:
+                # Begun, but another mount's draft of it ended in between.
+                if not begun or time.monotonic() + _LOOK_S > deadline:
+                    raise
+            await asyncio.sleep(min(_LOOK_S, _OPEN_PAUSE_S * tries))
+            tries += 1
 
     async def seal(self, worker_id: WorkerId, inode: InodeId, operation_id: str) -> DraftSealed:
         """Make what was written the file's next version, and what the policy asks for; as it is then. Raises NotFound (there is
@@ -100,20 +114,26 @@ class DraftFiles:
         return (await self._choose(inode)).worker_id
 
     async def _choose(self, inode: InodeId) -> Worker:
-        view = await self._cluster.get_view()
-        await self._local.refresh(view)
-        chosen = self._pick(view.workers, inode)
-        if chosen is None:
-            # A worker that has just started, or is just back.
-            view = await self._cluster.get_view(newer=True)
+        deadline = time.monotonic() + self._io_timeout_s
+        newer = False
+        while True:
+            view = await self._cluster.get_view(newer=newer)
             await self._local.refresh(view)
             chosen = self._pick(view.workers, inode)
-        if chosen is None:
-            raise ReadOnly(
-                "files are written through a worker on the same machine, and none runs here whose cache this user may write:"
-                " start one, under this user"
-            )
-        return chosen
+            if chosen is not None:
+                self._had_one = True
+                return chosen
+            if newer:
+                # One that is starting again is waited for, as any answer is.
+                if not self._had_one and not _may_come(view.workers):
+                    raise ReadOnly(
+                        "files are written through a worker on the same machine, and none runs here whose cache this user may"
+                        " write: start one, under this user"
+                    )
+                if time.monotonic() + _LOOK_S > deadline:
+                    raise Unavailable("files are written through a worker of this machine, and it is away: start it again")
+                await asyncio.sleep(_LOOK_S)
+            newer = True
 
     def _pick(self, workers: tuple[Worker, ...], inode: InodeId) -> Worker | None:
         here = [worker for worker in workers if worker.live and self._local.is_local(worker)]
@@ -138,3 +158,20 @@ class DraftFiles:
                     raise
             newer = True
             await asyncio.sleep(_LOOK_S)
+
+
+def _may_come(workers: tuple[Worker, ...]) -> bool:
+    """Whether a worker of this machine may be starting: the master knows none yet, or one is gone or does not listen."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return not workers or any(not one.live or _is_deaf(one.door_path) for one in workers if one.host_id == boot_id)
+
+
+def _is_deaf(door_path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as door:
+        try:
+            door.connect(door_path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False  # not ours to enter
+        return False
