@@ -188,6 +188,11 @@ class FuseConfig(ServiceConfig):
         True, description="have what a daemon that died left unanswered sent again to the next (Linux 6.9); off: it fails"
     )
 
+    @property
+    def shares_locks(self) -> bool:
+        """Whether locks of files are seen by all mounts: where the mount can be written, and the cluster's token is known."""
+        return not self.read_only and self.client.token_file is not None
+
 
 class CsiConfig(_Frozen):
     """The CSI node plugin, which is no part of the cluster: it shows parts of a mount of its node to pods."""

@@ -76,6 +76,7 @@ def hold(config: FuseConfig, lifeline: int = -1, *, joined: bool = False) -> NoR
         place_made=place_made,
         passthrough=config.passthrough,
         read_only=config.read_only,
+        locks=config.shares_locks,
         resend=config.resend,
         ready_file=str(config.ready_file or ""),
         record_file=str(record or ""),

@@ -63,6 +63,10 @@ class Locks:
         """Whether an owner has a lock of a file; without asking anybody."""
         return self._mirror.has_any(place, Owner(self.holder, number))
 
+    def list_ranges(self) -> list[tuple[Place, Lock]]:
+        """All locks of ranges that the mount holds."""
+        return [(place, lock) for place, lock in self._mirror.iter_locks(self.holder) if not place.whole]
+
     async def set(self, place: Place, lock: Lock, *, wait: bool) -> Lock | None:
         """Lock or unlock; None: done, else what stands in the way (never with `wait`).
 

@@ -26,7 +26,8 @@ from alluxio_like.fuse.books_page import make_page, show_waiting
 from alluxio_like.fuse.changing import Changing
 from alluxio_like.fuse.choosing import choose_session
 from alluxio_like.fuse.client_backend import ClientBackend
-from alluxio_like.fuse.device import WRITING, Device, DeviceWriter, Handshake
+from alluxio_like.fuse.device import LOCKS, Device, DeviceWriter, Handshake, get_extra_flags
+from alluxio_like.fuse.locking import Locking
 from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.notify import Notifier
@@ -128,7 +129,7 @@ def connect(config: FuseConfig, place: Path) -> Connection:
     try:
         handshake = device.shake_hands(
             passthrough=config.passthrough != "off",
-            extra_flags=0 if config.read_only else WRITING,
+            extra_flags=get_extra_flags(read_only=config.read_only, locks=config.shares_locks),
             timeout_s=config.client.io_timeout_s,
         )
         if config.passthrough == "on" and not handshake.passthrough:
@@ -193,6 +194,7 @@ class Parts:
     opener: Opener | None = None
     readers: Readers | None = None
     to_mount: "Pyfuse3Session | None" = None
+    writing: Writing | None = None
 
     async def close(self) -> None:
         """Let go of what is open; after the session's end."""
@@ -200,6 +202,8 @@ class Parts:
             await self.readers.close()
         if self.opener is not None:
             await self.opener.close()
+        if self.writing is not None:
+            await self.writing.close()
         await self.accounting.close()
         await self.operations.close()
 
@@ -261,7 +265,10 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
     if operations.drafts is not None and backend.changes is not None:
         identity = connection.handshake.identity or int.from_bytes(os.urandom(7), "little")
         changing = Changing(operations, backend.changes, operations.drafts, opener, identity)
-        writing = Writing(operations, changing, operations.drafts, opener, nodes, backend)
+        locking = None
+        if connection.handshake.flags & LOCKS:
+            locking = Locking(operations, nodes, backend.open_locks(f"{identity:x}"))
+        writing = Writing(operations, changing, operations.drafts, opener, nodes, backend, locking)
     metrics.fuse_handles.set_function(operations.count_open)
     metrics.fuse_session.labels(opener.describe_session()).set(1)
     accounting = Accounting(clock, metrics, backend.note_read)
@@ -272,7 +279,9 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
         else SharedSession(operations, opener, nodes, device, io_timeout_s, Meter(metrics), accounting, readers, writing)
     )
     description = opener.describe_session()
-    return Parts(operations, session, notifier, description, accounting, address, backend.watch, opener, readers=readers)
+    return Parts(
+        operations, session, notifier, description, accounting, address, backend.watch, opener, readers=readers, writing=writing
+    )
 
 
 def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> Parts:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from alluxio_like.locks import Lock, Place
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import Changed, DraftSealed, NewAttributes, NewName, Renaming, XattrChange
 from alluxio_like.types import Entry, FileRef, InodeId, MountId, Recall, SharedRange, WorkerId
@@ -176,6 +177,22 @@ class DraftFiles(Protocol):
     async def find(self, inode: InodeId) -> WorkerId: ...
 
 
+class MountLocks(Protocol):
+    """Locks of one mount: client/locks.py, whose words apply."""
+
+    holder: str
+
+    async def set(self, place: Place, lock: Lock, *, wait: bool) -> Lock | None: ...
+
+    async def test(self, place: Place, lock: Lock) -> Lock | None: ...
+
+    async def drop(self, place: Place, number: int) -> None: ...
+
+    def has_any(self, place: Place, number: int) -> bool: ...
+
+    def list_ranges(self) -> list[tuple[Place, Lock]]: ...
+
+
 class Backend(Protocol):
     """The namespace and its files."""
 
@@ -187,6 +204,10 @@ class Backend(Protocol):
     @property
     def drafts(self) -> DraftFiles | None:
         """Files that are being written; there where `changes` is."""
+        ...
+
+    def open_locks(self, holder: str) -> MountLocks:
+        """Locks of files for the mount of that name; once."""
         ...
 
     async def resolve(self, path: str) -> Answer:

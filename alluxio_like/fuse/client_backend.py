@@ -10,6 +10,7 @@ from alluxio_like.client.changes import Changes
 from alluxio_like.client.client import Client, FileReader
 from alluxio_like.client.drafts import DraftFiles
 from alluxio_like.client.far import FarReader
+from alluxio_like.client.locks import Locks
 from alluxio_like.fuse.backend import Answer, CachedCopy, CacheState, Listing, Totals, WholeFile
 from alluxio_like.rpc.messages import BlockLocation
 from alluxio_like.types import (
@@ -39,6 +40,9 @@ class ClientBackend:
     @property
     def drafts(self) -> DraftFiles:
         return self._client.drafts
+
+    def open_locks(self, holder: str) -> Locks:
+        return self._client.open_locks(holder)
 
     async def resolve(self, path: str) -> Answer:
         result = await self._client.lookup_path(path)

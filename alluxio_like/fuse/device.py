@@ -45,9 +45,16 @@ _WANTED = (
     | wire.INIT_EXT
 )
 
+LOCKS = wire.POSIX_LOCKS | wire.FLOCK_LOCKS
+"""What is asked for beside that for a mount whose locks all mounts are to see."""
 WRITING = wire.ATOMIC_O_TRUNC | wire.HANDLE_KILLPRIV_V2
 """What is asked for beside that for a mount that can be written: O_TRUNC comes with the OPEN, and set-id bits are ours to take
 away (else the kernel asks for security.capability before each write)."""
+
+
+def get_extra_flags(*, read_only: bool, locks: bool) -> int:
+    """What is asked for of the kernel, by what a mount is to do."""
+    return (0 if read_only else WRITING) | (LOCKS if locks and not read_only else 0)
 
 
 class Handshake(NamedTuple):

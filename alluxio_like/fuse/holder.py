@@ -20,7 +20,7 @@ from typing import Any
 
 from alluxio_like.errors import AlluxioLikeError, ConfigError, InvalidArgument
 from alluxio_like.fuse import control, holding, ledger, libc, wire
-from alluxio_like.fuse.device import WRITING, Device, Handshake
+from alluxio_like.fuse.device import Device, Handshake, get_extra_flags
 from alluxio_like.fuse.holder_child import Child, Launch, Plan, Standby, start_child
 from alluxio_like.fuse.holding import Action, Holding
 from alluxio_like.fuse.leaks import Leaks
@@ -266,7 +266,9 @@ class Holder:
             self._device = Device.mount(plan.place, allow_other=plan.allow_other, read_only=plan.read_only)
             self._note_number()
             self._handshake = self._device.shake_hands(
-                passthrough=plan.passthrough != "off", resend=plan.resend, extra_flags=0 if plan.read_only else WRITING
+                passthrough=plan.passthrough != "off",
+                resend=plan.resend,
+                extra_flags=get_extra_flags(read_only=plan.read_only, locks=plan.locks),
             )
             if plan.passthrough == "on" and not self._handshake.passthrough:
                 raise ConfigError("this kernel has no FUSE passthrough (it came with Linux 6.9)", subject="passthrough")

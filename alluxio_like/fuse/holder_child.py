@@ -57,6 +57,7 @@ class Plan(NamedTuple):
     place_made: bool = False
     passthrough: str = "auto"
     read_only: bool = False
+    locks: bool = False
     resend: bool = True
     ready_file: str = ""
     record_file: str = ""

@@ -10,8 +10,19 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from alluxio_like.errors import AlluxioLikeError, NotADirectory, NotFound, Stale, TimedOut
-from alluxio_like.fuse.backend import Answer, Buffer, CachedCopy, CacheState, Changes, DraftFiles, Listing, Totals, WholeFile
+from alluxio_like.errors import AlluxioLikeError, NotADirectory, NotFound, Stale, TimedOut, Unsupported
+from alluxio_like.fuse.backend import (
+    Answer,
+    Buffer,
+    CachedCopy,
+    CacheState,
+    Changes,
+    DraftFiles,
+    Listing,
+    MountLocks,
+    Totals,
+    WholeFile,
+)
 from alluxio_like.fuse.memory_writing import MemoryWriting
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.types import (
@@ -253,6 +264,9 @@ class MemoryBackend:
     @property
     def changes(self) -> Changes | None:
         return self.writing
+
+    def open_locks(self, holder: str) -> MountLocks:
+        raise Unsupported("a tree in memory leaves locks to the kernel", subject=holder)
 
     @property
     def drafts(self) -> DraftFiles | None:

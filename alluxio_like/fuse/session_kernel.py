@@ -287,7 +287,10 @@ class Session:
     def _interrupt(self, _unique: int, _node: int, _thread: int, _length: int) -> None:
         (target,) = wire.INTERRUPT_IN.unpack_from(self._buffer, _HEADER_BYTES)
         request = self._under_way.get(target & _RESENT_MASK)
-        if request is not None and request.watch is None:
+        if request is not None and request.what == "setlkw" and request.task is not None:
+            # It may wait for ever; whoever gives up waiting has no lock.
+            request.task.cancel()
+        elif request is not None and request.watch is None:
             self._watch(request)
 
     def _watch(self, request: _Request) -> None:
@@ -448,8 +451,10 @@ class Session:
 
     def _release(self, unique: int, node: int, _thread: int, _length: int) -> None:
         started_s = time.perf_counter()
-        handle, flags, _, _ = wire.RELEASE_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        handle, flags, release_flags, lock_owner = wire.RELEASE_IN.unpack_from(self._buffer, _HEADER_BYTES)
         self._write(wire.pack_reply(unique))
+        if self._writing is not None:
+            self._writing.note_release(node, handle, release_flags, lock_owner)
         if self._writing is not None and self._operations.lookup_file(handle) is None:
             ending = self._writing.release_unknown(node, flags)
             if ending is not None:
@@ -642,7 +647,19 @@ class Session:
 
 
 _BOUNDED_BELOW = frozenset(
-    {"read", "open for writing", "create", "mknod", "setattr", "write", "flush", "fsync", "fallocate", "copy_file_range"}
+    {
+        "read",
+        "open for writing",
+        "create",
+        "mknod",
+        "setattr",
+        "write",
+        "flush",
+        "fsync",
+        "fallocate",
+        "copy_file_range",
+        "setlkw",
+    }
 )
 """What has limits of its own: as long as it goes on, a file may be brought or uploaded."""
 _NAMING = frozenset({"lookup", "getattr", "readdir", "opendir", "readlink", "getxattr", "listxattr"})

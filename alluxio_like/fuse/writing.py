@@ -21,6 +21,7 @@ from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.changing import Answerer, Changing
 from alluxio_like.fuse.drafts import Draft, Drafts
 from alluxio_like.fuse.handles import FileHandle
+from alluxio_like.fuse.locking import Locking
 from alluxio_like.fuse.modes import Way
 from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.opening import Choice, Opener
@@ -47,8 +48,17 @@ class Writing:
     """Files written through one mount."""
 
     def __init__(
-        self, operations: Operations, changing: Changing, drafts: Drafts, opener: Opener, nodes: Nodes, backend: Backend
+        self,
+        operations: Operations,
+        changing: Changing,
+        drafts: Drafts,
+        opener: Opener,
+        nodes: Nodes,
+        backend: Backend,
+        locking: Locking | None = None,
     ) -> None:
+        """`locking`: None where locks are the kernel's own affair."""
+        self._locking = locking
         self._operations = operations
         self._changing = changing
         self._drafts = drafts
@@ -60,6 +70,7 @@ class Writing:
         """What answers each kind of request, those of Changing included; that of CREATE gives an Opened."""
         return {
             **self._changing.list_answerers(),
+            **({} if self._locking is None else self._locking.list_answerers()),
             wire.CREATE: ("create", self.create),
             wire.MKNOD: ("mknod", self.mknod),
             wire.SETATTR: ("setattr", self.setattr),
@@ -188,10 +199,18 @@ class Writing:
     async def flush(self, request: wire.Request) -> bytes:
         header, body = request
         assert isinstance(body, wire.Flush)
-        file = await self._get_file(header, body.fh)
+        try:
+            file = await self._get_file(header, body.fh)
+            await self._seal(header, file)
+        finally:
+            # A descriptor is closed whatever close(2) returns.
+            if self._locking is not None:
+                await self._locking.flush(header.nodeid, body.lock_owner)
+        return b""
+
+    async def _seal(self, header: wire.InHeader, file: FileHandle) -> None:
         if file.draft is not None and file.writes:
             await self._drafts.seal(file.draft, self._changing.make_operation_id(header))
-        return b""
 
     async def fsync(self, request: wire.Request) -> bytes:
         header, body = request
@@ -248,6 +267,16 @@ class Writing:
         return wire.pack_copied(copied) if is_wide else wire.pack_write(copied)
 
     # Handles
+
+    def note_release(self, node: int, handle: int, release_flags: int, lock_owner: int) -> None:
+        """A handle is gone. Does not wait."""
+        if self._locking is not None:
+            self._locking.begin_release(node, handle, release_flags, lock_owner)
+
+    async def close(self) -> None:
+        """After the session's end. Does not raise."""
+        if self._locking is not None:
+            await self._locking.close()
 
     def release_unknown(self, node: int, flags: int) -> Any:
         """What has to be awaited when a handle of an earlier daemon's ends; None: nothing."""

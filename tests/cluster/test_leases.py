@@ -61,10 +61,11 @@ def sync(stack: Stack, path: str) -> float:
 
 
 @contextmanager
-def mount_again(stack: Stack, workplace: Path) -> Iterator[Path]:
+def mount_again(stack: Stack, workplace: Path, *arguments: str) -> Iterator[Path]:
     """A second mount of the same cluster, in a process of its own."""
     place, ready = workplace / "mnt2", workplace / "ready2"
     command = [str(PROGRAMS / "alluxio-like"), "fuse", str(place), "--master", stack.master, "--ready-file", str(ready)]
+    command += arguments
     with open(workplace / "fuse2.log", "w") as log:
         process = subprocess.Popen(command, env=stack.environment, stdout=log, stderr=log)
         try:
