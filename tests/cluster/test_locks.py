@@ -1,4 +1,4 @@
-"""Locks of files by programs on two mounts of one cluster: flock and fcntl, waiting, deaths of programs, daemons and the master."""
+"""Locks of files by programs on two mounts of one cluster: flock and fcntl, waiting, deaths of programs, daemons, the master."""
 
 import errno
 import fcntl
