@@ -97,6 +97,16 @@ def test_ranges_and_what_stands_in_the_way(mounts: tuple[Stack, Path, Path]) -> 
         fcntl.lockf(two, fcntl.LOCK_SH | fcntl.LOCK_NB, 0, 25)
 
 
+def test_a_range_locked_by_a_reader_is_free_when_that_descriptor_is_closed(mounts: tuple[Stack, Path, Path]) -> None:
+    _, here, there = mounts
+    with open(here, "rb") as reader:
+        fcntl.lockf(reader, fcntl.LOCK_SH)
+        with open(here, "rb"):
+            pass
+        assert is_locked(there)
+    wait_until("the lock is gone", lambda: not is_locked(there), timeout_s=10)
+
+
 def test_who_waits_gets_it_and_can_be_interrupted(mounts: tuple[Stack, Path, Path]) -> None:
     _, here, there = mounts
     got: list[float] = []
