@@ -30,6 +30,7 @@ from alluxio_like.client.prefetch import NamePrefetch
 from alluxio_like.client.readahead import Budget
 from alluxio_like.client.reading import FileReader, Scratch
 from alluxio_like.client.resolving import Resolver
+from alluxio_like.client.writing import TreeWriter
 from alluxio_like.config import ClientConfig
 from alluxio_like.errors import AlluxioLikeError, InvalidArgument, IsADirectory, NotFound, TimedOut, Unavailable
 from alluxio_like.metrics import Metrics
@@ -94,6 +95,8 @@ class Client:
         """What programs change in the namespace."""
         self.drafts = DraftFiles(self._cluster, self._local, self.list_mounts, io_timeout_s=config.io_timeout_s)
         """Files that are being written."""
+        self.writing = TreeWriter(self.lookup_path, self.changes, self.drafts)
+        """Changes of the tree, by path."""
         self._fetcher = Fetcher(self._cluster, self._local, io_timeout_s=config.io_timeout_s, metrics=metrics)
         self._guests = Guests(self._fetcher, io_timeout_s=config.io_timeout_s)
         self._budget = Budget(config.buffer_bytes)

@@ -16,6 +16,7 @@ from alluxio_like.client.many import SmallFiles, iter_files
 from alluxio_like.client.reading import FileReader
 from alluxio_like.client.runtime import RuntimeClosed, RuntimeHolder
 from alluxio_like.client.tree import make_batch
+from alluxio_like.client.writing import Data
 from alluxio_like.config import ClientConfig
 from alluxio_like.errors import InvalidArgument, IsADirectory, NotADirectory, TimedOut
 from alluxio_like.rpc.messages import (
@@ -140,6 +141,26 @@ class SyncClient:
                 # Closed just now, by a fork in another thread.
                 if not runtime.closed:
                     raise
+
+    def write_file(self, path: str, data: Data, *, mode: int = 0o644) -> Entry:
+        """Make a file, or give it another content; see TreeWriter.write_file."""
+        return self._holder.run(lambda client: client.writing.write_file(path, data, mode=mode))
+
+    def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> Entry:
+        """Make a directory; `parents`: those above it too, and one that is there is fine."""
+        return self._holder.run(lambda client: client.writing.mkdir(path, mode=mode, parents=parents))
+
+    def remove(self, path: str) -> None:
+        """Remove a file or symbolic link."""
+        self._holder.run(lambda client: client.writing.remove(path))
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty directory."""
+        self._holder.run(lambda client: client.writing.rmdir(path))
+
+    def rename(self, path: str, new_path: str, *, no_replace: bool = False) -> None:
+        """Rename within one mount, over what is there unless `no_replace`."""
+        self._holder.run(lambda client: client.writing.rename(path, new_path, no_replace=no_replace))
 
     def sync_path(self, path: str, *, recursive: bool = False) -> SyncResult:
         return self._holder.run(lambda client: client.sync_path(path, recursive=recursive))
