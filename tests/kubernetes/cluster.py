@@ -134,7 +134,8 @@ class Cluster:
                 if names not in self.objects.hosts:
                     self.objects.hosts[names] = f"10.244.250.{next(self._addresses)}"
             case "PersistentVolume":
-                self.objects.claims[one["spec"]["claimRef"]["name"]] = one["spec"]["hostPath"]["path"]
+                source = one["spec"].get("csi") or one["spec"]["hostPath"]["path"]
+                self.objects.claims[one["spec"]["claimRef"]["name"]] = source
             case "PersistentVolumeClaim":
                 assert name in self.objects.claims, f"no volume for the claim {name}"
             case "StatefulSet":

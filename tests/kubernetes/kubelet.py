@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.kubernetes.containers import Container, Mount, Wanted, remove
 from tests.kubernetes.spaces import Anchor, Network, NodeSpace
+from tests.kubernetes.volumes import REGISTRAR, CsiVolume
 
 LOOK_S = 0.1
 FIRST_BACKOFF_S = 10.0
@@ -35,11 +36,11 @@ _KNOWN_CONTAINER = {
 
 @dataclass(slots=True)
 class Objects:
-    """What pods refer to by name: ConfigMaps, Secrets (as in YAML), directories of claims, addresses by the names of Services."""
+    """What pods refer to by name: ConfigMaps, Secrets (as in YAML), what claims are of, addresses by the names of Services."""
 
     config_maps: dict[str, dict[str, Any]] = field(default_factory=dict)
     secrets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    claims: dict[str, Path | str] = field(default_factory=dict)
+    claims: dict[str, Path | str | dict[str, Any]] = field(default_factory=dict)
     """A directory that is its own, or a path of whatever node the pod is on."""
     hosts: dict[str, str] = field(default_factory=dict)
 
@@ -84,6 +85,7 @@ class Pod:
         self.ready = False
         self.restarts = 0
         self.containers: dict[str, Container] = {}
+        self.csi_volumes: list[CsiVolume] = []
         self.network_pid = 0
         self._objects = objects
         self._directory = node.directory / "pods" / self.uid
@@ -124,6 +126,9 @@ class Pod:
     def _run(self) -> None:
         try:
             self._live()
+        except InterruptedError:
+            # Told to end before it had its volumes.
+            self.phase = "Failed"
         except Exception as error:
             self.phase = f"Failed: {type(error).__name__}: {error}"
             raise
@@ -140,7 +145,7 @@ class Pod:
             if code or self._deleted.is_set():
                 self.phase = "Failed"
                 return
-        kept = [_Kept(self, spec, volumes, policy) for spec in self.spec["containers"]]
+        kept = [_Kept(self, spec, volumes, policy) for spec in self.spec["containers"] if spec["name"] != REGISTRAR]
         self.phase = "Running"
         while not self._deleted.wait(LOOK_S):
             for one in kept:
@@ -164,6 +169,8 @@ class Pod:
             thread.start()
         for thread in threads:
             thread.join()
+        for volume in self.csi_volumes:
+            volume.unpublish()
         remove(self.node.space, self._directory)
         if self._deleted.is_set() and not self.phase.startswith("Failed: "):
             self.phase = "Gone"
@@ -179,10 +186,11 @@ class Pod:
             if mode == "Bidirectional" and not spec["securityContext"].get("privileged"):
                 raise ValueError("Bidirectional mount propagation is available only to privileged containers")
             mounts.append(Mount(source, place, bool(mount.get("readOnly")), mode))
+        environment = self._make_environment(spec)
         wanted = Wanted(
             spec["name"],
-            [*spec["command"], *spec.get("args", [])],
-            self._make_environment(spec),
+            [_expand(word, environment) for word in (*spec["command"], *spec.get("args", []))],
+            environment,
             mounts,
             spec.get("securityContext", {"capabilities": {"drop": ["ALL"]}}),
             self.spec.get("securityContext", {}),
@@ -199,9 +207,7 @@ class Pod:
         made: dict[str, str] = {}
         for entry in spec.get("env", []):
             if "valueFrom" not in entry:
-                value = str(entry.get("value", ""))
-                for name, known in made.items():
-                    value = value.replace(f"$({name})", known)
+                value = _expand(str(entry.get("value", "")), made)
             elif "fieldRef" in entry["valueFrom"]:
                 fields = {
                     "status.podIP": self.address,
@@ -228,8 +234,12 @@ class Pod:
                 elif not path.is_dir():
                     raise ValueError(f"hostPath {path} is not a directory")
                 return path
+            case "csi":
+                return self._publish(volume)
             case "persistentVolumeClaim":
                 claimed = self._objects.claims[volume["persistentVolumeClaim"]["claimName"]]
+                if isinstance(claimed, dict):
+                    return self._publish({"name": volume["name"], "csi": claimed})
                 if isinstance(claimed, str):
                     return self._make_volume({"name": volume["name"], "hostPath": {"path": claimed, "type": "DirectoryOrCreate"}})
                 _give(claimed, group, 0o2775)
@@ -253,6 +263,12 @@ class Pod:
                 raise ValueError(f"a volume of kind {kind}")
         return path
 
+    def _publish(self, volume: Mapping[str, Any]) -> Path:
+        namespace = self.template["metadata"].get("namespace", "default")
+        made = CsiVolume(self.node, self.uid, namespace, volume)
+        self.csi_volumes.append(made)
+        return made.publish(self._deleted.wait)
+
     @staticmethod
     def _fill(path: Path, files: Mapping[str, bytes], mode: int, group: int | None) -> None:
         for name, data in files.items():
@@ -260,6 +276,13 @@ class Pod:
             file.write_bytes(data)
             file.chmod(mode)
             _give(file, group, mode | 0o040)
+
+
+def _expand(text: str, environment: Mapping[str, str]) -> str:
+    """With $(NAME) replaced by what the environment has."""
+    for name, value in environment.items():
+        text = text.replace(f"$({name})", value)
+    return text
 
 
 class _Kept:
