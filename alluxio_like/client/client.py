@@ -61,6 +61,8 @@ from alluxio_like.types import EVERYWHERE, Cluster, Entry, FileId, FileRef, Inod
 
 _log = logging.getLogger(__name__)
 
+_MOVING_PAUSES_S = (0.0, 0.1, 0.2)
+"""Before each look at where a content is, that was not found where it should be. A guess: a rename at a store takes less."""
 _LONG_S = 600.0
 """For calls that walk a whole tree. A master that cannot be reached is not waited for longer than io_timeout_s."""
 MANY_BYTES = 64 << 20
@@ -417,14 +419,26 @@ class Client:
         self.watch()
         return await self._many.bring(paths, max_bytes=max_bytes, through=through)
 
-    async def _note_stale(self, entry: Entry) -> None:
-        """Have the master look again, so that the next open finds the replacement. Does not raise."""
+    async def _note_stale(self, entry: Entry, ref: FileRef) -> FileRef | None:
+        """Where the same content is by now; None: it is gone, and the master was made to look again, so that the next open finds
+        the replacement. Does not raise."""
         try:
+            for pause_s in _MOVING_PAUSES_S:
+                # Where a directory is renamed in one step, the store may be ahead of the master for a moment.
+                await asyncio.sleep(pause_s)
+                found = (await self._master.get_entry(entry.attr.inode, timeout_s=min(5.0, self._timeout_s))).entry
+                now = found.ref if found is not None else None
+                if now is None or now.file_id != ref.file_id or now.fingerprint != ref.fingerprint:
+                    break
+                if (now.key, now.source, now.holders) != (ref.key, ref.source, ref.holders):
+                    self._names.clear()
+                    return now
             await self._master.sync(inode=entry.attr.inode, timeout_s=min(5.0, self._timeout_s))
         except AlluxioLikeError as error:
             _log.info("the master was not asked about a changed file: %s", error)
         self._names.clear()
         self._small.expire()
+        return None
 
     # mounts
 

@@ -72,9 +72,11 @@ class FileReader:
         readahead_max_bytes: int,
         io_timeout_s: float,
         metrics: Metrics | None,
-        on_stale: Callable[[Entry], Awaitable[None]],
+        on_stale: Callable[[Entry, FileRef], Awaitable[FileRef | None]],
         on_close: Callable[["FileReader"], None],
     ) -> None:
+        """`on_stale` is told of a content that was not where it should be, and says where the same content is by now (None: it is
+        gone)."""
         self.entry = entry
         self.ref = ref
         self.size = ref.size
@@ -151,7 +153,8 @@ class FileReader:
                     self._unkept = self._unkept or self.size <= SMALL_FILE_BYTES
                     return False
         except Stale as stale:
-            await self._on_stale(self.entry)
+            if await self._find_again():
+                return False
             raise Stale(stale.message, subject=stale.subject or self.ref.key) from None
         except (AlluxioLikeError, TimeoutError) as error:
             _log.info("a file was not filled: %s", error or "not in time", extra={"key": self.ref.key})
@@ -270,7 +273,7 @@ class FileReader:
 
     # the long way
 
-    async def read(self, offset: int, length: int) -> bytes | memoryview:
+    async def read(self, offset: int, length: int, *, found_again: bool = False) -> bytes | memoryview:
         """Exactly the bytes of the range, clipped at the end of the file; within the client's io_timeout_s.
 
         Raises Stale when this content is gone from the store and not cached, TimedOut, Store*, Unavailable, AccessDenied.
@@ -296,7 +299,8 @@ class FileReader:
             error: AlluxioLikeError = TimedOut(f"not read within {self._io_timeout_s:g} s", subject=self.ref.key)
         except Stale as stale:
             cause = Cause.STORE
-            await self._on_stale(self.entry)
+            if not found_again and await self._find_again():
+                return await self.read(offset, length, found_again=True)
             error = Stale(stale.message, subject=stale.subject or self.ref.key)
         except AlluxioLikeError as other:
             cause = _get_cause(other)
@@ -306,6 +310,13 @@ class FileReader:
         if self._metrics is not None:
             self._metrics.read_failures.labels(error.code).inc()
         raise error
+
+    async def _find_again(self) -> bool:
+        """Whether the content is elsewhere by now: its file was renamed, or what only workers had has come to the store."""
+        moved = await self._on_stale(self.entry, self.ref)
+        if moved is not None:
+            self.ref = moved
+        return moved is not None
 
     async def _read_slices(self, offset: int, stop: int) -> memoryview:
         # Each slice has the whole of io_timeout_s: a read of many gigabytes takes as long as it takes, while it goes on.

@@ -111,3 +111,26 @@ def test_a_directory_of_many_files_is_renamed_and_removed_at_once(
     (place.mountpoint / "other").rmdir()
     place.run_command("alluxio-like", "fs", "wait", "/", "--timeout", "120s")
     assert "Contents" not in s3_server.client.list_objects_v2(Bucket=s3_bucket)
+
+
+def test_open_files_are_read_on_wherever_their_bytes_go(
+    make_stack: StackMaker, s3_server: S3Server, s3_bucket: str, workplace: Path
+) -> None:
+    data = os.urandom(20 << 20)
+    s3_server.put(s3_bucket, "d/stored", data)
+    stack = make_stack("-o", "write=cache")
+    place = stack.mountpoint
+    with open(place / "d" / "stored", "rb") as stored:
+        assert stored.read(10) == data[:10]
+        os.rename(place / "d", place / "e")  # noqa: PTH104 - the call itself
+        stack.run_command("alluxio-like", "fs", "wait", "/", "--timeout", "60s")
+        with pytest.raises(LookupError):
+            s3_server.get(s3_bucket, "d/stored")
+        stack.free("/")
+        assert stored.read() == data[10:]
+    (place / "e" / "local").write_bytes(data)
+    with open(place / "e" / "local", "rb") as local:
+        stack.run_command("alluxio-like", "fs", "persist", "/")
+        stack.free("/")
+        assert local.read() == data
+    assert s3_server.get(s3_bucket, "e/local") == data
