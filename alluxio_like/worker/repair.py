@@ -69,6 +69,10 @@ class Repairer:
         if not pages:
             return
         self._metrics.corrupt_pages.inc(len(pages))
+        cached = self._store.lookup(file_id)
+        if cached is not None and cached.unpersisted:
+            # Kept, and said by the cache at each look: there is no better one to be had.
+            return
         _LOG.warning("dropped %d pages of file %s that did not match their checksums", len(pages), file_id)
         wanted = self._wanted.get(file_id)
         if wanted is not None:

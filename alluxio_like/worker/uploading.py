@@ -58,6 +58,11 @@ _ASK_PAUSE_S = 1.0
 _REPLAN_S = 2.0
 """After so long the master is asked again before anything becomes visible: the file may have been renamed, written anew, or
 removed."""
+QUIET_S = 2.0
+LONGEST_S = 60.0
+"""A file that was uploaded before, and is written anew in the background, goes once nobody has for so long, or after so long. So
+a log that is appended to a thousand times does not go a thousand times. Guesses."""
+_REMEMBERED_S = 120.0
 _TRIES = 5
 """Requests to a store that failed are repeated so often within one upload; the upload itself is repeated for ever."""
 
@@ -82,8 +87,8 @@ class _Replan(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """What is on its way of one inode. `urgent`: somebody waits for it. `error`: why the last try failed, of `failures`. `wake`
-    ends a pause, `news` tells of failures and the end."""
+    """What is on its way of one inode. `urgent`: somebody waits for it. `error`: why the last try failed, of `failures`.
+    `forward_s`: when a request for it last succeeded. `wake` ends a pause, `news` tells of failures and the end."""
 
     task: "asyncio.Task[None] | None" = None
     urgent: bool = False
@@ -92,6 +97,17 @@ class _Job:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     error: errors.AlluxioLikeError | None = None
     failures: int = 0
+    forward_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Settling:
+    """A file that was uploaded a while ago: the version that is now to go, since when it is there, and since when some is."""
+
+    version: int
+    uploaded_s: float
+    sealed_s: float = 0.0
+    first_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -134,6 +150,9 @@ class Uploader:
         self._slots = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._copies = asyncio.Semaphore(_COPIES_AT_ONCE)
         self._closed = False
+        self._forward_s = 0.0
+        """When a request for any of them last succeeded."""
+        self._settling: dict[InodeId, _Settling] = {}
 
     # -- what others call --------------------------------------------------------------------------------------------------
 
@@ -145,8 +164,28 @@ class Uploader:
             if known is None or known.file_id.version < record.file_id.version:
                 newest[record.file_id.inode] = record
         for inode, record in newest.items():
-            if record.mode in _UPLOADED and inode not in self._jobs:
+            if record.mode in _UPLOADED and inode not in self._jobs and self._is_settled(record):
                 self._begin(inode)
+
+    def _is_settled(self, record: UploadRecord) -> bool:
+        """Whether a version is to go now: a file that is written again and again goes when that pauses, or now and then."""
+        inode = record.file_id.inode
+        settling = self._settling.get(inode)
+        if settling is None or record.mode == WriteMode.THROUGH:
+            return True
+        now_s = self._turns.monotonic()
+        if settling.version != record.file_id.version:
+            settling.version, settling.sealed_s = record.file_id.version, now_s
+            settling.first_s = settling.first_s or now_s
+        return now_s - settling.sealed_s >= QUIET_S or now_s - settling.first_s >= LONGEST_S
+
+    def _note_uploaded(self, record: UploadRecord) -> None:
+        """What is written to that file again soon may wait for more."""
+        now_s = self._turns.monotonic()
+        self._settling[record.file_id.inode] = _Settling(record.file_id.version, now_s)
+        for inode in [one for one, known in self._settling.items() if now_s - known.uploaded_s > _REMEMBERED_S]:
+            if inode not in self._jobs:
+                del self._settling[inode]
 
     def is_uploading(self, record: UploadRecord) -> bool:
         """Whether a version is one that this worker uploads: the newest here of its file, and by a policy that says so."""
@@ -155,15 +194,14 @@ class Uploader:
     async def upload(self, file_id: FileId, *, patience_s: float) -> None:
         """Have a version uploaded; returns when the store has it, or is to have another one instead.
 
-        Raises what is in its way: at once if no waiting mends that, else after `patience_s`; it is repeated in the background
-        nevertheless. Cancelling stops nothing.
+        Raises what is in its way: at once if no waiting mends that, else when nothing has gone forward for `patience_s`; it is
+        repeated in the background nevertheless. Cancelling stops nothing.
         """
-        deadline = self._turns.monotonic() + patience_s
         while self._drafts.lookup_upload(file_id) is not None and not self._closed:
             job = self._jobs.get(file_id.inode) or self._begin(file_id.inode)
             job.urgent = True
             job.wake.set()
-            error = await self._wait(job, deadline - self._turns.monotonic())
+            error = await self._wait(job, patience_s)
             if error is not None:
                 raise type(error)(error.message, subject=error.subject)
             newest = self._get_newest(file_id.inode)
@@ -172,10 +210,12 @@ class Uploader:
 
     async def _wait(self, job: _Job, patience_s: float) -> errors.AlluxioLikeError | None:
         """Until a job has ended (None), or fails: see `upload`."""
-        deadline = self._turns.monotonic() + patience_s
+        began = self._turns.monotonic()
         known = job.failures
         while not job.done:
-            left = deadline - self._turns.monotonic()
+            # One that has not failed may wait for others, as long as those go forward.
+            forward = job.forward_s if job.failures > known else max(job.forward_s, self._forward_s)
+            left = max(began, forward) + patience_s - self._turns.monotonic()
             if left <= 0:
                 return job.error or errors.TimedOut("the store does not have it yet; the upload goes on")
             job.news.clear()
@@ -220,7 +260,7 @@ class Uploader:
         """Until the store has the newest version of the inode, or nothing more can be done for now."""
         pause_s = _FIRST_PAUSE_S
         try:
-            while (record := self._get_newest(inode)) is not None and record.mode in _UPLOADED:
+            while (record := self._get_newest(inode)) is not None and record.mode in _UPLOADED and self._is_settled(record):
                 try:
                     async with self._slots:
                         await self._upload(record, job)
@@ -265,6 +305,7 @@ class Uploader:
                 return
             stored = await self._send(opened, plan, job)
             await self._changes.note_persisted(record.file_id, plan, stored)
+            self._note_uploaded(record)
             self._metrics.uploaded_bytes.inc(record.ref.size)
             self._metrics.upload_seconds.observe(self._turns.monotonic() - started)
             await self._forget(record)
@@ -548,6 +589,7 @@ class Uploader:
         started = self._turns.monotonic()
         try:
             yield
+            job.forward_s = self._forward_s = self._turns.monotonic()
         except errors.StoreError as error:
             self._metrics.store_errors.labels(op, ufs.bucket, error.code).inc()
             if isinstance(error, errors.StoreThrottled):

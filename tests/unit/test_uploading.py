@@ -25,8 +25,11 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def wait_uploaded(one: DraftParts) -> None:
-    one.uploader.look()
-    await wait_until(lambda: not one.store.drafts.list_uploads() and not one.uploader.count_running(), "all is uploaded")
+    def is_done() -> bool:
+        one.uploader.look()
+        return not one.store.drafts.list_uploads() and not one.uploader.count_running()
+
+    await wait_until(is_done, "all is uploaded")
     assert not one.changes.dirty
 
 
@@ -227,3 +230,35 @@ async def test_a_small_version_that_is_changed_while_it_is_sent_comes_as_it_was_
         os.close(fd)
         await wait_uploaded(one)
         assert one.ufs.get("small") == b"change"
+
+
+async def test_a_file_that_is_appended_to_again_and_again_goes_when_that_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploading, "QUIET_S", 0.3)
+    async with running_drafts(tmp_path) as one:
+        one.changes.policy = BACK
+        ref = await one.write(one.changes.create(5, "log"), b"line\n")
+        await wait_uploaded(one)
+        for number in range(30):
+            one.uploader.look()
+            ref = await one.write(ref, b"line\n" * (number + 2))
+        await wait_uploaded(one)
+        assert one.ufs.get("log") == b"line\n" * 31
+        sent = sum(request.length for request in one.ufs.requests if request.op == "PUT")
+        assert sent <= 2 * len(b"line\n") * 31
+
+
+async def test_a_close_waits_for_as_long_as_its_upload_goes_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploading, "PUT_BYTES", MIB)
+    monkeypatch.setattr(uploading, "PART_BYTES", MIB)
+    async with running_drafts(tmp_path, io_timeout_s=0.5) as one:
+        one.ufs.fail("PART", Fault(delay_s=0.2), always=True)
+        data = make_data(20 * MIB)
+        await one.write(one.changes.create(5, "slow"), data)
+        assert one.ufs.get("slow") == data
+        # And no longer.
+        one.ufs.fail("PART", Fault(until=asyncio.Event()), always=True)
+        with pytest.raises(errors.TimedOut):
+            await one.write(one.changes.create(6, "stuck"), data)
+        one.ufs.heal()
