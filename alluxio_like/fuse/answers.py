@@ -37,7 +37,7 @@ def pack_attributes(attr: Attr) -> bytes:
         atime_ns=attr.mtime_ns if attr.atime_ns is None else attr.atime_ns,
         nlink=attr.nlink,
         block_bytes=PREFERRED_IO_BYTES,
-        blocks=count_stat_blocks(attr.size),
+        blocks=count_stat_blocks(attr),
         rdev=attr.device,
     )
 

@@ -6,6 +6,7 @@ Pure functions; safe from any thread.
 import asyncio
 import errno
 import stat
+from dataclasses import dataclass
 
 from alluxio_like.errors import AlluxioLikeError, get_disposition
 from alluxio_like.types import Attr, Kind
@@ -32,14 +33,21 @@ def get_kind(mode: int) -> Kind | None:
     return _KINDS.get(stat.S_IFMT(mode) or stat.S_IFREG)
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenAttr(Attr):
+    """Of a file that is being written: also what it takes on the disk, in units of STAT_BLOCK_BYTES."""
+
+    blocks: int = 0
+
+
 def get_stat_mode(attr: Attr) -> int:
     """st_mode: type and permission bits."""
     return _TYPE_BITS[attr.kind] | (attr.mode & 0o7777)
 
 
-def count_stat_blocks(size: int) -> int:
-    """st_blocks for a file of `size` bytes: all of it, cached or not, since programs take fewer blocks for holes."""
-    return -(-size // STAT_BLOCK_BYTES)
+def count_stat_blocks(attr: Attr) -> int:
+    """st_blocks: all of a file, cached or not, since programs take fewer blocks for holes; while it is written, what it takes."""
+    return attr.blocks if isinstance(attr, WrittenAttr) else -(-attr.size // STAT_BLOCK_BYTES)
 
 
 class FileError(OSError):

@@ -16,12 +16,12 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from alluxio_like.errors import AlluxioLikeError, Internal, ReadOnly
-from alluxio_like.fuse.attributes import FileError
+from alluxio_like.fuse.attributes import FileError, WrittenAttr
 from alluxio_like.fuse.backend import DraftFiles
 from alluxio_like.fuse.handles import FileHandle
 from alluxio_like.rpc.messages_writing import DraftSealed
@@ -124,9 +124,11 @@ class Drafts:
         if draft is None:
             return attr
         found = draft.stat()
-        if draft.sealed is not None and get_stamp(found) == draft.sealed:
-            return replace(attr, size=found.st_size)
-        return replace(attr, size=found.st_size, mtime_ns=found.st_mtime_ns, ctime_ns=max(attr.ctime_ns, found.st_ctime_ns))
+        values = {field.name: getattr(attr, field.name) for field in fields(Attr)}
+        values |= {"size": found.st_size, "blocks": found.st_blocks}
+        if draft.sealed is None or get_stamp(found) != draft.sealed:
+            values |= {"mtime_ns": found.st_mtime_ns, "ctime_ns": max(attr.ctime_ns, found.st_ctime_ns)}
+        return WrittenAttr(**values)
 
     async def check(self, inode: InodeId) -> None:
         """Raises ReadOnly where nothing can be written from here."""

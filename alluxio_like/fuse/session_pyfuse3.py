@@ -398,7 +398,7 @@ def make_attributes(attr: Attr, valid_s: float) -> "pyfuse3.EntryAttributes":
     made.st_uid = attr.uid
     made.st_gid = attr.gid
     made.st_size = attr.size
-    made.st_blocks = count_stat_blocks(attr.size)
+    made.st_blocks = count_stat_blocks(attr)
     made.st_blksize = PREFERRED_IO_BYTES
     made.st_mtime_ns = made.st_atime_ns = attr.mtime_ns
     made.st_ctime_ns = attr.ctime_ns

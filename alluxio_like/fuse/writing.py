@@ -26,7 +26,7 @@ from alluxio_like.fuse.modes import Way
 from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.opening import Choice, Opener
 from alluxio_like.fuse.operations import Operations
-from alluxio_like.types import Entry, Kind, to_str
+from alluxio_like.types import OWN_TOKEN, Entry, Kind, to_str
 
 INLINE_BYTES = 128 << 10
 """A WRITE of up to so much is done at once; a larger one in a thread, since it may have to wait for the disk. A guess."""
@@ -228,12 +228,20 @@ class Writing:
         return b""
 
     async def lseek(self, request: wire.Request) -> bytes:
-        """SEEK_DATA and SEEK_HOLE. What is not being written shows no holes."""
+        """SEEK_DATA and SEEK_HOLE. What was not written here shows no holes."""
         header, body = request
         assert isinstance(body, wire.Lseek)
         file = await self._get_file(header, body.fh, writes=False)
         if file.draft is not None:
             return wire.pack_lseek(await self._drafts.use(file.draft, lambda fd: os.lseek(fd, body.offset, body.whence)))
+        whole = self._backend.find_whole(file.entry) if _is_own(file.entry) else None
+        if whole is not None:
+            try:
+                return wire.pack_lseek(os.lseek(whole.fd, body.offset, body.whence))
+            except OSError as error:
+                raise FileError(error.errno, error.strerror) from error
+            finally:
+                whole.close()
         size = file.entry.attr.size
         if body.whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise InvalidArgument("only holes and data are looked for here")
@@ -298,6 +306,11 @@ class Writing:
         if file.draft is None or not file.writes:
             raise ReadOnly("the file was not opened for writing", subject=file.entry.name)
         return file.draft
+
+
+def _is_own(entry: Entry) -> bool:
+    """Whether a file's content was written through the file system."""
+    return entry.ref is not None and entry.ref.fingerprint.token.startswith(OWN_TOKEN)
 
 
 def _write(fd: int, data: memoryview | bytes, offset: int) -> int:

@@ -215,6 +215,17 @@ def test_names_links_and_attributes_on_both_mounts(places: tuple[Path, Path]) ->
         os.close(os.open(there / "l", os.O_CREAT | os.O_EXCL))
 
 
+def test_holes_are_found_after_the_close_too(stack: Stack) -> None:
+    file = stack.mountpoint / "data/f"
+    with file.open("wb") as out:
+        out.truncate(4 << 20)
+        os.pwrite(out.fileno(), b"x" * 4096, 1 << 20)
+    with file.open("rb") as found:
+        fd = found.fileno()
+        assert (os.lseek(fd, 0, os.SEEK_HOLE), os.lseek(fd, 0, os.SEEK_DATA)) == (0, 1 << 20)
+        assert os.lseek(fd, 1 << 20, os.SEEK_HOLE) == (1 << 20) + 4096
+
+
 def test_an_unlinked_file_is_written_on_and_never_uploaded(store: Store, stack: Stack) -> None:
     here = stack.mountpoint / "data"
     with (here / "f").open("w+b", buffering=0) as file:
