@@ -116,7 +116,8 @@ def _check_files(config: "ServiceConfig", seen: set[Path]) -> Iterator[Check]:
         if path is not None and path not in seen:
             seen.add(path)
             yield check_certificate(name, path)
-    for name, path in (("certificate's key", tls.key), ("token", config.token_file)):
+    secrets = (("certificate's key", tls.key), ("token", config.token_file), ("clients' tokens", config.client_token_file))
+    for name, path in secrets:
         if path is not None and path not in seen:
             seen.add(path)
             yield check_secret(name, path)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,14 @@ def test_master_worker_and_commands_over_tls(site: Site) -> None:
     assert json.loads(loaded.stdout)["checked_files"] == 1
     trust = cluster.get_environment()
     assert site.run("alluxio-like", "fs", "cat", "/data/a", **trust).stdout == "content" * 1000
+    # The Python client, told of its files by hand.
+    place = site.place
+    words = f"connect({cluster.address!r}, ca={str(place / 'ca.pem')!r}, certificate={str(place / 'host.pem')!r}"
+    code = f"from alluxio_like import connect; print(len({words}, key={str(place / 'host.key')!r}).read('/data/a')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=site.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "7000\n", done.stderr
     # The data socket knows no TLS, so there is none.
     ports = {cluster.worker_port, int(cluster.worker["http_address"].rpartition(":")[2])}
     assert list_listening(int(cluster.worker["pid"])) == ports

@@ -17,7 +17,7 @@ import yaml
 
 from tests.kubernetes.cluster import Cluster, Object, start_cluster, wait_until
 from tests.kubernetes.kubelet import Pod
-from tests.kubernetes.rendering import render
+from tests.kubernetes.rendering import ROOT, parse, render
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(300)]
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.timeout(300)]
 STORE = Path("/usr/share/common-licenses")
 FILE = "GPL-2"
 VALUES = f"""
-mounts: [{{path: /team-a/licenses, uri: "file://{STORE}"}}]
+mounts: [{{path: /team-a/licenses, uri: "file://{STORE}"}}, {{path: /imagenet, uri: "file://{STORE}"}}]
 tls: {{enabled: true}}
 csi: {{enabled: true, inlinePaths: ["/{{namespace}}"]}}
 worker:
@@ -126,13 +126,20 @@ def test_services_speak_with_those_alone_who_have_a_certificate(cluster: Cluster
 
 
 def test_a_claim_shows_a_volume_that_the_cluster_offers(cluster: Cluster, tenants: list[Tenant]) -> None:
-    document = Path(__file__).parents[2] / "docs/csi.md"
+    document = ROOT / "docs/csi.md"
     volume = yaml.safe_load(document.read_text().partition("```yaml\n")[2].partition("```")[0])
     volume["spec"]["csi"]["volumeAttributes"]["path"] = "/team-a/licenses"
     cluster.objects.claims[volume["spec"]["claimRef"]["name"]] = volume["spec"]["csi"]
     tenants.append(Tenant(cluster, {"persistentVolumeClaim": {"claimName": "imagenet"}}, "team-b"))
     tenants[-1].wait_reads()
     assert len(cluster.nodes[0].space.list_mounts()) == 3
+
+
+def test_the_documented_example_as_it_stands(cluster: Cluster) -> None:
+    objects = parse((ROOT / "deploy/examples/csi.yaml").read_text())
+    files = [file for file in STORE.iterdir() if file.is_file() and not file.is_symlink()]
+    said = cluster.run_all(objects, cluster.nodes[0])
+    assert said == f"{len(files)} files, {sum(file.stat().st_size for file in files)} bytes\n"
 
 
 def test_a_tenant_sees_no_more_than_his_own(cluster: Cluster) -> None:
