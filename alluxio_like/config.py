@@ -115,6 +115,12 @@ class WorkerConfig(ServiceConfig):
         (),
         description="users and groups (@name) of this machine that may open cached files directly, one by one",
     )
+    drain_s: float = Field(
+        0.0,
+        ge=0,
+        description="told to stop, a worker first uploads what programs have written, what was written last first, for at most "
+        "so long; what is left is taken up after the next start",
+    )
     scrub_period_s: float = Field(
         7 * 86400.0, gt=0, description="within this time every cached page is read again and compared with its checksum"
     )

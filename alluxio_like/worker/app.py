@@ -72,10 +72,15 @@ async def run(config: WorkerConfig) -> int:
     FormatTooNew before it serves. Writes `config.ready_file` once it is registered or has begun to wait for its master.
     """
     bound_arenas()
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        """The first one begins the end, a second one spares nothing."""
+        (hurry if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, on_signal)
     try:
         async with start_worker(config) as service:
             write_ready_file(
@@ -90,6 +95,7 @@ async def run(config: WorkerConfig) -> int:
             stopped.cancel()
             if service.heart_task.done():
                 service.heart_task.result()
+            await _drain(service.drafts, config.drain_s, hurry)
         return 0
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -108,6 +114,18 @@ class RunningWorker:
     metrics: Metrics
     heart: Heart
     heart_task: asyncio.Task[None]
+    drafts: DraftsService
+
+
+async def _drain(drafts: DraftsService, limit_s: float, hurry: asyncio.Event) -> None:
+    """Let what programs have written reach its store, if that takes no longer than it may."""
+    tasks = [asyncio.ensure_future(drafts.drain(limit_s)), asyncio.ensure_future(hurry.wait())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            _LOG.error("not all that was written could be looked at: %s", outcome)
 
 
 @asynccontextmanager
@@ -164,6 +182,7 @@ async def start_worker(
             metrics=metrics,
             heart=parts.heart,
             heart_task=heart_task,
+            drafts=parts.drafts,
         )
 
 

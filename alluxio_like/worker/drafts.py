@@ -304,6 +304,18 @@ class DraftsService:
                 return
             self._uploader.look()
 
+    async def drain(self, limit_s: float) -> None:
+        """Before this worker ends: have what was written uploaded, the newest first, for at most so long."""
+        count = self._uploader.count_left()
+        if not count or not limit_s:
+            return
+        _LOG.info("uploading what was written before ending", extra={"versions": count, "limit_s": limit_s})
+        left = await self._uploader.drain(limit_s)
+        if left:
+            _LOG.warning("%d versions are not uploaded: they are kept here and taken up after the next start", left)
+        else:
+            _LOG.info("all that was written is uploaded")
+
     async def close(self) -> None:
         """Wait for what is under way, which is bounded by the master's answers."""
         await asyncio.gather(*self._tasks, return_exceptions=True)

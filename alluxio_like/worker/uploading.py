@@ -150,6 +150,7 @@ class Uploader:
         self._slots = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._copies = asyncio.Semaphore(_COPIES_AT_ONCE)
         self._closed = False
+        self._draining = False
         self._forward_s = 0.0
         """When a request for any of them last succeeded."""
         self._settling: dict[InodeId, _Settling] = {}
@@ -171,7 +172,7 @@ class Uploader:
         """Whether a version is to go now: a file that is written again and again goes when that pauses, or now and then."""
         inode = record.file_id.inode
         settling = self._settling.get(inode)
-        if settling is None or record.mode == WriteMode.THROUGH:
+        if settling is None or record.mode == WriteMode.THROUGH or self._draining:
             return True
         now_s = self._turns.monotonic()
         if settling.version != record.file_id.version:
@@ -237,13 +238,43 @@ class Uploader:
         """Why some upload failed last; empty: none did."""
         return next((str(job.error) for job in self._jobs.values() if job.error is not None), "")
 
+    async def drain(self, limit_s: float) -> int:
+        """Before this worker ends: upload what is left, what was written last first, for at most so long; how many versions are
+        left then. Who has the newest checkpoint can go on, who has only older ones has lost work."""
+        deadline = self._turns.monotonic() + limit_s
+        self._draining = True
+        records = await self._disk.submit(self._list_newest_first)
+        ahead = {record.file_id.inode for record in records[:_UPLOADS_AT_ONCE]}
+        # What is under way of older ones makes room; it is gone on with later.
+        await _cancel([job for inode, job in self._jobs.items() if inode not in ahead])
+        for record in records:
+            job = self._jobs.get(record.file_id.inode) or self._begin(record.file_id.inode)
+            job.urgent = True
+            job.wake.set()
+        while (tasks := [job.task for job in self._jobs.values() if job.task is not None]) and not self._closed:
+            left_s = deadline - self._turns.monotonic()
+            if left_s <= 0:
+                break
+            await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        return self.count_left()
+
+    def count_left(self) -> int:
+        """Versions that this worker is to upload and the store does not have."""
+        return sum(1 for record in self._drafts.list_uploads() if record.mode in _UPLOADED)
+
+    def _list_newest_first(self) -> list[UploadRecord]:
+        """In a disk thread. The newest version of each inode, by when it was written."""
+        dated = []
+        for record in self._drafts.list_uploads():
+            if self.is_uploading(record) and (opened := self._open(record)) is not None:
+                os.close(opened.fd)
+                dated.append((opened.stamp.mtime_ns, record))
+        return [record for _, record in sorted(dated, key=lambda one: one[0], reverse=True)]
+
     async def close(self) -> None:
         """Stop; what is not there yet is taken up after the next start."""
         self._closed = True
-        tasks = [job.task for job in self._jobs.values() if job.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancel(list(self._jobs.values()))
 
     # -- one inode's upload ------------------------------------------------------------------------------------------------
 
@@ -599,6 +630,14 @@ class Uploader:
         finally:
             self._turns.give_back(turn)
             self._metrics.store_latency.labels(op).observe(self._turns.monotonic() - started)
+
+
+async def _cancel(jobs: Sequence[_Job]) -> None:
+    """End jobs wherever they are."""
+    tasks = [job.task for job in jobs if job.task is not None]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _get_fingerprint(entry: StoreEntry) -> Fingerprint:

@@ -296,6 +296,15 @@ def test_a_holder_stays_when_the_configuration_changes() -> None:
         assert get_template(one, kind, name) != get_template(other, kind, name)
 
 
+def test_a_worker_has_time_to_drain() -> None:
+    objects = render(values("minimal"), settings=["worker.drainSeconds=100"])
+    config = tomllib.loads(
+        find([one for one in objects if "config.toml" in one.get("data", {})], "ConfigMap")["data"]["config.toml"]
+    )
+    assert config["worker"]["drain_s"] == 100
+    assert find(objects, "DaemonSet", "-worker")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 130
+
+
 def test_secrets_are_nowhere_but_in_secrets() -> None:
     objects = render(values("full"), settings=["token.existingSecret="])
     token = find(objects, "Secret", "-token")["data"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ from alluxio_like import errors
 from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
 from alluxio_like.types import InodeId
 from alluxio_like.ufs.memory import Fault, MemoryUfs
-from alluxio_like.worker import uploading
+from alluxio_like.worker import app, uploading
 from tests.unit.draft_parts import DraftParts, FakeChanges, running_drafts
 from tests.unit.worker_parts import make_data, wait_until
 
 MIB = 1 << 20
 BACK = WritePolicy(WriteMode.BACK)
+_COARSE = 5
+"""CLOCK_REALTIME_COARSE, by which files are dated."""
 
 
 @pytest.fixture
@@ -262,3 +265,77 @@ async def test_a_close_waits_for_as_long_as_its_upload_goes_forward(tmp_path: Pa
         with pytest.raises(errors.TimedOut):
             await one.write(one.changes.create(6, "stuck"), data)
         one.ufs.heal()
+
+
+async def write_in_order(one: DraftParts, keys: str) -> None:
+    """Files by these names, each written a tick of the clock after the one before."""
+    one.changes.policy = BACK
+    for number, key in enumerate(keys):
+        await one.write(one.changes.create(5 + number, key), key.encode() * 10)
+        before = time.clock_gettime_ns(_COARSE)
+        await wait_until(lambda before=before: time.clock_gettime_ns(_COARSE) > before)
+
+
+def list_puts(one: DraftParts) -> list[str]:
+    return [request.key for request in one.ufs.requests if request.op == "PUT"]
+
+
+async def test_before_the_end_what_was_written_last_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before what is under way and does not come to an end."""
+    monkeypatch.setattr(uploading, "_UPLOADS_AT_ONCE", 1)
+    async with running_drafts(tmp_path) as one:
+        one.ufs.fail("PUT", Fault(until=asyncio.Event()), always=True)
+        await write_in_order(one, "abc")
+        one.uploader.look()
+        await wait_until(lambda: list_puts(one) == ["a"])
+        one.ufs.heal()
+        assert await one.uploader.drain(20) == 0
+        assert list_puts(one) == ["a", "c", "b", "a"]
+        assert [one.ufs.get(key) for key in "abc"] == [b"a" * 10, b"b" * 10, b"c" * 10]
+        assert not one.changes.conflicts
+
+
+async def test_before_the_end_nothing_waits_for_more(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        one.changes.policy = BACK
+        ref = await one.write(one.changes.create(5, "log"), b"line\n")
+        await wait_uploaded(one)
+        await one.write(ref, b"line\nline\n")
+        assert await one.uploader.drain(20) == 0
+        assert one.ufs.get("log") == b"line\nline\n"
+
+
+async def test_a_drain_ends_in_time_and_loses_nothing(tmp_path: Path) -> None:
+    changes, ufs = FakeChanges(BACK), MemoryUfs(name="bucket")
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        ufs.fail("PUT", errors.StoreUnavailable("gone"), always=True)
+        await write_in_order(one, "ab")
+        begun = time.monotonic()
+        assert await one.uploader.drain(0.3) == 2
+        assert time.monotonic() - begun < 5
+    ufs.heal()
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        await wait_uploaded(one)
+        assert (ufs.get("a"), ufs.get("b")) == (b"a" * 10, b"b" * 10)
+
+
+async def test_a_second_signal_ends_a_drain(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        one.ufs.fail("PUT", errors.StoreUnavailable("gone"), always=True)
+        await write_in_order(one, "a")
+        hurry = asyncio.Event()
+        draining = asyncio.create_task(app._drain(one.service, 60, hurry))
+        await wait_until(lambda: len(list_puts(one)) > 1)
+        hurry.set()
+        async with asyncio.timeout(5):
+            await draining
+        assert one.uploader.count_left() == 1
+
+
+async def test_without_a_limit_nothing_is_waited_for(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        one.ufs.fail("PUT", errors.StoreUnavailable("gone"), always=True)
+        await write_in_order(one, "a")
+        async with asyncio.timeout(5):
+            await app._drain(one.service, 0, asyncio.Event())
+        assert one.uploader.count_left() == 1
