@@ -22,6 +22,7 @@ from alluxio_like.master.coherence import Coherence
 from alluxio_like.master.core import namespace, operations
 from alluxio_like.master.core.leases import LEASE_S, LeaseTable, may_be_outstanding, note_outstanding
 from alluxio_like.master.core.model import Purged
+from alluxio_like.master.empty_files import EmptyFiles
 from alluxio_like.master.follower import Follower
 from alluxio_like.master.home import Home
 from alluxio_like.master.keeping import identify, keep_place, open_meta, take_up_late
@@ -165,8 +166,9 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
             cache=CacheService(meta, lister, mounts, registry, pool, jobs, coherence, unpersisted, clock=clock, version=version),
         )
         add_coherence_service(server.grpc_server, coherence)
+        empty = EmptyFiles(meta, mounts, asker, coherence, follower, clock=clock, cluster_id=cluster_id)
         changing = ChangesService(
-            meta, lister, mounts, coherence, follower, unpersisted, clock=clock, io_timeout_s=config.io_timeout_s
+            meta, lister, mounts, coherence, follower, unpersisted, empty, clock=clock, io_timeout_s=config.io_timeout_s
         )
         add_changes_service(server.grpc_server, changing)
         locks = LocksService(is_live=coherence.is_live, get_start_wait_s=coherence.get_start_wait_s, monotonic=clock.monotonic)
@@ -194,6 +196,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
             asyncio.create_task(workers.check_reported(), name="check reported"),
             asyncio.create_task(keep_place(meta, lost), name="keep place"),
             asyncio.create_task(follower.run(), name="follow"),
+            asyncio.create_task(empty.run(), name="put empty files"),
             asyncio.create_task(unpersisted.count_always(), name="count unpersisted"),
             asyncio.create_task(take_up_late(late, mounts, jobs, coherence), name="take up late"),
         ]

@@ -23,6 +23,7 @@ from alluxio_like.master.coherence import Coherence
 from alluxio_like.master.core import changes, conflicts, keys, namespace, operations, tables, unpersisted, versions, xattrs
 from alluxio_like.master.core.changes import Outcome
 from alluxio_like.master.core.model import NO_MOUNT
+from alluxio_like.master.empty_files import EmptyFiles
 from alluxio_like.master.follower import Follower
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore, run_to_end
@@ -81,6 +82,7 @@ class ChangesService:
         coherence: Coherence,
         follower: Follower,
         unpersisted: UnpersistedFiles,
+        empty: EmptyFiles,
         *,
         clock: Clock,
         io_timeout_s: float,
@@ -91,6 +93,7 @@ class ChangesService:
         self._coherence = coherence
         self._follower = follower
         self._unpersisted = unpersisted
+        self._empty = empty
         self._clock = clock
         self._io_timeout_s = io_timeout_s
 
@@ -111,7 +114,7 @@ class ChangesService:
             operation_id, "create", apply, place=(new.parent, new.name), prepare=lambda: self._know((new.parent, new.name))
         )
         if new.kind is Kind.FILE and changed.entry is not None:
-            self._follower.note_created(changed.entry.attr.inode)
+            self._empty.note_created(changed.entry.attr.inode)
         return changed
 
     async def link(self, operation_id: str, inode: InodeId, parent: InodeId, name: str) -> Changed:
@@ -194,7 +197,7 @@ class ChangesService:
             return Sealed(ref, self._find_policy(txn, inode).policy, unwanted=entry.attr.nlink == 0)
 
         sealed = await self._commit(operation_id, "seal", apply, view)
-        self._follower.note_sealed(inode)
+        self._empty.note_sealed(inode)
         return sealed
 
     async def note_holders(self, file_id: FileId, worker_ids: Sequence[WorkerId]) -> None:

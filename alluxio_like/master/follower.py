@@ -2,8 +2,7 @@
 
 Owns one task for each mount whose store has something to follow: which steps run, at most AT_ONCE at a time, the pauses after
 failures, and the keys that are in use, those of uploads (which workers do) included. What a step has to do is core's
-(following.py); how it is asked of a store is following_store.py's. Empty files that nobody has begun to write are put from here
-too.
+(following.py); how it is asked of a store is following_store.py's.
 
 Resumable after kill -9: each step is removed from the journal in the transaction that records its outcome, and carrying one out a
 second time does no harm. What fails stays in the journal and is tried again, less and less often, with its reason to be seen
@@ -15,7 +14,8 @@ then before it is begun.
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Iterable, Sequence
+from collections import deque
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from alluxio_like import errors
@@ -23,7 +23,7 @@ from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.asking import Asker
 from alluxio_like.master.coherence import Coherence
-from alluxio_like.master.core import changes, conflicts, following, journal, tables, unpersisted, versions
+from alluxio_like.master.core import changes, conflicts, following, journal, tables
 from alluxio_like.master.core.following import Plan
 from alluxio_like.master.core.journal import Op
 from alluxio_like.master.following_store import Done, StoreFollower
@@ -31,8 +31,7 @@ from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.metrics import Metrics
-from alluxio_like.rpc.messages_writing import WriteMode
-from alluxio_like.types import FileId, InodeId, Kind, MountId, Recall, VersionId, to_str
+from alluxio_like.types import FileId, InodeId, MountId, Recall, VersionId, to_str
 from alluxio_like.ufs.writing import WritableUfs, get_writable
 
 log = logging.getLogger(__name__)
@@ -40,14 +39,14 @@ log = logging.getLogger(__name__)
 AT_ONCE = 32
 """Steps, or groups of deletions, under way at one store (a guess)."""
 CHOSEN = 1000
-"""Steps that are chosen at a time; as many deletions go in one request."""
+"""Steps that are chosen at a time, since looking for them costs some 60 us each; as many deletions go in one request."""
+RECORDED = 200
+"""Outcomes that are recorded in one transaction. A guess: some 20 ms."""
 GROUPED = 16
 """Deletions in one directory that are worth a listing and one request for all of them (a guess)."""
 FIRST_PAUSE_S = 0.2
 MAX_PAUSE_S = 30.0
 """Between tries of a step that fails; the same between those of a store that does not answer (guesses)."""
-EMPTY_AFTER_S = 3.0
-"""A new file whose first content has not been sealed by then is put as the empty file that it is."""
 UPLOAD_S = 3600.0
 """An upload that says nothing for so long is taken for given up (a guess: a file of a terabyte at 300 MB/s)."""
 _OF_THE_STORE = (errors.StoreUnavailable, errors.StoreThrottled, errors.StoreMissing, errors.TimedOut)
@@ -75,6 +74,12 @@ class _Mount:
     mount_id: MountId
     news: asyncio.Event = field(default_factory=asyncio.Event)
     running: dict[int, Plan] = field(default_factory=dict)
+    """By the numbers of their steps: plans under way, those that are chosen and wait for their turn included."""
+    queue: deque[list[Plan]] = field(default_factory=deque)
+    """Of these, the ones that wait: groups of deletions, and others alone."""
+    done: list[tuple[Plan, Done]] = field(default_factory=list)
+    """And those of which the outcome is to be recorded."""
+    recorder: asyncio.Task[None] | None = None
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     troubles: dict[int, _Trouble] = field(default_factory=dict)
     trouble: _Trouble | None = None
@@ -106,7 +111,6 @@ class Follower:
         self._cluster_id = cluster_id
         self._following: dict[MountId, _Mount] = {}
         self._uploads: dict[InodeId, _Upload] = {}
-        self._created: dict[InodeId, float] = {}
         self._wanted = asyncio.Event()
         self.progress = asyncio.Event()
 
@@ -117,13 +121,6 @@ class Follower:
         self._wanted.set()
         for mount in self._following.values():
             mount.news.set()
-
-    def note_created(self, inode: InodeId) -> None:
-        """A new file, of which nothing was sealed yet."""
-        self._created[inode] = self._clock.monotonic() + EMPTY_AFTER_S
-
-    def note_sealed(self, inode: InodeId) -> None:
-        self._created.pop(inode, None)
 
     def begin_upload(self, file_id: FileId, mount_id: MountId, key: str) -> None:
         """A worker is going to upload a version: nothing else is done at its key until that is over. Raises Unavailable while a
@@ -164,11 +161,6 @@ class Follower:
 
     async def run(self) -> None:
         """Have all stores follow, for ever."""
-        with self._meta.read() as txn:
-            for found in unpersisted.iter_files(txn):
-                if not found.dirty.holders and found.record.size == 0:
-                    self.note_created(found.inode)
-        empty = asyncio.create_task(self._put_empty_files(), name="put empty files")
         tasks: dict[MountId, asyncio.Task[None]] = {}
         try:
             while True:
@@ -180,9 +172,9 @@ class Follower:
                     tasks[mount_id].add_done_callback(lambda _, mount_id=mount_id: self._end(tasks, mount_id))  # type: ignore[misc]
                 await self._wanted.wait()
         finally:
-            for task in (empty, *tasks.values()):
+            for task in tasks.values():
                 task.cancel()
-            await asyncio.gather(empty, *tasks.values(), return_exceptions=True)
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     def _end(self, tasks: dict[MountId, asyncio.Task[None]], mount_id: MountId) -> None:
         task = tasks.pop(mount_id)
@@ -210,9 +202,10 @@ class Follower:
                 except TimeoutError:
                     pass
         finally:
-            for task in mount.tasks:
+            tasks = [*mount.tasks, *([mount.recorder] if mount.recorder is not None else [])]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*mount.tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _get_pause_s(self, mount: _Mount) -> float:
         return mount.trouble.until_s - self._clock.monotonic() if mount.trouble is not None else 0.0
@@ -228,37 +221,57 @@ class Follower:
         """Begin what can be; whether there is anything left to do."""
         try:
             ufs = get_writable(self._mounts.get_ufs(mount.mount_id))
-            caps = await ufs.get_capabilities()
+            follower = StoreFollower(ufs, await ufs.get_capabilities(), self._cluster_id)
         except errors.NotFound:
             return False
         except errors.AlluxioLikeError as error:
             self._note_store_trouble(mount, error)
             return True
+        if not mount.queue:
+            await self._choose(mount, follower)
+        while mount.queue and len(mount.tasks) < AT_ONCE:
+            group = mount.queue.popleft()
+            self._start(mount, self._carry_out(mount, ufs, follower, group), group[0].step.number)
+        if mount.running:
+            return True
+        with self._meta.read() as txn:
+            return journal.has_steps(txn, mount.mount_id)
+
+    async def _choose(self, mount: _Mount, follower: StoreFollower) -> None:
+        """Fill the queue, and write down what is going to be tried."""
         now_s = self._clock.monotonic()
         mount.troubles = {
             number: trouble for number, trouble in mount.troubles.items() if number in mount.running or self._is_there(number)
         }
         waiting = {number for number, trouble in mount.troubles.items() if trouble.until_s > now_s}
         skipped = waiting | mount.running.keys()
-        plans = await asyncio.to_thread(self._choose, mount.mount_id, skipped, caps.renames)
+
+        def choose() -> list[Plan]:
+            with self._meta.read() as txn:
+                renaming = [mount.mount_id] if follower.renames else []
+                return following.list_ready(txn, skipped, renames=renaming, limit=CHOSEN, mount_id=mount.mount_id)
+
+        plans = await asyncio.to_thread(choose)
         busy = set(self._list_busy(mount.mount_id))
-        free: list[Plan] = []
+        free: dict[int, Plan] = {}
         for plan in plans:
-            pushes = plan.is_directory and not plan.nothing and not caps.renames
+            pushes = plan.is_directory and not plan.nothing and not follower.renames
             if plan.step.number not in mount.running and not pushes and plan.is_free(busy):
                 busy.update(plan.keys)
-                free.append(plan)
-        follower = StoreFollower(ufs, caps, self._cluster_id)
-        for group in _group(free, whole_listings=not caps.has_directories):
-            if len(mount.tasks) >= AT_ONCE:
-                break
-            for plan in group:
-                mount.running[plan.step.number] = plan
-            self._start(mount, self._carry_out(mount, ufs, follower, group), group[0].step.number)
-        if mount.tasks:
-            return True
-        with self._meta.read() as txn:
-            return journal.has_steps(txn, mount.mount_id)
+                free[plan.step.number] = plan
+        mount.running.update(free)
+        try:
+            if any(plan.step.op is Op.SETTLE for plan in free.values()):
+                begun = await self._meta.write(lambda txn: [following.begin(txn, plan) for plan in free.values()])
+                await self._meta.flush()
+                free = {plan.step.number: plan for plan in begun if plan is not None}
+        except errors.AlluxioLikeError as error:
+            self._note_store_trouble(mount, error)
+            free = {}
+        for number in [plan.step.number for plan in plans if plan.step.number not in free]:
+            mount.running.pop(number, None)
+        mount.running.update(free)
+        mount.queue.extend(_group(list(free.values()), whole_listings=not follower.has_directories))
 
     def _push_some(self, mount: _Mount) -> None:
         """Let directories move on for which no store is asked, whatever else is under way, or in the way."""
@@ -291,11 +304,6 @@ class Follower:
         with self._meta.read() as txn:
             return journal.lookup_step(txn, number) is not None
 
-    def _choose(self, mount_id: MountId, skipped: Collection[int], renames: bool) -> list[Plan]:
-        with self._meta.read() as txn:
-            renaming = [mount_id] if renames else []
-            return following.list_ready(txn, skipped, renames=renaming, limit=CHOSEN, mount_id=mount_id)
-
     def _list_busy(self, mount_id: MountId, *, but: InodeId | None = None) -> Iterable[str]:
         """Keys at which something is under way."""
         mount = self._following.get(mount_id)
@@ -315,17 +323,20 @@ class Follower:
         left = {plan.step.number: plan for plan in plans}
         try:
             await self._asker.wait_turn(ufs)
+            with self._meta.read() as txn:
+                # Something may have changed since they were chosen: then they are chosen again.
+                plans = [plan for plan in plans if following.is_current(txn, plan)]
             if len(plans) > 1:
                 outcomes = await follower.delete_group(plans)
-                for plan, outcome in outcomes:
-                    if isinstance(outcome, Exception):
-                        self._note_trouble(mount, plan, outcome)
-                        left.pop(plan.step.number)
-                done = [(plan, outcome) for plan, outcome in outcomes if not isinstance(outcome, Exception)]
-                await self._finish(mount, done)
             else:
-                plan = await self._begin(mount, plans[0])
-                await self._finish(mount, [(plan, await follower.carry_out(plan))])
+                outcomes = [(plan, await follower.carry_out(plan)) for plan in plans]
+            for plan, outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    self._note_trouble(mount, plan, outcome)
+                else:
+                    mount.done.append((left.pop(plan.step.number), outcome))
+            if mount.done and mount.recorder is None:
+                mount.recorder = asyncio.create_task(self._record_all(mount), name=f"record {mount.mount_id}")
         except errors.AlluxioLikeError as error:
             for plan in left.values():
                 self._note_trouble(mount, plan, error)
@@ -333,20 +344,36 @@ class Follower:
             for plan in left.values():
                 self._note_defect(mount, plan, error)
         finally:
-            for plan in plans:
-                mount.running.pop(plan.step.number, None)
-            mount.news.set()
+            for number in left:
+                mount.running.pop(number, None)
             self._advance()
 
-    async def _begin(self, mount: _Mount, plan: Plan) -> Plan:
-        """Write down what is about to be done, where it matters that it may have happened."""
-        begun = await self._meta.write(lambda txn: following.begin(txn, plan))
-        if begun is not plan:
-            await self._meta.flush()
-            mount.running[plan.step.number] = begun
-        return begun
+    async def _record_all(self, mount: _Mount) -> None:
+        """Record what has been done, as much as there is at a time."""
+        try:
+            while mount.done:
+                batch = mount.done[:RECORDED]
+                try:
+                    await self._record(mount, batch)
+                except Exception as error:  # noqa: BLE001 (each is tried alone, and says what is wrong with it)
+                    if len(batch) == 1:
+                        self._note_defect(mount, batch[0][0], error)
+                    for one in batch if len(batch) > 1 else ():
+                        try:
+                            await self._record(mount, [one])
+                        except errors.AlluxioLikeError as own:
+                            self._note_trouble(mount, one[0], own)
+                        except Exception as own:  # noqa: BLE001 (as above)
+                            self._note_defect(mount, one[0], own)
+                finally:
+                    del mount.done[: len(batch)]
+                    for plan, _ in batch:
+                        mount.running.pop(plan.step.number, None)
+                    self._advance()
+        finally:
+            mount.recorder = None
 
-    async def _finish(self, mount: _Mount, done: Sequence[tuple[Plan, Done]]) -> None:
+    async def _record(self, mount: _Mount, done: Sequence[tuple[Plan, Done]]) -> None:
         now_ns = self._clock.now_ns()
         recalls: list[Recall] = []
         postponed: set[int] = set()
@@ -400,56 +427,6 @@ class Follower:
             self._lister.begin(directory)
         except errors.AlluxioLikeError as error:
             log.info("a directory was not listed again", extra={"error": str(error)})
-
-    # -- empty files ---------------------------------------------------------------------------------------------------------
-
-    async def _put_empty_files(self) -> None:
-        while True:
-            await asyncio.sleep(EMPTY_AFTER_S / 2)
-            now_s = self._clock.monotonic()
-            due = [inode for inode, due_s in self._created.items() if due_s <= now_s]
-            for start in range(0, len(due), AT_ONCE):
-                await asyncio.gather(*map(self._put_empty, due[start : start + AT_ONCE]))
-
-    async def _put_empty(self, inode: InodeId) -> None:
-        """Put a file that was made and not written to: it is empty at the store too."""
-        file_id = FileId(inode, VersionId(1))
-        try:
-            with self._meta.read() as txn:
-                record = tables.lookup_inode(txn, inode)
-                if record is None or record.kind is not Kind.FILE or tables.get_dirty(txn, inode).holders:
-                    self._created.pop(inode, None)
-                    return
-                plan = versions.plan_upload(txn, inode, VersionId(1))
-                if self._mounts.find_policy(txn, plan.mount_id, plan.key).policy.mode is WriteMode.CACHE:
-                    self._created.pop(inode, None)
-                    return
-            self.begin_upload(file_id, plan.mount_id, plan.key)
-            try:
-                ufs = get_writable(self._mounts.get_ufs(plan.mount_id))
-                await self._asker.wait_turn(ufs)
-                follower = StoreFollower(ufs, await ufs.get_capabilities(), self._cluster_id)
-                stored = await follower.put_empty(plan.key, inode, plan.expected)
-            finally:
-                self.end_upload(file_id)
-            now_ns = self._clock.now_ns()
-            if stored is None:
-                outcome = await self._meta.write(lambda txn: conflicts.set_aside(txn, inode, VersionId(1), now_ns))
-                self._coherence.tell(outcome.recalls)
-                self.report_conflict(inode)
-                return
-            await self._meta.write(lambda txn: versions.note_persisted(txn, inode, VersionId(1), plan, stored, now_ns))
-            self._created.pop(inode, None)
-            self.wake()
-        except (errors.Stale, errors.NotFound):
-            self._created.pop(inode, None)
-        except errors.AlluxioLikeError as error:
-            log.info("an empty file is not at the store yet", extra={"inode": inode, "error": str(error)})
-            if inode in self._created:
-                self._created[inode] = self._clock.monotonic() + EMPTY_AFTER_S
-        except Exception:
-            log.exception("an empty file could not be put", extra={"inode": inode})
-            self._created.pop(inode, None)
 
     # -- troubles ------------------------------------------------------------------------------------------------------------
 

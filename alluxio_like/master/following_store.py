@@ -44,6 +44,10 @@ class StoreFollower:
     def renames(self) -> bool:
         return self._capabilities.renames
 
+    @property
+    def has_directories(self) -> bool:
+        return self._capabilities.has_directories
+
     async def carry_out(self, plan: Plan) -> Done:
         """Do what a plan wants; a directory's move only where the store renames. Raises the store's errors."""
         if plan.nothing:

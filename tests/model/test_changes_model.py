@@ -280,8 +280,10 @@ class ChangesMachine(RuleBasedStateMachine):
 
     def begin(self, plan: Plan) -> None:
         with self.kv.write() as txn:
-            plan = following.begin(txn, plan)
-        self.running[plan.step.number] = Running(plan)
+            begun = following.begin(txn, plan)
+            assert begun is not None
+            assert following.is_current(txn, begun)
+        self.running[plan.step.number] = Running(begun)
 
     @precondition(lambda self: self.running)
     @rule()

@@ -139,13 +139,20 @@ def make_plan(txn: ReadTransaction, step: Step) -> Plan:
     return Plan(step, step.key, target, record.stored if record.kind is Kind.FILE else None, moved.base)
 
 
-def begin(txn: WriteTransaction, plan: Plan) -> Plan:
-    """Write down that a plan is about to be carried out, where that matters; the plan as it is then. To be durable before."""
+def is_current(txn: ReadTransaction, plan: Plan) -> bool:
+    """Whether a plan is still what its step has to do."""
+    step = journal.lookup_step(txn, plan.step.number)
+    return step == plan.step and (bool(step.tried) or plan.is_directory or make_plan(txn, step) == plan)
+
+
+def begin(txn: WriteTransaction, plan: Plan) -> Plan | None:
+    """Write down that a plan is about to be carried out, where that matters, to be durable before; the plan as it is then (None:
+    it is to be made anew)."""
     if plan.step.op is not Op.SETTLE or plan.nothing or plan.is_directory or plan.step.tried:
         return plan
     step = journal.lookup_step(txn, plan.step.number)
-    if step is None or step.op is not Op.SETTLE:
-        raise errors.Stale("the move was called off", subject=plan.source)
+    if step != plan.step:
+        return None
     return plan._replace(step=journal.note_tried(txn, step, plan.target, plan.expected))
 
 
