@@ -153,6 +153,8 @@ class Program:
                 page: ListPage = await self.ufs.list_page(prefix, token)
                 for entry in page.entries:
                     path = prefix + entry.name
+                    if entry.name.startswith(".alluxio-like-probe-"):
+                        continue  # of a master that was killed while it tried out what the server can do
                     if entry.kind is Kind.DIRECTORY:
                         found[path] = None
                         waiting.append(f"{path}/")
