@@ -151,6 +151,10 @@ class Drafts:
         found = self._uploads.get(file_id)
         return None if found is None else found[0]
 
+    def is_healthy(self, draft: Draft) -> bool:
+        """Quick. The disk that a draft is on has not failed."""
+        return self._dirs[draft.directory].ok
+
     def is_generation_used(self, inode: InodeId, generation: int) -> bool:
         """Quick. A draft has that generation, or is just becoming a cache file with it."""
         draft = self._drafts.get(inode)

@@ -36,6 +36,8 @@ _LOG = logging.getLogger(__name__)
 LOOK_S = 1.0
 GRACE_S = 10.0
 """A draft that was just begun is not over because nobody has opened it yet. A guess: the caller opens it within milliseconds."""
+_LOOKS_AT_ONCE = 64
+_CLOSE_S = 2.0
 _BRING_TRIES = 3
 _SEAL_ROUNDS = 3
 
@@ -156,18 +158,34 @@ class DraftsService:
 
     async def run(self) -> None:
         """Look after drafts that nobody has open any more, seals that were cut short, and uploads; until cancelled."""
-        while True:
-            self._uploader.look()
-            for draft in self._drafts.list_drafts():
-                try:
-                    await self._to_end(self._look(draft))
-                except errors.AlluxioLikeError as error:
-                    _LOG.warning("the draft of inode %d is looked at again later: %s", draft.inode, error)
-                except Exception:  # noqa: BLE001 (nobody would notice drafts that are never over)
-                    _LOG.exception("the look at the draft of inode %d failed", draft.inode)
-            await self._replicator.look()
-            self._show()
-            await asyncio.sleep(LOOK_S)
+        looking: dict[InodeId, asyncio.Task[None]] = {}
+        try:
+            while True:
+                self._uploader.look()
+                self._begin_looks(looking)
+                await self._replicator.look()
+                self._show()
+                await asyncio.sleep(LOOK_S)
+        finally:
+            for task in looking.values():
+                task.cancel()
+            await asyncio.gather(*looking.values(), return_exceptions=True)
+
+    def _begin_looks(self, looking: "dict[InodeId, asyncio.Task[None]]") -> None:
+        """One that waits, for the master or for a long seal, keeps none of the others waiting."""
+        for inode in [inode for inode, task in looking.items() if task.done()]:
+            del looking[inode]
+        for draft in self._drafts.list_drafts():
+            if draft.inode not in looking and len(looking) < _LOOKS_AT_ONCE and self._drafts.is_healthy(draft):
+                looking[draft.inode] = asyncio.create_task(self._look_safely(draft), name=f"look at draft {draft.inode}")
+
+    async def _look_safely(self, draft: Draft) -> None:
+        try:
+            await self._to_end(self._look(draft))
+        except errors.AlluxioLikeError as error:
+            _LOG.warning("the draft of inode %d is looked at again later: %s", draft.inode, error)
+        except Exception:  # noqa: BLE001 (nobody would notice drafts that are never over)
+            _LOG.exception("the look at the draft of inode %d failed", draft.inode)
 
     async def _look(self, draft: Draft) -> None:
         known = self._locks.get(draft.inode)
@@ -317,7 +335,11 @@ class DraftsService:
             _LOG.info("all that was written is uploaded")
 
     async def close(self) -> None:
-        """Wait for what is under way, which is bounded by the master's answers."""
+        """Give what is under way a moment to end. What is cut short the next start takes up: that is what the records are for."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSE_S)
+        for task in self._tasks:
+            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _to_end(self, work: Coroutine[Any, Any, _T]) -> _T:

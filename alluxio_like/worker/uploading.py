@@ -369,8 +369,12 @@ class Uploader:
             # Credentials may have been replaced at the master since the store was opened.
             self._stores.renew(plan.mount_id, ufs)
             raise
-        except errors.Conflict:
+        except (errors.Conflict, errors.IsADirectory):
             return await self._settle_conflict(ufs, opened, plan, job)
+        except errors.NotFound:
+            # Somebody removed the directory at the store: what is written in it here has not been.
+            await _make_parents(ufs, plan.key)
+            raise _Replan from None
 
     async def _put(self, ufs: WritableUfs, opened: _Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
         record = opened.record
@@ -657,6 +661,13 @@ def _copy(fd: int, size: int) -> int:
         os.close(copy)
         raise
     return copy
+
+
+async def _make_parents(ufs: WritableUfs, key: str) -> None:
+    parts = key.split("/")[:-1]
+    for end in range(1, len(parts) + 1):
+        with contextlib.suppress(errors.AlreadyExists):
+            await ufs.make_directory("/".join(parts[:end]))
 
 
 async def _is_gone(ufs: WritableUfs, key: str) -> bool:

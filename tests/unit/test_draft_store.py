@@ -2,12 +2,14 @@
 
 import mmap
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from alluxio_like import errors
+from alluxio_like.cache import draft_files as files
 from alluxio_like.cache.draft_files import open_draft
 from alluxio_like.cache.drafts import Draft, Ending
 from alluxio_like.cache.store import CacheDirSpec, CacheStore, Role
@@ -313,6 +315,23 @@ def test_killed_while_a_copy_is_sealed_it_is_sealed_or_still_to_be(kills: Kills,
     assert cached.read(0, len(DATA)) == DATA
     assert [one.ref for one in kills.store.drafts.list_uploads()] == [ref]
     kills.check_space()
+
+
+def test_where_the_clock_for_files_ticks_slowly_a_seal_waits_for_the_next_tick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "has_fine_clock", lambda _: False)
+    kills = Kills(tmp_path)
+    try:
+        kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+        write_draft(kills, DATA)
+        draft = kills.get_draft()
+        seen = kills.store.drafts.observe(draft)
+        assert seen is not None
+        # Whatever changes from here on has another time.
+        assert time.time_ns() - seen.stamp.ctime_ns >= 10_000_000
+    finally:
+        kills.store.close()
 
 
 def test_a_cache_of_the_format_before_is_read_and_raised(kills: Kills) -> None:

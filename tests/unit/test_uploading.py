@@ -339,3 +339,12 @@ async def test_without_a_limit_nothing_is_waited_for(tmp_path: Path) -> None:
         async with asyncio.timeout(5):
             await app._drain(one.service, 0, asyncio.Event())
         assert one.uploader.count_left() == 1
+
+
+async def test_a_directory_that_somebody_removed_at_the_store_is_made_again(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        one.ufs.fail("PUT", errors.NotFound("no such directory"))
+        await one.write(one.changes.create(5, "a/b/file"), b"ours")
+        assert one.ufs.get("a/b/file") == b"ours"
+        made = [request.key for request in one.ufs.requests if request.op == "PUT" and request.key.endswith("/")]
+        assert made == ["a/", "a/b/"]
