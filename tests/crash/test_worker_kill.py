@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import FileRef, InodeId, Kind
 from alluxio_like.worker import uploading
 from tests.crash.test_master_kill import MasterProcess
+from tests.servers.fixtures import S3Server
 from tests.unit.worker_parts import gather_bytes, make_data, wait_until
 
 RUN = """
@@ -114,10 +116,9 @@ class Writing:
         assert master.channel is not None
         self.changes = ChangesStub(master.channel, timeout_s=20)
 
-    async def mount(self, policy: str) -> None:
-        await self.master.stub.mount(
-            MountSpec("/data", f"file://{self.store}", {"write": policy}, read_only=False), operation_id=uuid.uuid4().hex
-        )
+    async def mount(self, policy: str, uri: str = "") -> None:
+        spec = MountSpec("/data", uri or f"file://{self.store}", {"write": policy}, read_only=False)
+        await self.master.stub.mount(spec, operation_id=uuid.uuid4().hex)
         self.root = (await self.master.stub.resolve_path("/data")).entry.attr.inode  # type: ignore[union-attr]
 
     async def add_worker(self) -> WorkerProcess:
@@ -263,6 +264,47 @@ async def test_a_large_upload_is_gone_on_with_by_the_next_worker_process(
     assert ref.is_stored
     read = worker.stub.read(ref, 5, 1000, priority=Priority.DEMAND, cached_only=False)
     assert b"".join([bytes(piece) async for piece in read]) == data[5:1005]
+
+
+@pytest.mark.server
+@pytest.mark.timeout(300)
+async def test_an_upload_to_s3_is_gone_on_with_and_leaves_no_parts(
+    tmp_path: Path, s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    master = MasterProcess(tmp_path)
+    await master.start()
+    writing = Writing(tmp_path, master)
+    try:
+        worker = await writing.add_worker()
+        await writing.mount("back:1", f"s3://{s3_bucket}")
+        data = make_data(12 * uploading.PART_BYTES + 1000)
+        ref = await writing.create("large")
+        fd = await writing.open(worker, ref, truncate=True)
+        os.pwrite(fd, data, 0)
+        await writing.seal(worker, ref.inode)
+        os.close(fd)
+
+        def list_uploads() -> list[dict[str, Any]]:
+            return list(s3_server.client.list_multipart_uploads(Bucket=s3_bucket).get("Uploads", []))
+
+        def is_under_way() -> bool:
+            begun = list_uploads()
+            if not begun:
+                return bool(s3_server.client.list_objects_v2(Bucket=s3_bucket).get("Contents"))
+            parts = s3_server.client.list_parts(Bucket=s3_bucket, Key="large", UploadId=begun[0]["UploadId"])
+            return bool(parts.get("Parts"))
+
+        await wait_until(is_under_way, "the first part", 60)
+        worker.kill()
+        await worker.start()
+        await writing.wait_persisted(120.0)
+        assert s3_server.client.get_object(Bucket=s3_bucket, Key="large")["Body"].read() == data
+        assert not list_uploads()
+    finally:
+        await writing.close()
+        await master.close()
 
 
 @pytest.mark.timeout(200)
