@@ -209,7 +209,7 @@ class Drafts:
         return self._record_begun(directory, DraftRecord(ref, generation, stamp), path, array("Q"), ())
 
     def has_newer(self, ref: FileRef) -> bool:
-        """Whether a later version of the same file is in the cache. Raises DiskError."""
+        """Quick. Whether a later version of the same file is in the cache. Raises DiskError."""
         for directory in self._dirs:
             if directory.ok:
                 with self._translated(directory):

@@ -62,7 +62,8 @@ _GAUGES_S = 1.0
 _WRITE_THREADS = 2
 _READ_THREADS = 4
 _SEND_THREADS = 2
-_DRAFT_THREADS = 4
+_DRAFT_THREADS = 8
+"""They wait for the disk for the most part, and those that commit at the same time wait once."""
 
 
 async def run(config: WorkerConfig) -> int:

@@ -19,7 +19,7 @@ from alluxio_like import errors
 from alluxio_like.cache.drafts import Draft, Ending
 from alluxio_like.cache.file import CachedFile, Role
 from alluxio_like.cache.store import CacheStore
-from alluxio_like.cache.writing_records import UploadRecord, make_token
+from alluxio_like.cache.writing_records import Stamp, UploadRecord, make_token
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import DraftPlace, DraftSealed, Sealed, SealedDraft, WriteMode
@@ -211,7 +211,7 @@ class DraftsService:
     # -- begin -------------------------------------------------------------------------------------------------------------
 
     async def _begin(self, ref: FileRef, *, truncate: bool) -> Draft:
-        if await self._disk.submit(lambda: self._drafts.has_newer(ref), alone=True):
+        if self._drafts.has_newer(ref):
             # Sealed here since the caller has looked: what it would write would undo that.
             raise errors.Stale("the file has been written anew; open it again", subject=ref.key)
         for _ in range(_BRING_TRIES):
@@ -259,15 +259,20 @@ class DraftsService:
             unchanged = False
         else:
             unchanged = True
-        stamp = await self._disk.submit(lambda: self._drafts.read_stamp(draft), alone=True)
-        if stamp == draft.record.stamp:
+        stamp, is_changed = await self._disk.submit(lambda: self._begin_seal(draft, operation_id), alone=True)
+        if not is_changed:
             return DraftSealed(draft.record.ref, stamp.mtime_ns, unchanged=unchanged)
-        seen = await self._disk.submit(lambda: self._drafts.observe(draft), alone=True)
-        if seen is None:
-            seen = await self._disk.submit(lambda: self._drafts.observe_copy(draft), alone=True)
-        await self._disk.submit(lambda: self._drafts.note_sealing(draft, operation_id, seen), alone=True)
         await self._finish_seal(draft)
-        return DraftSealed(draft.record.ref, seen.stamp.mtime_ns)
+        return DraftSealed(draft.record.ref, stamp.mtime_ns)
+
+    def _begin_seal(self, draft: Draft, operation_id: str) -> tuple[Stamp, bool]:
+        """In a disk thread. Write down that what is in the draft now becomes a version; its stamp, and False: it is one."""
+        stamp = self._drafts.read_stamp(draft)
+        if stamp == draft.record.stamp:
+            return stamp, False
+        seen = self._drafts.observe(draft) or self._drafts.observe_copy(draft)
+        self._drafts.note_sealing(draft, operation_id, seen)
+        return seen.stamp, True
 
     async def _finish_seal(self, draft: Draft) -> None:
         """Have the master give the version its number, under the operation id that was written down."""

@@ -177,7 +177,7 @@ async def running_drafts(
     async with running_parts(directory, quota_bytes=quota_bytes, wrap=lambda made: WritableMemoryUfs(ufs or made)) as parts:
         if ufs is not None:
             parts.ufs = ufs
-        disk = DiskQueue("drafts", 2)
+        disk = DiskQueue("drafts", 8)
         turns = Turns(8, 4, asyncio.get_running_loop().time)
 
         async def get_secrets(_: MountId) -> object:
