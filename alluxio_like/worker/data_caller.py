@@ -129,10 +129,10 @@ class Caller:
         del self._calls[:end]
         server = self._server
         if hello.worker_id != server.worker_id or server.get_cluster_id() not in {None, hello.cluster_id}:
-            self._refuse("another worker is at this address")
+            self._refuse("another worker is at this address: ask the master for the workers anew")
             return False
         if not hmac.compare_digest(hello.nonce.encode(), server.nonce.encode()):
-            self._refuse("the worker was started anew")
+            self._refuse("the number shown is not the one of this worker's present start: ask the master for it anew")
             return False
         self._greeted = True
         self._stop_timer()

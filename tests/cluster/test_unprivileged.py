@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_tls import Site
+from alluxio_like.rpc import data_wire
+from tests.cluster.test_tls import Site, list_listening
 from tests.servers.net import find_ports
 
 pytestmark = pytest.mark.timeout(120)
@@ -96,3 +98,48 @@ def test_another_user_reaches_no_file_of_the_services(place: Path) -> None:
                     shown = answer.read()
                 assert Path(master["token_file"]).read_bytes().strip() not in shown
                 assert str(source).encode() not in shown
+
+
+def ask_data_socket(port: int, said: bytes) -> bytes:
+    """All that a data socket answers to a caller, until it closes the connection; it must not be kept waiting."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(said)
+        answer = b""
+        while data := connection.recv(4096):
+            answer += data
+        return answer
+
+
+def test_in_the_clear_a_token_may_be_asked_for_and_the_data_socket_opens_to_nobody_else(place: Path) -> None:
+    site = Site(place)
+    clients = place / "clients"
+    clients.touch(0o600)
+    clients.write_text("of-a-client\n")
+    (place / "source").mkdir()
+    (place / "source/a").write_bytes(b"content" * 1000)
+    os.utime(place / "source/a", (1_600_000_000, 1_600_000_000))
+    asking = ["--set", f"client_token_file={clients}"]
+    with site.running:
+        master = site.start("master", "master", "--home", str(place / "m"), "--bind", "127.0.0.1:0", *asking)
+        words = ["worker", "--master", master["address"], "--home", str(place / "w"), "--allow-root-disk", *asking]
+        worker = site.start("worker", *words, "--cache-dir", f"{place / 'cache'}=1GB", "--token-file", master["token_file"])
+        environment = {"ALLUXIO_LIKE_MASTER": master["address"]}
+        refused = site.run("alluxio-like", "workers", **environment)
+        assert refused.returncode == 1
+        assert refused.stderr.count("\n") == 1
+        assert "this cluster asks its clients for a token" in refused.stderr
+        environment["ALLUXIO_LIKE_TOKEN_FILE"] = master["token_file"]
+        mounted = site.run("alluxio-like", "mount", "/data", f"file://{place / 'source'}", **environment)
+        assert mounted.returncode == 0, mounted.stderr
+        environment["ALLUXIO_LIKE_TOKEN_FILE"] = str(clients)
+        assert site.run("alluxio-like", "fs", "cat", "/data/a", **environment).stdout == "content" * 1000
+        # What a stranger does not know is the worker's number.
+        known = {int(worker[name].rpartition(":")[2]) for name in ("address", "http_address")}
+        (port,) = list_listening(int(worker["pid"])) - known
+        for nonce in ("", "0" * 32):
+            hello = data_wire.Hello(master["cluster_id"], worker["worker_id"], nonce)
+            answer = ask_data_socket(port, data_wire.pack_hello(hello))
+            assert b"ask the master for it anew" in answer, answer
+        hello = data_wire.Hello("another", worker["worker_id"], "")
+        assert b"ask the master for the workers anew" in ask_data_socket(port, data_wire.pack_hello(hello))
+        assert ask_data_socket(port, b"GET / HTTP/1.1\r\nHost: here\r\n\r\n") == b""
