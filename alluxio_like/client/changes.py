@@ -35,6 +35,8 @@ class Changes:
 
     def __init__(self, channel: RpcChannel, forget: Callable[[Sequence[Recall]], None], *, timeout_s: float) -> None:
         self._stub = ChangesStub(channel, timeout_s=timeout_s)
+        # (What a daemon before this one has changed may not be durable.)
+        self._changes, self._flushed = 1, 0
         self._forget = forget
 
     async def create(self, new: NewName, operation_id: str = "") -> Changed:
@@ -56,6 +58,13 @@ class Changes:
     async def set_attributes(self, inode: InodeId, wanted: NewAttributes, operation_id: str = "") -> Changed:
         """chmod, chown, utimens. Raises NotFound, ReadOnly."""
         return self._take(await self._stub.set_attributes(operation_id or make_operation_id(), inode, wanted))
+
+    async def flush(self) -> None:
+        """What this client has changed by now is durable when this returns; nobody is asked where that is known."""
+        wanted = self._changes
+        if self._flushed < wanted:
+            await self._stub.flush()
+            self._flushed = max(self._flushed, wanted)
 
     async def read_link(self, inode: InodeId) -> str:
         """Where a symbolic link leads. Raises InvalidArgument for anything else."""
@@ -86,5 +95,6 @@ class Changes:
         return await self._stub.persist(path)
 
     def _take(self, changed: Changed) -> Changed:
+        self._changes += 1
         self._forget(changed.recalls)
         return changed

@@ -51,6 +51,7 @@ class Changing:
             wire.SYMLINK: ("symlink", self.symlink),
             wire.LINK: ("link", self.link),
             wire.UNLINK: ("unlink", self.unlink),
+            wire.FSYNCDIR: ("fsyncdir", self.fsyncdir),
             wire.RMDIR: ("rmdir", self.rmdir),
             wire.RENAME: ("rename", self.rename),
             wire.RENAME2: ("rename", self.rename),
@@ -173,6 +174,14 @@ class Changing:
             return None
         mode = kill_set_ids(entry.attr.mode)
         return mode if mode != entry.attr.mode else None
+
+    async def fsyncdir(self, _request: wire.Request) -> bytes:
+        await self.flush()
+        return b""
+
+    async def flush(self) -> None:
+        """Have all names that were changed through this mount be durable."""
+        await self._drafts.finish(self._changes.flush())
 
     async def set_xattr(self, request: wire.Request) -> bytes:
         header, body = request

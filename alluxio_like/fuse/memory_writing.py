@@ -150,6 +150,9 @@ class MemoryWriting:
 
         return self._once(operation_id, do)
 
+    async def flush(self) -> None:
+        pass
+
     async def read_link(self, inode: InodeId) -> str:
         if inode not in self._targets:
             raise errors.InvalidArgument("not a symbolic link", subject=str(inode))

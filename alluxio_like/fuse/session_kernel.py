@@ -616,7 +616,7 @@ class Session:
 
     def _make_handlers(self) -> dict[int, Handler]:
         # What is not here is answered with ENOSYS, most of which the kernel remembers: it does not ask again for FLUSH, FSYNC,
-        # FSYNCDIR, ACCESS, LSEEK, POLL, BMAP, STATX and does what is right for a file without holes.
+        # ACCESS, LSEEK, POLL, BMAP, STATX and does what is right for a file without holes.
         handlers = {
             wire.LOOKUP: self._lookup,
             wire.FORGET: self._ignore,

@@ -218,6 +218,8 @@ class Writing:
         file = await self._get_file(header, body.fh)
         if file.draft is not None and file.writes:
             await self._drafts.use(file.draft, os.fdatasync if body.flags & wire.FSYNC_FDATASYNC else os.fsync)
+        # Its name too, or what the disk has would belong to nobody.
+        await self._changing.flush()
         return b""
 
     async def fallocate(self, request: wire.Request) -> bytes:

@@ -163,6 +163,9 @@ class ChangesService:
         core = changes.Attributes(wanted.mode, wanted.uid, wanted.gid, wanted.atime_ns, wanted.mtime_ns)
         return await self._change(operation_id, "setattr", lambda txn, now_ns: changes.set_attributes(txn, inode, core, now_ns))
 
+    async def flush(self) -> None:
+        await self._meta.flush()
+
     async def read_link(self, inode: InodeId) -> str:
         with self._meta.read() as txn:
             return to_str(changes.read_link(*open_tree(txn, inode)))
@@ -320,7 +323,7 @@ class ChangesService:
                 await prepare()
             progress = self._follower.progress
             try:
-                return await self._commit(operation_id, method, apply, view)
+                return await self._commit(operation_id, method, apply, view, durable=False)
             except errors.Stale:
                 # A listing has ended in between, or was undone: what it has not covered is asked for again.
                 stale += 1
@@ -336,7 +339,10 @@ class ChangesService:
         method: str,
         apply: Callable[[WriteTransaction, int], Outcome],
         view: Callable[[ReadTransaction, Outcome], T],
+        *,
+        durable: bool = True,
     ) -> T:
+        """`durable`: when it returns. Names are made so by `flush`, or soon."""
         now_ns, lease = self._clock.now_ns(), get_lease()
 
         def work(txn: WriteTransaction) -> tuple[Outcome, T]:
@@ -347,6 +353,10 @@ class ChangesService:
         async def commit() -> T:
             outcome, answer = await self._meta.write(work)
             self._follower.wake()
+            if not durable:
+                self._meta.flush_soon()
+                await self._coherence.invalidate(outcome.recalls, source=lease, wait=True)
+                return answer
             await asyncio.gather(self._meta.flush(), self._coherence.invalidate(outcome.recalls, source=lease, wait=True))
             return answer
 

@@ -32,7 +32,8 @@ from alluxio_like.types import FileId, Fingerprint, InodeId, Kind, MountId, Vers
 
 
 class ChangesHandler(Protocol):
-    """Each call is one transaction, durable when it returns; others' leases of what was so before are gone then.
+    """Each call is one transaction; others' leases of what was so before are gone when it returns. A power loss may still undo
+    what came after the last `flush` or `seal`.
 
     All raise ReadOnly, NotFound, Unavailable (the store has to follow an earlier change first, and did not in time) and what
     the system call of that name fails with.
@@ -49,6 +50,10 @@ class ChangesHandler(Protocol):
     async def rename(self, operation_id: str, renaming: Renaming) -> Changed: ...
 
     async def set_attributes(self, operation_id: str, inode: InodeId, wanted: NewAttributes) -> Changed: ...
+
+    async def flush(self) -> None:
+        """What was done before is durable when this returns."""
+        ...
 
     async def read_link(self, inode: InodeId) -> str: ...
 
@@ -136,6 +141,10 @@ class _Changes:
             )
         )
         return _change_reply(await self._handler.set_attributes(request.operation_id, InodeId(request.inode), wanted))
+
+    async def Flush(self, _request: writing_pb2.FlushRequest, _: Any) -> writing_pb2.FlushReply:
+        await self._handler.flush()
+        return writing_pb2.FlushReply()
 
     async def ReadLink(self, request: writing_pb2.ReadLinkRequest, _: Any) -> writing_pb2.ReadLinkReply:
         return writing_pb2.ReadLinkReply(target=to_bytes(await self._handler.read_link(InodeId(request.inode))))
@@ -262,6 +271,9 @@ class ChangesStub:
             mtime_ns=wanted.mtime_ns,
         )
         return _to_changed(await self._call("SetAttributes", request))
+
+    async def flush(self) -> None:
+        await self._call("Flush", writing_pb2.FlushRequest())
 
     async def read_link(self, inode: InodeId) -> str:
         return to_str((await self._call("ReadLink", writing_pb2.ReadLinkRequest(inode=inode))).target)

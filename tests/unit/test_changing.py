@@ -5,6 +5,7 @@
 import asyncio
 import errno
 import itertools
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from alluxio_like import errors
+from alluxio_like.client.changes import Changes
 from alluxio_like.errors import get_disposition
 from alluxio_like.rpc.messages import MountSpec
 from alluxio_like.rpc.messages_writing import (
@@ -27,7 +29,7 @@ from alluxio_like.rpc.messages_writing import (
 )
 from alluxio_like.types import Entry, FileId, Fingerprint, InodeId, Kind, to_str
 from alluxio_like.ufs.memory import Fault, MemoryUfs
-from tests.unit.master_parts import Cluster
+from tests.unit.master_parts import Cluster, wait_until
 
 numbers = itertools.count()
 
@@ -512,3 +514,35 @@ async def test_an_upload_waits_for_what_the_store_has_to_follow_first(cluster: C
     plan = await planning
     assert plan.key == "d/a"
     assert FileId(sealed.ref.inode, sealed.ref.version) == sealed.ref.file_id
+
+
+async def test_names_are_durable_soon_and_at_once_when_asked(
+    cluster: Cluster, store: MemoryUfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store
+    meta = cluster.master.meta
+    flushes: list[float] = []
+    store_flush = meta._store.flush
+
+    def flush() -> None:
+        flushes.append(time.monotonic())
+        store_flush()
+
+    monkeypatch.setattr(meta._store, "flush", flush)
+    await asyncio.sleep(0.1)
+    flushes.clear()
+    root = (await cluster.stub.resolve_path("/data")).entry
+    assert root is not None
+    begun = time.monotonic()
+    await cluster.changes.create("", NewName(root.attr.inode, "soon", Kind.DIRECTORY, 0o755, 0, 0))
+    await wait_until(lambda: flushes, "the flush that comes by itself")
+    assert flushes[0] - begun >= 0.04
+    flushes.clear()
+    client = Changes(cluster._channel, lambda _: None, timeout_s=5)  # type: ignore[arg-type]
+    await client.create(NewName(root.attr.inode, "now", Kind.DIRECTORY, 0o755, 0, 0))
+    await client.flush()
+    assert flushes
+    await asyncio.sleep(0.1)
+    flushes.clear()
+    await client.flush()
+    assert not flushes, "nothing has changed since"

@@ -98,6 +98,14 @@ class ChangeReply(_message.Message):
     recalls: _containers.RepeatedCompositeFieldContainer[_coherence_pb2.Recall]
     def __init__(self, entry: _Optional[_Union[_common_pb2.Entry, _Mapping]] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ...) -> None: ...
 
+class FlushRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FlushReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class ReadLinkRequest(_message.Message):
     __slots__ = ("inode",)
     INODE_FIELD_NUMBER: _ClassVar[int]

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class ChangesStub:
-    """What programs change in the namespace. Each call is one transaction, durable when it is answered, and nobody who holds a lease
-    still relies on what was so before. A repeat with the same operation id is answered with the first result. All need the cluster
+    """What programs change in the namespace. Each call is one transaction, and nobody who holds a lease still relies on what was so
+    before when it is answered. It lives through the death of the master from then on, and through a power loss soon after, or once
+    Flush was answered: as with a local file system and fsync(2). Sealed versions are durable at once. A repeat with the same operation id is answered with the first result. All need the cluster
     token: who may change what has been decided by the caller (the kernel), by the uid and gid of its own callers.
     """
 
@@ -61,6 +62,11 @@ class ChangesStub:
                 '/alluxio_like.rpc.v1.Changes/SetAttributes',
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SetAttributesRequest.SerializeToString,
                 response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ChangeReply.FromString,
+                _registered_method=True)
+        self.Flush = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Changes/Flush',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.FlushRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.FlushReply.FromString,
                 _registered_method=True)
         self.ReadLink = channel.unary_unary(
                 '/alluxio_like.rpc.v1.Changes/ReadLink',
@@ -125,8 +131,9 @@ class ChangesStub:
 
 
 class ChangesServicer:
-    """What programs change in the namespace. Each call is one transaction, durable when it is answered, and nobody who holds a lease
-    still relies on what was so before. A repeat with the same operation id is answered with the first result. All need the cluster
+    """What programs change in the namespace. Each call is one transaction, and nobody who holds a lease still relies on what was so
+    before when it is answered. It lives through the death of the master from then on, and through a power loss soon after, or once
+    Flush was answered: as with a local file system and fsync(2). Sealed versions are durable at once. A repeat with the same operation id is answered with the first result. All need the cluster
     token: who may change what has been decided by the caller (the kernel), by the uid and gid of its own callers.
     """
 
@@ -160,6 +167,13 @@ class ChangesServicer:
 
     def SetAttributes(self, request, context):
         """Changes mode, owner and times.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Flush(self, request, context):
+        """What was answered before this is durable when it is answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -279,6 +293,11 @@ def add_ChangesServicer_to_server(servicer, server):
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SetAttributesRequest.FromString,
                     response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ChangeReply.SerializeToString,
             ),
+            'Flush': grpc.unary_unary_rpc_method_handler(
+                    servicer.Flush,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.FlushRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.FlushReply.SerializeToString,
+            ),
             'ReadLink': grpc.unary_unary_rpc_method_handler(
                     servicer.ReadLink,
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ReadLinkRequest.FromString,
@@ -348,8 +367,9 @@ def add_ChangesServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Changes:
-    """What programs change in the namespace. Each call is one transaction, durable when it is answered, and nobody who holds a lease
-    still relies on what was so before. A repeat with the same operation id is answered with the first result. All need the cluster
+    """What programs change in the namespace. Each call is one transaction, and nobody who holds a lease still relies on what was so
+    before when it is answered. It lives through the death of the master from then on, and through a power loss soon after, or once
+    Flush was answered: as with a local file system and fsync(2). Sealed versions are durable at once. A repeat with the same operation id is answered with the first result. All need the cluster
     token: who may change what has been decided by the caller (the kernel), by the uid and gid of its own callers.
     """
 
@@ -478,6 +498,33 @@ class Changes:
             '/alluxio_like.rpc.v1.Changes/SetAttributes',
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SetAttributesRequest.SerializeToString,
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ChangeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Flush(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Changes/Flush',
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.FlushRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.FlushReply.FromString,
             options,
             channel_credentials,
             insecure,
