@@ -234,6 +234,8 @@ class Writing:
         header, body = request
         assert isinstance(body, wire.Lseek)
         file = await self._get_file(header, body.fh, writes=False)
+        if body.offset >> 63:
+            raise FileError(errno.ENXIO, "before the beginning of the file")
         if file.draft is not None:
             return wire.pack_lseek(await self._drafts.use(file.draft, lambda fd: os.lseek(fd, body.offset, body.whence)))
         whole = self._backend.find_whole(file.entry) if _is_own(file.entry) else None

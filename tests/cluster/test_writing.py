@@ -145,6 +145,39 @@ def test_what_one_mount_does_the_other_sees_at_once(store: Store, places: tuple[
     wait_until(lambda: store.read() == twice.files, "the store follows")
 
 
+@pytest.fixture
+def apart(store: Store, workplace: Path) -> Iterator[tuple[Path, Path]]:
+    """Two mounts as on two machines, each with a worker of its own."""
+    with (
+        start_written(workplace, store.uri, store.environment, workers=2) as stack,
+        mounted_again(stack, workplace, "mnt1", hidden_worker=2) as first,
+        mounted_again(stack, workplace, "mnt2", hidden_worker=1) as second,
+    ):
+        yield first / "data", second / "data"
+
+
+def test_what_one_machine_does_another_sees_at_once(store: Store, apart: tuple[Path, Path]) -> None:
+    twice = Twice(apart, seed=11)
+    for _ in range(STEPS):
+        twice.step()
+    wait_until(lambda: store.read() == twice.files, "the store follows")
+
+
+def test_two_machines_write_one_file_and_the_last_to_close_wins(apart: tuple[Path, Path]) -> None:
+    here, there = apart
+    (here / "f").write_bytes(b"the beginning")
+    with (here / "f").open("r+b", buffering=0) as one, (there / "f").open("r+b", buffering=0) as other:
+        one.write(b"ONE")
+        other.write(b"THE OTHER")
+        assert (here / "f").read_bytes() == b"ONE beginning"
+        one.close()
+        assert (there / "f").read_bytes() == b"THE OTHERning"
+    for place in apart:
+        wait_until(lambda place=place: (place / "f").read_bytes() == b"THE OTHERning", "the last to close")
+    (here / "f").write_bytes(b"and on")
+    assert (there / "f").read_bytes() == b"and on"
+
+
 def test_bytes_are_where_the_policy_wants_them_when_close_returns(store: Store, stack: Stack) -> None:
     here = stack.mountpoint / "data"
     (here / "sub").mkdir()

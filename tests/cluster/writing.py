@@ -37,11 +37,18 @@ def start_written(
 
 
 @contextmanager
-def mounted_again(stack: Stack, workplace: Path, name: str = "mnt2") -> Iterator[Path]:
-    """The same namespace at another place of this machine, by a daemon of its own."""
+def mounted_again(stack: Stack, workplace: Path, name: str = "mnt2", hidden_worker: int = 0) -> Iterator[Path]:
+    """The same namespace at another place of this machine, by a daemon of its own; with `hidden_worker` as on a machine that does
+    not have that worker."""
     place, ready = workplace / name, workplace / f"{name}.ready"
     place.mkdir()
+    hide = []
+    if hidden_worker:
+        (workplace / "nothing").mkdir(exist_ok=True)
+        script = f'mount --bind {workplace}/nothing {workplace}/home/worker-{hidden_worker} && exec "$@"'
+        hide = ["unshare", "--mount", "sh", "-c", script, "sh"]
     command = [
+        *hide,
         str(PROGRAMS / "alluxio-like"), "fuse", str(place), "--master", stack.master,
         "--token-file", stack.ready["master"]["token_file"], "--ready-file", str(ready),
     ]  # fmt: skip
@@ -50,7 +57,7 @@ def mounted_again(stack: Stack, workplace: Path, name: str = "mnt2") -> Iterator
     try:
         wait_until(lambda: ready.exists() or process.poll() is not None, "the second mount", START_S)
         assert process.poll() is None
-        yield place
+        yield Path(f"/proc/{process.pid}/root{place}") if hidden_worker else place
     finally:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
