@@ -15,7 +15,7 @@ from alluxio_like.master.core.following import Plan
 from alluxio_like.master.core.journal import Op
 from alluxio_like.types import Fingerprint, InodeId, to_bytes
 from alluxio_like.ufs.api import FlatUfs
-from alluxio_like.ufs.writing import Expected, Source, WritableUfs, WriteCapabilities, WriteOptions
+from alluxio_like.ufs.writing import Expected, Source, WritableUfs, WriteCapabilities, WriteOptions, make_directories
 
 _MOST_PAGES = 4
 """Of a listing that tells what many keys hold: one that is longer has too much else in it (a guess)."""
@@ -135,11 +135,9 @@ class StoreFollower:
                 await self._put_marker(key)
         except errors.NotFound:
             # Somebody has removed the directories above it.
-            above, _, _ = key.rpartition("/")
-            if not above:
-                raise
-            await self._make_directory(above)
-            await self._ufs.make_directory(key)
+            await make_directories(self._ufs, key)
+            with suppress(errors.AlreadyExists):
+                await self._ufs.make_directory(key)
         return Done()
 
     async def _put_marker(self, key: str) -> None:
@@ -169,7 +167,12 @@ class StoreFollower:
         if there != plan.expected:
             return Done(is_taken=True)
         try:
-            await self._ufs.rename(plan.source, plan.target, replace=there is not None)
+            try:
+                await self._ufs.rename(plan.source, plan.target, replace=there is not None)
+            except errors.NotFound:
+                # Somebody has removed the directory that it belongs in.
+                await make_directories(self._ufs, plan.target)
+                await self._ufs.rename(plan.source, plan.target, replace=False)
         except (errors.AlreadyExists, errors.IsADirectory):
             return Done(is_taken=True)
         return Done(await self._lookup(plan.target))
@@ -182,10 +185,7 @@ class StoreFollower:
             # Moved before, by a run that did not come to record it; or the directory above its target is gone.
             if not await self._is_directory(plan.source):
                 return Done()
-            above = target.rpartition("/")[0]
-            if not above or await self._is_directory(above + "/"):
-                raise
-            await self._make_directory(above)
+            await make_directories(self._ufs, target)
             await self._ufs.rename(source, target)
         except (errors.DirectoryNotEmpty, errors.NotADirectory, errors.AlreadyExists):
             return Done(is_taken=True)

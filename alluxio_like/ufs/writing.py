@@ -10,6 +10,7 @@ the object's metadata, an extended attribute, or what else it has). After a refu
 `lookup_written` says whether what is there now is ours. So a write may be repeated at will, and happens once.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -207,3 +208,11 @@ class WritableUfs(Ufs, Protocol):
         """Remove an empty directory, in a flat store its marker. The key has no slash at its end. Raises DirectoryNotEmpty; one
         that is not there is fine."""
         ...
+
+
+async def make_directories(ufs: WritableUfs, key: str) -> None:
+    """Make those of the directories above a key that are not there. Raises what `make_directory` does, but for AlreadyExists."""
+    above = key.rstrip("/").split("/")[:-1]
+    for count in range(len(above)):
+        with contextlib.suppress(errors.AlreadyExists):
+            await ufs.make_directory("/".join(above[: count + 1]))

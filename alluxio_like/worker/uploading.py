@@ -31,7 +31,17 @@ from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import Changed, UploadPlan, WriteMode
 from alluxio_like.types import FileId, Fingerprint, InodeId, PageRange, get_page_count
 from alluxio_like.ufs.api import StoreEntry
-from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WritableUfs, WriteCapabilities, WriteOptions, get_writable
+from alluxio_like.ufs.writing import (
+    Expected,
+    Part,
+    Source,
+    Upload,
+    WritableUfs,
+    WriteCapabilities,
+    WriteOptions,
+    get_writable,
+    make_directories,
+)
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.stores import Stores
 from alluxio_like.worker.turns import Turns
@@ -373,7 +383,7 @@ class Uploader:
             return await self._settle_conflict(ufs, opened, plan, job)
         except errors.NotFound:
             # Somebody removed the directory at the store: what is written in it here has not been.
-            await _make_parents(ufs, plan.key)
+            await make_directories(ufs, plan.key)
             raise _Replan from None
 
     async def _put(self, ufs: WritableUfs, opened: _Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
@@ -661,13 +671,6 @@ def _copy(fd: int, size: int) -> int:
         os.close(copy)
         raise
     return copy
-
-
-async def _make_parents(ufs: WritableUfs, key: str) -> None:
-    parts = key.split("/")[:-1]
-    for end in range(1, len(parts) + 1):
-        with contextlib.suppress(errors.AlreadyExists):
-            await ufs.make_directory("/".join(parts[:end]))
 
 
 async def _is_gone(ufs: WritableUfs, key: str) -> bool:
