@@ -32,12 +32,14 @@ _PROTECTED_METHODS = frozenset(
         "Workers/Leave",
     )
 )
+_READING_METHODS = frozenset({f"/{_PACKAGE}.Changes/ListUnpersisted"})
+"""Of services below, what only tells what is there."""
 _PROTECTED_SERVICES = tuple(f"/{_PACKAGE}.{name}/" for name in ("WorkerAdmin", "Changes", "Drafts", "Locks"))
 
 
 def needs_token(method: str) -> bool:
     """Whether a method (as in "/package.Service/Method") is for those alone who have the cluster's token."""
-    return method in _PROTECTED_METHODS or method.startswith(_PROTECTED_SERVICES)
+    return method in _PROTECTED_METHODS or (method.startswith(_PROTECTED_SERVICES) and method not in _READING_METHODS)
 
 
 class Guard:

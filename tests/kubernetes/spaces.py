@@ -93,6 +93,15 @@ class Network:
         run("nsenter", f"--net=/proc/{self._anchor.pid}/ns/net", "ip", "-batch", "-", text="\n".join(lines))
         self._inside = ThreadPoolExecutor(4, thread_name_prefix="network", initializer=self._enter)
         self._closing = threading.Event()
+        self._flowing = threading.Event()
+        self._flowing.set()
+
+    def stall(self) -> None:
+        """Pass nothing on, to and from ports of this machine, until `resume`."""
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        self._flowing.set()
 
     def _enter(self) -> None:
         with open(f"/proc/{self._anchor.pid}/ns/net") as space:
@@ -143,25 +152,27 @@ class Network:
                 theirs = socket.create_connection(("127.0.0.1", port))
             except OSError:
                 return
-            threading.Thread(target=_forward, args=(ours, theirs), daemon=True).start()
+            threading.Thread(target=_forward, args=(ours, theirs, self._flowing), daemon=True).start()
 
     def close(self) -> None:
+        self._flowing.set()
         self._inside.shutdown()
         self._anchor.close()
 
 
-def _forward(ours: socket.socket, theirs: socket.socket) -> None:
+def _forward(ours: socket.socket, theirs: socket.socket, flowing: threading.Event) -> None:
     """Pass on what comes, both ways, until both have ended."""
     with ours, theirs:
-        back = threading.Thread(target=_pass, args=(theirs, ours), daemon=True)
+        back = threading.Thread(target=_pass, args=(theirs, ours, flowing), daemon=True)
         back.start()
-        _pass(ours, theirs)
+        _pass(ours, theirs, flowing)
         back.join()
 
 
-def _pass(source: socket.socket, target: socket.socket) -> None:
+def _pass(source: socket.socket, target: socket.socket, flowing: threading.Event) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
+            flowing.wait()
             target.sendall(data)
     with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_WR)

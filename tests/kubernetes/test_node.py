@@ -4,6 +4,7 @@ The tests go on from one another, as the life of an installation does: installed
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -88,11 +89,23 @@ class Training:
         assert self.pod.phase == "Running"
 
 
+def make_writer(path: str) -> Object:
+    """A Job that writes a checkpoint."""
+    code = "import sys; stream = open(sys.argv[1], 'wb'); stream.write(b'x' * 3_000_000); stream.close(); print('written')"
+    security = {"runAsUser": 1234, "runAsGroup": 1234, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    mount = {"name": "data", "mountPath": "/alluxio", "mountPropagation": "HostToContainer"}
+    container = {"name": "writer", "command": ["python3", "-c", code, path], "volumeMounts": [mount], "securityContext": security}
+    volume = {"name": "data", "hostPath": {"path": MOUNTS, "type": "Directory"}}
+    spec = {"containers": [container], "volumes": [volume], "restartPolicy": "Never"}
+    return {"kind": "Job", "metadata": {"name": "writer"}, "spec": {"template": {"metadata": {}, "spec": spec}}}
+
+
 class World:
     """The cluster, what is in the store, and how the chart is rendered for it."""
 
-    def __init__(self, cluster: Cluster, settings: list[str], digests: dict[str, str]) -> None:
+    def __init__(self, cluster: Cluster, settings: list[str], digests: dict[str, str], store: S3Server, bucket: str) -> None:
         self.cluster, self.settings, self.digests = cluster, settings, digests
+        self.store, self.bucket = store, bucket
         self.trainings: list[Training] = []
 
     def render(self, *settings: str) -> list[Object]:
@@ -110,6 +123,12 @@ class World:
         pod = self.cluster.get_pod("holder", node)
         done = pod.containers["holder"].enter("python", "-c", code % f"{MOUNTS}/data")
         return dict(json.loads(done.stdout))
+
+    def has_object(self, key: str) -> bool:
+        """Whether the store has it."""
+        with contextlib.suppress(LookupError):
+            return bool(self.store.get(self.bucket, key))
+        return False
 
     def count_store_requests(self) -> float:
         """By all workers since each was started."""
@@ -161,8 +180,10 @@ def world(s3_server: S3Server) -> Iterator[World]:
         settings = [
             f"mounts[0].uri=s3://{bucket}/train",
             f"mounts[0].options.endpoint=http://{cluster.network.address}:{forwarded}",
+            f"mounts[1].uri=s3://{bucket}/ckpt",
+            f"mounts[1].options.endpoint=http://{cluster.network.address}:{forwarded}",
         ]
-        yield World(cluster, settings, digests)
+        yield World(cluster, settings, digests, s3_server, bucket)
 
 
 def test_a_training_pod_may_come_before_everything(world: World) -> None:
@@ -180,7 +201,7 @@ def test_install(world: World) -> None:
     world.cluster.install(world.render())
     world.wait_serving()
     print(f"installed in {time.monotonic() - begun:.0f} s")  # noqa: T201
-    assert [mount["path"] for mount in world.call("master", "alluxio-like", "mounts")] == ["/"]
+    assert [mount["path"] for mount in world.call("master", "alluxio-like", "mounts")] == ["/", "/ckpt"]
     jobs = world.call("master", "cache", "jobs")
     assert [job["state"] for job in jobs] == ["done"]
     status = world.call("master", "cache", "status", "/imagenet")
@@ -313,20 +334,27 @@ def test_a_holder_is_replaced_by_hand(world: World) -> None:
 
 
 def test_a_node_that_is_shut_down_ends_in_time_and_leaves_nothing(world: World) -> None:
-    """All its pods are told at once; the other node reads on."""
+    """All its pods are told at once; the other node reads on. What was written on it and did not reach the store yet does so."""
     node = world.cluster.nodes[1]
     training = world.trainings.pop()
+    assert world.cluster.run_all([make_writer("/alluxio/data/ckpt/step-0")], node) == "written\n"
+    wait_until(lambda: world.has_object("ckpt/step-0"), "the first checkpoint in the store")
+    world.cluster.network.stall()
+    assert world.cluster.run_all([make_writer("/alluxio/data/ckpt/step-100")], node) == "written\n"
     begun = time.monotonic()
     ended = world.cluster.list_pods(node=node)
     for pod in ended:
         pod.delete()
+    wait_until(lambda: "uploading what was written" in node.log("al-alluxio-like-worker"), "the worker draining")
+    assert not world.has_object("ckpt/step-100")
+    world.cluster.network.resume()
     for pod in ended:
         pod.join()
     seconds = time.monotonic() - begun
     print(f"shut down in {seconds:.1f} s")  # noqa: T201
     assert seconds < 30
-    training_wrong = [line for line in training.said if line.startswith("WRONG")]
-    assert not training_wrong
+    assert world.store.get(world.bucket, "ckpt/step-100") == b"x" * 3_000_000
+    assert not [line for line in training.said if line.startswith("WRONG")]
     assert node.space.list_mounts() == []
     assert node.space.list_processes() == []
     gone = {pod.address for pod in ended}

@@ -14,7 +14,7 @@ import pytest
 from alluxio_like import certificates, errors, metrics
 from alluxio_like.certificates import PemFiles, Renewed, read_validity
 from alluxio_like.config import TlsConfig
-from alluxio_like.rpc.auth import Guard, read_token, read_tokens
+from alluxio_like.rpc.auth import Guard, needs_token, read_token, read_tokens
 from alluxio_like.rpc.channel import open_channel
 from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.master_stub import MasterStub
@@ -302,3 +302,10 @@ def test_pages_are_for_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> No
         assert ask(f"{server.url}/healthz")[0] == ask(f"{server.url}/metrics")[0] == 200
     finally:
         server.close()
+
+
+def test_what_is_not_stored_yet_is_told_to_whoever_may_read() -> None:
+    """`cache status` asks for it; all else that has to do with writing needs the cluster's token."""
+    assert not needs_token("/alluxio_like.rpc.v1.Changes/ListUnpersisted")
+    assert needs_token("/alluxio_like.rpc.v1.Changes/ListUnpersistedAndMore")
+    assert needs_token("/alluxio_like.rpc.v1.Changes/Mkdir")

@@ -18,7 +18,7 @@
 {{- $_ := set $worker "door_users" . -}}
 {{- end -}}
 {{- /* The kubelet starts a container that failed twice only after 10 s, later ones after longer. */ -}}
-{{- $fuse := dict "mountpoint" (include "al.mountPoint" .) "path" .Values.fuse.path "give_up_s" 60 -}}
+{{- $fuse := dict "mountpoint" (include "al.mountPoint" .) "path" .Values.fuse.path "give_up_s" 60 "client" (dict "token_file" $token) -}}
 {{- $ours := dict "common" $common "master" $master "worker" $worker "client" (dict "master" $address) "fuse" $fuse -}}
 {{- mustMergeOverwrite $ours (deepCopy .Values.config) | toToml -}}
 {{- end -}}
