@@ -25,11 +25,11 @@ from typing import Any, Protocol
 from alluxio_like import errors
 from alluxio_like.cache.draft_files import get_stamp
 from alluxio_like.cache.store import CacheStore
-from alluxio_like.cache.writing_records import Destination, Stamp, UploadRecord
+from alluxio_like.cache.writing_records import Destination, Stamp, UploadRecord, make_token
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import Changed, UploadPlan, WriteMode
-from alluxio_like.types import FileId, Fingerprint, InodeId, PageRange, get_page_count
+from alluxio_like.types import FileId, Fingerprint, InodeId, PageRange, VersionId, get_page_count
 from alluxio_like.ufs.api import StoreEntry
 from alluxio_like.ufs.writing import (
     Expected,
@@ -73,6 +73,8 @@ LONGEST_S = 60.0
 """A file that was uploaded before, and is written anew in the background, goes once nobody has for so long, or after so long. So
 a log that is appended to a thousand times does not go a thousand times. Guesses."""
 _REMEMBERED_S = 120.0
+_VERSIONS_TRIED = 8
+"""How many versions, this one and those before it, may be what is unexpectedly there. A guess: one is usual."""
 _TRIES = 5
 """Requests to a store that failed are repeated so often within one upload; the upload itself is repeated for ever."""
 
@@ -403,15 +405,17 @@ class Uploader:
     async def _settle_conflict(self, ufs: WritableUfs, opened: _Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
         """What is at the key is not what was expected: was it us?"""
         record = opened.record
-        for one in self._list_versions(record.file_id.inode):
-            entry = await ufs.lookup_written(plan.key, one.token)
+        file_id = record.file_id
+        for version in range(file_id.version, max(0, file_id.version - _VERSIONS_TRIED), -1):
+            one = FileId(file_id.inode, VersionId(version))
+            entry = await ufs.lookup_written(plan.key, make_token(self._store.cluster_id or "", one))
             if entry is None:
                 continue
             stored = _get_fingerprint(entry)
-            if one.file_id == record.file_id:
+            if one == file_id:
                 return stored
-            # A version before this one, whose answer was lost: from now on the master expects it.
-            await self._changes.note_persisted(one.file_id, plan, stored)
+            # A version before this one, from whichever worker, of which the master has not heard: it expects that from now on.
+            await self._changes.note_persisted(one, plan, stored)
             raise _Replan
         if plan.expected is not None and await _is_gone(ufs, plan.key):
             # What was to be replaced was removed by somebody else: there is no content to be kept beside ours.

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from alluxio_like import errors
+from alluxio_like.cache.writing_records import make_token
 from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
-from alluxio_like.types import InodeId
+from alluxio_like.types import FileId, InodeId, VersionId
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from alluxio_like.worker import app, uploading
 from tests.unit.draft_parts import DraftParts, FakeChanges, running_drafts
@@ -348,3 +349,15 @@ async def test_a_directory_that_somebody_removed_at_the_store_is_made_again(tmp_
         assert one.ufs.get("a/b/file") == b"ours"
         made = [request.key for request in one.ufs.requests if request.op == "PUT" and request.key.endswith("/")]
         assert made == ["a/", "a/b/"]
+
+
+async def test_what_another_worker_sent_of_the_version_before_is_no_foreign_content(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        ref = one.changes.create(5, "a")
+        one.changes.versions[InodeId(5)] = 2
+        # The other one sealed version 2, sent it, and was lost before it could say so.
+        token = make_token(one.store.cluster_id or "", FileId(InodeId(5), VersionId(2)))
+        one.ufs.put("a", b"before", {"alluxio-like-token": token})
+        await one.write(ref, b"after")
+        assert one.ufs.get("a") == b"after"
+        assert not one.changes.conflicts
