@@ -17,34 +17,24 @@ import os
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from alluxio_like import errors
 from alluxio_like.cache.draft_files import get_stamp
 from alluxio_like.cache.store import CacheStore
-from alluxio_like.cache.writing_records import Destination, Stamp, UploadRecord, make_token
+from alluxio_like.cache.writing_records import UploadRecord, make_token
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import Changed, UploadPlan, WriteMode
 from alluxio_like.types import FileId, Fingerprint, InodeId, PageRange, VersionId, get_page_count
-from alluxio_like.ufs.api import StoreEntry
-from alluxio_like.ufs.writing import (
-    Expected,
-    Part,
-    Source,
-    Upload,
-    WritableUfs,
-    WriteCapabilities,
-    WriteOptions,
-    get_writable,
-    make_directories,
-)
+from alluxio_like.ufs.writing import Expected, Source, Upload, WritableUfs, WriteOptions, get_writable, make_directories
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.stores import Stores
 from alluxio_like.worker.turns import Turns
+from alluxio_like.worker.upload_parts import Opened, PartSender, Replan, Superseded, get_fingerprint
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,17 +47,12 @@ PUT_BYTES = 16 << 20
 meanwhile. A guess."""
 _COPIES_AT_ONCE = 8
 """Such copies, which bounds them to 128 MiB."""
-PART_BYTES = 32 << 20
-_PARTS_AT_ONCE = 4
 _UPLOADS_AT_ONCE = 16
 """Versions on their way at once. What bounds the requests is the turns."""
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 _ASK_PAUSE_S = 1.0
 """Between two questions to the master whose answer was "not yet", at most."""
-_REPLAN_S = 2.0
-"""After so long the master is asked again before anything becomes visible: the file may have been renamed, written anew, or
-removed."""
 QUIET_S = 2.0
 LONGEST_S = 60.0
 """A file that was uploaded before, and is written anew in the background, goes once nobody has for so long, or after so long. So
@@ -75,8 +60,6 @@ a log that is appended to a thousand times does not go a thousand times. Guesses
 _REMEMBERED_S = 120.0
 _VERSIONS_TRIED = 8
 """How many versions, this one and those before it, may be what is unexpectedly there. A guess: one is usual."""
-_TRIES = 5
-"""Requests to a store that failed are repeated so often within one upload; the upload itself is repeated for ever."""
 
 
 class Changes(Protocol):
@@ -87,14 +70,6 @@ class Changes(Protocol):
     async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None: ...
 
     async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed: ...
-
-
-class _Superseded(Exception):
-    """The draft that held the version has been changed: the next version will be uploaded instead."""
-
-
-class _Replan(Exception):
-    """What the master said before does not hold any more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -122,15 +97,6 @@ class _Settling:
     first_s: float = 0.0
 
 
-@dataclass(slots=True)
-class _Opened:
-    """The bytes of a version; `stamp` is the file's when it was opened."""
-
-    record: UploadRecord
-    fd: int
-    stamp: Stamp
-
-
 class Uploader:
     """One per worker."""
 
@@ -147,13 +113,13 @@ class Uploader:
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """`on_persisted`: a cache file may be evicted from now on."""
-        self._now_ns = now_ns
         self._store = store
         self._drafts = store.drafts
         self._stores = stores
         self._turns = turns
         self._changes = changes
         self._disk = disk
+        self._parts = PartSender(store.drafts, disk, turns.monotonic, now_ns)
         self._metrics = metrics
         self._on_persisted = on_persisted
         self._jobs: dict[InodeId, _Job] = {}
@@ -307,9 +273,9 @@ class Uploader:
                 try:
                     async with self._slots:
                         await self._upload(record, job)
-                except _Superseded:
+                except Superseded:
                     return
-                except _Replan:
+                except Replan:
                     continue
                 except errors.AlluxioLikeError as error:
                     self._note_failure(record, job, error)
@@ -339,10 +305,10 @@ class Uploader:
     async def _upload(self, record: UploadRecord, job: _Job) -> None:
         opened = await self._disk.submit(lambda: self._open(record))
         if opened is None:
-            raise _Superseded
+            raise Superseded
         started = self._turns.monotonic()
         try:
-            plan = await self._plan(record, job)
+            plan = await self.plan(record, job)
             if plan is None:
                 await self._settle_unwanted(record)
                 return
@@ -355,7 +321,7 @@ class Uploader:
         finally:
             os.close(opened.fd)
 
-    async def _plan(self, record: UploadRecord, job: _Job) -> UploadPlan | None:
+    async def plan(self, record: UploadRecord, job: _Job) -> UploadPlan | None:
         """Where it goes; None: nowhere any more. Waits while the store has something else to follow first."""
         pause_s = 0.01
         while True:
@@ -368,7 +334,7 @@ class Uploader:
                 await asyncio.sleep(pause_s)
                 pause_s = min(_ASK_PAUSE_S, pause_s * 2)
 
-    async def _send(self, opened: _Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
+    async def _send(self, opened: Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
         """Make the version the content of its key; its fingerprint there."""
         self._maybe_sent.add(opened.record.file_id)
         ufs = get_writable(await self._stores.get_ufs(plan.mount_id))
@@ -376,7 +342,7 @@ class Uploader:
             capabilities = await ufs.get_capabilities()
             if opened.record.ref.size <= min(PUT_BYTES, capabilities.max_put_bytes):
                 return await self._put(ufs, opened, plan, job)
-            return await self._send_parts(ufs, capabilities, opened, plan, job)
+            return await self._parts.send(ufs, capabilities, opened, plan, _Steps(self, ufs, opened, job))
         except errors.StoreDenied:
             # Credentials may have been replaced at the master since the store was opened.
             self._stores.renew(plan.mount_id, ufs)
@@ -386,23 +352,23 @@ class Uploader:
         except errors.NotFound:
             # Somebody removed the directory at the store: what is written in it here has not been.
             await make_directories(ufs, plan.key)
-            raise _Replan from None
+            raise Replan from None
 
-    async def _put(self, ufs: WritableUfs, opened: _Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
+    async def _put(self, ufs: WritableUfs, opened: Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
         record = opened.record
         options = WriteOptions(record.token, plan.metadata)
         async with self._copies:
             copy = await self._disk.submit(lambda: _copy(opened.fd, record.ref.size))
             try:
-                await self._check(opened)
-                async with self._turn(ufs, job, "PUT"):
+                await self.check(opened)
+                async with self.turn(ufs, job, "PUT"):
                     source = Source(copy, 0, record.ref.size)
                     entry = await ufs.put(plan.key, source, options, expected=Expected(plan.expected))
             finally:
                 os.close(copy)
-        return _get_fingerprint(entry)
+        return get_fingerprint(entry)
 
-    async def _settle_conflict(self, ufs: WritableUfs, opened: _Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
+    async def _settle_conflict(self, ufs: WritableUfs, opened: Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
         """What is at the key is not what was expected: was it us?"""
         record = opened.record
         file_id = record.file_id
@@ -411,12 +377,12 @@ class Uploader:
             entry = await ufs.lookup_written(plan.key, make_token(self._store.cluster_id or "", one))
             if entry is None:
                 continue
-            stored = _get_fingerprint(entry)
+            stored = get_fingerprint(entry)
             if one == file_id:
                 return stored
             # A version before this one, from whichever worker, of which the master has not heard: it expects that from now on.
             await self._changes.note_persisted(one, plan, stored)
-            raise _Replan
+            raise Replan
         if plan.expected is not None and await _is_gone(ufs, plan.key):
             # What was to be replaced was removed by somebody else: there is no content to be kept beside ours.
             return await self._send(opened, replace(plan, expected=None), job)
@@ -424,14 +390,14 @@ class Uploader:
             changed = await self._changes.note_conflict(uuid.uuid4().hex, record.file_id)
         except (errors.Conflict, errors.Stale, errors.NotFound):
             # It is not so any more, or the version is not wanted any more.
-            raise _Replan from None
+            raise Replan from None
         name = changed.entry.name if changed.entry is not None else ""
         self._metrics.upload_conflicts.inc()
         _LOG.error(
             "%s was changed at the store by others while it was written here: what was written here is kept beside it as %s",
             plan.key, name,
         )  # fmt: skip
-        raise _Replan
+        raise Replan
 
     def _list_versions(self, inode: InodeId) -> list[UploadRecord]:
         """The newest first."""
@@ -455,10 +421,10 @@ class Uploader:
         if to is not None and record.upload_id:
             await ufs.abort_upload(Upload(to.key, record.upload_id))
         elif to is not None:
-            await self._abort_unknown(ufs, record)
+            await self._parts.abort_unknown(ufs, record)
         entry = await ufs.lookup_written(key, record.token)
         if entry is not None:
-            await self._changes.note_persisted(record.file_id, UploadPlan(mount_id, key, None), _get_fingerprint(entry))
+            await self._changes.note_persisted(record.file_id, UploadPlan(mount_id, key, None), get_fingerprint(entry))
 
     async def _forget(self, record: UploadRecord) -> None:
         """It, and versions before it, are done with."""
@@ -468,120 +434,15 @@ class Uploader:
                 self._maybe_sent.discard(one.file_id)
                 self._on_persisted(one.file_id)
 
-    # -- parts -------------------------------------------------------------------------------------------------------------
-
-    async def _send_parts(
-        self, ufs: WritableUfs, capabilities: WriteCapabilities, opened: _Opened, plan: UploadPlan, job: _Job
-    ) -> Fingerprint:
-        begun = self._turns.monotonic()
-        try:
-            record, parts = await self._begin_parts(ufs, capabilities, opened.record, plan)
-        except errors.NotFound:
-            return await self._find_or_restart(ufs, opened.record)
-        opened.record = record
-        to = record.destination
-        assert to is not None
-        upload, options = Upload(to.key, record.upload_id), WriteOptions(record.token, to.metadata)
-        missing = [n for n in range(1, -(-record.ref.size // record.part_bytes) + 1) if n not in parts]
-        at_once = 1 if capabilities.ordered_parts else _PARTS_AT_ONCE
-        try:
-            async for part in _run_bounded([self._send_part(ufs, upload, record, opened, n, job) for n in missing], at_once):
-                parts[part.number] = part
-            await self._check(opened)
-            if self._turns.monotonic() - begun > _REPLAN_S:
-                again = await self._plan(record, job)
-                if again is None or (again.mount_id, again.key, again.expected) != (to.mount_id, to.key, to.expected):
-                    raise _Replan
-            async with self._turn(ufs, job, "COMPLETE"):
-                ordered = [parts[number] for number in sorted(parts)]
-                entry = await ufs.finish_upload(upload, ordered, options, expected=Expected(to.expected))
-        except errors.NotFound:
-            # The store knows nothing of the upload any more: it was finished, and the answer lost, or somebody aborted it.
-            return await self._find_or_restart(ufs, record)
-        except errors.Conflict:
-            await self._abort(ufs, record)
-            raise
-        except _Superseded:
-            await self._abort(ufs, record)
-            raise
-        return _get_fingerprint(entry)
-
-    async def _begin_parts(
-        self, ufs: WritableUfs, capabilities: WriteCapabilities, record: UploadRecord, plan: UploadPlan
-    ) -> tuple[UploadRecord, dict[int, Part]]:
-        """An upload to this destination: the one that was begun before, with the parts that have arrived, else a new one.
-
-        Raises NotFound: the store does not know the one before any more.
-        """
-        to = Destination(plan.mount_id, plan.key, plan.expected, plan.metadata)
-        if record.upload_id and record.destination == to:
-            arrived = await ufs.list_parts(Upload(to.key, record.upload_id))
-            return record, {part.number: part for part in arrived if _is_whole(part, record)}
-        if record.upload_id and record.destination is not None:
-            await self._abort(ufs, record)
-        elif record.destination is not None:
-            await self._abort_unknown(ufs, record)
-        least = max(capabilities.min_part_bytes, -(-record.ref.size // capabilities.max_parts))
-        part_bytes = min(capabilities.max_part_bytes, max(PART_BYTES, -(-least >> 20) << 20))
-        # Written down before and after: an upload that was begun and not written down is found by its key.
-        record = replace(record, destination=to, upload_id="", part_bytes=part_bytes, asked_ns=self._now_ns())
-        await self._disk.submit(lambda: self._drafts.put_upload(record))
-        upload = await ufs.begin_upload(plan.key, WriteOptions(record.token, plan.metadata))
-        begun = replace(record, upload_id=upload.upload_id)
-        await self._disk.submit(lambda: self._drafts.put_upload(begun))
-        return begun, {}
-
-    async def _send_part(
-        self, ufs: WritableUfs, upload: Upload, record: UploadRecord, opened: _Opened, number: int, job: _Job
-    ) -> Part:
-        offset = (number - 1) * record.part_bytes
-        source = Source(opened.fd, offset, min(record.part_bytes, record.ref.size - offset))
-        for attempt in range(_TRIES):
-            try:
-                async with self._turn(ufs, job, "PART"):
-                    return await ufs.upload_part(upload, number, source, offset)
-            except errors.StoreError as error:
-                if attempt == _TRIES - 1 or not errors.get_disposition(error).retryable:
-                    raise
-                await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.0))
-        raise errors.Internal("no try was made", subject=upload.key)
-
-    async def _find_or_restart(self, ufs: WritableUfs, record: UploadRecord) -> Fingerprint:
-        to = record.destination
-        assert to is not None
-        entry = await ufs.lookup_written(to.key, record.token)
-        if entry is not None:
-            return _get_fingerprint(entry)
-        lost = replace(record, upload_id="", destination=None)
-        await self._disk.submit(lambda: self._drafts.put_upload(lost))
-        raise _Replan
-
-    async def _abort(self, ufs: WritableUfs, record: UploadRecord) -> None:
-        """Drop what was sent for another destination, or for nothing."""
-        if record.destination is not None and record.upload_id:
-            await ufs.abort_upload(Upload(record.destination.key, record.upload_id))
-        dropped = replace(record, upload_id="", destination=None)
-        await self._disk.submit(lambda: self._drafts.put_upload(dropped))
-
-    async def _abort_unknown(self, ufs: WritableUfs, record: UploadRecord) -> None:
-        """Drop an upload that was begun by a worker that was killed before it could write down which."""
-        to = record.destination
-        assert to is not None
-        known = {(one.destination.key, one.upload_id) for one in self._drafts.list_uploads() if one.destination is not None}
-        for upload in await ufs.list_uploads(to.key):
-            is_ours = upload.begun_ns == 0 or upload.begun_ns >= record.asked_ns - 60_000_000_000
-            if upload.key == to.key and is_ours and (upload.key, upload.upload_id) not in known:
-                await ufs.abort_upload(upload)
-
     # -- bytes -------------------------------------------------------------------------------------------------------------
 
-    def _open(self, record: UploadRecord) -> _Opened | None:
+    def _open(self, record: UploadRecord) -> Opened | None:
         """In a disk thread. The bytes of a version: of its cache file, or of the draft as long as that holds just them. None:
         they are not here any more."""
         file_id = record.file_id
         if not record.ref.size:
             fd = os.memfd_create("empty", os.MFD_CLOEXEC)
-            return _Opened(record, fd, get_stamp(fd))
+            return Opened(record, fd, get_stamp(fd))
         cached = self._store.lookup(file_id)
         if cached is not None and cached.fingerprint == record.ref.fingerprint:
             pages = PageRange(0, get_page_count(record.ref.size))
@@ -589,7 +450,7 @@ class Uploader:
                 if cached.has_suspects(pages):
                     cached.verify_suspects(pages)
                 fd = cached.open_read_only()
-                opened = _Opened(record, fd, get_stamp(fd))
+                opened = Opened(record, fd, get_stamp(fd))
                 if not cached.removed and cached.is_complete:
                     return opened
                 os.close(fd)
@@ -597,13 +458,13 @@ class Uploader:
         if draft is None:
             return None
         fd = self._drafts.open_draft(draft)
-        opened = _Opened(record, fd, get_stamp(fd))
+        opened = Opened(record, fd, get_stamp(fd))
         if self._drafts.holds(draft, file_id, opened.stamp):
             return opened
         os.close(fd)
         return None
 
-    def _is_unchanged(self, opened: _Opened) -> bool:
+    def _is_unchanged(self, opened: Opened) -> bool:
         """In a disk thread. Whether the file that was opened still holds the version."""
         file_id = opened.record.file_id
         if not opened.record.ref.size:
@@ -619,9 +480,10 @@ class Uploader:
         draft = self._drafts.lookup(file_id.inode)
         return draft is not None and self._drafts.holds(draft, file_id, now)
 
-    async def _check(self, opened: _Opened) -> None:
+    async def check(self, opened: Opened) -> None:
+        """Raises Superseded: the bytes are others by now."""
         if not await self._disk.submit(lambda: self._is_unchanged(opened)):
-            raise _Superseded
+            raise Superseded
 
     async def _has_source(self, record: UploadRecord) -> bool:
         opened = await self._disk.submit(lambda: self._open(record))
@@ -631,7 +493,7 @@ class Uploader:
         return True
 
     @asynccontextmanager
-    async def _turn(self, ufs: WritableUfs, job: _Job, op: str) -> AsyncIterator[None]:
+    async def turn(self, ufs: WritableUfs, job: _Job, op: str) -> AsyncIterator[None]:
         """Within this, one request: readers go first, then what a close waits for, then the rest."""
         turn = self._turns.make_turn(Priority.AHEAD if job.urgent else Priority.LOAD, ufs.bucket)
         await self._turns.take(turn)
@@ -650,18 +512,31 @@ class Uploader:
             self._metrics.store_latency.labels(op).observe(self._turns.monotonic() - started)
 
 
+class _Steps:
+    """Steps of upload_parts.py, of one upload."""
+
+    def __init__(self, uploader: Uploader, ufs: WritableUfs, opened: Opened, job: _Job) -> None:
+        self._uploader = uploader
+        self._ufs = ufs
+        self._opened = opened
+        self._job = job
+
+    def turn(self, op: str) -> AbstractAsyncContextManager[None]:
+        return self._uploader.turn(self._ufs, self._job, op)
+
+    async def check(self) -> None:
+        await self._uploader.check(self._opened)
+
+    async def plan(self) -> UploadPlan | None:
+        return await self._uploader.plan(self._opened.record, self._job)
+
+
 async def _cancel(jobs: Sequence[_Job]) -> None:
     """End jobs wherever they are."""
     tasks = [job.task for job in jobs if job.task is not None]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _get_fingerprint(entry: StoreEntry) -> Fingerprint:
-    if entry.fingerprint is None:
-        raise errors.StoreProtocol("the store does not say what it has stored", subject=entry.name)
-    return entry.fingerprint
 
 
 def _copy(fd: int, size: int) -> int:
@@ -683,28 +558,3 @@ async def _is_gone(ufs: WritableUfs, key: str) -> bool:
     except errors.NotFound:
         return True
     return False
-
-
-def _is_whole(part: Part, record: UploadRecord) -> bool:
-    """Whether a part that has arrived is as long as it should be."""
-    return part.length == min(record.part_bytes, record.ref.size - (part.number - 1) * record.part_bytes)
-
-
-async def _run_bounded(calls: Sequence[Coroutine[Any, Any, Part]], limit: int) -> AsyncIterator[Part]:
-    """The results of calls, in the order of their ends, `limit` of them under way at a time and begun in order. The first failure
-    ends it, and what is under way."""
-    waiting = list(reversed(calls))
-    running: set[asyncio.Task[Part]] = set()
-    try:
-        while waiting or running:
-            while waiting and len(running) < limit:
-                running.add(asyncio.create_task(waiting.pop()))
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                yield task.result()
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        for call in waiting:
-            call.close()

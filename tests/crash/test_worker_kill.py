@@ -26,7 +26,7 @@ from alluxio_like.rpc.messages import MountSpec, Priority
 from alluxio_like.rpc.messages_writing import DraftSealed, NewName
 from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import FileRef, InodeId, Kind
-from alluxio_like.worker import uploading
+from alluxio_like.worker import upload_parts
 from tests.crash.test_master_kill import MasterProcess
 from tests.servers.fixtures import S3Server
 from tests.unit.worker_parts import gather_bytes, make_data, wait_until
@@ -245,7 +245,7 @@ async def test_a_large_upload_is_gone_on_with_by_the_next_worker_process(
 ) -> None:
     await writing.mount("back:1")
     worker = await writing.add_worker()
-    data = make_data(8 * uploading.PART_BYTES + 1000)
+    data = make_data(8 * upload_parts.PART_BYTES + 1000)
     ref = await writing.create("large")
     fd = await writing.open(worker, ref, truncate=True)
     os.pwrite(fd, data, 0)
@@ -279,7 +279,7 @@ async def test_an_upload_to_s3_is_gone_on_with_and_leaves_no_parts(
     try:
         worker = await writing.add_worker()
         await writing.mount("back:1", f"s3://{s3_bucket}")
-        data = make_data(12 * uploading.PART_BYTES + 1000)
+        data = make_data(12 * upload_parts.PART_BYTES + 1000)
         ref = await writing.create("large")
         fd = await writing.open(worker, ref, truncate=True)
         os.pwrite(fd, data, 0)

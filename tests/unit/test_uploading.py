@@ -12,7 +12,7 @@ from alluxio_like.cache.writing_records import make_token
 from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
 from alluxio_like.types import FileId, InodeId, VersionId
 from alluxio_like.ufs.memory import Fault, MemoryUfs
-from alluxio_like.worker import app, uploading
+from alluxio_like.worker import app, upload_parts, uploading
 from tests.unit.draft_parts import DraftParts, FakeChanges, running_drafts
 from tests.unit.worker_parts import make_data, wait_until
 
@@ -25,7 +25,7 @@ _COARSE = 5
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploading, "PUT_BYTES", MIB)
-    monkeypatch.setattr(uploading, "PART_BYTES", MIB)
+    monkeypatch.setattr(upload_parts, "PART_BYTES", MIB)
 
 
 async def wait_uploaded(one: DraftParts) -> None:
@@ -255,7 +255,7 @@ async def test_a_file_that_is_appended_to_again_and_again_goes_when_that_pauses(
 
 async def test_a_close_waits_for_as_long_as_its_upload_goes_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploading, "PUT_BYTES", MIB)
-    monkeypatch.setattr(uploading, "PART_BYTES", MIB)
+    monkeypatch.setattr(upload_parts, "PART_BYTES", MIB)
     async with running_drafts(tmp_path, io_timeout_s=0.5) as one:
         one.ufs.fail("PART", Fault(delay_s=0.2), always=True)
         data = make_data(20 * MIB)
