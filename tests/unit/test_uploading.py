@@ -239,7 +239,7 @@ async def test_a_small_version_that_is_changed_while_it_is_sent_comes_as_it_was_
 async def test_a_file_that_is_appended_to_again_and_again_goes_when_that_pauses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploading, "QUIET_S", 0.3)
+    monkeypatch.setattr(uploading, "QUIET_S", 4.0)
     async with running_drafts(tmp_path) as one:
         one.changes.policy = BACK
         ref = await one.write(one.changes.create(5, "log"), b"line\n")
@@ -256,8 +256,9 @@ async def test_a_file_that_is_appended_to_again_and_again_goes_when_that_pauses(
 async def test_a_close_waits_for_as_long_as_its_upload_goes_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploading, "PUT_BYTES", MIB)
     monkeypatch.setattr(upload_parts, "PART_BYTES", MIB)
-    async with running_drafts(tmp_path, io_timeout_s=0.5) as one:
-        one.ufs.fail("PART", Fault(delay_s=0.2), always=True)
+    async with running_drafts(tmp_path, io_timeout_s=4.0) as one:
+        # Five rounds of four parts: longer than the time that a close waits for nothing.
+        one.ufs.fail("PART", Fault(delay_s=1.0), always=True)
         data = make_data(20 * MIB)
         await one.write(one.changes.create(5, "slow"), data)
         assert one.ufs.get("slow") == data
