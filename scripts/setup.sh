@@ -16,7 +16,7 @@ die() { say "$*"; exit 1; }
 
 packages="python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3"
 case "${1:-}" in
-    --servers) packages="$packages fio xfsprogs e2fsprogs linux-libc-dev postgresql stress-ng dbench rsync sqlite3 make" ;;
+    --servers) packages="$packages iproute2 fio xfsprogs e2fsprogs linux-libc-dev postgresql stress-ng dbench rsync sqlite3 make" ;;
     --bench) packages="$packages fio xfsprogs linux-libc-dev s3fs postgresql" ;;
 esac
 
