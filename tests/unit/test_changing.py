@@ -207,6 +207,21 @@ async def test_what_lies_in_a_directory_that_moves_can_be_changed_while_the_stor
     assert list_keys(store) - {"f/new", "f/deeper/b"} == {"f/", "f/deeper/"}
 
 
+async def test_a_file_that_was_to_replace_another_one_moves_on_with_its_directory(cluster: Cluster, store: MemoryUfs) -> None:
+    await create(cluster, "/data/d", Kind.DIRECTORY)
+    await write(cluster, store, "/data/d/a", b"new")
+    await write(cluster, store, "/data/d/b", b"old")
+    await wait_followed(cluster)
+    store.fail("COPY", Fault(errors.StoreUnavailable("down")), always=True)
+    await rename(cluster, "/data/d/a", "/data/d/b")
+    await rename(cluster, "/data/d", "/data/e")
+    await create(cluster, "/data/e/x", Kind.DIRECTORY)
+    store.heal()
+    await wait_followed(cluster)
+    assert not (await cluster.changes.list_unpersisted("/data")).conflicts
+    assert {key: store.get(key) for key in list_keys(store)} == {"e/": b"", "e/x/": b"", "e/b": b"new"}
+
+
 async def test_the_store_follows_renames_and_removals(cluster: Cluster, store: MemoryUfs) -> None:
     await create(cluster, "/data/d", Kind.DIRECTORY)
     await create(cluster, "/data/d/deep", Kind.DIRECTORY)

@@ -244,6 +244,12 @@ def push_down(txn: WriteTransaction, plan: Plan, cursor: bytes, now_ns: int, *, 
 
 def _push_child(edit: Edit, plan: Plan, inode: InodeId, child: Inode) -> None:
     txn, mount_id = edit.txn, plan.step.mount_id
+    if child.flags & records.MOVED and child.kind is Kind.FILE:
+        moved = keys.get_moved(txn, inode)
+        if moved.base is not None:
+            # What it was to replace stays behind, and nothing is where it belongs now.
+            journal.append(txn, Step(0, Op.DELETE, mount_id, inode, plan.source + to_str(child.name), moved.base))
+            txn.put(records.moved_key(inode), records.pack_moved(moved._replace(base=None)))
     if child.flags & (records.MOVED | records.MOUNT_POINT | records.ANCHOR):
         return
     if child.kind is Kind.DIRECTORY:
