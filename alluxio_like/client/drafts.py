@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.local import LocalCaches
-from alluxio_like.errors import NotFound, ReadOnly, Unavailable
+from alluxio_like.errors import Cancelled, NotFound, ReadOnly, Unavailable
 from alluxio_like.placement import rank_workers
 from alluxio_like.rpc.drafts import DraftsStub
 from alluxio_like.rpc.messages import MountInfo
@@ -87,8 +87,8 @@ class DraftFiles:
                 begun = True
                 # (One open is no wait worth a thread; the file was made or opened a moment ago.)
                 return OpenedDraft(worker.worker_id, self._local.open_draft(worker.worker_id, place.directory, place.path))
-            except Unavailable:
-                # The worker is away.
+            except (Unavailable, Cancelled):
+                # The worker is away; with Cancelled it is another one by now, and the channel to it closed.
                 if time.monotonic() + _LOOK_S > deadline:
                     raise
             except NotFound:
@@ -153,7 +153,8 @@ class DraftFiles:
                 if worker is None:
                     raise Unavailable("the worker that keeps what was written is away: start it again", subject=worker_id)
                 return await call(self._get_stub(worker))
-            except Unavailable:
+            except (Unavailable, Cancelled):
+                # (Cancelled: it was started anew, and the channel to it closed.)
                 if time.monotonic() + _LOOK_S > deadline:
                     raise
             newer = True

@@ -197,6 +197,8 @@ class Changing:
         return await self._change_xattr(header, XattrChange(body.name, None))
 
     async def _change_xattr(self, header: wire.InHeader, change: XattrChange) -> bytes:
+        if change.name in (b"user.", b"trusted."):
+            raise InvalidArgument("the attribute has no name behind its namespace")
         if not xattrs.is_users(change.name):
             raise Unsupported("extended attributes are those of user. and trusted.", subject=to_str(change.name))
         inode = self._operations.get_inode(Nodes.get_inode(header.nodeid))

@@ -43,7 +43,8 @@ class Locking:
         self._locks = locks
         self._by_handle: dict[int, set[tuple[Place, int]]] = {}
         self._sweeping = asyncio.create_task(self._sweep(), name="sweep locks")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Place] = {}
+        """What is being given back of which file."""
 
     def list_answerers(self) -> dict[int, tuple[str, Answerer]]:
         """What answers each kind of request."""
@@ -74,6 +75,9 @@ class Locking:
         place, lock = self._read(request)
         if lock.kind is LockKind.NONE and not self._locks.has_any(place, lock.owner.number):
             return b""
+        # What the kernel said before was closed before; two calls to the master are in no order.
+        if giving_back := [task for task, of in self._tasks.items() if of == place]:
+            await asyncio.wait(giving_back)
         try:
             conflict = await self._locks.set(place, lock, wait=wait)
         except Conflict as error:
@@ -97,7 +101,7 @@ class Locking:
             gone.add((Place(self._get_inode(node), whole=True), number))
         for place, owner in gone:
             if self._locks.has_any(place, owner):
-                self._start(self._locks.drop(place, owner))
+                self._start(place, self._locks.drop(place, owner))
 
     async def close(self) -> None:
         """Stop looking after the locks; they stay for the daemon that comes next. Does not raise."""
@@ -119,13 +123,13 @@ class Locking:
     def _get_inode(self, node: int) -> InodeId:
         return self._operations.get_inode(self._nodes.get_inode(node))
 
-    def _start(self, call: Coroutine[None, None, None]) -> None:
+    def _start(self, place: Place, call: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(call)
-        self._tasks.add(task)
+        self._tasks[task] = place
         task.add_done_callback(self._note_end)
 
     def _note_end(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("a lock could not be given back yet: %s", error)
 

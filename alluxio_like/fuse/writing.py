@@ -31,6 +31,8 @@ from alluxio_like.types import OWN_TOKEN, Entry, Kind, to_str
 INLINE_BYTES = 128 << 10
 """A WRITE of up to so much is done at once; a larger one in a thread, since it may have to wait for the disk. A guess."""
 _MOST_COPIED = 1 << 30
+_MOST_OFFSET = (1 << 63) - 1
+"""The wire's are without a sign: above are those below zero."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -233,6 +235,8 @@ class Writing:
         """SEEK_DATA and SEEK_HOLE. What was not written here shows no holes."""
         header, body = request
         assert isinstance(body, wire.Lseek)
+        if body.offset > _MOST_OFFSET:
+            raise FileError(errno.ENXIO, "before the beginning of the file")
         file = await self._get_file(header, body.fh, writes=False)
         if body.offset >> 63:
             raise FileError(errno.ENXIO, "before the beginning of the file")
