@@ -44,7 +44,7 @@ test: setup-servers
 	@$(WHOLE) --durations=25 --ignore=tests/unit --ignore=tests/model
 
 posix: setup
-	@$(PYTEST) -q tests/posix
+	@ALLUXIO_LIKE_TEST_POSIX=all $(PYTEST) -q tests/posix
 
 soak: setup-servers
 	@ALLUXIO_LIKE_TEST_SOAK=1 $(PYTEST) -q --durations=20 --timeout=3600

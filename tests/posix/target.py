@@ -1,15 +1,23 @@
 """What the suite runs on: a local ext4, which judges the checks themselves, and mounts of our own.
 
-Owns making each of them and taking it away again. What a check asks of a target is its directory alone.
+Owns making each of them and taking it away again. What a check asks of a target is its directory alone; what may happen to it
+meanwhile (test_differential.py) is there by name.
 """
 
 import os
+import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
+
+from tests.servers.fault_control import FaultProxy
+from tests.servers.stack import Stack, start_stack
 
 EXT4_BYTES = 2 << 30
 
@@ -33,7 +41,7 @@ def workplace() -> Iterator[Path]:
 
 
 @contextmanager
-def make_ext4() -> Iterator[Target]:
+def make_ext4(request: pytest.FixtureRequest) -> Iterator[Target]:
     """An ext4 of its own, in an image."""
     with workplace() as directory:
         image, root = directory / "image", directory / "mnt"
@@ -48,4 +56,76 @@ def make_ext4() -> Iterator[Target]:
             subprocess.run(["umount", root], check=True)
 
 
-TARGETS: dict[str, Callable[[], AbstractContextManager[Target]]] = {"ext4": make_ext4}
+@contextmanager
+def make_mount(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """A mount of a local directory, which everything written is in when it is closed."""
+    with workplace() as directory:
+        (directory / "store").mkdir()
+        with serve(directory, f"file://{directory}/store", {}) as stack:
+            yield Target("mount", stack.mountpoint, list_disturbances(stack))
+
+
+@contextmanager
+def make_s3_mount(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """A mount of a bucket, which everything written is in when it is closed."""
+    server = request.getfixturevalue("s3_server")
+    with workplace() as directory, FaultProxy(server.endpoint) as proxy:
+        environment = {**server.environment, "AWS_ENDPOINT_URL": proxy.endpoint}
+
+        def fail() -> None:
+            proxy.set_rules({"status": 503, "times": 5})
+
+        with serve(directory, f"s3://{server.make_bucket()}", environment) as stack:
+            yield Target("s3", stack.mountpoint, list_disturbances(stack) | {"the store fails": fail})
+
+
+@contextmanager
+def serve(directory: Path, uri: str, environment: Mapping[str, str]) -> Iterator[Stack]:
+    options = ["--workers", "1", "--io-timeout", "30s", "-o", "write=through"]
+    # What must stay free of a disk is for who owns it to say; here others may have filled it.
+    roomy = {**environment, "ALLUXIO_LIKE_KEEP_FREE_FRACTION": "0.01"}
+    with start_stack(directory, {"/": uri}, roomy, *options) as stack:
+        yield stack
+
+
+def list_disturbances(stack: Stack) -> dict[str, Callable[[], object]]:
+    """What may happen to any mount of ours."""
+    return {
+        "what is cached is freed": stack.free,
+        "the daemon is killed": lambda: kill(stack, "alluxio_like.fuse.daemon"),
+        "the worker is killed": lambda: kill(stack, "worker"),
+        "the master is killed": lambda: kill(stack, "master"),
+    }
+
+
+def kill(stack: Stack, service: str, limit_s: float = 60) -> None:
+    """Kill a service, and wait until another one is in its place."""
+    end = time.monotonic() + limit_s
+    while not (before := find_processes(stack.process.pid, service)):  # one that was killed just now is not back yet
+        assert time.monotonic() < end, f"{service} is not there"
+        time.sleep(0.01)
+    os.kill(before[0], signal.SIGKILL)
+    while not set(find_processes(stack.process.pid, service)) - set(before):
+        assert time.monotonic() < end, f"{service} did not come back"
+        time.sleep(0.01)
+
+
+def find_processes(parent: int, service: str) -> list[int]:
+    """The processes below one that are a service, by their command lines."""
+    found = []
+    for children in Path(f"/proc/{parent}/task").glob("*/children"):
+        for pid in map(int, children.read_text().split()):
+            with suppress(OSError):  # it has ended
+                if service.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    found.append(pid)
+            found += find_processes(pid, service)
+    return found
+
+
+TARGETS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Target]]] = {
+    "ext4": make_ext4,
+    "mount": make_mount,
+    "s3": make_s3_mount,
+}
+USUAL = ("ext4", "mount")
+"""Those of the usual run. The calls of a mount of S3 are the same ones; what differs there are the names that can be."""

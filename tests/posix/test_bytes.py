@@ -158,10 +158,10 @@ def test_allocations_that_are_refused(place: Path, mode: int, offset: int, lengt
 def test_holes_read_as_zeros_and_cost_nothing(place: Path) -> None:
     path = place / "file"
     with opened(path, os.O_CREAT | os.O_RDWR) as fd:
-        os.pwrite(fd, b"end", 1 << 30)
+        os.pwrite(fd, b"end", 1 << 26)
         assert os.pread(fd, 8, 12345) == bytes(8)
-        assert os.pread(fd, 8, (1 << 30) - 5) == b"\0\0\0\0\0end"
-    assert look(path).st_size == (1 << 30) + 3
+        assert os.pread(fd, 8, (1 << 26) - 5) == b"\0\0\0\0\0end"
+    assert look(path).st_size == (1 << 26) + 3
     assert look(path).st_blocks * 512 <= MIB
 
 
@@ -174,8 +174,9 @@ def test_large_offsets(place: Path, size: int) -> None:
         assert os.lseek(fd, 0, os.SEEK_END) == size + 4
         os.ftruncate(fd, size + 1)
         assert os.pread(fd, 9, size) == b"l"
-    assert look(path).st_size == size + 1
-    os.truncate(path, 0)
+        assert look(path).st_size == size + 1
+        os.ftruncate(fd, 10)  # a target that stores files elsewhere would carry all of it there
+    assert look(path).st_size == 10
 
 
 @table("size expected", [(1 << 62, "EFBIG"), ((1 << 63) - 1, "EFBIG")])
