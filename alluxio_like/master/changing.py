@@ -213,6 +213,8 @@ class ChangesService:
             with self._meta.read() as txn:
                 plan = versions.plan_upload(txn, file_id.inode, file_id.version)
                 metadata = _make_metadata(txn, file_id.inode)
+            if self._empty.is_putting(file_id.inode):
+                raise errors.Unavailable("the file is just being put as it was made", subject=plan.key)
             self._follower.begin_upload(file_id, plan.mount_id, plan.key)
             return UploadPlan(plan.mount_id, plan.key, plan.expected, metadata)
 
@@ -255,7 +257,14 @@ class ChangesService:
             there = None
         except errors.IsADirectory:
             return
-        if there == base:
+        empty = (
+            await self._empty.lookup_put(record.mount_id, key, file_id.inode) if there is not None and not there.size else None
+        )
+        if empty is not None:
+            core = versions.UploadPlan(record.mount_id, key, None)
+            now_ns = self._clock.now_ns()
+            await self._meta.write(lambda txn: versions.note_persisted(txn, file_id.inode, VersionId(1), core, empty, now_ns))
+        if there == base or empty is not None:
             raise errors.Conflict("the store has what was expected there: plan the upload again", subject=key)
 
     # -- policies ------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from alluxio_like.master.following_store import StoreFollower
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.rpc.messages_writing import WriteMode
-from alluxio_like.types import FileId, InodeId, Kind, VersionId
+from alluxio_like.types import FileId, Fingerprint, InodeId, Kind, MountId, VersionId
 from alluxio_like.ufs.writing import get_writable
 
 log = logging.getLogger(__name__)
@@ -47,10 +47,20 @@ class EmptyFiles:
         self._clock = clock
         self._cluster_id = cluster_id
         self._created: dict[InodeId, float] = {}
+        self._putting: set[InodeId] = set()
 
     def note_created(self, inode: InodeId) -> None:
         """A new file, of which nothing was sealed yet."""
         self._created[inode] = self._clock.monotonic() + EMPTY_AFTER_S
+
+    def is_putting(self, inode: InodeId) -> bool:
+        """Whether a file is just being put: nothing else is to be uploaded there meanwhile."""
+        return inode in self._putting
+
+    async def lookup_put(self, mount_id: MountId, key: str, inode: InodeId) -> Fingerprint | None:
+        """What is at a key, if that is a file that was put from here, which a master that was killed did not come to record."""
+        ufs = get_writable(self._mounts.get_ufs(mount_id))
+        return await StoreFollower(ufs, await ufs.get_capabilities(), self._cluster_id).lookup_empty(key, inode)
 
     def note_sealed(self, inode: InodeId) -> None:
         self._created.pop(inode, None)
@@ -82,12 +92,14 @@ class EmptyFiles:
                     self._created.pop(inode, None)
                     return
             self._follower.begin_upload(file_id, plan.mount_id, plan.key)
+            self._putting.add(inode)
             try:
                 ufs = get_writable(self._mounts.get_ufs(plan.mount_id))
                 await self._asker.wait_turn(ufs)
                 follower = StoreFollower(ufs, await ufs.get_capabilities(), self._cluster_id)
                 stored = await follower.put_empty(plan.key, inode, plan.expected)
             finally:
+                self._putting.discard(inode)
                 self._follower.end_upload(file_id)
             now_ns = self._clock.now_ns()
             if stored is None:

@@ -89,11 +89,15 @@ class StoreFollower:
         try:
             entry = await self._ufs.put(key, Source(null, 0, 0), options, expected=Expected(expected))
         except errors.Conflict:
-            written = await self._ufs.lookup_written(key, options.token)
-            return written.fingerprint if written is not None else None
+            return await self.lookup_empty(key, inode)
         finally:
             os.close(null)
         return entry.fingerprint
+
+    async def lookup_empty(self, key: str, inode: InodeId) -> Fingerprint | None:
+        """What is at a key, if it is what `put_empty` put there."""
+        written = await self._ufs.lookup_written(key, self._make_token("empty", inode, key))
+        return written.fingerprint if written is not None else None
 
     # -- one kind of plan each -----------------------------------------------------------------------------------------------
 

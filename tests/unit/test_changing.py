@@ -15,6 +15,7 @@ import pytest
 from alluxio_like import errors
 from alluxio_like.client.changes import Changes
 from alluxio_like.errors import get_disposition
+from alluxio_like.master.following_store import StoreFollower
 from alluxio_like.rpc.messages import MountSpec
 from alluxio_like.rpc.messages_writing import (
     Changed,
@@ -29,6 +30,7 @@ from alluxio_like.rpc.messages_writing import (
 )
 from alluxio_like.types import Entry, FileId, Fingerprint, InodeId, Kind, to_str
 from alluxio_like.ufs.memory import Fault, MemoryUfs
+from alluxio_like.ufs.memory_writing import WritableMemoryUfs
 from tests.unit.master_parts import Cluster, wait_until
 
 numbers = itertools.count()
@@ -391,6 +393,20 @@ async def test_a_file_that_nobody_writes_to_is_put_as_it_is(
     sealed = await seal(cluster, ref.inode, 4)
     plan = await cluster.changes.plan_upload(sealed.ref.file_id)
     assert plan.expected == ref.stored
+
+
+async def test_an_empty_file_whose_master_was_killed_is_no_foreign_one(cluster: Cluster, store: MemoryUfs) -> None:
+    entry = await create(cluster, "/data/a")
+    ufs = WritableMemoryUfs(store)
+    follower = StoreFollower(ufs, await ufs.get_capabilities(), cluster.master.cluster_id)
+    empty = await follower.put_empty("a", entry.attr.inode, None)
+    sealed = await seal(cluster, entry.attr.inode, 4)
+    assert (await cluster.changes.plan_upload(sealed.ref.file_id)).expected is None
+    with pytest.raises(errors.Conflict, match="plan"):
+        await cluster.changes.note_conflict(op(), sealed.ref.file_id)
+    assert (await cluster.changes.plan_upload(sealed.ref.file_id)).expected == empty
+    await upload(cluster, store, sealed, b"data")
+    assert list_keys(store) == {"a"}
 
 
 async def test_a_seal_of_a_file_without_a_name_is_not_wanted(cluster: Cluster, store: MemoryUfs) -> None:
