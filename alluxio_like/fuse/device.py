@@ -242,7 +242,7 @@ class Device:
             self._ledger.forget_written(inode)
 
     def list_written(self) -> list[int]:
-        """What was being written through the daemon before this one; to be asked once."""
+        """What was being written through the daemon before this one, and is through this one."""
         return [] if self._ledger is None else self._ledger.list_written()
 
     def close_backing(self, backing_id: int) -> bool:

@@ -208,6 +208,10 @@ class Drafts:
             self._stop_writing(draft)
         self._start(self._watch(draft))
 
+    def forget(self, inode: InodeId) -> None:
+        """A file that a daemon before this one had a draft of is gone."""
+        self._notes.forget_written(inode)
+
     async def _watch(self, draft: Draft) -> None:
         while draft.reading and not draft.over:
             async with self._lock(draft.inode):

@@ -90,24 +90,24 @@ class Ledger:
         return [SentAway(thread, inode, unique, until_s) for thread, _, inode, unique, until_s in records if until_s]
 
     def note_written(self, inode: int) -> None:
-        """Write down a file that is being written."""
-        self._replace_written(0, inode)
+        """Write down a file that is being written; once, however often it is said."""
+        if not self._replace_written(inode, inode):
+            self._replace_written(0, inode)
 
     def forget_written(self, inode: int) -> None:
         """It is not any more."""
         self._replace_written(inode, 0)
 
-    def _replace_written(self, old: int, new: int) -> None:
+    def _replace_written(self, old: int, new: int) -> bool:
         for start in range(_WRITTEN_START, _WRITTEN_START + _WRITTEN_BYTES, _INODE.size):
             if _INODE.unpack_from(self._map, start)[0] == old:
                 _INODE.pack_into(self._map, start, new)
-                return
+                return True
+        return False
 
     def list_written(self) -> list[int]:
-        """What the daemon before has written down; it is taken off the list."""
-        found = [inode for (inode,) in _INODE.iter_unpack(self._map[_WRITTEN_START : _WRITTEN_START + _WRITTEN_BYTES]) if inode]
-        self._map[_WRITTEN_START : _WRITTEN_START + _WRITTEN_BYTES] = bytes(_WRITTEN_BYTES)
-        return found
+        """What the daemon before has written down, and this one."""
+        return [inode for (inode,) in _INODE.iter_unpack(self._map[_WRITTEN_START : _WRITTEN_START + _WRITTEN_BYTES]) if inode]
 
     def begin(self) -> None:
         """An id is about to be registered: from here to `add` or `abandon` only the kernel may know it."""

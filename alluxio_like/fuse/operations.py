@@ -289,6 +289,8 @@ class Operations:
                 try:
                     entry, _ = await self._get_entry(InodeId(inode))
                     await self.drafts.revive(entry)
+                except NotFound:
+                    self.drafts.forget(InodeId(inode))
                 except AlluxioLikeError as error:
                     log.info("a file that was being written is not known again: %s", error, extra={"inode": inode})
 

@@ -413,6 +413,39 @@ TestAnyOrder = Machine.TestCase
 TestAnyOrder.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
+def test_the_ledger_hands_on_what_is_written() -> None:
+    import os
+
+    from alluxio_like.fuse.ledger import Ledger, copy_sent, list_left, make_memory
+
+    fd, successor = make_memory(), make_memory()
+    kept = os.dup(fd)
+    ledger = Ledger(fd)
+    try:
+        for inode in (5, 1 << 40, 7, 5):
+            ledger.note_written(inode)
+        ledger.forget_written(7)
+        ledger.forget_written(8)
+        ledger.begin()
+        ledger.add(99)
+        copy_sent(kept, successor)
+        assert list_left(kept) == ([99], None)
+    finally:
+        ledger.close()
+        os.close(kept)
+    ledger = Ledger(successor)
+    try:
+        assert sorted(ledger.list_written()) == [5, 1 << 40]
+        for inode in range(100, 1000):
+            ledger.note_written(inode)
+        assert len(ledger.list_written()) == 256
+        for inode in (5, 1 << 40, *range(100, 1000)):
+            ledger.forget_written(inode)
+        assert ledger.list_written() == []
+    finally:
+        ledger.close()
+
+
 def test_the_ledger_tells_what_was_left(tmp_path: object) -> None:
     import os
 
