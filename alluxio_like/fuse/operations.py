@@ -110,6 +110,7 @@ class Operations:
         self._files: HandleTable[FileHandle] = HandleTable(generation)
         self._directories: HandleTable[DirectoryHandle] = HandleTable(generation)
         self._stale: BoundedDict[InodeId, None] = BoundedDict(_STALE_INODES)
+        self._page_versions: BoundedDict[InodeId, int] = BoundedDict(_STALE_INODES)
         self._root_until_s = 0.0
         self.drafts: Drafts | None = None
         """What is being written; None: nothing can be."""
@@ -256,6 +257,17 @@ class Operations:
         else:
             opened.append(file)
         return self._files.add(file)
+
+    def choose_pages(self, file: FileHandle) -> tuple[bool, bool]:
+        """Of a file that was just opened, where it has one node id whatever its version: whether the kernel's pages of it are of
+        this version, and whether it has to be read without them, since another version is open."""
+        inode, version = file.entry.attr.inode, file.entry.attr.version
+        if any(other.entry.attr.version != version for other in self._open.get(inode, ())):
+            return True, True
+        known = self._page_versions.lookup(inode)
+        if known is not None or version > 1:
+            self._page_versions.set(inode, version)
+        return known == version if known is not None else version <= 1, False
 
     def lookup_file(self, handle: int) -> FileHandle | None:
         """What is open under a number; None: nothing of ours."""

@@ -278,9 +278,11 @@ class _Handlers(pyfuse3.Operations):
         else:
             self._meter.count("open", started_s)
         file = self._operations.lookup_file(handle)
+        keep, direct = True, False
         if file is not None:
             self._accounting.opened(ctx.pid, file)
-        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+            keep, direct = self._operations.choose_pages(file)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=keep, direct_io=direct)
 
     async def read(self, fh: int, off: int, size: int) -> Any:
         started_s = time.perf_counter()

@@ -5,6 +5,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from alluxio_like.errors import (
 from alluxio_like.fuse.attributes import count_stat_blocks, get_errno
 from alluxio_like.fuse.backend import CacheState
 from alluxio_like.fuse.client_backend import count_cached_bytes
-from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, HandleTable
+from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, FileHandle, HandleTable
 from alluxio_like.fuse.memory import MemoryBackend
 from alluxio_like.fuse.operations import ROOT_NODE, Operations, Settings
 from alluxio_like.fuse.xattrs import format_value
@@ -340,6 +341,26 @@ def test_foreign_errors_are_io_errors() -> None:
     assert get_errno(RuntimeError("x")) == errno.EIO
     assert get_errno(TimeoutError()) == errno.EIO
     assert get_errno(asyncio.CancelledError()) == errno.EINTR
+
+
+async def test_pages_of_one_version_are_never_used_for_another(world: World) -> None:
+    entry = (await world.backend.get_entry(world.file)).entry
+    assert entry is not None
+    operations = world.operations
+
+    def open_version(version: int) -> tuple[int, tuple[bool, bool]]:
+        file = FileHandle(replace(entry, attr=replace(entry.attr, version=VersionId(version))))
+        return operations.add_open(file), operations.choose_pages(file)
+
+    first, pages = open_version(1)
+    assert pages == (True, False)
+    second, pages = open_version(2)
+    assert pages == (True, True), "the first one's pages are in use"
+    await operations.release(first)
+    await operations.release(second)
+    second, pages = open_version(2)
+    assert pages == (False, False), "what the kernel has is the first one's"
+    assert open_version(2)[1] == (True, False)
 
 
 @given(st.integers(0, 1 << 50))
