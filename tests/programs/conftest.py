@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.posix.conftest import file_system, place
+from tests.posix.conftest import file_system, place, pytest_collection_modifyitems
 
-__all__ = ["file_system", "place"]
+__all__ = ["file_system", "place", "pytest_collection_modifyitems"]
 
 Run = Callable[..., str]
 
