@@ -4,6 +4,8 @@ Owns nothing. Who writes opens a draft with `open_draft`, in any process; the re
 disks; errors of the disk come as OSError. Safe from any thread.
 """
 
+import errno
+import functools
 import os
 import time
 from array import array
@@ -12,7 +14,7 @@ from alluxio_like import errors
 from alluxio_like.cache.checksum import compute_checksum
 from alluxio_like.cache.scratch import get_scratch
 from alluxio_like.cache.writing_records import Stamp
-from alluxio_like.types import PAGE_BYTES, get_page_count
+from alluxio_like.types import PAGE_BYTES
 
 FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _COARSE_TICK_NS = 11_000_000
@@ -78,10 +80,16 @@ def wait_tick(stamp: Stamp) -> None:
 
 
 def compute_sums(fd: int, size: int) -> "array[int] | None":
-    """A checksum for each page; None: the file is shorter by now."""
+    """A checksum for each page; None: the file is shorter by now. Pages of holes are not read."""
+    if os.fstat(fd).st_size < size:
+        return None
     sums = array("Q")
-    for page in range(get_page_count(size)):
-        start = page * PAGE_BYTES
+    while len(sums) * PAGE_BYTES < size:
+        start = len(sums) * PAGE_BYTES
+        empty = (min(_find_data(fd, start), size) - start) // PAGE_BYTES
+        if empty:
+            sums.extend(array("Q", [_get_empty_sum()]) * empty)
+            continue
         room = get_scratch(min(PAGE_BYTES, size - start))
         count = os.preadv(fd, (room,), start)
         while 0 < count < len(room):
@@ -93,6 +101,19 @@ def compute_sums(fd: int, size: int) -> "array[int] | None":
             return None
         sums.append(compute_checksum(room))
     return sums
+
+
+@functools.cache
+def _get_empty_sum() -> int:
+    return compute_checksum(bytes(PAGE_BYTES))
+
+
+def _find_data(fd: int, offset: int) -> int:
+    """Where data comes next; far away where none does. A file system that cannot tell has data everywhere."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        return 1 << 62 if error.errno == errno.ENXIO else offset
 
 
 def copy_all(source: int, target: int) -> None:

@@ -9,7 +9,7 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 from alluxio_like.ufs.posix_ops import Found, FoundKind, Scanned
 
@@ -135,6 +135,16 @@ class LocalOps:
         return os.preadv(file, [buffer], offset)
 
     def copy_in(self, file: int, offset: int, fd: int, source_offset: int, length: int) -> None:
+        if os.fstat(fd).st_size < source_offset + length:
+            raise EOFError(f"the source is shorter than {source_offset + length} bytes")
+        for start, stop in _list_data(fd, source_offset, source_offset + length, file, offset - source_offset):
+            self._copy_data(file, offset + start - source_offset, fd, start, stop - start)
+        if length and os.fstat(file).st_size < offset + length:
+            # A hole at the end. Written and not truncated to: others write further parts meanwhile.
+            write_all(file, b"\0", offset + length - 1)
+
+    @staticmethod
+    def _copy_data(file: int, offset: int, fd: int, source_offset: int, length: int) -> None:
         done = 0
         in_kernel = True
         while done < length:
@@ -266,3 +276,32 @@ def make_found(found: os.stat_result) -> Found:
     token = f"{found.st_mtime_ns:x}.{found.st_ctime_ns:x}.{found.st_ino:x}"
     mode = stat.S_IMODE(found.st_mode)
     return Found(kind, token, found.st_size, found.st_mtime_ns, found.st_ctime_ns, mode, found.st_uid, found.st_gid)
+
+
+def _list_data(fd: int, start: int, stop: int, file: int, shift: int) -> Iterator[tuple[int, int]]:
+    """The parts of a range of `fd` that are to be copied: all but holes where the target (`shift` bytes further) has none of its
+    own to be overwritten."""
+    at = start
+    while at < stop:
+        mine = min(stop, _seek(fd, at, os.SEEK_DATA, stop))
+        theirs = min(stop, _seek(file, at + shift, os.SEEK_DATA, stop + shift) - shift)
+        begin = min(mine, theirs)
+        if begin >= stop:
+            return
+        if mine == begin:
+            end = _seek(fd, begin, os.SEEK_HOLE, stop)
+        else:
+            end = min(mine, _seek(file, begin + shift, os.SEEK_HOLE, stop + shift) - shift)
+        at = min(stop, max(end, begin + 1))
+        yield begin, at
+
+
+def _seek(fd: int, offset: int, whence: int, otherwise: int) -> int:
+    """Where data, or a hole, comes next; `otherwise` where there is none."""
+    try:
+        return os.lseek(fd, offset, whence)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return otherwise
+        # A file system that does not know: all is data.
+        return offset if whence == os.SEEK_DATA else otherwise

@@ -10,6 +10,7 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.cache import draft_files as files
+from alluxio_like.cache.checksum import compute_checksums
 from alluxio_like.cache.draft_files import open_draft
 from alluxio_like.cache.drafts import Draft, Ending
 from alluxio_like.cache.store import CacheDirSpec, CacheStore, Role
@@ -346,3 +347,16 @@ def test_a_cache_of_the_format_before_is_read_and_raised(kills: Kills) -> None:
     assert cached is not None
     assert cached.read(0, ref.size) == DATA
     assert not cached.unpersisted
+
+
+def test_checksums_of_a_sparse_file_are_those_of_its_bytes_and_cost_nothing_for_holes(tmp_path: Path) -> None:
+    with open(tmp_path / "sparse", "w+b") as file:
+        size = 5 * PAGE_BYTES + 77
+        os.ftruncate(file.fileno(), size)
+        os.pwrite(file.fileno(), b"x" * 10, 2 * PAGE_BYTES + 5)
+        whole = os.pread(file.fileno(), size, 0)
+        assert list(files.compute_sums(file.fileno(), size) or ()) == compute_checksums(whole)
+        assert files.compute_sums(file.fileno(), size + 1) is None
+        # Read byte by byte it would take minutes.
+        os.ftruncate(file.fileno(), 1 << 40)
+        assert len(files.compute_sums(file.fileno(), 1 << 40) or ()) == 1 << 20

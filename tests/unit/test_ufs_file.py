@@ -442,3 +442,24 @@ async def test_a_directory_that_takes_long_is_read_in_slices(root: Path) -> None
             break
     assert names == [f"{number:04d}" for number in range(2000)]
     assert empty >= 7
+
+
+@pytest.mark.parametrize("there", [b"", b"y" * 400_000])
+def test_what_is_copied_in_keeps_its_holes_and_overwrites_what_is_there(tmp_path: Path, there: bytes) -> None:
+    ops = LocalOps(str(tmp_path))
+    with open(tmp_path / "from", "w+b") as source, open(tmp_path / "to", "w+b") as target:
+        os.ftruncate(source.fileno(), 1_000_000)
+        os.pwrite(source.fileno(), b"x" * 1000, 300_000)
+        os.pwrite(target.fileno(), there, 0)
+        whole = os.pread(source.fileno(), 1_000_000, 0)
+        for offset, length in ((0, 400_000), (600_000, 400_000), (400_000, 200_000)):
+            ops.copy_in(target.fileno(), offset, source.fileno(), offset, length)
+        assert os.pread(target.fileno(), 2_000_000, 0) == whole
+        if not there:
+            assert os.fstat(target.fileno()).st_blocks * 512 <= 200_000
+        with pytest.raises(EOFError):
+            ops.copy_in(target.fileno(), 0, source.fileno(), 0, 1_000_001)
+        # Byte by byte it would not end.
+        os.ftruncate(source.fileno(), 1 << 40)
+        ops.copy_in(target.fileno(), 0, source.fileno(), 0, 1 << 40)
+        assert os.fstat(target.fileno()).st_size == 1 << 40
