@@ -20,7 +20,7 @@ HOLDER = Path(control.__file__).with_name("holder_main.py")
 ROOT = Path(__file__).parents[2]
 
 
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 10) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 60) -> Any:
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if value := condition():
@@ -84,7 +84,7 @@ class HeldMount:
     def kill_daemon(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.facts()["daemon_pid"], number)
 
-    def ask(self, message: dict[str, Any], timeout_s: float = 15) -> dict[str, Any]:
+    def ask(self, message: dict[str, Any], timeout_s: float = 60) -> dict[str, Any]:
         sock = control.connect(self.socket, timeout_s)
         assert sock is not None
         with sock:
@@ -104,7 +104,7 @@ class HeldMount:
     def mounted(self) -> bool:
         return places.find_top(self.path) is not None
 
-    def stop(self, number: int = signal.SIGTERM, limit_s: float = 10) -> int:
+    def stop(self, number: int = signal.SIGTERM, limit_s: float = 60) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(limit_s)
@@ -119,7 +119,7 @@ class HeldMount:
                 places.detach(self.path)
             if self.process.poll() is None:
                 self.process.kill()
-                self.process.wait(10)
+                self.process.wait(60)
             os.close(self.lifeline)
             os.close(self.lifeline_write)
         wait_until(lambda: not self.daemons(), "the daemons' end")
@@ -186,10 +186,10 @@ class Load:
         self.end.touch()
         for reader in self.readers:
             try:
-                output, _ = reader.communicate(timeout=30)
+                output, _ = reader.communicate(timeout=90)
             finally:
                 reader.kill()
-                reader.wait(10)
+                reader.wait(60)
             if output:
                 count, errors, worst = output.split()
                 self.results.append((int(count), int(errors), float(worst)))
@@ -225,7 +225,7 @@ class Statting:
         except OSError as error:
             self.outcome = error.errno
 
-    def wait(self, limit_s: float = 10) -> int:
+    def wait(self, limit_s: float = 60) -> int:
         return int(wait_until(lambda: None if self.outcome is None else str(self.outcome), "the answer", limit_s))
 
 

@@ -129,7 +129,7 @@ def test_a_killed_holder_is_followed_by_another(hold: Hold) -> None:
     mount.wait_ready(1)
     with Load(mount) as load:
         mount.process.kill()
-        mount.process.wait(10)
+        mount.process.wait(60)
         wait_until(lambda: is_orphan(mount), "the daemon waiting for another holder")
         mount.start(adopt=True)
         mount.wait_ready(1)
@@ -152,7 +152,7 @@ def test_told_to_stop_with_its_daemons_it_unmounts(hold: Hold) -> None:
     assert mount.mounted
     for daemon in mount.joined:
         daemon.send_signal(signal.SIGTERM)
-    assert mount.process.wait(10) == 0
+    assert mount.process.wait(60) == 0
     assert not mount.mounted
     assert not os.path.exists(mount.socket)
 
@@ -175,7 +175,7 @@ def test_told_to_stop_before_there_is_a_mount_it_ends(hold: Hold) -> None:
     wait_until(lambda: "pid" in mount.facts(), "the holder listening")
     begun = time.monotonic()
     assert mount.stop() == 0
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 def test_one_of_another_version_is_refused(hold: Hold) -> None:
