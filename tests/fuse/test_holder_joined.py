@@ -133,6 +133,7 @@ def test_a_killed_holder_is_followed_by_another(hold: Hold) -> None:
         wait_until(lambda: is_orphan(mount), "the daemon waiting for another holder")
         mount.start(adopt=True)
         mount.wait_ready(1)
+        wait_until(lambda: mount.facts().get("daemon_pid") == daemon.pid, "who serves being there before another comes")
         mount.join(7)
         mount.said("has joined", 2)
         assert mount.facts()["daemon_pid"] == daemon.pid
