@@ -19,9 +19,23 @@ from bench.reading import measure_epochs, measure_warm_reads
 from bench.restarts import measure_restarts
 from bench.sdk import measure_sdk
 from bench.size import measure_size
+from bench.writing import measure_writing
 from tests.servers.fixtures import start_s3_server
 
-PARTS = ("loading", "reading", "mounted", "holding", "peers", "epochs", "metadata", "names", "listing", "sdk", "restarts")
+PARTS = (
+    "loading",
+    "reading",
+    "mounted",
+    "holding",
+    "peers",
+    "epochs",
+    "metadata",
+    "names",
+    "listing",
+    "sdk",
+    "restarts",
+    "writing",
+)
 
 
 LONG_PARTS = ("size",)
@@ -49,6 +63,7 @@ def run_part(part: str, directory: Path, out: Path, *, quick: bool) -> list[Resu
         "holding": measure_holding,
         "epochs": measure_epochs,
         "listing": measure_listing,
+        "writing": measure_writing,
     }
     with start_s3_server(size_bytes=8 << 30) as server:
         return parts[part](server, directory, quick=quick)

@@ -4,6 +4,7 @@
     python -m bench.baselines sequential FILE...                                 read(1 MiB) to the end
     python -m bench.baselines random-files DIR --seed N                          open(p, 'rb').read() of every file, shuffled
     python -m bench.baselines held FILE                                          open, wait for a line, read(1 MiB) to the end
+    python -m bench.baselines upload FILE BUCKET                                 multipart upload, parts of 16 MiB, 8 in flight
 
 Each prints one JSON line: bytes, files, seconds, cpu_seconds.
 """
@@ -70,6 +71,16 @@ async def fetch(endpoint: str, bucket: str, directory: Path, keys: list[str]) ->
     return total, len(keys)
 
 
+def upload(path: Path, bucket: str) -> tuple[int, int]:
+    """One file to the store of the environment (AWS_*), by obstore's own multipart upload."""
+    import obstore
+    from obstore.store import S3Store
+
+    store = S3Store(bucket, endpoint=os.environ["AWS_ENDPOINT_URL"], region="us-east-1", client_options={"allow_http": True})
+    obstore.put(store, "bare.bin", path, use_multipart=True, chunk_size=16 << 20, max_concurrency=IN_FLIGHT)
+    return path.stat().st_size, 1
+
+
 def read_sequentially(paths: list[Path], *, forget: bool) -> tuple[int, int]:
     """Read files from start to end, 1 MiB a call; `forget`: without what the kernel has cached under these paths."""
     total = 0
@@ -128,6 +139,9 @@ def main() -> None:
     command.add_argument("dir", type=Path)
     command.add_argument("--seed", type=int, default=1)
     command.add_argument("--wait", action="store_true", help="say when the names are known, and wait for a line")
+    command = commands.add_parser("upload")
+    command.add_argument("file", type=Path)
+    command.add_argument("bucket")
     command = commands.add_parser("held")
     command.add_argument("file", type=Path)
     arguments = parser.parse_args()
@@ -147,6 +161,8 @@ def main() -> None:
 
         keys = arguments.keys_from.read_text().split()
         total, files = uvloop.run(fetch(arguments.endpoint, arguments.bucket, arguments.dir, keys))
+    elif arguments.command == "upload":
+        total, files = upload(arguments.file, arguments.bucket)
     elif arguments.command == "sequential":
         total, files = read_sequentially(arguments.files, forget=arguments.forget)
     else:

@@ -7,6 +7,7 @@ import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 RUN_S = 4
 
@@ -28,7 +29,7 @@ def run_fio(
     """Read one file: `rw` is read or randread; `depth` above 1 takes libaio; `engine` mmap reads by faults, each page once."""
     engine = engine or ("libaio" if depth > 1 else "psync")
     size = path.stat().st_size
-    options = {
+    options: dict[str, Any] = {
         "name": "run",
         "filename": str(path),
         "rw": rw,
@@ -46,9 +47,7 @@ def run_fio(
         options |= {"io_size": size // 4}
     else:
         options |= {"time_based": None, "runtime": RUN_S}
-    command = ["fio", *(f"--{key}" if value is None else f"--{key}={value}" for key, value in options.items())]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
+    job = _run(options)
     read = job["read"]
     percentiles = read["clat_ns"].get("percentile", {})
     busy_s = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
@@ -59,3 +58,37 @@ def run_fio(
         p99_ms=percentiles.get("99.000000", 0) / 1e6,
         cpu_s_per_gb=busy_s / max(read["io_bytes"] / 1e9, 1e-9),
     )
+
+
+def run_fio_write(path: Path, block_bytes: int, *, fsync: int) -> FioRun:
+    """Write into a file that is there, at random places, each once at most in a turn; fsync after each `fsync` writes."""
+    job = _run(
+        {
+            "name": "run",
+            "filename": str(path),
+            "rw": "randwrite",
+            "bs": block_bytes,
+            "ioengine": "psync",
+            "fsync": fsync,
+            "size": path.stat().st_size,
+            "time_based": None,
+            "runtime": RUN_S,
+            "output-format": "json",
+        }
+    )
+    write = job["write"]
+    percentiles = write["clat_ns"].get("percentile", {})
+    busy_s = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
+    return FioRun(
+        bytes_s=write["bw_bytes"],
+        iops=write["iops"],
+        median_ms=percentiles.get("50.000000", 0) / 1e6,
+        p99_ms=percentiles.get("99.000000", 0) / 1e6,
+        cpu_s_per_gb=busy_s / max(write["io_bytes"] / 1e9, 1e-9),
+    )
+
+
+def _run(options: dict[str, Any]) -> Any:
+    command = ["fio", *(f"--{key}" if value is None else f"--{key}={value}" for key, value in options.items())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]

@@ -58,7 +58,7 @@ def put_large(server: S3Server, bucket: str, key: str, seed: int, size: int) -> 
 
 
 @contextmanager
-def mount_rclone(directory: Path, server: S3Server, bucket: str) -> Iterator[Path]:
+def mount_rclone(directory: Path, server: S3Server, bucket: str, *, writable: bool = False) -> Iterator[Path]:
     """`rclone mount --vfs-cache-mode full` of a bucket; its cache outlives the mount, below `directory`."""
     mountpoint = directory / "rclone-mnt"
     mountpoint.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,8 @@ def mount_rclone(directory: Path, server: S3Server, bucket: str) -> Iterator[Pat
         "RCLONE_CONFIG_S_ACCESS_KEY_ID": server.access_key,
         "RCLONE_CONFIG_S_SECRET_ACCESS_KEY": server.secret_key,
     }
-    options = ["--vfs-cache-mode", "full", "--cache-dir", str(directory / "rclone-cache"), "--allow-other", "--read-only"]
+    options = ["--vfs-cache-mode", "full", "--cache-dir", str(directory / "rclone-cache"), "--allow-other"]
+    options += [] if writable else ["--read-only"]
     options += ["--dir-cache-time", "1h", "--attr-timeout", "1h", "--no-modtime", "--vfs-read-ahead", "64M"]
     command = [get_rclone(), "mount", f"s:{bucket}", str(mountpoint), *options]
     with open(directory / "rclone.log", "a") as log:
@@ -86,16 +87,14 @@ def mount_rclone(directory: Path, server: S3Server, bucket: str) -> Iterator[Pat
 
 
 @contextmanager
-def mount_s3fs(directory: Path, server: S3Server, bucket: str) -> Iterator[Path]:
+def mount_s3fs(directory: Path, server: S3Server, bucket: str, *, writable: bool = False) -> Iterator[Path]:
     """s3fs of the distribution, with its cache on disk, below `directory`."""
     mountpoint, cache, secret = directory / "s3fs-mnt", directory / "s3fs-cache", directory / "s3fs-secret"
     for path in (mountpoint, cache):
         path.mkdir(parents=True, exist_ok=True)
     secret.write_text(f"{server.access_key}:{server.secret_key}\n")
     secret.chmod(0o600)
-    options = (
-        f"ro,url={server.endpoint},use_path_request_style,passwd_file={secret},use_cache={cache},max_stat_cache_size=1000000"
-    )
+    options = f"{'rw' if writable else 'ro'},url={server.endpoint},use_path_request_style,passwd_file={secret},use_cache={cache},max_stat_cache_size=1000000"
     command = ["s3fs", bucket, str(mountpoint), "-f", "-o", f"{options},stat_cache_expire=86400,kernel_cache"]
     with open(directory / "s3fs.log", "a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
