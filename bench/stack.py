@@ -94,8 +94,9 @@ def mount_s3fs(directory: Path, server: S3Server, bucket: str, *, writable: bool
         path.mkdir(parents=True, exist_ok=True)
     secret.write_text(f"{server.access_key}:{server.secret_key}\n")
     secret.chmod(0o600)
-    options = f"{'rw' if writable else 'ro'},url={server.endpoint},use_path_request_style,passwd_file={secret},use_cache={cache},max_stat_cache_size=1000000"
-    command = ["s3fs", bucket, str(mountpoint), "-f", "-o", f"{options},stat_cache_expire=86400,kernel_cache"]
+    options = ["rw" if writable else "ro", f"url={server.endpoint}", "use_path_request_style", f"passwd_file={secret}"]
+    options += [f"use_cache={cache}", "max_stat_cache_size=1000000", "stat_cache_expire=86400", "kernel_cache"]
+    command = ["s3fs", bucket, str(mountpoint), "-f", "-o", ",".join(options)]
     with open(directory / "s3fs.log", "a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
