@@ -14,7 +14,7 @@ RUN_S = 4
 
 @dataclass(frozen=True, slots=True)
 class FioRun:
-    """Bytes and operations a second; latencies in milliseconds; CPU seconds of fio itself for each GB read."""
+    """Bytes and operations a second; latencies in milliseconds; CPU seconds of fio itself for each GB."""
 
     bytes_s: float
     iops: float
@@ -47,48 +47,37 @@ def run_fio(
         options |= {"io_size": size // 4}
     else:
         options |= {"time_based": None, "runtime": RUN_S}
-    job = _run(options)
-    read = job["read"]
-    percentiles = read["clat_ns"].get("percentile", {})
-    busy_s = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
-    return FioRun(
-        bytes_s=read["bw_bytes"],
-        iops=read["iops"],
-        median_ms=percentiles.get("50.000000", 0) / 1e6,
-        p99_ms=percentiles.get("99.000000", 0) / 1e6,
-        cpu_s_per_gb=busy_s / max(read["io_bytes"] / 1e9, 1e-9),
-    )
+    return _run(options, "read")
 
 
 def run_fio_write(path: Path, block_bytes: int, *, fsync: int) -> FioRun:
     """Write into a file that is there, at random places, each once at most in a turn; fsync after each `fsync` writes."""
-    job = _run(
-        {
-            "name": "run",
-            "filename": str(path),
-            "rw": "randwrite",
-            "bs": block_bytes,
-            "ioengine": "psync",
-            "fsync": fsync,
-            "size": path.stat().st_size,
-            "time_based": None,
-            "runtime": RUN_S,
-            "output-format": "json",
-        }
-    )
-    write = job["write"]
-    percentiles = write["clat_ns"].get("percentile", {})
-    busy_s = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
-    return FioRun(
-        bytes_s=write["bw_bytes"],
-        iops=write["iops"],
-        median_ms=percentiles.get("50.000000", 0) / 1e6,
-        p99_ms=percentiles.get("99.000000", 0) / 1e6,
-        cpu_s_per_gb=busy_s / max(write["io_bytes"] / 1e9, 1e-9),
-    )
+    options: dict[str, Any] = {
+        "name": "run",
+        "filename": str(path),
+        "rw": "randwrite",
+        "bs": block_bytes,
+        "ioengine": "psync",
+        "fsync": fsync,
+        "size": path.stat().st_size,
+        "time_based": None,
+        "runtime": RUN_S,
+        "output-format": "json",
+    }
+    return _run(options, "write")
 
 
-def _run(options: dict[str, Any]) -> Any:
+def _run(options: dict[str, Any], direction: str) -> FioRun:
     command = ["fio", *(f"--{key}" if value is None else f"--{key}={value}" for key, value in options.items())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
+    job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
+    side = job[direction]
+    percentiles = side["clat_ns"].get("percentile", {})
+    busy_s = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
+    return FioRun(
+        bytes_s=side["bw_bytes"],
+        iops=side["iops"],
+        median_ms=percentiles.get("50.000000", 0) / 1e6,
+        p99_ms=percentiles.get("99.000000", 0) / 1e6,
+        cpu_s_per_gb=busy_s / max(side["io_bytes"] / 1e9, 1e-9),
+    )

@@ -215,6 +215,15 @@ class Lister:
             entry = answer.entry
         return Answer(entry, valid_s, leased, chain[-1] if chain else ROOT_INODE, tuple(chain))
 
+    async def resolve_directory(self, path: str, *, otherwise: str) -> InodeId:
+        """The directory at a path. Raises NotFound, and NotADirectory with what `otherwise` says of what it is for."""
+        entry = (await self.resolve_path(path)).entry
+        if entry is None:
+            raise errors.NotFound("no such directory: see `alluxio-like fs ls` of the one above it", subject=path)
+        if entry.attr.kind is not Kind.DIRECTORY:
+            raise errors.NotADirectory(f"{otherwise}: name the one that the file is in", subject=path)
+        return entry.attr.inode
+
     def get_entry(self, inode: InodeId, *, session: str = "") -> Answer:
         """An inode by its id. Raises NotFound."""
         if is_frozen(inode):

@@ -197,12 +197,7 @@ class MountsService:
         return self._mounts.describe_sync_interval(await self._get_directory(path))
 
     async def _get_directory(self, path: str) -> InodeId:
-        entry = (await self._lister.resolve_path(path)).entry
-        if entry is None:
-            raise errors.NotFound("no such directory: see `alluxio-like fs ls` of the one above it", subject=path)
-        if entry.attr.kind is not Kind.DIRECTORY:
-            raise errors.NotADirectory("only directories are listed: name the one that the file is in", subject=path)
-        return entry.attr.inode
+        return await self._lister.resolve_directory(path, otherwise="only directories are listed")
 
     async def get_mount_secrets(self, mount_id: MountId) -> MountSecrets:
         return self._mounts.get_mount_secrets(mount_id)

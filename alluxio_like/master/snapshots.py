@@ -89,14 +89,10 @@ class SnapshotsService:
             await asyncio.sleep(0)
 
     async def _resolve(self, path: str) -> InodeId:
-        entry = (await self._lister.resolve_path(path)).entry
-        if entry is None:
-            raise errors.NotFound("no such directory: see `alluxio-like fs ls` of the one above it", subject=path)
-        if entry.attr.kind is not Kind.DIRECTORY:
-            raise errors.NotADirectory("snapshots are of directories: name the one that the file is in", subject=path)
-        if is_frozen(entry.attr.inode):
+        inode = await self._lister.resolve_directory(path, otherwise="snapshots are of directories")
+        if is_frozen(inode):
             raise errors.ReadOnly("what is below .snapshots is frozen, and has no snapshots of its own", subject=path)
-        return entry.attr.inode
+        return inode
 
     async def _once(self, operation_id: str, method: str, now_ns: int, work: Callable[[WriteTransaction], bytes]) -> bytes:
         result = await self._meta.write(lambda txn: operations.run_once(txn, operation_id, method, now_ns, lambda: work(txn)))

@@ -8,13 +8,9 @@ seconds; in the soak for five minutes.
 import errno
 import os
 import random
-import signal
-import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,9 +18,9 @@ import pytest
 
 from alluxio_like import connect
 from tests.cluster.conftest import StackMaker
+from tests.cluster.test_leases import mount_again
 from tests.servers.fixtures import S3Server
 from tests.servers.net import wait_until
-from tests.servers.stack import PROGRAMS, Stack
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(600)]
 
@@ -150,22 +146,6 @@ class Reader:
             time.sleep(self._random.random() * 0.02)
 
 
-@contextmanager
-def mount_read_path(stack: Stack, workplace: Path) -> Iterator[Path]:
-    """A second mount, through whose daemon all reads go."""
-    place, ready = workplace / "mnt2", workplace / "ready2"
-    command = [str(PROGRAMS / "alluxio-like"), "fuse", str(place), "--master", stack.master, "--ready-file", str(ready)]
-    with open(workplace / "fuse2.log", "w") as log:
-        process = subprocess.Popen([*command, "--passthrough", "off"], env=stack.environment, stdout=log, stderr=log)
-        try:
-            wait_until("the second mount", lambda: ready.exists() or process.poll() is not None, timeout_s=30)
-            assert process.poll() is None
-            yield place
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(20)
-
-
 def run_all(tasks: list[tuple[str, object]], seconds: float) -> None:
     """Call each again and again, each in a thread of its own, until the time is up or one fails."""
     failures: list[BaseException] = []
@@ -199,7 +179,7 @@ def test_readers_of_changing_objects_see_one_version_or_estale(
         for name in NAMES[part::2]:
             writer.put(name)
     stack = make_stack("--sync-interval", "2s", "--cache-size", "1GB")
-    with mount_read_path(stack, workplace) as second, connect(stack.master) as client:
+    with mount_again(stack, workplace, "--passthrough", "off") as second, connect(stack.master) as client:
         readers = [Reader(mount, contents, seed) for seed, mount in enumerate((stack.mountpoint, second) * 2)]
         random_ = random.Random(9)
 

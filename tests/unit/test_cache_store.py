@@ -23,6 +23,7 @@ from alluxio_like.cache.index import BlockPut, FilePut, Index
 from alluxio_like.cache.store import CachedFile, CacheDirSpec, CacheStore, Role
 from alluxio_like.clock import SystemClock
 from alluxio_like.types import BLOCK_BYTES, PAGE_BYTES, FileId, FileRef, Fingerprint, InodeId, MountId, PageRange, VersionId
+from tests.dead_store import stop_dead
 
 BOOT = "boot-1"
 
@@ -371,7 +372,7 @@ def test_machine_crash_makes_pages_suspect(stores: Stores) -> None:
     other = make_ref(2, 100)
     fill(store, other)
     store.flush()
-    crash(store)
+    stop_dead(store)
     with path.open("r+b") as raw:
         raw.seek(PAGE_BYTES)
         raw.write(bytes(PAGE_BYTES))
@@ -401,19 +402,6 @@ def test_machine_crash_makes_pages_suspect(stores: Stores) -> None:
     assert left.has_suspects(PageRange(0, 1))
 
 
-def crash(store: CacheStore) -> None:
-    """Let a store end as kill -9 would: no commit, no clean mark, locks gone."""
-    store._closed = True
-    store._stop.set()
-    store._wake.set()
-    store._thread.join()
-    for directory in store._dirs:
-        directory.close(clean=False)
-    store._recent.clear()
-    for file in list(store._files.values()):
-        file.close_idle()
-
-
 def test_kill_loses_only_the_latest_and_sweep_cleans_up(stores: Stores) -> None:
     store = stores.open()
     fill(store, make_ref(1, 5000))
@@ -421,7 +409,7 @@ def test_kill_loses_only_the_latest_and_sweep_cleans_up(stores: Stores) -> None:
     with store._dirs[0].index.lock:  # type: ignore[union-attr] # keeps the commit thread away
         fill(store, make_ref(2, 5000))
         store._dirty[0].clear()
-    crash(store)
+    stop_dead(store)
     again = stores.open()
     assert again.lookup(make_ref(1, 5000).file_id) is not None
     assert again.lookup(make_ref(2, 5000).file_id) is None

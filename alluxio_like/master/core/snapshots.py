@@ -32,7 +32,7 @@ _HEAD_BYTES = 9
 _EXACT_BYTES = 440
 _END = b"\0\1"
 _NUMBER = struct.Struct(">Q")
-_NEWEST = struct.Struct(">QQ")
+_MARK = struct.Struct(">QQQ")
 _LENGTH = struct.Struct(">BH")
 _COLLECTED = 1000
 
@@ -45,6 +45,15 @@ class Snapshot(NamedTuple):
     name: str
     created_ns: int
     deleted: bool = False
+
+
+class _Mark(NamedTuple):
+    """What every write looks at. `last`: the newest number ever given, so that none is given twice; `newest`: of the snapshots
+    that there are (0: none); `next_inode`: the first inode id that no snapshot can have seen."""
+
+    last: int
+    newest: int
+    next_inode: int
 
 
 # Ids
@@ -81,12 +90,12 @@ def create(txn: WriteTransaction, root: InodeId, name: str, now_ns: int) -> Snap
     known = list_all(txn)
     if any(one.root == root and one.name == name and not one.deleted for one in known):
         raise errors.AlreadyExists("this directory has a snapshot of that name; delete it, or take another name", subject=name)
-    number = max([one.number for one in known], default=_get_newest(txn)[0]) + 1
+    number = max([one.number for one in known], default=_get_mark(txn).last) + 1
     if number > MAX_SNAPSHOTS:
         raise errors.NoSpace(f"a namespace has at most {MAX_SNAPSHOTS} snapshots in its life")
     snapshot = Snapshot(number, root, name, now_ns)
     _put(txn, snapshot)
-    _put_newest(txn, number, records.unpack_id(txn.get(records.KEY_NEXT_INODE) or b"\0"))
+    _put_mark(txn, _Mark(number, number, records.unpack_id(txn.get(records.KEY_NEXT_INODE) or b"\0")))
     return snapshot
 
 
@@ -112,9 +121,8 @@ def list_all(txn: ReadTransaction) -> list[Snapshot]:
 def delete(txn: WriteTransaction, snapshot: Snapshot) -> None:
     """Let a snapshot not be seen any more; `collect` takes what was kept for it."""
     _put(txn, snapshot._replace(deleted=True))
-    if all(one.deleted for one in list_all(txn)):
-        # The number stays, so that none is given twice.
-        _put_newest(txn, _get_newest(txn)[0], 0)
+    newest = max((one.number for one in list_all(txn) if not one.deleted), default=0)
+    _put_mark(txn, _get_mark(txn)._replace(newest=newest))
 
 
 def collect(txn: WriteTransaction, number: int, cursor: bytes) -> bytes | None:
@@ -142,11 +150,8 @@ def collect(txn: WriteTransaction, number: int, cursor: bytes) -> bytes | None:
 
 def record(txn: WriteTransaction) -> WriteTransaction:
     """A transaction whose changes remember what was there, for the newest snapshot; the same one where there is none."""
-    _, next_inode = _get_newest(txn)
-    if not next_inode:
-        return txn
-    live = [one.number for one in list_all(txn) if not one.deleted]
-    return _Recording(txn, live[-1], next_inode) if live else txn
+    mark = _get_mark(txn)
+    return _Recording(txn, mark.newest, mark.next_inode) if mark.newest else txn
 
 
 class _Recording:
@@ -313,11 +318,10 @@ def _unpack(number: int, data: bytes) -> Snapshot:
     return Snapshot(number, InodeId(root), to_str(bytes.fromhex(name)), created_ns, deleted)
 
 
-def _get_newest(txn: ReadTransaction) -> tuple[int, int]:
-    """The newest number ever given, and the first inode id that no snapshot can have seen (0: there is none to remember for)."""
+def _get_mark(txn: ReadTransaction) -> _Mark:
     data = txn.get(records.KEY_SNAPSHOTS)
-    return (0, 0) if data is None else _NEWEST.unpack(data)
+    return _Mark(0, 0, 0) if data is None else _Mark(*_MARK.unpack(data))
 
 
-def _put_newest(txn: WriteTransaction, number: int, next_inode: int) -> None:
-    txn.put(records.KEY_SNAPSHOTS, _NEWEST.pack(number, next_inode))
+def _put_mark(txn: WriteTransaction, mark: _Mark) -> None:
+    txn.put(records.KEY_SNAPSHOTS, _MARK.pack(*mark))
