@@ -27,7 +27,7 @@ def create(target: NamedArgument, master: MasterOption = "", as_json: JsonOption
     """Freeze the tree below a directory, whatever its size, in an instant.
 
     Names, attributes and which contents they have stay as they are now, below PATH/.snapshots/NAME. Contents are not copied: one
-    that is replaced or deleted later can be read there while it is cached, or where the store keeps versions.
+    that is replaced or deleted later can be read there only while it is cached.
 
     \b
     Example:
