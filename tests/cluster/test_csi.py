@@ -16,6 +16,7 @@ from alluxio_like.csi.v1 import csi_pb2
 from alluxio_like.fuse import libc, mountinfo, mountpoint
 from tests.cluster.csi import MODES, Kubelet, Plugin, serve_with_controller
 from tests.servers.net import wait_until
+from tests.servers.processes import freeze
 from tests.servers.stack import PROGRAMS, Stack, start_stack
 from tests.servers.tools import CSI_SANITY
 
@@ -212,7 +213,7 @@ def test_a_daemon_that_hangs_is_not_waited_for(kubelet: Kubelet, pods: Path, sta
     target = pods / "mount"
     kubelet.publish(target)
     daemon = stack.ready["fuse"]["daemon_pid"]
-    os.kill(daemon, signal.SIGSTOP)
+    freeze(daemon)
     try:
         with refused(grpc.StatusCode.UNAVAILABLE, "did not answer within 3 s: see its FUSE daemon"):
             kubelet.publish(pods / "other", path="/team-a")

@@ -1,5 +1,6 @@
 """Files that another worker holds, read through a mount: by the data socket, on good days and bad ones."""
 
+import itertools
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from tests.cluster.data import MIB, make_data, put_samples
 from tests.cluster.far import get_metric, list_far, take_away
 from tests.servers.fixtures import S3Server
 from tests.servers.net import wait_until
+from tests.servers.processes import freeze
 from tests.servers.stack import Stack
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
@@ -29,6 +31,19 @@ def put_large(server: S3Server, bucket: str, count: int) -> dict[str, bytes]:
     for key, data in objects.items():
         server.put(bucket, key, data)
     return objects
+
+
+def put_far(stack: Stack, server: S3Server, bucket: str, count: int) -> dict[str, bytes]:
+    """Large objects, so many of which the far worker keeps; where each is placed is chance."""
+    objects: dict[str, bytes] = {}
+    for number in itertools.count(100):
+        key, data = f"large/{number}.bin", make_data(number, LARGE)
+        server.put(bucket, key, data)
+        if list_far(stack, [key]):
+            objects[key] = data
+        if len(objects) == count:
+            return objects
+    raise AssertionError("unreachable")
 
 
 def start_far(make_stack: StackMaker, workplace: Path) -> Stack:
@@ -167,10 +182,10 @@ def test_small_files_of_a_far_worker_that_is_killed(
 
 
 def test_random_small_reads_of_a_far_file(make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str) -> None:
-    objects = put_large(s3_server, s3_bucket, 5)
     stack = start_far(make_stack, workplace)
+    objects = put_far(stack, s3_server, s3_bucket, 1)
     stack.load("/")
-    name = list_far(stack, objects)[0]
+    [name] = objects
     chance = random.Random(3)
     fd = os.open(stack.mountpoint / name, os.O_RDONLY)
     try:
@@ -188,19 +203,21 @@ def test_random_small_reads_of_a_far_file(make_stack: StackMaker, workplace: Pat
 def test_a_far_worker_that_is_killed_or_stopped_while_it_sends(
     make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str, how: str
 ) -> None:
-    objects = put_large(s3_server, s3_bucket, 6) | put_samples(s3_server, s3_bucket, 60)
+    samples = put_samples(s3_server, s3_bucket, 60)
     stack = start_far(make_stack, workplace)
+    large = put_far(stack, s3_server, s3_bucket, 2)
     stack.load("/")
-    far = list_far(stack, objects)
-    large = [name for name in far if name.startswith("large")]
-    small = [name for name in far if not name.startswith("large")]
-    assert large
+    small = list_far(stack, samples)
+    objects = large | samples
     begun = threading.Event()
     [pid] = [one["pid"] for one in stack.ready["workers"] if one["http_address"] == get_http(stack, 2)]
     with ThreadPoolExecutor(4) as pool:
-        pending = [pool.submit(read_checked, stack.mountpoint / name, objects[name], begun) for name in large[:2]]
+        pending = [pool.submit(read_checked, stack.mountpoint / name, objects[name], begun) for name in large]
         assert begun.wait(60)
-        os.kill(pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        if how == "killed":
+            os.kill(pid, signal.SIGKILL)
+        else:
+            freeze(pid)
         try:
             pending += [pool.submit(read_checked, stack.mountpoint / name, objects[name]) for name in small[:10]]
             results = [one.result(120) for one in pending]
@@ -251,10 +268,10 @@ def test_files_are_freed_while_they_are_sent(
 def test_a_content_that_is_replaced_is_never_mixed_with_the_old_one(
     make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str
 ) -> None:
-    objects = put_large(s3_server, s3_bucket, 3)
     stack = start_far(make_stack, workplace)
+    objects = put_far(stack, s3_server, s3_bucket, 1)
     stack.load("/")
-    [name, *_] = list_far(stack, objects) or list(objects)
+    [name] = objects
     new = make_data(99, LARGE)
     path = stack.mountpoint / name
     old_fd = os.open(path, os.O_RDONLY)

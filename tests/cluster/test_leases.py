@@ -19,6 +19,7 @@ from tests.cluster.conftest import StackMaker
 from tests.cluster.data import put_samples, read_epoch
 from tests.servers.fixtures import S3Server
 from tests.servers.net import wait_until
+from tests.servers.processes import freeze
 from tests.servers.stack import PROGRAMS, Stack
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(240)]
@@ -147,7 +148,10 @@ def test_a_mount_that_is_cut_off_serves_what_it_has_and_then_drops_it(
     assert read_epoch(stack.mountpoint, list(objects)) == objects
     assert (stack.mountpoint / "d/a").read_bytes() == b"one"
     (pid,) = stack.get_service_pids("master")
-    os.kill(pid, signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
+    if how == "stopped":
+        freeze(pid)
+    else:
+        os.kill(pid, signal.SIGKILL)
     if how == "stopped":
         try:
             wait_until("the lease runs out", lambda: get_fuse_metric(stack, "lease_held") == 0, timeout_s=20)

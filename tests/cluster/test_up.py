@@ -17,6 +17,7 @@ import xxhash
 
 from alluxio_like.cli.finding import get_start_ticks
 from alluxio_like.fuse.mountpoint import find_top
+from tests.servers.processes import freeze
 
 pytestmark = [
     pytest.mark.mount,
@@ -323,7 +324,7 @@ def passes(up: Up) -> bool:
 def test_hung_services_do_not_keep_it_from_stopping(up: Up) -> None:
     up.start()
     for pid in (up.ready["workers"][0]["pid"], up.ready["fuse"]["pid"]):
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     started = time.monotonic()
     assert up.stop() == 0
     assert time.monotonic() - started < STOP_S

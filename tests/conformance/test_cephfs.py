@@ -22,6 +22,7 @@ from alluxio_like.ufs.writing import WriteOptions, get_writable
 from tests.conformance.stores import make_source
 from tests.servers.ceph import Cluster, install_packages
 from tests.servers.fixtures_cephfs import CephFsServer, start_cephfs_server
+from tests.servers.processes import freeze
 
 pytestmark = pytest.mark.server
 
@@ -315,7 +316,7 @@ async def test_a_helper_that_dies_under_a_call_fails_that_call(own_server: CephF
     async with open_own(own_server) as ufs:
         await ufs.check()
         (pid,) = get_helpers()
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         call = asyncio.create_task(ufs.check())
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -430,6 +430,7 @@ async def test_dead_datanodes(open_store: Open, large_server: HdfsServer) -> Non
     cluster = large_server.cluster
     data = make_data(3 << 20)
     large_server.put("/blocks", data, blocksize=1 << 20)
+    cluster.wait_copies("/blocks", 2)
     ufs = open_store(cluster.uri, {"timeout_s": "1", "config_dir": str(cluster.config_dir)}, io_timeout_s=10)
     fingerprint = await get_fingerprint(ufs, "blocks")
     for number in (0, 1):

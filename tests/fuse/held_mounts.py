@@ -15,6 +15,7 @@ from typing import Any
 from alluxio_like.fuse import control
 from alluxio_like.fuse import mountpoint as places
 from alluxio_like.fuse.holder_child import Launch, Plan
+from tests.servers.processes import freeze
 
 HOLDER = Path(control.__file__).with_name("holder_main.py")
 ROOT = Path(__file__).parents[2]
@@ -81,8 +82,11 @@ class HeldMount:
 
         return dict(wait_until(ready, f"generation {generation}", limit_s))
 
-    def kill_daemon(self, number: int = signal.SIGKILL) -> None:
-        os.kill(self.facts()["daemon_pid"], number)
+    def kill_daemon(self) -> None:
+        os.kill(self.facts()["daemon_pid"], signal.SIGKILL)
+
+    def freeze_daemon(self) -> None:
+        freeze(self.facts()["daemon_pid"])
 
     def ask(self, message: dict[str, Any], timeout_s: float = 60) -> dict[str, Any]:
         sock = control.connect(self.socket, timeout_s)

@@ -221,6 +221,7 @@ def test_the_address_of_the_metrics_changes_hands(hold: Hold) -> None:
     assert mount.facts()["http_address"] == f"127.0.0.1:{port}"
     assert get_metric(mount, "fuse_generation") == 1
     assert mount.replace()["kind"] == "replaced"
+    mount.wait_ready(2)
     wait_until(lambda: mount.facts()["http_address"], "the address again")
     assert get_metric(mount, "fuse_generation") == 2
     mount.kill_daemon()

@@ -166,7 +166,7 @@ def test_a_daemon_that_fails_at_first_leaves_nothing(hold: Hold) -> None:
 
 def test_a_daemon_that_is_stopped_is_killed_and_replaced(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
     mount = hold()
-    mount.kill_daemon(signal.SIGSTOP)
+    mount.freeze_daemon()
     with Statting(mount.path / "f") as statting:
         assert statting.wait(30) == 0
     assert mount.facts()["generation"] == 2
@@ -233,7 +233,7 @@ def test_requests_that_kill_each_daemon_are_answered_with_an_error(hold: Hold) -
 def test_unmounting_works_in_each_state(hold: Hold, state: str) -> None:
     mount = hold(plan={"give_up_s": 0.5 if state == "refusing" else 60})
     if state == "stopped":
-        mount.kill_daemon(signal.SIGSTOP)
+        mount.freeze_daemon()
     blocking = block_daemons(mount) if state in ("refusing", "starting") else contextlib.nullcontext()
     with blocking:
         if state in ("refusing", "starting"):
@@ -250,7 +250,7 @@ def test_signals_end_everything(hold: Hold, state: str, number: int) -> None:
     mount = hold(plan={"give_up_s": 60})
     with kept_open(mount.path / "f"):
         if state == "stopped":
-            mount.kill_daemon(signal.SIGSTOP)
+            mount.freeze_daemon()
         with block_daemons(mount) if state == "starting" else contextlib.nullcontext():
             if state == "starting":
                 mount.kill_daemon()

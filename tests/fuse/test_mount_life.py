@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from alluxio_like.fuse import mountpoint as places
+from tests.servers.processes import freeze
 
 pytestmark = pytest.mark.mount
 
@@ -287,7 +288,7 @@ def test_second_mount_at_one_place_is_refused(mount: Make) -> None:
 
 def test_mount_at_a_place_that_hangs_is_refused(mount: Make) -> None:
     made = mount(entry_timeout_s=0.0)
-    made.process.send_signal(signal.SIGSTOP)
+    freeze(made.process.pid)
     try:
         process = mount(ready=False, at="m").process
         assert process.wait(20) == 1

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.processes import freeze
 from tests.servers.stack import Stack, start_stack
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
@@ -70,7 +71,7 @@ def test_warm_files_stay_readable_and_unmount_works_without_a_master(stack: tupl
     (running.mountpoint / "small.txt").read_bytes()
     with open(path, "rb", buffering=0) as kept:
         for pid in running.get_service_pids("master"):
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
         try:
             os.posix_fadvise(kept.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             assert os.pread(kept.fileno(), 1000, 1 << 20) == expected[1 << 20 : (1 << 20) + 1000]

@@ -271,6 +271,18 @@ class Cluster:
 
         wait_until(f"{count} DataNodes; logs are in {self.root}/log", ready, timeout_s=START_TIMEOUT_S)
 
+    def wait_copies(self, path: str, count: int) -> None:
+        """Until the (first) NameNode knows so many copies of each of a file's blocks: the writer waits for the first one only."""
+        quoted = urllib.parse.quote(path.encode("utf-8"))
+        url = f"http://127.0.0.1:{self.ports[1]}/webhdfs/v1{quoted}?op=GETFILEBLOCKLOCATIONS&user.name={getpass.getuser()}"
+
+        def ready() -> bool:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                blocks = json.load(answer)["BlockLocations"]["BlockLocation"]
+            return all(len(block["hosts"]) >= count for block in blocks)
+
+        wait_until(f"{count} copies of {path}", ready, timeout_s=START_TIMEOUT_S)
+
     def ask_namenode(self, number: int, service: str, name: str) -> dict[str, Any]:
         """A bean of a NameNode's JMX; empty while it starts."""
         url = f"http://127.0.0.1:{self.ports[2 * number + 1]}/jmx?qry=Hadoop:service={service},name={name}"

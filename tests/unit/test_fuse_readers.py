@@ -18,6 +18,7 @@ from alluxio_like.fuse.handing import Record
 from alluxio_like.fuse.readers import Handed, Readers
 from alluxio_like.metrics import Metrics
 from alluxio_like.types import PAGE_BYTES, SharedRange
+from tests.servers.processes import freeze
 
 SIZE = 2 * PAGE_BYTES + 100
 CONTENT = os.urandom(SIZE)
@@ -165,7 +166,7 @@ async def test_a_dead_reader_gives_back_and_is_replaced(tmp_path: Path) -> None:
     async with make_world(tmp_path, 2) as world:
         pids = world.readers.pids
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
         fd = world.open()
         for unique in (1, 2, 3, 4):
             assert world.hand_out(unique, fd, 0, 10)
@@ -185,7 +186,7 @@ async def test_one_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("alluxio_like.fuse.readers._LOOK_S", 0.05)
     async with make_world(tmp_path, 1) as world:
         (pid,) = world.readers.pids
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         assert world.hand_out(1, world.open(), 0, 10)
         assert await world.wait_done(1) == [False]
 
@@ -193,7 +194,7 @@ async def test_one_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.Monk
 async def test_take_back_ends_them(tmp_path: Path) -> None:
     async with make_world(tmp_path, 1) as world:
         (pid,) = world.readers.pids
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         assert world.hand_out(1, world.open(), 0, 10)
         assert [unique for unique, _ in world.readers.take_back()] == [1]
         assert world.readers.find_free() is None

@@ -28,6 +28,7 @@ from alluxio_like.fuse.session_kernel import Session
 from alluxio_like.fuse.session_shared import SharedSession
 from alluxio_like.metrics import Metrics
 from alluxio_like.types import ROOT_INODE
+from tests.servers.processes import freeze
 
 UNANSWERED = {wire.FORGET, wire.BATCH_FORGET, wire.INTERRUPT}
 HEADER = wire.OUT_HEADER.size
@@ -333,7 +334,7 @@ async def test_reads_that_wait_together_are_shared_and_answered_once_whatever_di
         # Both stand still with what they have; one dies of it, the other goes on.
         pids = kernel.readers.pids
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
         sent = send()
         async with asyncio.timeout(10):
             while len(kernel.readers) < 4:
@@ -356,7 +357,7 @@ async def test_an_end_does_not_wait_for_a_reader_that_hangs(tmp_path: Any) -> No
             while not kernel.readers.pids:
                 await asyncio.sleep(0.01)
         (pid,) = kernel.readers.pids
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         sent = [kernel.send(wire.READ, node, wire.READ_IN.pack(handle, 0, LEAST_BYTES, 0, 0, 0)) for _ in range(2)]
         async with asyncio.timeout(5):
             while not len(kernel.readers):

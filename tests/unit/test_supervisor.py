@@ -15,6 +15,7 @@ import pytest
 from alluxio_like.cli.finding import get_start_ticks
 from alluxio_like.cli.supervisor import Service, StartFailed, Supervisor, end_leftovers
 from alluxio_like.errors import TimedOut
+from tests.servers.processes import freeze
 
 SCRIPT = """
 import json, os, signal, sys, time
@@ -140,7 +141,7 @@ async def test_one_that_hears_no_signal_is_killed_in_time(stand: Stand) -> None:
         await stand.supervisor.start(service)
         await stand.supervisor.wait_ready(service)
     pids = [service.pid for service in services]
-    os.kill(pids[1], signal.SIGSTOP)
+    freeze(pids[1])
     started = time.monotonic()
     await stand.supervisor.stop()
     assert time.monotonic() - started < 5
