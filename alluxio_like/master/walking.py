@@ -225,7 +225,8 @@ class Walker:
                 break
             if not buffer.page.cursor:
                 return False
-            position = buffer.page.cursor
+            # This page is over, also where it is kept under the position behind it, as its last entry is a directory.
+            position, buffer = buffer.page.cursor, None
         after = buffer.page.cursor
         if place < len(entries) - 1:
             with self._meta.read() as txn:

@@ -8,6 +8,7 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.master.surveying import SAMPLE, Costs
+from alluxio_like.master.walking import PAGE_ENTRIES
 from alluxio_like.rpc.messages import JobState, MountSpec
 from alluxio_like.types import InodeId, Kind
 from alluxio_like.ufs.memory import Fault, MemoryUfs
@@ -89,6 +90,20 @@ async def test_a_load_of_small_directories_lists_flat(cluster: Cluster) -> None:
     job = await cluster.load("/data/t")
     assert (job.state, job.done_files) == (JobState.DONE, len(keys))
     assert count_lists(store) - before < 12 + 40
+
+
+async def test_a_directory_of_more_directories_than_a_walk_reads_at_once(cluster: Cluster) -> None:
+    """The last one that is read at a time is a directory, and others follow."""
+    store = await cluster.add_store()
+    keys = {f"class{number:04}/{file}" for number in range(2 * PAGE_ENTRIES + 3) for file in range(2)}
+    for key in keys:
+        store.put(key, b"x")
+    await cluster.add_worker("w1")
+    async with asyncio.timeout(120):
+        done = await cluster.stub.sync("/data", recursive=True)
+        assert done.directories == 1 + 2 * PAGE_ENTRIES + 3
+        job = await cluster.load("/data")
+    assert (job.state, job.done_files) == (JobState.DONE, len(keys))
 
 
 async def test_large_directories_are_listed_by_themselves(cluster: Cluster) -> None:
