@@ -265,7 +265,8 @@ class Index:
         self._env.close()
 
 
-def _account(usage: UsageRecord, record: FileRecord, sign: int) -> None:
+def account(usage: UsageRecord, record: FileRecord, sign: int) -> None:
+    """Add a file to the sums (`sign` 1), or take it out (-1)."""
     held = sign * fmt.get_disk_bytes(record.present_bytes)
     usage.used_bytes += held
     usage.file_count += sign
@@ -283,11 +284,11 @@ def _put_file(txn: lmdb.Transaction, tables: Tables, put: FilePut, usage: UsageR
     if raw is not None:
         old = fmt.unpack_file(bytes(raw))
         if old.generation == put.record.generation:
-            _account(usage, old, -1)
+            account(usage, old, -1)
             put.record.last_use_s = max(put.record.last_use_s, old.last_use_s)
         else:
             _remove_file(txn, tables, put.file_id, old.generation, usage, effects)
-    _account(usage, put.record, 1)
+    account(usage, put.record, 1)
     txn.put(key, fmt.pack_file(put.record), db=tables.files)
     for block in put.blocks:
         block_key = fmt.make_block_key(put.file_id, block.block)
@@ -308,7 +309,7 @@ def _remove_file(
     record = fmt.unpack_file(bytes(raw))
     if record.generation != generation:
         return
-    _account(usage, record, -1)
+    account(usage, record, -1)
     txn.delete(key, db=tables.files)
     prefix = fmt.make_block_prefix(file_id)
     with txn.cursor(tables.blocks) as cursor:

@@ -258,7 +258,7 @@ class CacheDirectory:
         _write_file(self.fd, "identity", json.dumps({"worker_id": identity.worker_id, "cluster_id": identity.cluster_id}))
 
     def read_identity(self) -> Identity | None:
-        text = _read_file(self.fd, "identity")
+        text = read_file(self.fd, "identity")
         if text is None:
             return None
         try:
@@ -359,7 +359,7 @@ def _check_ours(fd: int, path: Path) -> None:
 
 def check_format(fd: int, path: str) -> bool:
     """Whether the directory has a format, and it is ours. Raises FormatTooNew, ConfigError."""
-    text = _read_file(fd, "format")
+    text = read_file(fd, "format")
     if text is None:
         return False
     try:
@@ -379,7 +379,7 @@ def check_format(fd: int, path: str) -> bool:
 
 def get_format(fd: int) -> int:
     """The number of a directory's format, which `check_format` has found good."""
-    return int(json.loads(_read_file(fd, "format") or "{}")["format"])
+    return int(json.loads(read_file(fd, "format") or "{}")["format"])
 
 
 def _check_format(fd: int, path: Path) -> None:
@@ -389,7 +389,8 @@ def _check_format(fd: int, path: Path) -> None:
         _write_file(fd, "format", json.dumps(fields))
 
 
-def _read_file(fd: int, name: str) -> str | None:
+def read_file(fd: int, name: str) -> str | None:
+    """What a small file of the directory says; None: it is not there."""
     try:
         file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
     except FileNotFoundError:

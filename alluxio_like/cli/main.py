@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from alluxio_like import __version__
-from alluxio_like.cli import doctor, report, services, snapshot, top, tree, up, why, writing
+from alluxio_like.cli import doctor, fsck, report, services, snapshot, top, tree, up, why, writing
 from alluxio_like.cli.common import make_app, run_app
 
 app = make_app(
@@ -53,6 +53,7 @@ app.command("workers")(report.workers)
 app.command("top")(top.top)
 app.command("why")(why.why)
 app.command("doctor")(doctor.doctor)
+app.command("fsck")(fsck.fsck)
 
 
 def main() -> NoReturn:

@@ -217,10 +217,11 @@ def _check_key(key: bytes) -> None:
 class LmdbStore:
     """A KeyValueStore in directory `path`, which is made if it is missing.
 
-    Raises Conflict (another process has it), FormatTooNew, Corrupt, NoSpace, DiskError, AccessDenied.
+    Raises Conflict (another process has it), FormatTooNew, Corrupt, NoSpace, DiskError, AccessDenied. `read_only`: it is there,
+    and may be another process's (ConfigError: there is none); a long read then keeps that one from using freed pages again.
     """
 
-    def __init__(self, path: Path, *, map_bytes: int = DEFAULT_MAP_BYTES, notes: bool = False) -> None:
+    def __init__(self, path: Path, *, map_bytes: int = DEFAULT_MAP_BYTES, notes: bool = False, read_only: bool = False) -> None:
         self._path = path
         self._gate = threading.Condition()
         self._reads = 0
@@ -232,13 +233,16 @@ class LmdbStore:
         self.trees: list[lmdb._Database] = []
         self.notes: lmdb._Database | None = None
         try:
+            if read_only:
+                self._open_read_only(path)
+                return
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock_fd = _lock_directory(path)
             _check_format(path)
             self._env, self._map_bytes = _open_environment(path, map_bytes)
             self._env.reader_check()
             with self._env.begin(write=True) as txn:
-                self.trees = [self._env.open_db(b"%02d" % group, txn=txn) for group in range(_GROUPS[-1] + 1)]
+                self.trees = [self._env.open_db(_name_tree(group), txn=txn) for group in range(_GROUPS[-1] + 1)]
                 if notes:
                     self.notes = self._env.open_db(b"notes", txn=txn)
         except BaseException as error:
@@ -248,6 +252,13 @@ class LmdbStore:
             if isinstance(error, OSError):
                 raise _translate_os(error, path) from error
             raise
+
+    def _open_read_only(self, path: Path) -> None:
+        if not (path / "format").exists() or not (path / "data.mdb").exists():
+            raise errors.ConfigError("there is no metadata store", subject=str(path))
+        _check_format(path)
+        self._env, self._map_bytes = _open_environment(path, 0, readonly=True, create=False)
+        self.trees = [self._env.open_db(_name_tree(group), create=False) for group in range(_GROUPS[-1] + 1)]
 
     def read(self) -> contextlib.AbstractContextManager[ReadTransaction]:
         return LmdbTransaction(self, write=False)
@@ -424,9 +435,14 @@ def _check_format(path: Path) -> None:
         )
 
 
-def _open_environment(path: Path, map_bytes: int) -> tuple[lmdb.Environment, int]:
+def _name_tree(group: int) -> bytes:
+    return b"%02d" % group
+
+
+def _open_environment(path: Path, map_bytes: int, **more: Any) -> tuple[lmdb.Environment, int]:
     """Open with as large a map as the address space allows (RLIMIT_AS, vm.overcommit_memory)."""
     settings: dict[str, Any] = {
+        **more,
         "metasync": False,
         "max_readers": _MAX_READERS,
         "mode": 0o600,

@@ -26,6 +26,7 @@ from alluxio_like.ufs.open import open_ufs
 from alluxio_like.ufs.writing import Expected, Source, WritableUfs, WriteOptions, get_writable
 from tests.crash.test_master_kill import MasterProcess
 from tests.servers.fixtures import S3Server
+from tests.servers.whole import assert_whole_disks
 
 SOAK = bool(os.environ.get("ALLUXIO_LIKE_TEST_SOAK"))
 STEPS = 120
@@ -201,6 +202,7 @@ async def try_kills(master: MasterProcess, uri: str, options: dict[str, str], se
         for _ in range(KILLS):
             await asyncio.wait([working], timeout=chance.uniform(0.2, 2.0))
             master.end(signal.SIGKILL)
+            await asyncio.to_thread(assert_whole_disks, master.home)
             await master.start()
         await working
         master.end(signal.SIGKILL)
@@ -214,6 +216,8 @@ async def try_kills(master: MasterProcess, uri: str, options: dict[str, str], se
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
         await ufs.close()
+    master.end(signal.SIGKILL)
+    await asyncio.to_thread(assert_whole_disks, master.home)
 
 
 @pytest.mark.parametrize("seed", range(1, 20 if SOAK else 2))

@@ -29,6 +29,7 @@ from alluxio_like.types import FileRef, InodeId, Kind
 from alluxio_like.worker import upload_parts
 from tests.crash.test_master_kill import MasterProcess
 from tests.servers.fixtures import S3Server
+from tests.servers.whole import assert_whole_disks
 from tests.unit.worker_parts import gather_bytes, make_data, wait_until
 
 RUN = """
@@ -227,6 +228,7 @@ async def test_what_was_acknowledged_outlives_a_worker_killed_again_and_again(wr
         for _ in range(KILLS):
             await asyncio.sleep(chance.uniform(0.2, 1.5))
             worker.kill()
+            await asyncio.to_thread(assert_whole_disks, None, worker.cache)
             await worker.start()
         await asyncio.sleep(1.0)
     finally:
@@ -237,6 +239,9 @@ async def test_what_was_acknowledged_outlives_a_worker_killed_again_and_again(wr
     assert writing.list_store() == acknowledged
     # Nothing is left of what was cut short: neither at the store (uploads lie there as files) nor in the cache.
     await wait_until(lambda: not list((worker.cache / "drafts").iterdir()), "the drafts to end", 30)
+    worker.kill()
+    writing.master.end(signal.SIGKILL)
+    await asyncio.to_thread(assert_whole_disks, writing.master.home, worker.cache)
 
 
 @pytest.mark.timeout(200)

@@ -14,6 +14,7 @@ import pytest
 from tests.cluster.conftest import workplace  # noqa: F401  (a fixture)
 from tests.cluster.writing import list_names, start_written, wait_until
 from tests.servers.stack import Stack
+from tests.servers.whole import assert_whole_disks
 
 pytestmark = [
     pytest.mark.mount,
@@ -54,6 +55,8 @@ def running(workplace: Path) -> Iterator[Running]:  # noqa: F811
     (workplace / "store").mkdir()
     with start_written(workplace, f"file://{workplace / 'store'}", {}) as stack:
         yield Running(stack, workplace)
+        assert_whole_disks(workplace / "home", online=True)
+    assert_whole_disks(workplace / "home")
 
 
 def test_a_file_that_is_open_is_written_on_through_the_deaths_of_daemons(running: Running) -> None:

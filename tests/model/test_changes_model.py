@@ -28,6 +28,7 @@ from alluxio_like.master.core.journal import Op
 from alluxio_like.master.core.versions import UploadPlan
 from alluxio_like.types import Fingerprint, InodeId, Kind, VersionId, to_bytes
 from alluxio_like.ufs.api import StoreEntry
+from tests.model.checked import assert_whole
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
 MAX_KEY = 1024
@@ -401,6 +402,10 @@ class ChangesMachine(RuleBasedStateMachine):
 
     def is_below(self, node: Node, top: Node) -> bool:
         return node is top or any(self.is_below(node, child) for child in top.children.values() if child.kind is Kind.DIRECTORY)
+
+    @invariant()
+    def it_is_whole(self) -> None:
+        assert_whole(self.kv)
 
     @invariant()
     def the_tree_is_the_models(self) -> None:

@@ -22,6 +22,7 @@ from alluxio_like.master.core import flat, mounts, namespace, paths, records, ta
 from alluxio_like.master.core.model import ListingPlan
 from alluxio_like.types import ROOT_INODE, Entry, Fingerprint, InodeId, Kind, MountId, to_bytes
 from alluxio_like.ufs.api import StoreEntry
+from tests.model.checked import assert_whole
 
 LONG = "p" * 480
 NAMES = ["a", "a!", "b", "", ".", "x%~", "n" * 300, LONG, LONG + "x", LONG + "y", LONG[:470]]
@@ -444,6 +445,10 @@ class NamespaceMachine(RuleBasedStateMachine):
             }
             assert hashed >= expected
             assert all(table in inodes for table, _ in hashed - expected if table != root_table.to_bytes(8, "big"))
+
+    @invariant()
+    def it_is_whole(self) -> None:
+        assert_whole(self.kv)
 
     @invariant()
     def a_quiet_listing_shows_the_store(self) -> None:

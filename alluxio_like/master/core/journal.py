@@ -71,11 +71,15 @@ def append_buried(txn: WriteTransaction, step: Step, table: int, sort_name: byte
 def restore(txn: WriteTransaction, step: Step) -> None:
     """Put a step at its number, where none is."""
     txn.put(records.journal_key(step.number), _pack(step))
-    txn.put(_touch_key(step.mount_id, step.key, step.number), b"")
-    if _moves_directory(step):
-        txn.put(records.directory_step_key(step.number), b"")
-    if step.tried:
-        txn.put(_touch_key(step.mount_id, step.tried, step.number), b"")
+    for key in list_index_keys(step):
+        txn.put(key, b"")
+
+
+def list_index_keys(step: Step) -> list[bytes]:
+    """The rows, beside its own, by which a step is found."""
+    touched = (step.key, step.tried) if step.tried else (step.key,)
+    keys = dict.fromkeys(_touch_key(step.mount_id, key, step.number) for key in touched)
+    return [*keys, records.directory_step_key(step.number)] if _moves_directory(step) else list(keys)
 
 
 def note_tried(txn: WriteTransaction, step: Step, tried: str, base: Fingerprint | None) -> Step:
@@ -101,11 +105,8 @@ def requeue(txn: WriteTransaction, step: Step, op: Op) -> None:
 
 def remove(txn: WriteTransaction, step: Step) -> bool:
     """Take a step out; whether it was there."""
-    if step.tried:
-        txn.delete(_touch_key(step.mount_id, step.tried, step.number))
-    if _moves_directory(step):
-        txn.delete(records.directory_step_key(step.number))
-    txn.delete(_touch_key(step.mount_id, step.key, step.number))
+    for key in list_index_keys(step):
+        txn.delete(key)
     return txn.delete(records.journal_key(step.number))
 
 
@@ -113,6 +114,11 @@ def bury(txn: WriteTransaction, step: Step) -> None:
     """Let no listing bring a step's name back before it is done."""
     key = records.tombstone_key(step.table, paths.file_name(step.sort_name))
     txn.put(key, records.pack_id(_BURIED | step.number))
+
+
+def get_burying(number: int) -> int | None:
+    """Of a tombstone's number that of the step for which the store has not followed; None: it has."""
+    return number & ~_BURIED if number & _BURIED else None
 
 
 def unbury(txn: WriteTransaction, step: Step, sequence: int) -> None:

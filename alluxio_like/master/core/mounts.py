@@ -36,7 +36,8 @@ def add_mount(
     """Mount a store; directories on the way are created. `options` must hold no secrets.
 
     A directory of another mount is hidden with all that is known below it. Raises AlreadyExists (a mount is there), Conflict
-    (mounts are below it in another mount), NotADirectory, InvalidArgument, NameTooLong.
+    (mounts are below it in another mount, or something that its store does not have), NotADirectory, InvalidArgument,
+    NameTooLong.
     """
     parts = paths.split_path(path)
     stored = txn.get(records.KEY_NEXT_MOUNT)
@@ -232,6 +233,11 @@ def _make_mount_point(edit: Edit, parts: tuple[str, ...], mount_id: MountId, uid
             return _convert(edit, there, mount_id, uid, gid)
         if there.record.flags & records.ANCHOR:
             raise errors.Conflict("mounts are below it: unmount them first, or mount this first", subject=paths.join_path(parts))
+        if tables.has_pending_below(edit.txn, found):
+            raise errors.Conflict(
+                "the store there does not have all of what was changed below it: `alluxio-like fs wait` waits until it has",
+                subject=paths.join_path(parts),
+            )
         edit.unlink(directory, found, there.record)
     directory.set_changed(edit.now_ns)
     record = tables.make_directory(to_bytes(parts[-1]), mount_id, uid, gid, edit.now_ns, records.MOUNT_POINT)

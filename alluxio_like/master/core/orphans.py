@@ -52,8 +52,11 @@ def _forget_children(edit: Edit, directory: InodeId, removed_ns: int, limit: int
     count = 0
     for key, data in txn.scan(records.dentry_key(directory, b""), records.dentry_stop(directory), limit=limit):
         inode = InodeId(records.unpack_id(data))
-        record = tables.get_inode(txn, inode)
-        if record.kind is Kind.DIRECTORY:
+        record = tables.lookup_inode(txn, inode)
+        if record is None:
+            # It had more names than one below what was removed, and went with another of them.
+            pass
+        elif record.kind is Kind.DIRECTORY:
             edit.count_detached(record)
             edit.abandon(inode, record, removed_ns=removed_ns)
         else:

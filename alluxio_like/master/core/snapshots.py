@@ -145,6 +145,24 @@ def collect(txn: WriteTransaction, number: int, cursor: bytes) -> bytes | None:
     return None
 
 
+class Marks(NamedTuple):
+    """What every write looks at, for who checks it: see `_Mark`."""
+
+    last: int
+    newest: int
+
+
+def get_marks(txn: ReadTransaction) -> Marks:
+    mark = _get_mark(txn)
+    return Marks(mark.last, mark.newest)
+
+
+def read_kept(row: bytes, value: bytes) -> tuple[int, bytes, bool]:
+    """Of a row that was kept: the snapshot's number, the key that it is of, and whether it lies where that key is looked for."""
+    key, _ = _unpack_kept(value)
+    return _NUMBER.unpack_from(row, len(row) - 8)[0], key, row[:-8] == _make_body(key)
+
+
 # What a change remembers
 
 

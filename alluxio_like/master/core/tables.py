@@ -265,6 +265,9 @@ class Edit:
         if record.flags & records.XATTRS:
             for key, _ in self.txn.scan(records.xattr_key(inode, b""), records.xattr_stop(inode)):
                 self.txn.delete(key)
+        if record.flags & records.LINKED:
+            for key, _ in self.txn.scan(records.name_key(inode, 0), records.name_stop(inode)):
+                self.txn.delete(key)
         if was_orphan:
             self._orphans -= 1
         else:
