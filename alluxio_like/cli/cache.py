@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from alluxio_like.cli import writing
-from alluxio_like.cli.common import JsonOption, MasterOption, make_app, open_client, print_json, run_app, run_async, to_plain
+from alluxio_like.cli.common import (
+    JsonOption,
+    MasterOption,
+    PathArgument,
+    make_app,
+    open_client,
+    print_json,
+    run_app,
+    run_async,
+    to_known_path,
+    to_plain,
+)
 from alluxio_like.cli.finding import to_namespace_path
 from alluxio_like.cli.render import (
     LoadProgress,
@@ -24,7 +35,6 @@ from alluxio_like.cli.render import (
     show_seconds,
     show_size,
 )
-from alluxio_like.cli.tree import PathArgument, to_known_path
 from alluxio_like.cli.waiting import MountedOption, WaitOption, get_deadline, wait_mounted
 from alluxio_like.config import parse_size
 from alluxio_like.errors import InvalidArgument, TimedOut, Unavailable

@@ -33,6 +33,7 @@ MasterOption = Annotated[
     str,
     typer.Option("--master", metavar="HOST:PORT", help="The master; found by itself on a machine where one is used."),
 ]
+PathArgument = Annotated[str, typer.Argument(help="A path of the namespace, a path below a mount, or a store's URI.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 
 
@@ -152,3 +153,13 @@ async def open_client(master: str, *paths: str, deadline: float = 0.0) -> AsyncI
         yield client
     finally:
         await client.close()
+
+
+async def to_known_path(client: "Client", path: str) -> str:
+    """A path or URI as a path of the namespace."""
+    from alluxio_like.cli.finding import match_uri, to_namespace_path
+
+    path = to_namespace_path(path)
+    if "://" not in path:
+        return path
+    return match_uri(path, [(mount.path, mount.uri) for mount in await client.list_mounts()])

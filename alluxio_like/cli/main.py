@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from alluxio_like import __version__
-from alluxio_like.cli import doctor, fsck, report, services, snapshot, top, tree, up, why, writing
+from alluxio_like.cli import doctor, fs, fsck, mounts, report, services, snapshot, top, up, why, writing
 from alluxio_like.cli.common import make_app, run_app
 
 app = make_app(
@@ -41,12 +41,12 @@ app.command("worker")(services.run_worker)
 app.command("fuse")(services.run_fuse)
 app.command("holder")(services.run_holder)
 app.command("csi")(services.run_csi)
-app.command("mount")(tree.mount)
-app.command("unmount")(tree.unmount)
-app.command("mounts")(tree.mounts)
-tree.fs.command("wait")(writing.fs_wait)
-tree.fs.command("persist")(writing.fs_persist)
-app.add_typer(tree.fs, name="fs")
+app.command("mount")(mounts.mount)
+app.command("unmount")(mounts.unmount)
+app.command("mounts")(mounts.mounts)
+fs.app.command("wait")(writing.fs_wait)
+fs.app.command("persist")(writing.fs_persist)
+app.add_typer(fs.app, name="fs")
 app.add_typer(snapshot.app, name="snapshot")
 app.command("report")(report.report)
 app.command("workers")(report.workers)

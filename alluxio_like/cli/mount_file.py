@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from alluxio_like.cli.tree import parse_sync_interval
+from alluxio_like.cli.mounts import parse_sync_interval
 from alluxio_like.errors import InvalidArgument
 
 if TYPE_CHECKING:

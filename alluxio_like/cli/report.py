@@ -10,8 +10,8 @@ from alluxio_like.cli.cache import print_jobs
 from alluxio_like.cli.common import JsonOption, MasterOption, load_client_config, open_client, print_json, run_async, to_plain
 from alluxio_like.cli.mounted import ask_books, list_local_mounts
 from alluxio_like.cli.mounting import ask_status
+from alluxio_like.cli.mounts import print_mounts
 from alluxio_like.cli.render import count_files, print_table, show_name, show_percent, show_seconds, show_size
-from alluxio_like.cli.tree import print_mounts
 from alluxio_like.errors import AlluxioLikeError
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from pydantic import BaseModel
 
 from alluxio_like.cli.common import JsonOption, print_json, run_async
 from alluxio_like.cli.finding import recorded, to_local
+from alluxio_like.cli.mounts import OptionsOption, SyncOption, parse_options, parse_sync_interval
 from alluxio_like.cli.render import show_size
 from alluxio_like.cli.supervisor import Service, Supervisor, end_leftovers
-from alluxio_like.cli.tree import OptionsOption, SyncOption, parse_options, parse_sync_interval
 from alluxio_like.config import (
     DEFAULT_MASTER_ADDRESS,
     FuseConfig,

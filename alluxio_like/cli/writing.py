@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alluxio_like.cli.common import JsonOption, MasterOption, open_client, print_json, run_async
+from alluxio_like.cli.common import (
+    JsonOption,
+    MasterOption,
+    PathArgument,
+    open_client,
+    print_json,
+    run_async,
+    to_known_path,
+)
+from alluxio_like.cli.mounts import describe_loss
 from alluxio_like.cli.render import count_files, show_name, show_size
-from alluxio_like.cli.tree import PathArgument, describe_loss, to_known_path
 from alluxio_like.config import parse_duration
 from alluxio_like.errors import InvalidArgument, TimedOut
 

@@ -104,7 +104,7 @@ def test_another_user_reads_through_the_worker_and_may_not_mount(stack: tuple[St
         # Not by its path: another user may not even be able to reach this checkout's programs, nor what they import late.
         code = """
 import contextlib, importlib, os, pkgutil, sys
-import grpc, uvloop, lmdb, google.protobuf, tenacity, typer, alluxio_like.client, alluxio_like.cli.tree
+import grpc, uvloop, lmdb, google.protobuf, tenacity, typer, alluxio_like.client, alluxio_like.cli.fs
 for found in pkgutil.walk_packages(typer.__path__, "typer.", onerror=lambda _name: None):
     if not found.name.endswith("__main__"):
         with contextlib.suppress(Exception):  # some are for other systems

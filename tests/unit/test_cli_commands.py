@@ -17,8 +17,8 @@ import pytest
 from alluxio_like.cli import cache, main
 from alluxio_like.cli.common import to_plain
 from alluxio_like.cli.finding import recorded
+from alluxio_like.cli.mounts import parse_options, parse_sync_interval
 from alluxio_like.cli.services import parse_cache_dir
-from alluxio_like.cli.tree import parse_options, parse_sync_interval
 from alluxio_like.cli.up import Plan, make_plan, reserve_master_bind
 from alluxio_like.errors import ConfigError, InvalidArgument
 from alluxio_like.rpc.messages import Job, JobState
