@@ -63,6 +63,7 @@ class Container:
 
     def __init__(self, node: NodeSpace, network_pid: int, wanted: Wanted, directory: Path, log: Path) -> None:
         self._directory = directory
+        self._wanted = wanted
         directory.mkdir(parents=True, exist_ok=True)
         script = directory / "start.sh"
         script.write_text(_write_script(wanted, directory, read_space(node.pid)))
@@ -103,13 +104,14 @@ class Container:
         return self._process.returncode
 
     def enter(self, *command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        """Run a command in it, as root, with its environment."""
+        """Run a command in it as its user, with its environment, as `kubectl exec` does."""
         environment = dict(
             pair.split("=", 1) for pair in Path(f"/proc/{self.pid}/environ").read_text().rstrip("\0").split("\0") if "=" in pair
         )
         inside = [f"{name}={value}" for name, value in environment.items()]
         prefix = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--net", "--root", "--wd"]
-        done = subprocess.run([*prefix, "env", "-i", *inside, *command], capture_output=True, text=True, check=False, timeout=120)
+        words = [*prefix, *_make_user(self._wanted), "env", "-i", *inside, *command]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
         if check and done.returncode:
             raise RuntimeError(f"{shlex.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done

@@ -46,10 +46,16 @@ def run_helm(*arguments: str) -> str:
 
 
 def render_text(
-    *values: Path, settings: Sequence[str] = (), name: str = "al", namespace: str = "storage", version: str = ""
+    *values: Path,
+    settings: Sequence[str] = (),
+    name: str = "al",
+    namespace: str = "storage",
+    version: str = "",
+    cluster: str = "",
 ) -> str:
-    """`helm template` with files of values and --set's."""
+    """`helm template` with files of values and --set's. `cluster`: the URL of an API server that lookups ask."""
     options = [f"--values={file}" for file in values] + [f"--set={setting}" for setting in settings]
+    options += ["--dry-run=server", f"--kube-apiserver={cluster}"] if cluster else []
     version = version or list_versions()[-1]
     return run_helm("template", name, str(CHART), f"--namespace={namespace}", f"--kube-version={version}", *options)
 
@@ -59,9 +65,11 @@ def parse(text: str) -> list[dict[str, Any]]:
     return [found for found in yaml.safe_load_all(text) if found]
 
 
-def render(*values: Path, settings: Sequence[str] = (), name: str = "al", namespace: str = "storage") -> list[dict[str, Any]]:
+def render(
+    *values: Path, settings: Sequence[str] = (), name: str = "al", namespace: str = "storage", cluster: str = ""
+) -> list[dict[str, Any]]:
     """The rendered objects."""
-    return parse(render_text(*values, settings=settings, name=name, namespace=namespace))
+    return parse(render_text(*values, settings=settings, name=name, namespace=namespace, cluster=cluster))
 
 
 @functools.cache

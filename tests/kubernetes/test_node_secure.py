@@ -1,4 +1,4 @@
-"""A node in miniature with mutual TLS and volumes by CSI: the chart as a cluster with tenants would have it.
+"""A node in miniature with mutual TLS, tokens of clients and volumes by CSI: the chart as a cluster with tenants would have it.
 
 The tests go on from one another, as those of test_node.py do.
 """
@@ -26,7 +26,7 @@ STORE = Path("/usr/share/common-licenses")
 FILE = "GPL-2"
 VALUES = f"""
 mounts: [{{path: /team-a/licenses, uri: "file://{STORE}"}}, {{path: /imagenet, uri: "file://{STORE}"}}]
-tls: {{enabled: true}}
+clientTokens: {{secretName: clients}}
 csi: {{enabled: true, inlinePaths: ["/{{namespace}}"]}}
 worker:
   allowRootDisk: true
@@ -89,6 +89,7 @@ def cluster() -> Iterator[Cluster]:
     if os.geteuid() != 0 or not Path("/dev/fuse").exists():
         pytest.skip("needs root and /dev/fuse")
     with tempfile.TemporaryDirectory(prefix="al-k8s-", dir="/var/tmp") as made, start_cluster(Path(made), 1) as running:
+        running.objects.secrets["clients"] = {"stringData": {"tokens": f"{'b' * 40}\n{'c' * 40}\n"}}
         yield running
 
 
@@ -123,6 +124,30 @@ def test_services_speak_with_those_alone_who_have_a_certificate(cluster: Cluster
         assert refused.returncode == 1
         assert "it speaks TLS, and we do not" in refused.stderr, refused.stderr
         assert time.monotonic() - started < 20
+
+
+def test_clients_show_a_token_beside_their_certificate(cluster: Cluster) -> None:
+    """A program in the master's pod, with the master's certificate."""
+    master = cluster.get_pod("master").containers["master"]
+    code = """
+import os, sys
+from pathlib import Path
+from alluxio_like.config import ClientConfig, load_config
+from alluxio_like import connect, errors
+for token in sys.argv[1:]:
+    shown = Path("/tmp", token)
+    shown.write_text(token)
+    shown.chmod(0o600)
+    file = Path(os.environ["ALLUXIO_LIKE_CONFIG"])
+    config = load_config(ClientConfig, file=file, flags={"token_file": shown})
+    try:
+        print(any(connect(config=config).list_dir("/team-a/licenses")))
+    except errors.AccessDenied as error:
+        print(error)
+"""
+    said = master.enter("python", "-c", code, "b" * 40, "c" * 40, "wrong").stdout.splitlines()
+    assert said[:2] == ["True", "True"]
+    assert "this cluster asks its clients for a token" in said[2]
 
 
 def test_a_claim_shows_a_volume_that_the_cluster_offers(cluster: Cluster, tenants: list[Tenant]) -> None:

@@ -18,8 +18,16 @@
 {{- $_ := set $worker "door_users" . -}}
 {{- end -}}
 {{- /* The kubelet starts a container that failed twice only after 10 s, later ones after longer. */ -}}
+{{- $client := dict "master" $address -}}
+{{- if .Values.clientTokens.secretName -}}
+{{- /* The cluster's token opens what theirs do: commands run in these pods show it. */ -}}
+{{- $_ := set $client "token_file" $token -}}
+{{- range list $master $worker -}}
+{{- $_ := set . "client_token_file" "/etc/alluxio-like/client-tokens/tokens" -}}
+{{- end -}}
+{{- end -}}
 {{- $fuse := dict "mountpoint" (include "al.mountPoint" .) "path" .Values.fuse.path "give_up_s" 60 "client" (dict "token_file" $token) -}}
-{{- $ours := dict "common" $common "master" $master "worker" $worker "client" (dict "master" $address) "fuse" $fuse -}}
+{{- $ours := dict "common" $common "master" $master "worker" $worker "client" $client "fuse" $fuse -}}
 {{- mustMergeOverwrite $ours (deepCopy .Values.config) | toToml -}}
 {{- end -}}
 

@@ -55,6 +55,10 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version }}
 {{ .Values.tls.secretName | default (printf "%s-tls" (include "al.fullname" .)) }}
 {{- end -}}
 
+{{- define "al.clientTlsSecret" -}}
+{{ printf "%s-client-tls" (include "al.fullname" .) }}
+{{- end -}}
+
 {{- define "al.mountPoint" -}}
 {{ printf "%s/%s" (.Values.fuse.hostPath | trimSuffix "/") .Values.fuse.name }}
 {{- end -}}
@@ -187,6 +191,23 @@ httpGet: {path: /healthz, port: http, scheme: {{ .Values.tls.enabled | ternary "
     secretName: {{ include "al.tokenSecret" . }}
     defaultMode: 0400
     items: [{key: {{ .Values.token.key }}, path: token}]
+{{- end -}}
+
+{{/* The tokens of clients, for who asks for them: master and workers. */}}
+{{- define "al.clientTokensMounts" -}}
+{{- if .Values.clientTokens.secretName -}}
+- {name: client-tokens, mountPath: /etc/alluxio-like/client-tokens, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "al.clientTokensVolumes" -}}
+{{- if .Values.clientTokens.secretName -}}
+- name: client-tokens
+  secret:
+    secretName: {{ .Values.clientTokens.secretName }}
+    defaultMode: 0400
+    items: [{key: {{ .Values.clientTokens.key }}, path: tokens}]
+{{- end }}
 {{- end -}}
 
 {{- define "al.commonEnv" -}}
