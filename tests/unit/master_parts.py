@@ -322,17 +322,11 @@ class Cluster:
         await self.stop_master()
 
 
-class _Shared:
-    """A store that outlives its closing: the test holds it."""
+class _Shared(MemoryUfs):
+    """A store that outlives its closing: the test holds it, and all that it keeps."""
 
     def __init__(self, store: MemoryUfs) -> None:
-        self._store = store
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def list_flat(self, *arguments: Any, **settings: Any) -> Any:
-        return self._store.list_flat(*arguments, **settings)
+        self.__dict__ = store.__dict__
 
     async def close(self) -> None:
         return
