@@ -21,7 +21,7 @@ from tests.servers.fixtures import S3Server
 from tests.servers.net import wait_until
 from tests.servers.stack import PROGRAMS
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.mount
 MARGIN_S = 3.0
 """Beyond the stated time: a loaded machine's scheduling."""
 ESTALE = 116

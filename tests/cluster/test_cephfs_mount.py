@@ -9,7 +9,7 @@ from tests.cluster.data import MIB, make_data
 from tests.servers.fixtures_cephfs import CephFsServer
 from tests.servers.stack import start_stack
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.mount
 
 
 def test_a_changed_file_is_replaced(workplace: Path, cephfs_server: CephFsServer, cephfs_root: str) -> None:

@@ -10,7 +10,7 @@ from tests.servers.fixtures_clouds import AZ_ACCOUNT, AZ_KEY, AzServer, GsServer
 from tests.servers.net import wait_until
 from tests.servers.stack import start_stack
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.mount
 
 MIB = 1 << 20
 

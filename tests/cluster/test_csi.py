@@ -20,7 +20,7 @@ from tests.servers.processes import freeze
 from tests.servers.stack import PROGRAMS, Stack, start_stack
 from tests.servers.tools import CSI_SANITY
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.mount
 
 POD = {"csi.storage.k8s.io/pod.name": "train-0", "csi.storage.k8s.io/pod.namespace": "team-a"}
 INLINE = {**POD, "csi.storage.k8s.io/ephemeral": "true"}

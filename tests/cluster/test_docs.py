@@ -13,8 +13,6 @@ import pytest
 
 from tests.servers.stack import PROGRAMS, STOP_S
 
-pytestmark = [pytest.mark.timeout(120)]
-
 ROOT = Path(__file__).parents[2]
 ADDRESS = "127.0.0.1:19998"
 """The one that the documents use."""

@@ -21,7 +21,7 @@ from tests.servers.net import wait_until
 from tests.servers.processes import freeze
 from tests.servers.stack import Stack
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.mount
 MARGIN_S = 3.0
 LARGE = 48 * MIB
 

@@ -14,7 +14,7 @@ from tests.servers.fault_control import FaultProxy
 from tests.servers.fixtures import S3Server
 from tests.servers.net import wait_until
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.mount
 
 
 def test_cold_and_warm_epochs_read_the_buckets_bytes_and_the_bill_is_small(

@@ -9,7 +9,7 @@ from tests.servers.fixtures_hdfs import HdfsServer
 from tests.servers.net import wait_until
 from tests.servers.stack import start_stack
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.mount
 
 
 def test_a_mount_of_hdfs(workplace: Path, hdfs_server: HdfsServer, hdfs_root: str) -> None:

@@ -22,7 +22,7 @@ from tests.servers.net import wait_until
 from tests.servers.processes import freeze
 from tests.servers.stack import PROGRAMS, Stack
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.mount
 
 SOON_S = 1.0
 NOT_CALLS = ("Workers/Heartbeat", "Workers/ReportBlocks", "Coherence/Watch")

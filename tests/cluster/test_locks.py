@@ -19,7 +19,7 @@ from tests.cluster.test_leases import mount_again
 from tests.servers.net import wait_until
 from tests.servers.stack import Stack, start_stack
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.mount
 
 _FLOCK = struct.Struct("hhqqi4x")
 

@@ -12,7 +12,7 @@ from tests.cluster.data import put_samples, read_epoch
 from tests.servers.fixtures import S3Server
 from tests.servers.stack import Stack, start_stack
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.mount
 
 WRONG = "wrong-but-secret-0123456789abcdef"
 

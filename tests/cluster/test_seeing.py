@@ -13,7 +13,7 @@ from tests.servers.fixtures import S3Server
 from tests.servers.net import wait_until
 from tests.servers.stack import Stack
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.mount
 
 READ_ALL = "import sys, os\nd = sys.argv[1]\nfor n in sorted(os.listdir(d)): open(os.path.join(d, n), 'rb').read()"
 STAT_ALL = "import sys, os\nfor d, _, names in os.walk(sys.argv[1]):\n  for n in names: os.stat(os.path.join(d, n))"

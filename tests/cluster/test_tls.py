@@ -16,8 +16,6 @@ from tests.certificates import Authority
 from tests.servers.net import find_ports, wait_until
 from tests.servers.stack import PROGRAMS
 
-pytestmark = pytest.mark.timeout(120)
-
 
 class Site:
     """Where the services run."""

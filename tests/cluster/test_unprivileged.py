@@ -17,8 +17,6 @@ from alluxio_like.rpc import data_wire
 from tests.cluster.test_tls import Site, list_listening
 from tests.servers.net import find_ports
 
-pytestmark = pytest.mark.timeout(120)
-
 STRANGER = 65533
 
 CHILD = """

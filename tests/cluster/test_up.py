@@ -22,7 +22,6 @@ from tests.servers.processes import freeze
 pytestmark = [
     pytest.mark.mount,
     pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse"),
-    pytest.mark.timeout(180),
 ]
 
 PROGRAMS = Path(sys.executable).parent

@@ -14,7 +14,7 @@ from tests.servers.fixtures import S3Server
 from tests.servers.net import wait_until
 from tests.servers.stack import PROGRAMS
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.mount
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -14,7 +14,7 @@ import pytest
 
 from tests.servers.stack import Stack, start_stack
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.mount
 
 SIZES = {"small": 4 << 20, "large": 24 << 20}
 SESSIONS = {

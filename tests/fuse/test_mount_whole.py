@@ -17,7 +17,7 @@ import pytest
 from tests.servers.processes import freeze
 from tests.servers.stack import Stack, start_stack
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.mount
 
 IO_TIMEOUT_S = 6
 SIZE = (3 << 20) + 77
