@@ -121,6 +121,14 @@ class WorkerConfig(ServiceConfig):
         description="told to stop, a worker first uploads what programs have written, what was written last first, for at most "
         "so long; what is left is taken up after the next start",
     )
+    cap_unpersisted: bool = Field(
+        False,
+        description="let no more wait for its upload (write=back) than goes to the store within drain_s at the speed measured: "
+        "where there is more, a close takes until its own file is in the store",
+    )
+    upload_guess_bytes_s: int = Field(
+        100_000_000, gt=0, description="bytes per second that uploads are taken to make, until measured"
+    )
     scrub_period_s: float = Field(
         7 * 86400.0, gt=0, description="within this time every cached page is read again and compared with its checksum"
     )

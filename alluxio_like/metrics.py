@@ -166,6 +166,11 @@ class Metrics:
         self.draft_bytes = self._gauge("draft_bytes", "Bytes on the disk of files that are being written.")
         self.unpersisted_files = self._gauge("unpersisted_files", "Versions written here that the store does not have.")
         self.unpersisted_bytes = self._gauge("unpersisted_bytes", "Bytes of versions written here that the store does not have.")
+        self.unpersisted_limit_bytes = self._gauge(
+            "unpersisted_limit_bytes", "Bytes that may wait for their upload before a close waits for its own; -1: no limit."
+        )
+        self.upload_pace = self._gauge("upload_bytes_per_second", "Speed at which uploads go, as measured of late.")
+        self.capped_closes = self._counter("capped_closes_total", "Closes that waited for their upload, as too much was waiting.")
         self.seal_seconds = self._histogram("seal_seconds", "Time from a close to the file's next version.")
         self.upload_seconds = self._histogram("upload_seconds", "Time that the upload of a version took, waiting included.")
         self.uploaded_bytes = self._counter("uploaded_bytes_total", "Bytes of content that went to stores.")

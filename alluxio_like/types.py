@@ -233,6 +233,10 @@ class Worker:
     """What callers of its data socket must know; another one after each start."""
     usable_bytes: int | None = None
     """Of `capacity_bytes`, what its disks leave: what is used, and what may still be written. None: all of it."""
+    unpersisted_bytes: int = 0
+    """Written here and on its way to the store."""
+    unpersisted_limit_bytes: int | None = None
+    """How much that may be before writers wait; None: no limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from alluxio_like.rpc.messages import WorkerStatus
-    from alluxio_like.types import Cluster
+    from alluxio_like.types import Cluster, Worker
 
 MOST_DIRECTORIES = 24
 """Directories that are all shown."""
@@ -152,11 +152,20 @@ def print_workers(cluster: "Cluster") -> None:
             show_size(worker.guest_bytes),
             show_size(worker.pinned_bytes),
             f"{worker.file_count:,}",
+            show_unpersisted(worker),
             worker.worker_id,
         ]
         for worker in cluster.workers
     ]
-    print_table(["WORKER", "STATE", "FULL", "USED", "CAPACITY", "GUEST", "PINNED", "FILES", "ID"], rows, left=(0, 1, 8))
+    print_table(
+        ["WORKER", "STATE", "FULL", "USED", "CAPACITY", "GUEST", "PINNED", "FILES", "TO UPLOAD", "ID"], rows, left=(0, 1, 9)
+    )
+
+
+def show_unpersisted(worker: "Worker") -> str:
+    """What a worker has still to upload, and how much that may be."""
+    limit = worker.unpersisted_limit_bytes
+    return show_size(worker.unpersisted_bytes) + (f" of {show_size(limit)}" if limit is not None else "")
 
 
 def print_directories(details: "Sequence[WorkerStatus]") -> None:

@@ -99,6 +99,8 @@ class WorkerRegistry:
             guest_bytes=status.guest_bytes,
             pinned_bytes=status.pinned_bytes,
             file_count=status.file_count,
+            unpersisted_bytes=status.unpersisted_bytes,
+            unpersisted_limit_bytes=status.unpersisted_limit_bytes,
             live=True,
         )
         return True

@@ -190,6 +190,8 @@ def worker_info(value: Worker) -> common_pb2.WorkerInfo:
         data_address=value.data_address,
         data_nonce=value.data_nonce,
         usable_bytes=value.usable_bytes,
+        unpersisted_bytes=value.unpersisted_bytes,
+        unpersisted_limit_bytes=value.unpersisted_limit_bytes,
     )
 
 
@@ -210,6 +212,8 @@ def to_worker(message: common_pb2.WorkerInfo) -> Worker:
         data_address=message.data_address,
         data_nonce=message.data_nonce,
         usable_bytes=message.usable_bytes if message.HasField("usable_bytes") else None,
+        unpersisted_bytes=message.unpersisted_bytes,
+        unpersisted_limit_bytes=message.unpersisted_limit_bytes if message.HasField("unpersisted_limit_bytes") else None,
     )
 
 

@@ -14,7 +14,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alluxio_like import errors
@@ -36,6 +36,7 @@ from alluxio_like.ufs.api import Ufs
 from alluxio_like.ufs.open import open_ufs
 from alluxio_like.worker.cluster import ClusterView
 from alluxio_like.worker.data_server import DataServer, listen
+from alluxio_like.worker.dirty import DrainCap, Pace
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.door import Door, OpenWhole, parse_guests
 from alluxio_like.worker.drafts import DraftsService
@@ -265,7 +266,8 @@ async def _wire(  # noqa: PLR0915  (one after the other, nothing decided)
     nonce = secrets.token_hex(16)
 
     def describe() -> Worker:
-        return _describe(store, address, host_id, str(door.path), data_address, nonce)
+        known = _describe(store, address, host_id, str(door.path), data_address, nonce)
+        return replace(known, unpersisted_bytes=cap.count(), unpersisted_limit_bytes=cap.limit_bytes)
 
     closing: set[asyncio.Task[None]] = set()
 
@@ -284,7 +286,7 @@ async def _wire(  # noqa: PLR0915  (one after the other, nothing decided)
     repairer = Repairer(store=store, fetcher=fetcher, disk=slow, metrics=metrics, lookup_ref=_make_lookup(master))
     stack.push_async_callback(repairer.close)
     data = DataService(fetcher=fetcher, store=store, evictor=evictor, view=view, metrics=metrics, repairer=repairer)
-    drafts, replicator = _wire_drafts(
+    drafts, replicator, cap = _wire_drafts(
         stack, config, metrics, store, channel, master, lambda: address, (stores, turns, fetcher, evictor, view, peers, loader)
     )
     add_drafts_service(server.grpc_server, drafts)
@@ -318,7 +320,7 @@ def _wire_drafts(
     master: MasterStub,
     get_address: Callable[[], str],
     parts: tuple[Stores, Turns, Fetcher, Evictor, ClusterView, Peers, Loader],
-) -> tuple[DraftsService, Replicator]:
+) -> tuple[DraftsService, Replicator, DrainCap]:
     """What programs write, and where it goes."""
     stores, turns, fetcher, evictor, view, peers, loader = parts
     disk = DiskQueue("drafts", _DRAFT_THREADS)
@@ -329,10 +331,12 @@ def _wire_drafts(
         if (cached := store.lookup(file_id)) is not None:
             evictor.record_state(cached)
 
+    pace = Pace(config.upload_guess_bytes_s)
     uploader = Uploader(
-        store=store, stores=stores, turns=turns, changes=changes, disk=disk, metrics=metrics, on_persisted=on_persisted
+        store=store, stores=stores, turns=turns, changes=changes, disk=disk, metrics=metrics, pace=pace, on_persisted=on_persisted
     )
     stack.push_async_callback(uploader.close)
+    cap = DrainCap(pace, config.drain_s if config.cap_unpersisted else None, uploader.measure_left, metrics)
 
     async def lookup_entry(inode: InodeId) -> Entry | None:
         return (await master.get_entry(inode, timeout_s=config.io_timeout_s)).entry
@@ -343,10 +347,10 @@ def _wire_drafts(
     )  # fmt: skip
     drafts = DraftsService(
         store=store, fetcher=fetcher, evictor=evictor, uploader=uploader, replicator=replicator, changes=changes, disk=disk,
-        metrics=metrics, io_timeout_s=config.io_timeout_s,
+        metrics=metrics, cap=cap, io_timeout_s=config.io_timeout_s,
     )  # fmt: skip
     stack.push_async_callback(drafts.close)
-    return drafts, replicator
+    return drafts, replicator, cap
 
 
 def _listen_for_data(config: WorkerConfig, server: RpcServer) -> socket.socket | None:

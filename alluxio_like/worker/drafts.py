@@ -24,6 +24,7 @@ from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import DraftPlace, DraftSealed, Sealed, SealedDraft, WriteMode
 from alluxio_like.types import BLOCK_BYTES, FileRef, InodeId, PageRange, get_page_count, get_pages
+from alluxio_like.worker.dirty import DrainCap
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.evictor import Evictor
 from alluxio_like.worker.fetcher import Fetcher
@@ -68,6 +69,7 @@ class DraftsService:
         changes: Changes,
         disk: DiskQueue,
         metrics: Metrics,
+        cap: DrainCap,
         io_timeout_s: float,
     ) -> None:
         self._store = store
@@ -79,6 +81,7 @@ class DraftsService:
         self._changes = changes
         self._disk = disk
         self._metrics = metrics
+        self._cap = cap
         # What a caller waits for is over before its own deadline, so that it learns what was wrong.
         self._patience_s = io_timeout_s * 0.8
         self._loop = asyncio.get_running_loop()
@@ -303,6 +306,8 @@ class DraftsService:
         # Copies first: until they are there, this worker's loss is the file's.
         await self._replicator.replicate(upload, patience_s=self._patience_s)
         self._uploader.look()
+        if upload.mode == WriteMode.BACK and self._cap.is_passed_with(ref.size):
+            await self._uploader.upload(ref.file_id, patience_s=self._patience_s)
 
     # -- end ---------------------------------------------------------------------------------------------------------------
 

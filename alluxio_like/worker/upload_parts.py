@@ -50,8 +50,8 @@ class Opened:
 class Steps(Protocol):
     """What an upload needs of its owner between its requests."""
 
-    def turn(self, op: str) -> AbstractAsyncContextManager[None]:
-        """Within this, one request."""
+    def turn(self, op: str, size: int = 0) -> AbstractAsyncContextManager[None]:
+        """Within this, one request, which takes so many bytes to the store."""
 
     async def check(self) -> None:
         """Raises Superseded: the bytes are others by now."""
@@ -141,7 +141,7 @@ class PartSender:
         source = Source(opened.fd, offset, min(record.part_bytes, record.ref.size - offset))
         for attempt in range(_TRIES):
             try:
-                async with steps.turn("PART"):
+                async with steps.turn("PART", source.length):
                     return await ufs.upload_part(upload, number, source, offset)
             except errors.StoreError as error:
                 if attempt == _TRIES - 1 or not errors.get_disposition(error).retryable:

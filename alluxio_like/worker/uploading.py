@@ -31,6 +31,7 @@ from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import Changed, UploadPlan, WriteMode
 from alluxio_like.types import FileId, Fingerprint, InodeId, PageRange, VersionId, get_page_count
 from alluxio_like.ufs.writing import Expected, Source, Upload, WritableUfs, WriteOptions, get_writable, make_directories
+from alluxio_like.worker.dirty import Pace
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.stores import Stores
 from alluxio_like.worker.turns import Turns
@@ -109,6 +110,7 @@ class Uploader:
         changes: Changes,
         disk: DiskQueue,
         metrics: Metrics,
+        pace: Pace,
         on_persisted: Callable[[FileId], None] = lambda _: None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -121,6 +123,7 @@ class Uploader:
         self._disk = disk
         self._parts = PartSender(store.drafts, disk, turns.monotonic, now_ns)
         self._metrics = metrics
+        self._pace = pace
         self._on_persisted = on_persisted
         self._jobs: dict[InodeId, _Job] = {}
         self._maybe_sent = {record.file_id for record in self._drafts.list_uploads()}
@@ -240,6 +243,10 @@ class Uploader:
         """Versions that this worker is to upload and the store does not have."""
         return sum(1 for record in self._drafts.list_uploads() if record.mode in _UPLOADED)
 
+    def measure_left(self) -> int:
+        """Their bytes."""
+        return sum(record.ref.size for record in self._drafts.list_uploads() if record.mode in _UPLOADED)
+
     def _list_newest_first(self) -> list[UploadRecord]:
         """In a disk thread. The newest version of each inode, by when it was written."""
         dated = []
@@ -269,7 +276,9 @@ class Uploader:
         """Until the store has the newest version of the inode, or nothing more can be done for now."""
         pause_s = _FIRST_PAUSE_S
         try:
-            while (record := self._get_newest(inode)) is not None and record.mode in _UPLOADED and self._is_settled(record):
+            while (record := self._get_newest(inode)) is not None and record.mode in _UPLOADED:
+                if not (job.urgent or self._is_settled(record)):
+                    return
                 try:
                     async with self._slots:
                         await self._upload(record, job)
@@ -361,7 +370,7 @@ class Uploader:
             copy = await self._disk.submit(lambda: _copy(opened.fd, record.ref.size))
             try:
                 await self.check(opened)
-                async with self.turn(ufs, job, "PUT"):
+                async with self.turn(ufs, job, "PUT", record.ref.size):
                     source = Source(copy, 0, record.ref.size)
                     entry = await ufs.put(plan.key, source, options, expected=Expected(plan.expected))
             finally:
@@ -493,14 +502,17 @@ class Uploader:
         return True
 
     @asynccontextmanager
-    async def turn(self, ufs: WritableUfs, job: _Job, op: str) -> AsyncIterator[None]:
-        """Within this, one request: readers go first, then what a close waits for, then the rest."""
+    async def turn(self, ufs: WritableUfs, job: _Job, op: str, size: int = 0) -> AsyncIterator[None]:
+        """Within this, one request, which takes so many bytes there: readers go first, then what a close waits for, then the
+        rest."""
         turn = self._turns.make_turn(Priority.AHEAD if job.urgent else Priority.LOAD, ufs.bucket)
         await self._turns.take(turn)
         started = self._turns.monotonic()
         try:
             yield
             job.forward_s = self._forward_s = self._turns.monotonic()
+            if size:
+                self._pace.note(size, started, self._forward_s)
         except errors.StoreError as error:
             self._metrics.store_errors.labels(op, ufs.bucket, error.code).inc()
             if isinstance(error, errors.StoreThrottled):
@@ -521,8 +533,8 @@ class _Steps:
         self._opened = opened
         self._job = job
 
-    def turn(self, op: str) -> AbstractAsyncContextManager[None]:
-        return self._uploader.turn(self._ufs, self._job, op)
+    def turn(self, op: str, size: int = 0) -> AbstractAsyncContextManager[None]:
+        return self._uploader.turn(self._ufs, self._job, op, size)
 
     async def check(self) -> None:
         await self._uploader.check(self._opened)

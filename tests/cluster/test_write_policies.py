@@ -93,6 +93,21 @@ def test_closes_do_not_wait_for_a_store_that_is_down(
     assert stack.run_command("alluxio-like", "report")["journal_steps"] == 0
 
 
+def test_a_close_waits_where_more_is_waiting_than_can_go(
+    make_stack: StackMaker, s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("CAP_UNPERSISTED", "true"), ("DRAIN_S", "10"), ("UPLOAD_GUESS_BYTES_S", "100")):
+        monkeypatch.setenv(f"ALLUXIO_LIKE_{name}", value)
+    stack = make_stack("-o", "write=back")
+    for name in "abc":
+        (stack.mountpoint / name).write_bytes(name.encode() * 5000)
+        assert s3_server.get(s3_bucket, name) == name.encode() * 5000
+    (worker,) = stack.run_command("alluxio-like", "workers")["workers"]
+    # 16 MiB at the guessed speed stand against what was measured.
+    assert worker["unpersisted_limit_bytes"] == pytest.approx(1000, abs=10)
+    assert "TO UPLOAD" in stack.try_command("alluxio-like", "report").stdout
+
+
 def test_a_directory_of_many_files_is_renamed_and_removed_at_once(
     make_stack: StackMaker, s3_server: S3Server, s3_bucket: str
 ) -> None:

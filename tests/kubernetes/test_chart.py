@@ -311,6 +311,7 @@ def test_a_worker_has_time_to_drain() -> None:
         find([one for one in objects if "config.toml" in one.get("data", {})], "ConfigMap")["data"]["config.toml"]
     )
     assert config["worker"]["drain_s"] == 100
+    assert config["worker"]["cap_unpersisted"] is True
     assert find(objects, "DaemonSet", "-worker")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 130
 
 

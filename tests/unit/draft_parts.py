@@ -14,6 +14,7 @@ from alluxio_like.rpc.messages_writing import Changed, DraftPlace, Sealed, Seale
 from alluxio_like.types import OWN_TOKEN, Attr, Entry, FileId, FileRef, Fingerprint, InodeId, Kind, MountId, VersionId, WorkerId
 from alluxio_like.ufs.memory import MemoryUfs
 from alluxio_like.ufs.memory_writing import WritableMemoryUfs
+from alluxio_like.worker.dirty import DrainCap, Pace
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.drafts import DraftsService
 from alluxio_like.worker.peers import Peers
@@ -134,6 +135,7 @@ class DraftParts:
     service: DraftsService
     uploader: Uploader
     replicator: Replicator
+    cap: DrainCap
 
     @property
     def ufs(self) -> MemoryUfs:
@@ -171,8 +173,11 @@ async def running_drafts(
     quota_bytes: int = 1 << 30,
     io_timeout_s: float = 5.0,
     mode: WriteMode = WriteMode.THROUGH,
+    drain_s: float | None = None,
+    guess_bytes_s: float = 1e8,
 ) -> AsyncIterator[DraftParts]:
-    """Drafts that are taken down at the end; `changes` and `ufs` outlive them."""
+    """Drafts that are taken down at the end; `changes` and `ufs` outlive them. `drain_s`: what may wait for its upload is
+    bounded."""
     changes = changes or FakeChanges(WritePolicy(mode))
     async with running_parts(directory, quota_bytes=quota_bytes, wrap=lambda made: WritableMemoryUfs(ufs or made)) as parts:
         if ufs is not None:
@@ -189,6 +194,7 @@ async def running_drafts(
             lambda op, mount: None,
             asyncio.get_running_loop().time,
         )
+        pace = Pace(guess_bytes_s)
         uploader = Uploader(
             store=parts.store,
             stores=stores,
@@ -196,6 +202,7 @@ async def running_drafts(
             changes=changes,
             disk=disk,
             metrics=parts.metrics,
+            pace=pace,
             now_ns=lambda: parts.ufs.now_ns,
         )
 
@@ -213,6 +220,7 @@ async def running_drafts(
             get_address=lambda: "here:1",
             lookup_entry=lookup_entry,
         )
+        cap = DrainCap(pace, drain_s, uploader.measure_left, parts.metrics)
         service = DraftsService(
             store=parts.store,
             fetcher=parts.fetcher,
@@ -222,10 +230,11 @@ async def running_drafts(
             changes=changes,
             disk=disk,
             metrics=parts.metrics,
+            cap=cap,
             io_timeout_s=io_timeout_s,
         )
         try:
-            yield DraftParts(parts, changes, service, uploader, replicator)
+            yield DraftParts(parts, changes, service, uploader, replicator, cap)
         finally:
             await service.close()
             await uploader.close()

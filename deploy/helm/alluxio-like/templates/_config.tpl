@@ -13,7 +13,7 @@
 {{- $_ := set $master "metadata_url" . -}}
 {{- end -}}
 {{- $address := printf "%s:%v" (include "al.masterHost" .) .Values.master.service.port -}}
-{{- $worker := dict "master" $address "home" .Values.worker.hostPath "token_file" $token "bind" (printf "0.0.0.0:%v" .Values.worker.port) "data_bind" (printf "0.0.0.0:%v" .Values.worker.dataPort) "allow_root_disk" .Values.worker.allowRootDisk "drain_s" .Values.worker.drainSeconds -}}
+{{- $worker := dict "master" $address "home" .Values.worker.hostPath "token_file" $token "bind" (printf "0.0.0.0:%v" .Values.worker.port) "data_bind" (printf "0.0.0.0:%v" .Values.worker.dataPort) "allow_root_disk" .Values.worker.allowRootDisk "drain_s" .Values.worker.drainSeconds "cap_unpersisted" .Values.worker.capUnpersisted -}}
 {{- with .Values.worker.doorUsers -}}
 {{- $_ := set $worker "door_users" . -}}
 {{- end -}}
