@@ -334,7 +334,7 @@ def make_worker(server: RpcServer, worker_id: str, *, host_id: str = "elsewhere"
     return Worker(WorkerId(worker_id), server.address, host_id, door_path, 10**9)
 
 
-async def wait_until(condition: Any, timeout_s: float = 5.0) -> None:
+async def wait_until(condition: Any, timeout_s: float = 60.0) -> None:
     """Return when the condition holds."""
     async with asyncio.timeout(timeout_s):
         while not condition():

@@ -39,7 +39,7 @@ class Plugin:
         ready.unlink(missing_ok=True)
         with (self.place / "csi.log").open("ab") as log:
             process = self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        wait_until("the plugin is ready", lambda: ready.exists() or process.poll() is not None, timeout_s=30)
+        wait_until("the plugin is ready", lambda: ready.exists() or process.poll() is not None, timeout_s=60)
         assert process.poll() is None, self.log
         assert json.loads(ready.read_text())["socket"] == str(self.socket)
 

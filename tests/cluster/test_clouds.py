@@ -36,7 +36,7 @@ def test_both_are_mounted_read_and_seen_to_change(
                 inode = path.stat().st_ino
                 server.put(bucket, "set/model.bin", new)
                 stack.run_command("alluxio-like", "fs", "sync", f"/{scheme}")
-                wait_until("the replacement is seen", lambda path=path, inode=inode: path.stat().st_ino != inode, timeout_s=10)  # type: ignore[misc]
+                wait_until("the replacement is seen", lambda path=path, inode=inode: path.stat().st_ino != inode, timeout_s=60)  # type: ignore[misc]
                 assert path.read_bytes() == new
                 held.seek(0)
                 assert held.read() == old, "an open handle reads one content to the end"

@@ -250,13 +250,13 @@ def test_without_a_mount_it_says_so_and_mends_volumes_when_there_is_one(stack: S
             with refused(grpc.StatusCode.UNAVAILABLE, "nothing of ours is mounted at"):
                 kubelet.publish(target)
             with mounted(place, stack):
-                wait_until("the plugin is ready", kubelet.is_ready, timeout_s=30)
+                wait_until("the plugin is ready", kubelet.is_ready, timeout_s=60)
                 kubelet.publish(target, path="/team-a")
             assert not kubelet.is_ready()
             with refused(grpc.StatusCode.UNAVAILABLE, "the mount is dead"):
                 kubelet.measure(target)
             with mounted(place, stack):
-                wait_until("the plugin is ready again", kubelet.is_ready, timeout_s=30)
+                wait_until("the plugin is ready again", kubelet.is_ready, timeout_s=60)
                 kubelet.publish(target, path="/team-a")
                 assert (target / "set/x.bin").exists()
                 assert list_volumes(target) == [str(target)]

@@ -114,7 +114,7 @@ def test_small_far_files_pass_this_machine_by_until_they_are_read_again(
     first, *names, flipped, replaced = far
     # The first one of all finds no connection, and is brought.
     assert (stack.mountpoint / first).read_bytes() == objects[first]
-    wait_until("a connection", lambda: get_metric(get_http(stack, 2), "alluxio_like_data_connections") >= 2, timeout_s=20)
+    wait_until("a connection", lambda: get_metric(get_http(stack, 2), "alluxio_like_data_connections") >= 2, timeout_s=60)
     brought = get_metric(get_http(stack, 1), "alluxio_like_peer_bytes_total")
     assert [name for name in names if (stack.mountpoint / name).read_bytes() != objects[name]] == []
     assert get_metric(get_http(stack, 1), "alluxio_like_peer_bytes_total") == brought, "read once, no copy is made here"
@@ -149,7 +149,7 @@ def test_small_far_files_pass_this_machine_by_until_they_are_read_again(
             wait_until(
                 "a copy here",
                 lambda name=name: os.getxattr(stack.mountpoint / name, "user.alluxio_like.passthrough") == b"passthrough",
-                timeout_s=30,
+                timeout_s=60,
             )
             assert (stack.mountpoint / name).read_bytes() == objects[name]
 
@@ -227,7 +227,7 @@ def test_a_far_worker_that_is_killed_or_stopped_while_it_sends(
     assert [wrong for wrong, _ in results if wrong] == []
     assert max(longest for _, longest in results) < IO_TIMEOUT_S + MARGIN_S
     # And with it back, its files are read again.
-    wait_until("all is well", lambda: (stack.mountpoint / small[-1]).read_bytes() == objects[small[-1]], timeout_s=30)
+    wait_until("all is well", lambda: (stack.mountpoint / small[-1]).read_bytes() == objects[small[-1]], timeout_s=60)
 
 
 @contextmanager
@@ -280,7 +280,7 @@ def test_a_content_that_is_replaced_is_never_mixed_with_the_old_one(
         s3_server.put(s3_bucket, name, new)
         stack.run_command("alluxio-like", "fs", "sync", "/large")
         stack.load("/large")
-        wait_until("the new content", lambda: path.read_bytes() == new, timeout_s=30)
+        wait_until("the new content", lambda: path.read_bytes() == new, timeout_s=60)
         for page in range(1, LARGE // MIB):
             try:
                 assert os.pread(old_fd, MIB, page * MIB) == objects[name][page * MIB : (page + 1) * MIB]

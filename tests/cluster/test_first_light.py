@@ -147,10 +147,10 @@ def test_a_changed_object_is_a_replacement(make_stack: StackMaker, s3_server: S3
         inode = path.stat().st_ino
         s3_server.put(s3_bucket, "model.bin", new)
         stack.run_command("alluxio-like", "fs", "sync", "/")
-        wait_until("the replacement is seen", lambda: path.stat().st_ino != inode, timeout_s=10)
+        wait_until("the replacement is seen", lambda: path.stat().st_ino != inode, timeout_s=60)
         assert path.read_bytes() == new
         held.seek(0)
         assert held.read() == old, "an open handle reads one content to the end"
     s3_server.delete(s3_bucket, "model.bin")
     stack.run_command("alluxio-like", "fs", "sync", "/")
-    wait_until("the name is gone", lambda: not path.exists(), timeout_s=10)
+    wait_until("the name is gone", lambda: not path.exists(), timeout_s=60)

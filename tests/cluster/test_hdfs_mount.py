@@ -28,9 +28,9 @@ def test_a_mount_of_hdfs(workplace: Path, hdfs_server: HdfsServer, hdfs_root: st
         with open(path, "rb") as held:
             hdfs_server.put(f"{hdfs_root}/model.bin", new)
             stack.run_command("alluxio-like", "fs", "sync", "/")
-            wait_until("the replacement is seen", lambda: path.stat().st_ino != inode, timeout_s=10)
+            wait_until("the replacement is seen", lambda: path.stat().st_ino != inode, timeout_s=60)
             assert path.read_bytes() == new
             assert held.read() == old
         hdfs_server.delete(f"{hdfs_root}/model.bin")
         stack.run_command("alluxio-like", "fs", "sync", "/")
-        wait_until("the name is gone", lambda: not path.exists(), timeout_s=10)
+        wait_until("the name is gone", lambda: not path.exists(), timeout_s=60)

@@ -79,7 +79,7 @@ def test_a_lock_is_seen_by_the_other_mount_and_ends_with_its_program(mounts: tup
         assert not is_locked(there, "lockf" if how == "flock" else "flock"), "the two kinds do not see each other"
         program.kill()
         program.wait()
-    wait_until("the lock is gone", lambda: not is_locked(there, how), timeout_s=10)
+    wait_until("the lock is gone", lambda: not is_locked(there, how), timeout_s=60)
 
 
 def test_ranges_and_what_stands_in_the_way(mounts: tuple[Stack, Path, Path]) -> None:
@@ -104,7 +104,7 @@ def test_a_range_locked_by_a_reader_is_free_when_that_descriptor_is_closed(mount
         with open(here, "rb"):
             pass
         assert is_locked(there)
-    wait_until("the lock is gone", lambda: not is_locked(there), timeout_s=10)
+    wait_until("the lock is gone", lambda: not is_locked(there), timeout_s=60)
 
 
 def test_who_waits_gets_it_and_can_be_interrupted(mounts: tuple[Stack, Path, Path]) -> None:
@@ -162,4 +162,4 @@ def test_a_lock_is_kept_through_the_death_of_a_service(mounts: tuple[Stack, Path
         while time.monotonic() < stop:
             assert is_locked(there)
             time.sleep(1)
-    wait_until("the lock is gone", lambda: not is_locked(there), timeout_s=20)
+    wait_until("the lock is gone", lambda: not is_locked(there), timeout_s=60)

@@ -63,7 +63,7 @@ def test_a_warm_epoch_asks_the_master_nothing_and_a_change_is_seen_at_once(stack
         for _ in range(2):
             assert list(client.read_many(PATHS)) == WHOLE
         small = client._get_small()
-        wait_until("the lease lives", small.is_live, timeout_s=10)
+        wait_until("the lease lives", small.is_live, timeout_s=60)
         # What was learned before is asked for once more, and covered from then on.
         small.expire()
         assert list(client.read_many(PATHS)) == WHOLE

@@ -37,7 +37,7 @@ def get_worst_cause(entry: dict[str, Any]) -> str:
 
 def wait_booked(stack: Stack, pid: int) -> Any:
     """What is said of a job once its closes have been booked."""
-    wait_until("the job's books", lambda: not ask_why(stack, pid)["job"]["open"], timeout_s=20, interval_s=0.2)
+    wait_until("the job's books", lambda: not ask_why(stack, pid)["job"]["open"], timeout_s=60, interval_s=0.2)
     return ask_why(stack, pid)
 
 
@@ -64,7 +64,7 @@ def test_a_slow_store_is_what_a_cold_job_waits_for(
     wait_until(
         "what is missing",
         lambda: "cache load /train" in ask_why(stack, pid)["advice"][0]["help"],
-        timeout_s=20,
+        timeout_s=60,
         interval_s=0.2,
     )
     assert "it fits" in ask_why(stack, pid)["advice"][0]["help"]

@@ -58,7 +58,7 @@ class Site:
         process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         self.running.callback(process.wait, 20)
         self.running.callback(process.send_signal, signal.SIGTERM)
-        wait_until(f"{name} is ready", lambda: ready.exists() or process.poll() is not None, timeout_s=30)
+        wait_until(f"{name} is ready", lambda: ready.exists() or process.poll() is not None, timeout_s=60)
         assert process.poll() is None, (self.place / f"{name}.log").read_text()
         return dict(json.loads(ready.read_text()))
 
@@ -235,7 +235,7 @@ def test_certificates_are_renewed_while_services_run(site: Site) -> None:
     def is_read() -> bool:
         return site.run("alluxio-like", "fs", "cat", "/data/a", **trust).stdout == "content" * 1000
 
-    wait_until("the services have taken up their new certificates", is_read, timeout_s=30)
+    wait_until("the services have taken up their new certificates", is_read, timeout_s=60)
     (site.place / "source/b").write_text("new")
     os.utime(site.place / "source/b", (1_600_000_000, 1_600_000_000))
     assert site.run("alluxio-like", "fs", "sync", "/data", **trust).returncode == 0

@@ -46,7 +46,7 @@ def make_config(directory: Path, master: str, name: str = "w1", **more: Any) -> 
 async def stub_of(address: str, token: str = TOKEN) -> AsyncIterator[WorkerStub]:
     channel = open_channel(address, token=token)
     try:
-        yield WorkerStub(channel, timeout_s=20)
+        yield WorkerStub(channel, timeout_s=60)
     finally:
         await channel.close()
 

@@ -24,4 +24,4 @@ def test_a_killed_test_run_leaves_no_server(start: str) -> None:
         port = int(process.stdout.readline().rpartition(":")[2])
         assert is_listening(port)
         os.kill(process.pid, signal.SIGKILL)
-    wait_until("the server is gone", lambda: not is_listening(port), timeout_s=10)
+    wait_until("the server is gone", lambda: not is_listening(port), timeout_s=60)

@@ -18,7 +18,7 @@ DAEMON = Path(__file__).with_name("memory_daemon.py")
 START_S = 20
 
 
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 10) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 60.0) -> Any:
     """What `condition` gives once it is true; fails when that takes longer than `limit_s`."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
@@ -63,7 +63,7 @@ class Mount:
     def mounted(self) -> bool:
         return places.find_top(self.path) is not None
 
-    def stop(self, number: int = signal.SIGTERM, limit_s: float = 10) -> int:
+    def stop(self, number: int = signal.SIGTERM, limit_s: float = 60) -> int:
         """Send a signal and give the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)

@@ -74,7 +74,7 @@ class HeldMount:
         except FileNotFoundError:
             return {}
 
-    def wait_ready(self, generation: int = 1, limit_s: float = 10) -> dict[str, Any]:
+    def wait_ready(self, generation: int = 1, limit_s: float = 60) -> dict[str, Any]:
         def ready() -> dict[str, Any] | None:
             assert self.process.poll() is None, self.log.read_text()
             facts = self.facts()

@@ -26,7 +26,7 @@ RENAME_EXCHANGE = 2
 MS_REMOUNT = 32
 
 
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 10) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 60.0) -> Any:
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if value := condition():

@@ -48,17 +48,17 @@ async def test_services_trust_each_other_by_what_the_chart_makes(tmp_path: Path)
     try:
         channel = open_channel(server.address, tls=tls.model_copy(update={"server_name": ""}))
         with pytest.raises(errors.Untrusted, match=r"does not name 127\.0\.0\.2"):
-            await MasterStub(channel, timeout_s=20).stat_fs()
+            await MasterStub(channel, timeout_s=60).stat_fs()
         await channel.close()
         channel = open_channel(server.address, tls=tls)
-        assert (await MasterStub(channel, timeout_s=20).stat_fs()).files == 0
+        assert (await MasterStub(channel, timeout_s=60).stat_fs()).files == 0
         await channel.close()
         stranger = (
             Authority(tmp_path, "other").issue("stranger").model_copy(update={"ca": tls.ca, "server_name": tls.server_name})
         )
         channel = open_channel(server.address, tls=stranger)
         with pytest.raises(errors.Untrusted, match="is to be signed by the authority"):
-            await MasterStub(channel, timeout_s=20).stat_fs()
+            await MasterStub(channel, timeout_s=60).stat_fs()
         await channel.close()
         # Clients have certificates by which no service is known; the authority is kept, so that there can be more of them.
         made = {one["metadata"]["namespace"]: one for one in objects if one["metadata"]["name"].endswith("-client-tls")}
@@ -70,7 +70,7 @@ async def test_services_trust_each_other_by_what_the_chart_makes(tmp_path: Path)
         team = write_secret(made["team-a"], tmp_path / "team-a", get_tls(objects))
         for client in (team, sign(tmp_path / "client")):
             channel = open_channel(server.address, tls=client.model_copy(update={"server_name": tls.server_name}))
-            assert (await MasterStub(channel, timeout_s=20).stat_fs()).files == 0
+            assert (await MasterStub(channel, timeout_s=60).stat_fs()).files == 0
             await channel.close()
         assert tls.server_name not in show(team.certificate, "-ext", "subjectAltName", "-subject")
     finally:

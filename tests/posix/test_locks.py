@@ -61,7 +61,7 @@ class Other:
     def has_answered(self, within_s: float) -> bool:
         return bool(select.select([self._process.stdout], [], [], within_s)[0])
 
-    def end(self, limit_s: float = 10) -> Any:
+    def end(self, limit_s: float = 60) -> Any:
         assert self.has_answered(limit_s), "the other process still waits"
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())

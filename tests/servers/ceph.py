@@ -362,7 +362,7 @@ class Cluster:
         if f"CEPH_CONF={self.root.resolve()}/ceph.conf".encode() in environment:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            wait_until(f"process {pid} gone", lambda: _is_gone(pid), timeout_s=10)
+            wait_until(f"process {pid} gone", lambda: _is_gone(pid), timeout_s=60)
         pid_file.unlink(missing_ok=True)
 
     def _make_conf(self) -> str:

@@ -90,7 +90,7 @@ def start_kdc(root: Path, *principals: str) -> Iterator[Kdc]:
         command = ["setpriv", "--pdeathsig", "KILL", "--", "krb5kdc", "-n"]
         process = subprocess.Popen(command, env=kdc.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        wait_until(f"the key server; its log is {root}/log", lambda: is_listening(port), timeout_s=20)
+        wait_until(f"the key server; its log is {root}/log", lambda: is_listening(port), timeout_s=60)
         yield kdc
     finally:
         process.kill()

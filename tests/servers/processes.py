@@ -10,7 +10,7 @@ from tests.servers.net import wait_until
 def freeze(pid: int) -> None:
     """Stop a process, and return once it stands still: a signal alone returns before, and it may still answer somebody."""
     os.kill(pid, signal.SIGSTOP)
-    wait_until(f"process {pid} stands still", lambda: _is_frozen(pid), timeout_s=10, interval_s=0.001)
+    wait_until(f"process {pid} stands still", lambda: _is_frozen(pid), timeout_s=60, interval_s=0.001)
 
 
 def _is_frozen(pid: int) -> bool:

@@ -36,7 +36,7 @@ from alluxio_like.ufs.memory_writing import WritableMemoryUfs
 BLOCK = 64 * PAGE_BYTES
 
 
-async def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> None:
+async def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> None:
     """Wait for a condition, with a deadline."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while not condition():
@@ -278,8 +278,8 @@ class Cluster:
         self.master = await app.start(config, opener=self._open)
         self.token = read_token(Path(self.master.token_file))
         self._channel = open_channel(self.master.address, token=self.token)
-        self.stub = MasterStub(self._channel, timeout_s=20)
-        self.changes = ChangesStub(self._channel, timeout_s=20)
+        self.stub = MasterStub(self._channel, timeout_s=60)
+        self.changes = ChangesStub(self._channel, timeout_s=60)
 
     async def add_store(self, path: str = "/data", uri: str = "s3://bucket/data", **options: Any) -> MemoryUfs:
         store = self.stores[uri] = MemoryUfs(name="bucket")

@@ -325,7 +325,7 @@ def test_dead_readers_leave_no_slots_behind(store: CacheStore, children: list[Ch
     assert len([line for line in store._dirs[0].get_index()._env.readers().splitlines() if str(os.getpid()) not in line]) <= 1
 
 
-def wait_until(condition: Any, timeout_s: float = 10.0) -> None:
+def wait_until(condition: Any, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     pause = threading.Event()
     while not condition():

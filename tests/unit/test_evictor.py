@@ -50,7 +50,7 @@ def evictor(store: CacheStore, metrics: Metrics) -> Iterator[Evictor]:
     made.stop()
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     pause = threading.Event()
     while not condition():

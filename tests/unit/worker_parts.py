@@ -152,7 +152,7 @@ async def gather_bytes(pieces: AsyncIterator[Any]) -> bytes:
     return bytes(out)
 
 
-async def wait_until(condition: Callable[[], bool], what: str = "", timeout_s: float = 10.0) -> None:
+async def wait_until(condition: Callable[[], bool], what: str = "", timeout_s: float = 60.0) -> None:
     """Wait for a condition, checked often; fails by its deadline."""
     deadline = time.monotonic() + timeout_s
     while not condition():
