@@ -1,14 +1,15 @@
 """Changes of the namespace, as programs make them.
 
 Owns the calls of the service Changes and what has to follow here: the master tells everybody else what is no longer so, and the
-caller is to forget it by itself. So what an answer recalls is forgotten before the answer is given on. Each call has a number,
+caller by the answer, which is taken (news.py) before it is given on. Each call has a number,
 an operation id; whoever may have to repeat one (a FUSE request that the kernel sends again) gives its own. Rule of concurrency:
 one event loop.
 """
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable
 
+from alluxio_like.client.news import News
 from alluxio_like.rpc.changes import ChangesStub
 from alluxio_like.rpc.channel import RpcChannel
 from alluxio_like.rpc.messages_writing import (
@@ -22,7 +23,7 @@ from alluxio_like.rpc.messages_writing import (
     WritePolicy,
     XattrChange,
 )
-from alluxio_like.types import InodeId, Recall
+from alluxio_like.types import InodeId
 
 
 def make_operation_id() -> str:
@@ -31,33 +32,33 @@ def make_operation_id() -> str:
 
 
 class Changes:
-    """Changes at the master at the other end of a channel. `forget` is called with what is no longer so."""
+    """Changes at the master at the other end of a channel. What their answers tell goes to `news`."""
 
-    def __init__(self, channel: RpcChannel, forget: Callable[[Sequence[Recall]], None], *, timeout_s: float) -> None:
+    def __init__(self, channel: RpcChannel, news: News, *, timeout_s: float) -> None:
         self._stub = ChangesStub(channel, timeout_s=timeout_s)
         # (What a daemon before this one has changed may not be durable.)
         self._changes, self._flushed = 1, 0
-        self._forget = forget
+        self._news = news
 
     async def create(self, new: NewName, operation_id: str = "") -> Changed:
         """A new name of any kind. Raises AlreadyExists, NotFound, NotADirectory, NameTooLong, ReadOnly."""
-        return self._take(await self._stub.create(operation_id or make_operation_id(), new))
+        return await self._make(self._stub.create(operation_id or make_operation_id(), new))
 
     async def link(self, inode: InodeId, parent: InodeId, name: str, operation_id: str = "") -> Changed:
         """A further name. Raises NotPermitted (a directory), CrossDevice, AlreadyExists, NotFound, ReadOnly."""
-        return self._take(await self._stub.link(operation_id or make_operation_id(), inode, parent, name))
+        return await self._make(self._stub.link(operation_id or make_operation_id(), inode, parent, name))
 
     async def remove(self, parent: InodeId, name: str, *, directory: bool, operation_id: str = "") -> Changed:
         """unlink, or rmdir. Raises NotFound, IsADirectory, NotADirectory, DirectoryNotEmpty, Conflict, ReadOnly."""
-        return self._take(await self._stub.remove(operation_id or make_operation_id(), parent, name, directory=directory))
+        return await self._make(self._stub.remove(operation_id or make_operation_id(), parent, name, directory=directory))
 
     async def rename(self, renaming: Renaming, operation_id: str = "") -> Changed:
         """renameat2. Raises what that fails with."""
-        return self._take(await self._stub.rename(operation_id or make_operation_id(), renaming))
+        return await self._make(self._stub.rename(operation_id or make_operation_id(), renaming))
 
     async def set_attributes(self, inode: InodeId, wanted: NewAttributes, operation_id: str = "") -> Changed:
         """chmod, chown, utimens. Raises NotFound, ReadOnly."""
-        return self._take(await self._stub.set_attributes(operation_id or make_operation_id(), inode, wanted))
+        return await self._make(self._stub.set_attributes(operation_id or make_operation_id(), inode, wanted))
 
     async def flush(self) -> None:
         """What this client has changed by now is durable when this returns; nobody is asked where that is known."""
@@ -76,7 +77,7 @@ class Changes:
 
     async def set_xattr(self, inode: InodeId, change: XattrChange, operation_id: str = "") -> Changed:
         """Set or remove one. Raises AlreadyExists, NoData, NoSpace, ReadOnly."""
-        return self._take(await self._stub.set_xattr(operation_id or make_operation_id(), inode, change))
+        return await self._make(self._stub.set_xattr(operation_id or make_operation_id(), inode, change))
 
     async def set_write_policy(self, path: str, policy: WritePolicy | None, operation_id: str = "") -> PolicyAt:
         """What holds for what is written below a path; None: what holds above it."""
@@ -94,7 +95,9 @@ class Changes:
         """Have what below a path is only cached uploaded, whatever the policy."""
         return await self._stub.persist(path)
 
-    def _take(self, changed: Changed) -> Changed:
+    async def _make(self, change: Awaitable[Changed]) -> Changed:
+        begun = self._news.begin()
+        changed = await change
         self._changes += 1
-        self._forget(changed.recalls)
+        self._news.take(changed.recalls, changed.told, begun)
         return changed

@@ -26,6 +26,7 @@ from alluxio_like.client.local import LocalCaches
 from alluxio_like.client.locks import Locks
 from alluxio_like.client.many import Brought, Many, SmallFiles, iter_files_async
 from alluxio_like.client.metadata import OLD_VALID_S, Begun, MetadataCache
+from alluxio_like.client.news import News
 from alluxio_like.client.prefetch import NamePrefetch
 from alluxio_like.client.readahead import Budget
 from alluxio_like.client.reading import FileReader, Scratch
@@ -86,6 +87,7 @@ class Client:
         self._snapshots = SnapshotsStub(self._channel, timeout_s=config.io_timeout_s)
         self._keeper = LeaseKeeper(self._channel, self._forget, self._note_epoch, metrics, strict=config.strict)
         self._names = MetadataCache(time.monotonic, self._keeper.is_live)
+        self._news = News(self._names, self._keeper, self._note_forgotten)
         self._prefetch = NamePrefetch(self.list_dir)
         # A worker that is stopped, or cut off, leaves time to ask others. Where the cluster has TLS nothing goes in the clear.
         pool = DataPool(silence_s=config.io_timeout_s / 3) if config.tls.ca is None else None
@@ -93,9 +95,9 @@ class Client:
             self._master, self._open_channel, io_timeout_s=config.io_timeout_s, metrics=metrics, pool=pool
         )
         self._local = LocalCaches(self._cluster, enabled=config.use_local_cache)
-        self.changes = Changes(self._channel, self._forget, timeout_s=config.io_timeout_s)
+        self.changes = Changes(self._channel, self._news, timeout_s=config.io_timeout_s)
         """What programs change in the namespace."""
-        self.drafts = DraftFiles(self._cluster, self._local, self.list_mounts, io_timeout_s=config.io_timeout_s)
+        self.drafts = DraftFiles(self._cluster, self._local, self.list_mounts, self._news, io_timeout_s=config.io_timeout_s)
         """Files that are being written."""
         self.writing = TreeWriter(self.lookup_path, self.changes, self.drafts)
         """Changes of the tree, by path."""
@@ -285,6 +287,9 @@ class Client:
 
     def _forget(self, recalls: Sequence[Recall]) -> None:
         self._names.recall(recalls)
+        self._note_forgotten(recalls)
+
+    def _note_forgotten(self, recalls: Sequence[Recall]) -> None:
         self._small.expire()
         if any(recall.directory == EVERYWHERE for recall in recalls):
             self.drafts.forget_mounts()

@@ -101,6 +101,25 @@ class LeaseKeeper:
             asyncio.create_task(self._confirm(), name="confirm recalls"),
         ]
 
+    @property
+    def session(self) -> str:
+        """What a change of ours is told apart by, at the master; empty as long as there is no lease."""
+        return self._channel.lease
+
+    def forget_here(self, recalls: Sequence[Recall]) -> None:
+        """As if the master had taken it back."""
+        self._forget(recalls)
+        telling = None if self._listener is None else self._listener(recalls)
+        if telling is not None:
+            self._keep_telling(telling)
+
+    def _keep_telling(self, telling: Awaitable[None]) -> "asyncio.Future[None]":
+        """It goes on by itself, also when nobody waits for it any more."""
+        told = asyncio.ensure_future(telling)
+        self._told.add(told)
+        told.add_done_callback(self._told.discard)
+        return told
+
     async def close(self) -> None:
         """Give the lease back, if that can be said at once. May be called twice."""
         tasks, self._tasks = self._tasks, []
@@ -195,11 +214,7 @@ class LeaseKeeper:
         if self._metrics is not None:
             self._metrics.names_recalled.inc(len(recalls))
         telling = None if self._listener is None else self._listener(recalls)
-        # It goes on by itself, also when nobody waits for it any more.
-        told = None if telling is None else asyncio.ensure_future(telling)
-        if told is not None:
-            self._told.add(told)
-            told.add_done_callback(self._told.discard)
+        told = None if telling is None else self._keep_telling(telling)
         self._telling.put_nowait((sequence, told))
 
     async def _confirm(self) -> None:

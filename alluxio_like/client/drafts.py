@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.local import LocalCaches
+from alluxio_like.client.news import News
 from alluxio_like.errors import Cancelled, NotFound, ReadOnly, Unavailable
 from alluxio_like.placement import rank_workers
 from alluxio_like.rpc.drafts import DraftsStub
@@ -47,12 +48,14 @@ class DraftFiles:
         cluster: ClusterTracker,
         local: LocalCaches,
         list_mounts: Callable[[], Awaitable[list[MountInfo]]],
+        news: News,
         *,
         io_timeout_s: float,
     ) -> None:
         self._cluster = cluster
         self._local = local
         self._list_mounts = list_mounts
+        self._news = news
         self._io_timeout_s = io_timeout_s
         self._read_only: dict[MountId, bool] = {}
         self._had_one = False
@@ -101,9 +104,20 @@ class DraftFiles:
     async def seal(self, worker_id: WorkerId, inode: InodeId, operation_id: str) -> DraftSealed:
         """Make what was written the file's next version, and what the policy asks for; as it is then. Raises NotFound (there is
         no such draft), Stale, NoSpace, Store*, Unavailable."""
-        return await self._ask(
-            worker_id, lambda stub: stub.seal(operation_id, inode, timeout_s=_NO_LIMIT_S), wait_s=self._io_timeout_s
-        )
+        begun, told = self._news.begin(), False
+        try:
+            sealed = await self._ask(
+                worker_id,
+                lambda stub: stub.seal(operation_id, inode, self._news.lease, timeout_s=_NO_LIMIT_S),
+                wait_s=self._io_timeout_s,
+            )
+            if told := bool(sealed.recalls):
+                self._news.take(sealed.recalls, sealed.told, begun)
+            return sealed
+        finally:
+            if not told:
+                # It may be sealed nevertheless, or was before; nobody tells us but this answer.
+                self._news.doubt(inode)
 
     async def end(self, worker_id: WorkerId, inode: InodeId) -> None:
         """Nothing here has the draft open for writing any more. Raises Unavailable; the worker finds out by itself, too."""

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from alluxio_like.client.entries import MAX_ENTRIES, EntryStore, Record
 from alluxio_like.rpc.messages import DirPage, LookupResult
+from alluxio_like.rpc.messages_writing import Told
 from alluxio_like.types import EVERYWHERE, ROOT_INODE, Entry, InodeId, Kind, Recall, to_bytes
 
 MAX_NAMES = 50_000
@@ -340,6 +341,27 @@ class MetadataCache:
         in_order = None not in sort_names and all(one < other for one, other in pairwise(sort_names))  # type: ignore[operator]
         first = (sort_names[0] if sort_names else b"") if in_order else None
         directory.add_page(_Page(page, cursor, inodes, first, stamp, expires))
+
+    def keep_change(self, recalls: Iterable[Recall], told: Iterable[Told], begun: Begun) -> None:
+        """A change of our own: forget what is no longer so, and remember how it is now. Where something else was recalled since
+        it was asked for, nobody knows which of the two came first."""
+        newest = [one for one in told if self._get_told_s(one, begun) > 0]
+        self.recall(recalls)
+        now = Begun(self._sequence, begun.time_s, begun.session)
+        for one in newest:
+            if one.name:
+                self.keep(one.parent, one.name, one.result, now)
+            else:
+                self.keep_inode(one.result, now)
+            if one.is_empty and one.result.entry is not None:
+                empty = DirPage((), b"", one.result.valid_s, leased=True)
+                self.keep_page(one.result.entry.attr.inode, b"", empty, now)
+
+    def _get_told_s(self, told: Told, begun: Begun) -> float:
+        left_s = self._get_fresh_s(told.result, told.result.directory, begun)
+        if told.name:
+            return left_s
+        return min(left_s, self._get_fresh_s(told.result, told.parent, begun))
 
     def _keep_entry(self, result: LookupResult, parent: InodeId, begun: Begun) -> LookupResult:
         left_s = self._get_fresh_s(result, parent, begun)

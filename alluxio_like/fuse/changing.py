@@ -208,9 +208,9 @@ class Changing:
         return b""
 
     def pack_entry(self, entry: Entry) -> bytes:
-        """An inode that was just made. It is looked up once more before the kernel relies on it: no lease covers it yet."""
-        attr, _ = self._operations.show(entry, 0.0)
-        return answers.pack_entry(self._node_giver, attr, 0.0)
+        """An inode that was just made. Where no lease covers it, it is looked up once more before the kernel relies on it."""
+        attr, valid_s = self._operations.show_made(entry)
+        return answers.pack_entry(self._node_giver, attr, valid_s)
 
     def _get_parent(self, header: wire.InHeader) -> InodeId:
         return self._operations.get_inode(header.nodeid)

@@ -15,7 +15,7 @@ import fcntl
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -50,6 +50,8 @@ class Draft:
     writers: int = 0
     users: int = 0
     """Handles that read or write it, and operations under way."""
+    is_new: bool = False
+    """Made with this draft: the kernel was never given attributes of it to keep."""
     over: bool = False
     reading: bool = False
     """Its descriptor is for reading only: nobody writes it through this daemon, but somebody may through the kernel."""
@@ -94,19 +96,21 @@ class _NoNotes:
 
 class Drafts:
     """The drafts of one mount. `list_open` gives the handles of an inode; `on_sealed(draft, before)` is called when the version
-    before has become another one."""
+    before has become another one, and `tell_attributes` awaited before that is answered."""
 
     def __init__(
         self,
         files: DraftFiles,
         list_open: Callable[[InodeId], Iterable[FileHandle]],
         on_sealed: Callable[[Draft, VersionId], None],
+        tell_attributes: Callable[[InodeId], Awaitable[None]] | None = None,
         notes: Notes | None = None,
     ) -> None:
         self._notes = notes or _NoNotes()
         self._files = files
         self._list_open = list_open
         self._on_sealed = on_sealed
+        self._tell_attributes = tell_attributes
         self._drafts: dict[InodeId, Draft] = {}
         self._locks: WeakValueDictionary[InodeId, asyncio.Lock] = WeakValueDictionary()
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -140,7 +144,7 @@ class Drafts:
         """The draft of a file, with one more writer; `release` takes it back. `created`: nothing was ever sealed.
 
         Raises as DraftFiles.begin; Stale: the entry is not the newest."""
-        return await self._take(self._open(entry, truncate=truncate, known=not created))
+        return await self._take(self._open(entry, truncate=truncate, known=not created, is_new=created))
 
     async def adopt(self, entry: Entry) -> Draft:
         """As `open`, for a writer that was there before this daemon was: what it has written may not be sealed."""
@@ -159,7 +163,7 @@ class Drafts:
         if not task.cancelled() and task.exception() is None:
             self._start(self._release(task.result()))
 
-    async def _open(self, entry: Entry, *, truncate: bool, known: bool) -> Draft:
+    async def _open(self, entry: Entry, *, truncate: bool, known: bool, is_new: bool = False) -> Draft:
         inode = entry.attr.inode
         if entry.ref is None:
             raise Internal("only files have drafts", subject=entry.name)
@@ -169,7 +173,7 @@ class Drafts:
         async with self._lock(inode):
             draft = self._drafts.get(inode)
             if draft is None:
-                draft = await self._begin(entry.ref, truncate=truncate, known=known)
+                draft = await self._begin(entry.ref, truncate=truncate, known=known, is_new=is_new)
             elif draft.reading:
                 await self._begin_again(draft, entry.ref)
             if truncate and draft.stat().st_size:
@@ -178,10 +182,10 @@ class Drafts:
             draft.users += 1
             return draft
 
-    async def _begin(self, ref: FileRef, *, truncate: bool, known: bool) -> Draft:
+    async def _begin(self, ref: FileRef, *, truncate: bool, known: bool, is_new: bool = False) -> Draft:
         opened = await self._files.begin(ref, truncate=truncate)
         found = os.fstat(opened.fd)
-        draft = Draft(ref.inode, opened.worker_id, opened.fd, ref.version, (found.st_dev, found.st_ino))
+        draft = Draft(ref.inode, opened.worker_id, opened.fd, ref.version, (found.st_dev, found.st_ino), is_new=is_new)
         if known and found.st_size == ref.size and not (truncate and ref.size):
             draft.sealed = get_stamp(found)
         self._drafts[ref.inode] = draft
@@ -244,6 +248,8 @@ class Drafts:
                 before = get_stamp(draft.stat())
                 sealed = await self._files.seal(draft.worker_id, draft.inode, operation_id)
                 self._note_sealed(draft, sealed, before)
+                if self._tell_attributes is not None and not draft.is_new and not sealed.unchanged:
+                    await self._tell_attributes(draft.inode)
         finally:
             self._leave(draft)
 

@@ -136,6 +136,12 @@ class KernelMemory:
         self._recall_everything(open_directories)
         return self._teller.flush() if self._teller.can_tell_all else self._tell_top(list(in_use))
 
+    async def tell_attributes(self, inode: InodeId) -> None:
+        """A file's attributes are others by what was done through this mount; returns when the kernel knows."""
+        for node in self._list_nodes(inode):
+            self._teller.tell_inode(node, listing=False)
+        await self._teller.flush()
+
     def tell_name(self, inode: InodeId) -> None:
         """The name that led to an inode has to be looked up again."""
         known = self._backend.get_old(inode)

@@ -115,7 +115,13 @@ class Operations:
         self.drafts: Drafts | None = None
         """What is being written; None: nothing can be."""
         if writes and backend.drafts is not None:
-            self.drafts = Drafts(backend.drafts, lambda inode: list(self._open.get(inode, ())), on_sealed, notes)
+            self.drafts = Drafts(
+                backend.drafts,
+                lambda inode: list(self._open.get(inode, ())),
+                on_sealed,
+                lambda inode: self.kernel_memory.tell_attributes(inode),
+                notes,
+            )
         self.kernel_memory = KernelMemory(
             backend, teller, root.attr.inode, clock, changes=self.drafts is not None, list_nodes=list_nodes
         )
@@ -151,6 +157,12 @@ class Operations:
         shown = self._show(entry, valid_s)
         assert shown.entry is not None
         return shown.entry.attr, shown.valid_s
+
+    def show_made(self, entry: Entry) -> tuple[Attr, float]:
+        """As `show`, of what was just made or named: for as long as what is remembered of it is covered."""
+        known = self._backend.get_known(entry.attr.inode)
+        is_covered = known is not None and known.entry is not None and known.entry.attr == entry.attr
+        return self.show(entry, known.valid_s if known is not None and is_covered else 0.0)
 
     async def getattr(self, node: int) -> tuple[Attr, float]:
         """Attributes and for how many seconds they may be kept."""

@@ -29,6 +29,7 @@ from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.master.snapshot_trees import open_tree
+from alluxio_like.master.telling import Teller
 from alluxio_like.master.unpersisted_files import UnpersistedFiles
 from alluxio_like.rpc.context import get_lease, get_remaining_s
 from alluxio_like.rpc.messages_writing import (
@@ -61,6 +62,7 @@ from alluxio_like.types import (
 )
 
 T = TypeVar("T")
+A = TypeVar("A", Changed, Sealed)
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ class ChangesService:
     ) -> None:
         self._meta = meta
         self._lister = lister
+        self._teller = Teller(meta, lister)
         self._mounts = mounts
         self._coherence = coherence
         self._follower = follower
@@ -197,9 +200,11 @@ class ChangesService:
                 token = f"{OWN_TOKEN}{outcome.version:x}"
                 fingerprint = Fingerprint(token, draft.size)
                 ref = replace(ref, version=outcome.version, fingerprint=fingerprint, source=None, holders=(holder,))
-            return Sealed(ref, self._find_policy(txn, inode).policy, unwanted=entry.attr.nlink == 0)
+            policy = self._find_policy(txn, inode).policy
+            recalls = outcome.recalls if draft.lease else ()
+            return Sealed(ref, policy, unwanted=entry.attr.nlink == 0, recalls=recalls)
 
-        sealed = await self._commit(operation_id, "seal", apply, view)
+        sealed = await self._commit(operation_id, "seal", apply, view, lease=draft.lease)
         self._empty.note_sealed(inode)
         return sealed
 
@@ -332,7 +337,7 @@ class ChangesService:
                 await prepare()
             progress = self._follower.progress
             try:
-                return await self._commit(operation_id, method, apply, view, durable=False)
+                return await self._commit(operation_id, method, apply, view, lease=get_lease(), durable=False)
             except errors.Stale:
                 # A listing has ended in between, or was undone: what it has not covered is asked for again.
                 stale += 1
@@ -347,27 +352,29 @@ class ChangesService:
         operation_id: str,
         method: str,
         apply: Callable[[WriteTransaction, int], Outcome],
-        view: Callable[[ReadTransaction, Outcome], T],
+        view: Callable[[ReadTransaction, Outcome], A],
         *,
+        lease: str,
         durable: bool = True,
-    ) -> T:
-        """`durable`: when it returns. Names are made so by `flush`, or soon."""
-        now_ns, lease = self._clock.now_ns(), get_lease()
+    ) -> A:
+        """`lease`: whose change it is, which is told by the answer. `durable`: when it returns. Names are made so by `flush`, or
+        soon."""
+        now_ns = self._clock.now_ns()
 
-        def work(txn: WriteTransaction) -> tuple[Outcome, T]:
+        def work(txn: WriteTransaction) -> tuple[Outcome, A]:
             raw = operations.run_once(txn, operation_id, method, now_ns, lambda: _pack_outcome(apply(txn, now_ns)))
             outcome = _unpack_outcome(raw)
             return outcome, view(txn, outcome)
 
-        async def commit() -> T:
+        async def commit() -> A:
             outcome, answer = await self._meta.write(work)
             self._follower.wake()
             if not durable:
                 self._meta.flush_soon()
                 await self._coherence.invalidate(outcome.recalls, source=lease, wait=True)
-                return answer
-            await asyncio.gather(self._meta.flush(), self._coherence.invalidate(outcome.recalls, source=lease, wait=True))
-            return answer
+            else:
+                await asyncio.gather(self._meta.flush(), self._coherence.invalidate(outcome.recalls, source=lease, wait=True))
+            return replace(answer, told=self._teller.tell(outcome.recalls, lease))
 
         return await run_to_end(commit())
 

@@ -136,6 +136,13 @@ class Lister:
             return self._cover(session, state, entry, flight)
         return self._answer_known(entry, flight.error or errors.TimedOut("the store did not list this in time", subject=name))
 
+    def read(self, parent: InodeId, name: str, *, session: str) -> Answer | None:
+        """As `lookup`, of what is believed now; None: it would have to be asked for. Raises as `lookup`."""
+        if name == FOLDER_NAME or is_frozen(parent):
+            return None
+        entry, state = self._read_name(parent, name)
+        return self._cover(session, state, entry) if self._is_fresh(state) else None
+
     def _lookup_frozen(self, parent: InodeId, name: str) -> Answer | None:
         """A name in a snapshot, or the folder of a directory's snapshots; None: that has none, and the name is like any other."""
         if is_frozen(parent):

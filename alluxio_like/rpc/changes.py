@@ -11,7 +11,6 @@ import grpc.aio
 
 from alluxio_like.rpc import convert
 from alluxio_like.rpc.channel import Method, RpcChannel, call_unary
-from alluxio_like.rpc.coherence import make_recall, to_recall
 from alluxio_like.rpc.messages_writing import (
     Changed,
     NewAttributes,
@@ -27,6 +26,7 @@ from alluxio_like.rpc.messages_writing import (
     WritePolicy,
     XattrChange,
 )
+from alluxio_like.rpc.telling import make_recalls, make_told, to_recalls, to_told
 from alluxio_like.rpc.v1 import writing_pb2, writing_pb2_grpc
 from alluxio_like.types import FileId, Fingerprint, InodeId, Kind, MountId, VersionId, WorkerId, to_bytes, to_str
 
@@ -159,9 +159,17 @@ class _Changes:
         return _change_reply(await self._handler.set_xattr(request.operation_id, InodeId(request.inode), change))
 
     async def Seal(self, request: writing_pb2.SealRequest, _: Any) -> writing_pb2.SealReply:
-        draft = SealedDraft(InodeId(request.inode), request.size, request.mtime_ns, request.worker_id, request.base_version)
+        draft = SealedDraft(
+            InodeId(request.inode), request.size, request.mtime_ns, request.worker_id, request.base_version, request.lease
+        )
         sealed = await self._handler.seal(request.operation_id, draft)
-        return writing_pb2.SealReply(file=convert.file_ref(sealed.ref), unwanted=sealed.unwanted, policy=_policy(sealed.policy))
+        return writing_pb2.SealReply(
+            file=convert.file_ref(sealed.ref),
+            unwanted=sealed.unwanted,
+            policy=_policy(sealed.policy),
+            recalls=make_recalls(sealed.recalls),
+            told=make_told(sealed.told),
+        )
 
     async def NoteHolders(self, request: writing_pb2.NoteHoldersRequest, _: Any) -> writing_pb2.NoteHoldersReply:
         await self._handler.note_holders(_to_file_id(request), [WorkerId(one) for one in request.worker_ids])
@@ -302,9 +310,11 @@ class ChangesStub:
             mtime_ns=draft.mtime_ns,
             worker_id=draft.worker_id,
             base_version=draft.base_version,
+            lease=draft.lease,
         )
         reply = await self._call("Seal", request)
-        return Sealed(convert.to_file_ref(reply.file), _to_policy(reply.policy), reply.unwanted)
+        recalls, told = to_recalls(reply.recalls), to_told(reply.told)
+        return Sealed(convert.to_file_ref(reply.file), _to_policy(reply.policy), reply.unwanted, recalls, told)
 
     async def note_holders(self, file_id: FileId, worker_ids: Sequence[WorkerId]) -> None:
         request = writing_pb2.NoteHoldersRequest(inode=file_id.inode, version=file_id.version, worker_ids=worker_ids)
@@ -363,12 +373,12 @@ def _to_file_id(message: Any) -> FileId:
 
 def _change_reply(value: Changed) -> writing_pb2.ChangeReply:
     entry = None if value.entry is None else convert.entry(value.entry)
-    return writing_pb2.ChangeReply(entry=entry, recalls=[make_recall(one) for one in value.recalls])
+    return writing_pb2.ChangeReply(entry=entry, recalls=make_recalls(value.recalls), told=make_told(value.told))
 
 
 def _to_changed(message: writing_pb2.ChangeReply) -> Changed:
     entry = convert.to_entry(message.entry) if message.HasField("entry") else None
-    return Changed(entry, tuple(to_recall(one) for one in message.recalls))
+    return Changed(entry, to_recalls(message.recalls), to_told(message.told))
 
 
 def _policy(value: WritePolicy) -> writing_pb2.WritePolicy:

@@ -12,6 +12,7 @@ import grpc.aio
 from alluxio_like.rpc import convert
 from alluxio_like.rpc.channel import Method, RpcChannel, call_unary
 from alluxio_like.rpc.messages_writing import DraftPlace, DraftSealed
+from alluxio_like.rpc.telling import make_recalls, make_told, to_recalls, to_told
 from alluxio_like.rpc.v1 import writing_pb2, writing_pb2_grpc
 from alluxio_like.types import FileRef, InodeId
 
@@ -27,8 +28,9 @@ class DraftsHandler(Protocol):
         """
         ...
 
-    async def seal(self, operation_id: str, inode: InodeId) -> DraftSealed:
-        """Make what is in the draft now the next version; returns when its policy is met. Raises NotFound (no draft here)."""
+    async def seal(self, operation_id: str, inode: InodeId, lease: str) -> DraftSealed:
+        """Make what is in the draft now the next version; returns when its policy is met. `lease`: the caller's, which is told by
+        the answer alone. Raises NotFound (no draft here)."""
         ...
 
     async def end(self, inode: InodeId) -> None:
@@ -55,9 +57,15 @@ class _Drafts:
         return writing_pb2.BeginDraftReply(directory=place.directory, path=place.path)
 
     async def Seal(self, request: writing_pb2.SealDraftRequest, _: Any) -> writing_pb2.SealDraftReply:
-        sealed = await self._handler.seal(request.operation_id, InodeId(request.inode))
+        sealed = await self._handler.seal(request.operation_id, InodeId(request.inode), request.lease)
         file = None if sealed.ref is None else convert.file_ref(sealed.ref)
-        return writing_pb2.SealDraftReply(file=file, unchanged=sealed.unchanged, mtime_ns=sealed.mtime_ns)
+        return writing_pb2.SealDraftReply(
+            file=file,
+            unchanged=sealed.unchanged,
+            mtime_ns=sealed.mtime_ns,
+            recalls=make_recalls(sealed.recalls),
+            told=make_told(sealed.told),
+        )
 
     async def End(self, request: writing_pb2.EndDraftRequest, _: Any) -> writing_pb2.EndDraftReply:
         await self._handler.end(InodeId(request.inode))
@@ -86,11 +94,11 @@ class DraftsStub:
         reply = await self._call("Begin", request, timeout_s)
         return DraftPlace(reply.directory, reply.path)
 
-    async def seal(self, operation_id: str, inode: InodeId, *, timeout_s: float | None = None) -> DraftSealed:
-        request = writing_pb2.SealDraftRequest(operation_id=operation_id, inode=inode)
+    async def seal(self, operation_id: str, inode: InodeId, lease: str, *, timeout_s: float | None = None) -> DraftSealed:
+        request = writing_pb2.SealDraftRequest(operation_id=operation_id, inode=inode, lease=lease)
         reply = await self._call("Seal", request, timeout_s)
         ref = convert.to_file_ref(reply.file) if reply.HasField("file") else None
-        return DraftSealed(ref, reply.mtime_ns, reply.unchanged)
+        return DraftSealed(ref, reply.mtime_ns, reply.unchanged, to_recalls(reply.recalls), to_told(reply.told))
 
     async def end(self, inode: InodeId, *, timeout_s: float | None = None) -> None:
         await self._call("End", writing_pb2.EndDraftRequest(inode=inode), timeout_s)

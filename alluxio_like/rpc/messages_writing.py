@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from alluxio_like import errors
+from alluxio_like.rpc.messages import LookupResult
 from alluxio_like.types import Entry, FileRef, Fingerprint, InodeId, Kind, MountId, Recall
 
 
@@ -91,11 +92,24 @@ class NewAttributes:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What a name leads to now, as a lookup would have answered; without a name, how an inode is. `is_empty`: it is a directory,
+    and nothing is in it."""
+
+    parent: InodeId
+    name: str
+    result: LookupResult
+    is_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Changed:
-    """The inode that was made or changed (None: it is gone), and what the caller itself has to forget."""
+    """The inode that was made or changed (None: it is gone), what the caller itself has to forget, and how some of that is now,
+    under the caller's lease."""
 
     entry: Entry | None
     recalls: tuple[Recall, ...] = ()
+    told: tuple[Told, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,22 +124,27 @@ class XattrChange:
 
 @dataclass(frozen=True, slots=True)
 class SealedDraft:
-    """A new content of a file, held by a worker. `base_version` is the version that it was made from."""
+    """A new content of a file, held by a worker. `base_version` is the version that it was made from; `lease` that of the client
+    that asked for it, which hears of it by the answer."""
 
     inode: InodeId
     size: int
     mtime_ns: int
     worker_id: str
     base_version: int
+    lease: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """The version that a content has become. `unwanted`: the file has no name any more, and is never uploaded."""
+    """The version that a content has become. `unwanted`: the file has no name any more, and is never uploaded. The rest is for
+    the client whose lease was given, see Changed."""
 
     ref: FileRef
     policy: WritePolicy
     unwanted: bool = False
+    recalls: tuple[Recall, ...] = ()
+    told: tuple[Told, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +193,11 @@ class DraftPlace:
 
 @dataclass(frozen=True, slots=True)
 class DraftSealed:
-    """A file as it is now; `unchanged`: there was nothing to seal (`ref` None: its version is not known here)."""
+    """A file as it is now; `unchanged`: there was nothing to seal (`ref` None: its version is not known here). The rest is as in
+    Changed."""
 
     ref: FileRef | None
     mtime_ns: int
     unchanged: bool = False
+    recalls: tuple[Recall, ...] = ()
+    told: tuple[Told, ...] = ()

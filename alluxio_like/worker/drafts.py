@@ -108,22 +108,22 @@ class DraftsService:
             self._asked_s[ref.inode] = self._loop.time()
             return DraftPlace(draft.directory, draft.path)
 
-    async def seal(self, operation_id: str, inode: InodeId) -> DraftSealed:
+    async def seal(self, operation_id: str, inode: InodeId, lease: str = "") -> DraftSealed:
         """See DraftsHandler."""
         started = self._loop.time()
-        sealed = await self._to_end(self._seal_locked(operation_id, inode))
+        sealed = await self._to_end(self._seal_locked(operation_id, inode, lease))
         self._metrics.seal_seconds.observe(self._loop.time() - started)
         if sealed.ref is not None:
             await self._meet_policy(sealed.ref)
         return sealed
 
-    async def _seal_locked(self, operation_id: str, inode: InodeId) -> DraftSealed:
+    async def _seal_locked(self, operation_id: str, inode: InodeId, lease: str) -> DraftSealed:
         async with self._locked(inode):
             draft = self._drafts.lookup(inode)
             if draft is None:
                 raise errors.NotFound("no such draft here; begin it again", subject=str(inode))
             try:
-                return await self._seal(draft, operation_id)
+                return await self._seal(draft, operation_id, lease)
             except errors.NotFound:
                 if self._drafts.lookup(inode) is not None:
                     raise
@@ -251,7 +251,7 @@ class DraftsService:
 
     # -- seal --------------------------------------------------------------------------------------------------------------
 
-    async def _seal(self, draft: Draft, operation_id: str) -> DraftSealed:
+    async def _seal(self, draft: Draft, operation_id: str, lease: str = "") -> DraftSealed:
         """Under the inode's lock. Make what is in the draft now the next version, if it is not one. Raises NotFound: the inode is
         gone, and the draft with it."""
         if draft.record.sealing is not None:
@@ -265,8 +265,8 @@ class DraftsService:
         stamp, is_changed = await self._disk.submit(lambda: self._begin_seal(draft, operation_id), alone=True)
         if not is_changed:
             return DraftSealed(draft.record.ref, stamp.mtime_ns, unchanged=unchanged)
-        await self._finish_seal(draft)
-        return DraftSealed(draft.record.ref, stamp.mtime_ns)
+        sealed = await self._finish_seal(draft, lease)
+        return DraftSealed(draft.record.ref, stamp.mtime_ns, recalls=sealed.recalls, told=sealed.told)
 
     def _begin_seal(self, draft: Draft, operation_id: str) -> tuple[Stamp, bool]:
         """In a disk thread. Write down that what is in the draft now becomes a version; its stamp, and False: it is one."""
@@ -277,12 +277,13 @@ class DraftsService:
         self._drafts.note_sealing(draft, operation_id, seen)
         return seen.stamp, True
 
-    async def _finish_seal(self, draft: Draft) -> None:
-        """Have the master give the version its number, under the operation id that was written down."""
+    async def _finish_seal(self, draft: Draft, lease: str = "") -> Sealed:
+        """Have the master give the version its number, under the operation id that was written down. `lease`: of the client to
+        which its answer is given on; all others are told by recalls."""
         sealing = draft.record.sealing
         assert sealing is not None
         base = draft.record.ref.version
-        content = SealedDraft(draft.inode, sealing.stamp.size, sealing.stamp.mtime_ns, self._store.worker_id, base)
+        content = SealedDraft(draft.inode, sealing.stamp.size, sealing.stamp.mtime_ns, self._store.worker_id, base, lease)
         try:
             sealed = await self._changes.seal(sealing.operation_id, content)
         except errors.NotFound:
@@ -294,6 +295,7 @@ class DraftsService:
             token = make_token(self._store.cluster_id or "", sealed.ref.file_id)
             upload = UploadRecord(sealed.ref, policy.mode, policy.replicas, token)
         await self._disk.submit(lambda: self._drafts.note_sealed(draft, sealed.ref, upload, unwanted=sealed.unwanted), alone=True)
+        return sealed
 
     async def _meet_policy(self, ref: FileRef) -> None:
         """What has to be so before a close returns."""

@@ -14,6 +14,9 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.client.changes import Changes
+from alluxio_like.client.coherence import LeaseKeeper
+from alluxio_like.client.metadata import MetadataCache
+from alluxio_like.client.news import News
 from alluxio_like.errors import get_disposition
 from alluxio_like.master.following_store import StoreFollower
 from alluxio_like.rpc.messages import MountSpec
@@ -569,7 +572,9 @@ async def test_names_are_durable_soon_and_at_once_when_asked(
     await wait_until(lambda: flushes, "the flush that comes by itself")
     assert flushes[0] - begun >= 0.04
     flushes.clear()
-    client = Changes(cluster._channel, lambda _: None, timeout_s=5)  # type: ignore[arg-type]
+    keeper = LeaseKeeper(cluster._channel, lambda _: None, lambda _: None, None)  # type: ignore[arg-type]
+    news = News(MetadataCache(time.monotonic), keeper, lambda _: None)
+    client = Changes(cluster._channel, news, timeout_s=5)  # type: ignore[arg-type]
     await client.create(NewName(root.attr.inode, "now", Kind.DIRECTORY, 0o755, 0, 0))
     await client.flush()
     assert flushes

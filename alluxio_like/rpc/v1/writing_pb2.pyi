@@ -1,5 +1,6 @@
 from alluxio_like.rpc.v1 import coherence_pb2 as _coherence_pb2
 from alluxio_like.rpc.v1 import common_pb2 as _common_pb2
+from alluxio_like.rpc.v1 import master_pb2 as _master_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -91,12 +92,26 @@ class SetAttributesRequest(_message.Message):
     def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ...) -> None: ...
 
 class ChangeReply(_message.Message):
-    __slots__ = ("entry", "recalls")
+    __slots__ = ("entry", "recalls", "told")
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     RECALLS_FIELD_NUMBER: _ClassVar[int]
+    TOLD_FIELD_NUMBER: _ClassVar[int]
     entry: _common_pb2.Entry
     recalls: _containers.RepeatedCompositeFieldContainer[_coherence_pb2.Recall]
-    def __init__(self, entry: _Optional[_Union[_common_pb2.Entry, _Mapping]] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ...) -> None: ...
+    told: _containers.RepeatedCompositeFieldContainer[Told]
+    def __init__(self, entry: _Optional[_Union[_common_pb2.Entry, _Mapping]] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ..., told: _Optional[_Iterable[_Union[Told, _Mapping]]] = ...) -> None: ...
+
+class Told(_message.Message):
+    __slots__ = ("parent", "name", "result", "empty")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    EMPTY_FIELD_NUMBER: _ClassVar[int]
+    parent: int
+    name: bytes
+    result: _master_pb2.LookupReply
+    empty: bool
+    def __init__(self, parent: _Optional[int] = ..., name: _Optional[bytes] = ..., result: _Optional[_Union[_master_pb2.LookupReply, _Mapping]] = ..., empty: _Optional[bool] = ...) -> None: ...
 
 class FlushRequest(_message.Message):
     __slots__ = ()
@@ -157,30 +172,36 @@ class SetXattrRequest(_message.Message):
     def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., name: _Optional[bytes] = ..., value: _Optional[bytes] = ..., create: _Optional[bool] = ..., replace: _Optional[bool] = ..., remove: _Optional[bool] = ...) -> None: ...
 
 class SealRequest(_message.Message):
-    __slots__ = ("operation_id", "inode", "size", "mtime_ns", "worker_id", "base_version")
+    __slots__ = ("operation_id", "inode", "size", "mtime_ns", "worker_id", "base_version", "lease")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     inode: int
     size: int
     mtime_ns: int
     worker_id: str
     base_version: int
-    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., worker_id: _Optional[str] = ..., base_version: _Optional[int] = ...) -> None: ...
+    lease: str
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., worker_id: _Optional[str] = ..., base_version: _Optional[int] = ..., lease: _Optional[str] = ...) -> None: ...
 
 class SealReply(_message.Message):
-    __slots__ = ("file", "unwanted", "policy")
+    __slots__ = ("file", "unwanted", "policy", "recalls", "told")
     FILE_FIELD_NUMBER: _ClassVar[int]
     UNWANTED_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    RECALLS_FIELD_NUMBER: _ClassVar[int]
+    TOLD_FIELD_NUMBER: _ClassVar[int]
     file: _common_pb2.FileRef
     unwanted: bool
     policy: WritePolicy
-    def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., unwanted: _Optional[bool] = ..., policy: _Optional[_Union[WritePolicy, _Mapping]] = ...) -> None: ...
+    recalls: _containers.RepeatedCompositeFieldContainer[_coherence_pb2.Recall]
+    told: _containers.RepeatedCompositeFieldContainer[Told]
+    def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., unwanted: _Optional[bool] = ..., policy: _Optional[_Union[WritePolicy, _Mapping]] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ..., told: _Optional[_Iterable[_Union[Told, _Mapping]]] = ...) -> None: ...
 
 class WritePolicy(_message.Message):
     __slots__ = ("kind", "replicas")
@@ -344,22 +365,28 @@ class BeginDraftReply(_message.Message):
     def __init__(self, directory: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
 
 class SealDraftRequest(_message.Message):
-    __slots__ = ("operation_id", "inode")
+    __slots__ = ("operation_id", "inode", "lease")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     inode: int
-    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ...) -> None: ...
+    lease: str
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., lease: _Optional[str] = ...) -> None: ...
 
 class SealDraftReply(_message.Message):
-    __slots__ = ("file", "unchanged", "mtime_ns")
+    __slots__ = ("file", "unchanged", "mtime_ns", "recalls", "told")
     FILE_FIELD_NUMBER: _ClassVar[int]
     UNCHANGED_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    RECALLS_FIELD_NUMBER: _ClassVar[int]
+    TOLD_FIELD_NUMBER: _ClassVar[int]
     file: _common_pb2.FileRef
     unchanged: bool
     mtime_ns: int
-    def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., unchanged: _Optional[bool] = ..., mtime_ns: _Optional[int] = ...) -> None: ...
+    recalls: _containers.RepeatedCompositeFieldContainer[_coherence_pb2.Recall]
+    told: _containers.RepeatedCompositeFieldContainer[Told]
+    def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., unchanged: _Optional[bool] = ..., mtime_ns: _Optional[int] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ..., told: _Optional[_Iterable[_Union[Told, _Mapping]]] = ...) -> None: ...
 
 class EndDraftRequest(_message.Message):
     __slots__ = ("inode",)
