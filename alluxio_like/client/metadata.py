@@ -358,13 +358,13 @@ class MetadataCache:
                 self.keep_page(one.result.entry.attr.inode, b"", empty, now)
 
     def _get_told_s(self, told: Told, begun: Begun) -> float:
-        left_s = self._get_fresh_s(told.result, told.result.directory, begun)
-        if told.name:
-            return left_s
-        return min(left_s, self._get_fresh_s(told.result, told.parent, begun))
+        return min(self._get_fresh_s(told.result, one, begun) for one in (told.result.directory, told.parent))
 
     def _keep_entry(self, result: LookupResult, parent: InodeId, begun: Begun) -> LookupResult:
         left_s = self._get_fresh_s(result, parent, begun)
+        if result.entry is not None and result.entry.attr.kind is Kind.DIRECTORY and left_s > 0:
+            # What changes in a directory changes its attributes.
+            left_s = min(left_s, self._get_fresh_s(result, result.entry.attr.inode, begun))
         if result.entry is not None:
             known = self._entries.lookup(result.entry.attr.inode)
             if known is None or left_s > 0:

@@ -119,7 +119,7 @@ class Operations:
                 backend.drafts,
                 lambda inode: list(self._open.get(inode, ())),
                 on_sealed,
-                lambda inode: self.kernel_memory.tell_attributes(inode),
+                lambda inode: self.kernel_memory.tell_attributes(inode),  # noqa: PLW0108  (it is made below)
                 notes,
             )
         self.kernel_memory = KernelMemory(

@@ -22,17 +22,12 @@ def to_recalls(messages: Iterable[coherence_pb2.Recall]) -> tuple[Recall, ...]:
 
 def make_told(told: Sequence[Told]) -> list[writing_pb2.Told]:
     return [
-        writing_pb2.Told(
-            parent=one.parent, name=to_bytes(one.name), result=convert.lookup_reply(one.result), empty=one.is_empty
-        )
+        writing_pb2.Told(parent=one.parent, name=to_bytes(one.name), result=convert.lookup_reply(one.result), empty=one.is_empty)
         for one in told
     ]
 
 
 def to_told(messages: Iterable[writing_pb2.Told]) -> tuple[Told, ...]:
     return tuple(
-        [
-            Told(InodeId(one.parent), to_str(one.name), convert.to_lookup_result(one.result), one.empty)
-            for one in messages
-        ]
+        [Told(InodeId(one.parent), to_str(one.name), convert.to_lookup_result(one.result), one.empty) for one in messages]
     )

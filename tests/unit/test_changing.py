@@ -14,9 +14,11 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.client.changes import Changes
+from alluxio_like.client.client import Client
 from alluxio_like.client.coherence import LeaseKeeper
 from alluxio_like.client.metadata import MetadataCache
 from alluxio_like.client.news import News
+from alluxio_like.config import ClientConfig
 from alluxio_like.errors import get_disposition
 from alluxio_like.master.following_store import StoreFollower
 from alluxio_like.rpc.messages import MountSpec
@@ -31,7 +33,7 @@ from alluxio_like.rpc.messages_writing import (
     WritePolicy,
     XattrChange,
 )
-from alluxio_like.types import Entry, FileId, Fingerprint, InodeId, Kind, to_str
+from alluxio_like.types import Entry, FileId, Fingerprint, InodeId, Kind, Recall, to_str
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from alluxio_like.ufs.memory_writing import WritableMemoryUfs
 from tests.unit.master_parts import Cluster, wait_until
@@ -582,3 +584,95 @@ async def test_names_are_durable_soon_and_at_once_when_asked(
     flushes.clear()
     await client.flush()
     assert not flushes, "nothing has changed since"
+
+
+@pytest.fixture
+async def client(cluster: Cluster) -> AsyncIterator[Client]:
+    """One that holds a lease."""
+    config = ClientConfig(master=cluster.master.address, token_file=Path(cluster.master.token_file))
+    async with Client.open(config) as made:
+        made.watch(lambda _: None)
+        await wait_until(lambda: made._keeper.is_live() and made._keeper.session, "the lease")
+        yield made
+
+
+def count_asked(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of the master from now on, beside changes."""
+    asked: list[str] = []
+    ask = client._ask
+
+    async def note(*arguments: object) -> object:
+        asked.append("asked")
+        return await ask(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client, "_ask", note)
+    return asked
+
+
+async def test_who_makes_and_removes_names_asks_for_nothing_again(
+    cluster: Cluster, store: MemoryUfs, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = (await client.get_path("/data")).attr.inode
+    await client.lookup(top, "d")
+    asked = count_asked(client, monkeypatch)
+    made = (await client.changes.create(NewName(top, "d", Kind.DIRECTORY, 0o755, 0, 0))).entry
+    assert made is not None
+    assert (await client.lookup(top, "d")).entry == made
+    assert (await client.get_entry(top)).entry is not None
+    for name in ("a", "b"):
+        assert (await client.lookup(made.attr.inode, name)).entry is None
+        file = (await client.changes.create(NewName(made.attr.inode, name, Kind.FILE, 0o644, 0, 0))).entry
+        assert file is not None
+        assert (await client.lookup(made.attr.inode, name)).entry == file
+        assert (await client.get_entry(file.attr.inode)).entry == file
+        assert (await client.get_entry(made.attr.inode)).entry is not None
+    await client.changes.rename(Renaming(made.attr.inode, "a", made.attr.inode, "c"))
+    assert (await client.lookup(made.attr.inode, "a")).entry is None
+    assert (await client.lookup(made.attr.inode, "c")).entry is not None
+    for name in ("b", "c"):
+        await client.changes.remove(made.attr.inode, name, directory=False)
+        assert (await client.lookup(made.attr.inode, name)).entry is None
+        shown = (await client.get_entry(made.attr.inode)).entry
+        assert shown == (await cluster.stub.get_entry(made.attr.inode)).entry, "with the times of now"
+    await client.changes.remove(top, "d", directory=True)
+    assert (await client.lookup(top, "d")).entry is None
+    assert not asked
+    # What others change is told as before.
+    await create(cluster, "/data/d")
+    assert (await client.lookup(top, "d")).entry is not None
+
+
+async def test_a_seal_is_told_by_its_answer_to_who_asked_for_it_and_to_others_by_a_recall(
+    cluster: Cluster, store: MemoryUfs, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await create(cluster, "/data/f")
+    inode = file.attr.inode
+    top = (await client.get_path("/data")).attr.inode
+    assert (await client.lookup(top, "f")).entry == file
+    recalled: list[Recall] = []
+    monkeypatch.setattr(client._keeper, "_listener", recalled.extend)
+    asked = count_asked(client, monkeypatch)
+    for size in range(2, 40):
+        # (More often than a directory may be recalled before its lease is withheld.)
+        begun = client._news.begin()
+        draft = SealedDraft(inode, size, 77, "w1", 1, client._news.lease)
+        sealed = await cluster.changes.seal(op(), draft)
+        client._news.take(sealed.recalls, sealed.told, begun)
+        known = (await client.get_entry(inode)).entry
+        assert known is not None
+        assert (known.attr.size, known.ref) == (size, sealed.ref)
+        assert (await client.lookup(top, "f")).entry == known
+    assert not asked
+    assert not recalled
+    sealed = await seal(cluster, inode, 99)
+    assert not sealed.recalls
+    assert recalled, "nobody said whose it was"
+    known = (await client.get_entry(inode)).entry
+    assert known is not None
+    assert known.attr.size == 99
+    # An answer that does not come makes it doubtful.
+    asked.clear()
+    client._news.doubt(inode)
+    await client.get_entry(inode)
+    await client.lookup(top, "f")
+    assert asked

@@ -11,6 +11,7 @@ from alluxio_like.client.entries import EntryStore
 from alluxio_like.client.metadata import OLD_VALID_S, Begun, MetadataCache
 from alluxio_like.clock import ManualClock
 from alluxio_like.rpc.messages import DirPage, LookupResult
+from alluxio_like.rpc.messages_writing import Told
 from alluxio_like.types import (
     EVERYWHERE,
     ROOT_INODE,
@@ -185,6 +186,57 @@ def test_a_path_is_answered_as_long_as_every_directory_on_it_is_covered() -> Non
     assert names.lookup_path("/a/b/f") is not None
     names.recall([Recall(ROOT_INODE, (b"a",))])
     assert names.lookup_path("/a/b/f") is None
+
+
+def tell_made(names: MetadataCache, begun: Begun, *, is_empty: bool = False) -> None:
+    """A directory `d` (inode 2) was made in the root by ourselves, which the root's attributes show."""
+    made = LookupResult(make_dir("d", 2), 300.0, leased=True, directory=ROOT)
+    root = LookupResult(make_dir("", 1), 300.0, leased=True, directory=ROOT)
+    told = (Told(ROOT, "d", made, is_empty), Told(ROOT, "", root))
+    names.keep_change((Recall(ROOT, (b"d",)),), told, begun)
+
+
+def test_what_we_changed_ourselves_is_known_by_the_answer() -> None:
+    names, _ = make_leased(ManualClock())
+    names.keep(ROOT, "d", LookupResult(None, 300.0, leased=True, directory=ROOT), names.begin())
+    tell_made(names, names.begin(), is_empty=True)
+    assert names.lookup(ROOT, "d") == LookupResult(make_dir("d", 2), pytest.approx(300, abs=0.2))
+    assert names.get(InodeId(1)) is not None, "the directory's own attributes too"
+    nothing = names.lookup(InodeId(2), "x")
+    assert nothing is not None
+    assert nothing.entry is None, "nothing is in a directory that was just made"
+    names.recall([Recall(InodeId(2), (b"x",))])
+    assert names.lookup(InodeId(2), "x") is None
+    assert names.lookup(InodeId(2), "y") is not None
+
+
+@pytest.mark.parametrize("other", [Recall(ROOT, (b"d",)), Recall(ROOT, (b"z",)), Recall(EVERYWHERE, all_names=True)])
+def test_an_answer_to_our_change_is_not_relied_on_when_others_changed_something_meanwhile(other: Recall) -> None:
+    names, _ = make_leased(ManualClock())
+    begun = names.begin()
+    names.recall([other])
+    tell_made(names, begun, is_empty=True)
+    assert names.lookup(ROOT, "d") is None
+    assert names.get(InodeId(1)) is None
+    assert names.lookup(InodeId(2), "x") is None
+
+
+def test_a_directorys_attributes_that_were_asked_for_before_it_changed_are_not_kept() -> None:
+    names, _ = make_leased(ManualClock())
+    begun = names.begin()
+    names.recall([Recall(InodeId(2), (b"x",))])
+    answer = LookupResult(make_dir("d", 2), 300.0, leased=True, directory=ROOT)
+    assert names.keep_inode(answer, begun).valid_s == 0
+    assert names.get(InodeId(2)) is None
+
+
+def test_of_two_changes_of_ours_at_the_same_time_what_the_second_said_is_not_relied_on() -> None:
+    names, _ = make_leased(ManualClock())
+    first, second = names.begin(), names.begin()
+    tell_made(names, second)
+    gone = Told(ROOT, "d", LookupResult(None, 300.0, leased=True, directory=ROOT))
+    names.keep_change((Recall(ROOT, (b"d",)),), (gone,), first)
+    assert names.lookup(ROOT, "d") is None, "it is asked for again"
 
 
 def test_the_attributes_of_a_directory_that_no_lease_covers_are_short_lived() -> None:
