@@ -48,7 +48,7 @@ class Plugin:
         if process is None:
             return 0
         process.send_signal(number)
-        return process.wait(30)
+        return process.wait(60)
 
     @contextlib.contextmanager
     def connected(self) -> Iterator["Kubelet"]:

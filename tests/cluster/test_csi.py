@@ -235,7 +235,7 @@ def mounted(place: Path, stack: Stack) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def test_without_a_mount_it_says_so_and_mends_volumes_when_there_is_one(stack: Stack, workplace: Path) -> None:

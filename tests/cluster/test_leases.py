@@ -75,7 +75,7 @@ def mount_again(stack: Stack, workplace: Path, *arguments: str) -> Iterator[Path
             yield place
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(60)
 
 
 def test_a_second_warm_epoch_asks_the_master_nothing(make_stack: StackMaker, s3_server: S3Server, s3_bucket: str) -> None:

@@ -113,4 +113,4 @@ def test_a_command_waits_for_a_master_that_comes_later(tmp_path: Path) -> None:
         waiting.kill()
         for master in started:
             master.terminate()
-            master.wait(20)
+            master.wait(60)

@@ -61,7 +61,7 @@ def mounted_again(stack: Stack, workplace: Path, name: str = "mnt2", hidden_work
     finally:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(30)
+            process.wait(60)
         process.kill()
         process.wait()
         if find_top(place) is not None:

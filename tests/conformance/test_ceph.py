@@ -79,7 +79,7 @@ def test_daemons_end_with_who_started_them(root: Path, how: signal.Signals) -> N
         assert endpoint.startswith(b"http")
         assert len(get_daemons(root)) == 3
         process.send_signal(how)
-        process.wait(30)
+        process.wait(60)
     wait_for(lambda: not get_daemons(root))
     assert how == signal.SIGKILL or not root.exists()
 

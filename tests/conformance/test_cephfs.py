@@ -245,7 +245,7 @@ async def test_helpers_end_with_a_process_that_is_killed(cephfs_server: CephFsSe
         helper = int(process.stdout.readline())
         assert b"cephfs_helper" in Path(f"/proc/{helper}/cmdline").read_bytes()
         process.kill()
-        process.wait(10)
+        process.wait(60)
     await wait_for(lambda: not Path(f"/proc/{helper}/cmdline").exists() or not Path(f"/proc/{helper}/cmdline").read_bytes())
 
 

@@ -389,7 +389,7 @@ def test_lmdb_keeps_what_was_committed_over_kill_9(tmp_path: Path) -> None:
             for _ in range(commits):
                 last = int(child.stdout.readline())
             child.send_signal(signal.SIGKILL)
-            child.wait(10)
+            child.wait(60)
             last = max([last, *(int(line) for line in child.stdout.read().split())])
         store = LmdbStore(tmp_path / "kv")
         with store.read() as txn:
@@ -407,7 +407,7 @@ def test_lmdb_second_process_is_told_who_has_it(tmp_path: Path) -> None:
         with pytest.raises(errors.Conflict, match=f"process {child.pid} has the metadata store open"):
             LmdbStore(tmp_path)
         child.kill()
-        child.wait(10)
+        child.wait(60)
     LmdbStore(tmp_path).close()
 
 

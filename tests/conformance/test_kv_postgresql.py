@@ -298,7 +298,7 @@ def test_keeps_what_was_committed_over_kill_9(url: str, tmp_path: Path, home: st
         for _ in range(20):
             last = int(child.stdout.readline())
         child.send_signal(signal.SIGKILL)
-        child.wait(10)
+        child.wait(60)
         last = max([last, *(int(line) for line in child.stdout.read().split())])
     store = PostgresqlStore(url, tmp_path / home)
     numbers = [int(key[:8]) for key in read_all(store)]

@@ -79,7 +79,7 @@ class MasterProcess:
     def end(self, number: signal.Signals) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     async def close(self) -> None:
         if self.channel is not None:

@@ -92,7 +92,7 @@ class WorkerProcess:
     def kill(self) -> None:
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(20)
+        self.process.wait(60)
 
     async def close(self) -> None:
         if self.channel is not None:
@@ -100,7 +100,7 @@ class WorkerProcess:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(20)
+                self.process.wait(60)
         if self.process is not None and self.process.poll() is None:
             self.kill()
 

@@ -81,7 +81,7 @@ class Mount:
         finally:
             if self.process.poll() is None:
                 self.process.kill()
-                self.process.wait(10)
+                self.process.wait(60)
             while self.ours and self.mounted:
                 places.detach(self.path)
         text = self.log.read_text()

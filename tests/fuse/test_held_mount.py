@@ -93,7 +93,7 @@ class Load:
                 output, _ = program.communicate(timeout=60)
             finally:
                 program.kill()
-                program.wait(10)
+                program.wait(60)
             if output:
                 rounds, errors, worst = output.split()
                 self.results[kind] = (int(rounds), int(errors), float(worst))
@@ -234,14 +234,14 @@ def test_the_address_of_the_metrics_changes_hands(hold: Hold) -> None:
 def test_a_daemon_without_a_holder_serves_until_unmounted(hold: Hold) -> None:
     mount = hold()
     mount.process.kill()
-    mount.process.wait(10)
+    mount.process.wait(60)
     wait_until(lambda: is_orphan(mount), "the daemon alone")
     assert len((mount.path / "big").read_bytes()) == SIZE
     assert "the mount's holder has died" in mount.log.read_text()
     mount.start(adopt=True)
     mount.wait_ready(1)
     mount.process.kill()
-    mount.process.wait(10)
+    mount.process.wait(60)
     wait_until(lambda: is_orphan(mount), "the daemon alone again")
     places.detach(mount.path)
     wait_until(lambda: not mount.daemons(), "the daemon's end", 15)

@@ -66,7 +66,7 @@ class Sweeps:
                 output, _ = program.communicate(timeout=60)
             finally:
                 program.kill()
-                program.wait(10)
+                program.wait(60)
             if error[0] is None:
                 assert program.returncode == 0
                 self.rounds.append(int(output))
@@ -131,7 +131,7 @@ def test_readers_answer_reads(hold: Hold) -> None:
     readers = get_readers(mount)
     # Unmounted from outside, readers and all.
     places.detach(mount.path)
-    assert mount.process.wait(10) == 0
+    assert mount.process.wait(60) == 0
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in readers), "the readers' end")
 
 

@@ -160,7 +160,7 @@ def test_a_holder_that_can_start_no_process_goes_on_trying(hold: Hold) -> None:
 
 def test_a_daemon_that_fails_at_first_leaves_nothing(hold: Hold) -> None:
     mount = hold(fail="as the test asked", ready=False)
-    assert mount.process.wait(10) == 3
+    assert mount.process.wait(60) == 3
     assert not mount.mounted
 
 
@@ -240,7 +240,7 @@ def test_unmounting_works_in_each_state(hold: Hold, state: str) -> None:
             mount.kill_daemon()
             wait_until(lambda: mount.ask({"kind": "status"})["state"] == state, state)
         places.detach(mount.path)
-        assert mount.process.wait(15) == 0
+        assert mount.process.wait(60) == 0
     wait_until(lambda: not mount.daemons(), "the daemon's end")
 
 
@@ -263,7 +263,7 @@ def test_it_ends_with_its_supervisor(hold: Hold) -> None:
     mount = hold()
     os.close(mount.lifeline_write)
     mount.lifeline_write = os.dup(mount.lifeline)
-    assert mount.process.wait(10) == 0
+    assert mount.process.wait(60) == 0
 
 
 def test_a_killed_reader_ends(hold: Hold) -> None:
@@ -274,7 +274,7 @@ def test_a_killed_reader_ends(hold: Hold) -> None:
     with block_daemons(mount):
         mount.kill_daemon()
         reader.kill()
-        assert reader.wait(10) == -signal.SIGKILL
+        assert reader.wait(60) == -signal.SIGKILL
 
 
 def test_a_killed_holder_is_survived_and_another_takes_over(hold: Hold) -> None:
@@ -282,7 +282,7 @@ def test_a_killed_holder_is_survived_and_another_takes_over(hold: Hold) -> None:
     daemon = mount.facts()["daemon_pid"]
     with Load(mount) as load:
         mount.process.kill()
-        mount.process.wait(10)
+        mount.process.wait(60)
         wait_until(lambda: is_orphan(mount), "the daemon waiting for another holder")
         mount.start(adopt=True)
         facts = mount.wait_ready(1)
@@ -296,7 +296,7 @@ def test_a_killed_holder_is_survived_and_another_takes_over(hold: Hold) -> None:
 def test_an_orphan_serves_until_unmounted(hold: Hold) -> None:
     mount = hold()
     mount.process.kill()
-    mount.process.wait(10)
+    mount.process.wait(60)
     wait_until(lambda: is_orphan(mount), "the daemon alone")
     assert (mount.path / "f").read_bytes() == CONTENT
     assert mount.replace()["kind"] == "refused"

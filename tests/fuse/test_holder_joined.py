@@ -41,7 +41,7 @@ class JoinedMount(HeldMount):
     def clean(self) -> None:
         for daemon in self.joined:
             daemon.kill()
-            daemon.wait(10)
+            daemon.wait(60)
         super().clean()
 
 
@@ -67,7 +67,7 @@ def test_the_mount_waits_for_a_daemon_that_can_serve(hold: Hold) -> None:
     """One that cannot ends nothing."""
     mount = hold()
     wait_until(lambda: "pid" in mount.facts(), "the holder listening")
-    assert mount.join(1, fail="no master").wait(10) == 3
+    assert mount.join(1, fail="no master").wait(60) == 3
     mount.said("has joined")
     assert mount.process.poll() is None
     assert not mount.mounted
@@ -88,7 +88,7 @@ def test_a_later_daemon_takes_over_and_an_earlier_one_does_not(hold: Hold) -> No
     with Load(mount) as load:
         later = mount.join(11, config="of its own")
         assert mount.wait_ready(2)["daemon_pid"] == later.pid
-        first.wait(15)
+        first.wait(60)
     assert [errors for _, errors, _ in load.results] == [0, 0]
     assert mount.ask({"kind": "status"})["config"] == {"config": "of its own"}
     assert mount.replace()["kind"] == "refused"
@@ -99,7 +99,7 @@ def test_a_later_one_that_fails_leaves_the_earlier_serving(hold: Hold) -> None:
     daemon = mount.join(1)
     mount.wait_ready(1)
     with Load(mount) as load:
-        assert mount.join(2, fail="a broken release").wait(10) == 3
+        assert mount.join(2, fail="a broken release").wait(60) == 3
         mount.said("the daemon was not replaced: a broken release")
     assert [errors for _, errors, _ in load.results] == [0, 0]
     assert mount.facts()["daemon_pid"] == daemon.pid

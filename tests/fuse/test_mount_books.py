@@ -52,7 +52,7 @@ def passing(mount: Make, session: str) -> Mount:
 def run_reader(code: str, *arguments: object) -> int:
     """Run a Python program that reads; the number of its process, which has ended."""
     process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     return process.pid
 
 
@@ -87,7 +87,7 @@ def test_passthrough_reads_agree_with_fio(passing: Mount, pattern: str, direct: 
 
 def test_a_process_that_ends_at_once_has_read_what_it_opened(passing: Mount) -> None:
     process = subprocess.Popen(["cat", str(passing.path / "small"), str(passing.path / "large")], stdout=subprocess.DEVNULL)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     expected = 100_000 + LARGE
     wait_until(
         lambda: (job := find_job(passing, process.pid)) and abs(get_total(job) - expected) < 0.05 * expected,
@@ -238,7 +238,7 @@ def test_requests_that_wait_now_are_shown(mount: Make, session: str) -> None:
         assert waiting["what"] == "lookup"
         assert "Waiting now, and not counted yet: 1 request(s), the longest (lookup)" in run_command("why", str(asker.pid))
         made.do("lift")
-        assert asker.wait(20) == 1
+        assert asker.wait(60) == 1
     wait_until(lambda: not ask(made)["waiting"], "its end")
     waited = find_job(made, asker.pid)
     assert waited["metadata_waits"] == 1

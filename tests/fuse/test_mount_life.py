@@ -146,7 +146,7 @@ def test_killed_readers_leave_nothing(mount: Make) -> None:
         reader.kill()
     started = time.monotonic()
     for reader in readers:
-        assert reader.wait(5) == -signal.SIGKILL
+        assert reader.wait(60) == -signal.SIGKILL
     assert time.monotonic() - started < 5
     made.do("lift")
     wait_until(lambda: made.do("counts")["open"] == 0, "all files are closed again")
@@ -188,7 +188,7 @@ def test_killing_at_random_moments_never_stops_the_daemon(mount: Make) -> None:
         for loop in loops:
             loop.kill()
         for loop in loops:
-            assert loop.wait(5) == -signal.SIGKILL
+            assert loop.wait(60) == -signal.SIGKILL
         assert made.do("counts")["open"] >= 0
     assert (made.path / "hello.txt").read_bytes() == b"hello, world\n"
     wait_until(lambda: made.do("counts")["open"] == 0, "all files are closed again")
@@ -206,13 +206,13 @@ def test_warm_reads_go_on_beside_many_stalled_ones(mount: Make) -> None:
     assert os.getxattr(made.path / "warm", "user.alluxio_like.version") == b"1"
     assert time.monotonic() - started < 2
     made.do("lift")
-    assert [reader.wait(20) for reader in readers] == [0] * stalled
+    assert [reader.wait(60) for reader in readers] == [0] * stalled
 
 
 def test_unmount_ends_the_daemon(mount: Make) -> None:
     made = mount()
     subprocess.run(["umount", made.path], check=True)
-    assert made.process.wait(5) == 0
+    assert made.process.wait(60) == 0
     assert not made.mounted
     assert not made.path.exists()  # it was made by the daemon
 
@@ -226,7 +226,7 @@ def test_busy_unmount_is_refused_and_a_lazy_one_keeps_open_files(mount: Make) ->
         assert not made.mounted
         assert made.process.poll() is None
         assert os.pread(file.fileno(), 8, 7 << 20) == ((8 << 20) + (7 << 17)).to_bytes(8, "big")
-    assert made.process.wait(5) == 0
+    assert made.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("fault", [("stall", {"what": "stall_names"}), ("fail", {"what": "fail_names", "code": "unavailable"})])
@@ -237,7 +237,7 @@ def test_unmount_works_while_the_services_are_down(mount: Make, fault: tuple[str
     made.do(fault[0], **fault[1])
     started = time.monotonic()
     subprocess.run(["umount", *options, made.path], check=True, timeout=20)
-    assert made.process.wait(5) == 0
+    assert made.process.wait(60) == 0
     assert time.monotonic() - started < 5
 
 
@@ -260,7 +260,7 @@ def test_signals_unmount_also_while_files_are_open_and_reads_wait(mount: Make, n
         wait_until(lambda: made.do("counts")["reads"] >= 1, "the reader waits")
         assert made.stop(number) == 0
         assert not made.mounted
-        assert reader.wait(5) != 0
+        assert reader.wait(60) != 0
 
 
 @pytest.mark.parametrize("remembered", [False, True])
@@ -281,7 +281,7 @@ def test_what_a_killed_daemon_left_is_taken_away(mount: Make, remembered: bool) 
 def test_second_mount_at_one_place_is_refused(mount: Make) -> None:
     made = mount()
     process = mount(ready=False, at="m").process
-    assert process.wait(20) == 1
+    assert process.wait(60) == 1
     assert made.path.joinpath("hello.txt").exists()
     assert "already mounted there" in made.log.read_text()
 
@@ -291,7 +291,7 @@ def test_mount_at_a_place_that_hangs_is_refused(mount: Make) -> None:
     freeze(made.process.pid)
     try:
         process = mount(ready=False, at="m").process
-        assert process.wait(20) == 1
+        assert process.wait(60) == 1
         assert "does not answer" in made.log.read_text()
     finally:
         made.process.send_signal(signal.SIGCONT)
@@ -301,13 +301,13 @@ def test_place_that_cannot_be_mounted_on_is_refused(mount: Make, tmp_path: Path)
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "mnt").write_text("a file")
     made = mount(ready=False)
-    assert made.process.wait(20) == 1
+    assert made.process.wait(60) == 1
     assert "not a directory" in made.log.read_text()
 
 
 def test_directory_that_is_not_there_is_refused(mount: Make) -> None:
     made = mount(ready=False, path="/nowhere")
-    assert made.process.wait(20) == 1
+    assert made.process.wait(60) == 1
     assert "nothing to mount: /nowhere" in made.log.read_text()
     assert not made.path.exists()
 

@@ -100,7 +100,7 @@ class Container:
             self.signal(signal.SIGKILL)
             if not self.pid:
                 self._process.kill()
-            self._process.wait(20)
+            self._process.wait(60)
         return self._process.returncode
 
     def enter(self, *command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":

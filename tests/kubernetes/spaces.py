@@ -71,7 +71,7 @@ class Anchor:
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
-        self._process.wait(20)
+        self._process.wait(60)
 
 
 def _is_sleep(pid: int) -> bool:

@@ -68,7 +68,7 @@ def test_a_program_that_runs_is_not_written(place: Path, call: str, expected: st
         assert running.poll() is None
     finally:
         running.kill()
-        running.wait(10)
+        running.wait(60)
     if expected == "ETXTBSY":
         assert attempt(calls[call]) == "ok"
 
@@ -419,7 +419,7 @@ os.read(0, 1)
     assert writer.stdin is not None
     writer.stdout.readline()
     writer.kill()
-    writer.wait(10)
+    writer.wait(60)
     writer.stdout.close()
     writer.stdin.close()
     end = time.monotonic() + 10

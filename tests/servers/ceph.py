@@ -156,7 +156,7 @@ class Cluster:
             self._kill(path)
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
+                process.wait(60)
         self._processes.clear()
         if not keep_logs and (self.root / "ceph.conf").exists():
             shutil.rmtree(self.root, ignore_errors=True)
@@ -164,14 +164,14 @@ class Cluster:
     def restart_gateway(self) -> None:
         """Kill radosgw and start it again on the same ports: a store that was away for a moment."""
         self._kill(self.root / "pids" / "rgw")
-        self._processes.pop("rgw").wait(5)
+        self._processes.pop("rgw").wait(60)
         self._spawn("rgw", "radosgw", "-f", "-n", "client.rgw")
         self._wait_port("rgw", self.rgw_port)
 
     def stop_gateway(self) -> None:
         """Kill radosgw; `restart_gateway` is not for this: call `start_gateway`."""
         self._kill(self.root / "pids" / "rgw")
-        self._processes.pop("rgw").wait(5)
+        self._processes.pop("rgw").wait(60)
 
     def start_gateway(self) -> None:
         """Start radosgw after `stop_gateway`."""
@@ -193,7 +193,7 @@ class Cluster:
     def kill_daemon(self, name: str) -> None:
         """Kill a daemon; `start_daemon` starts it again. (The osd keeps its data in memory: it would come back empty.)"""
         self._kill(self.root / "pids" / name)
-        self._processes.pop(name).wait(5)
+        self._processes.pop(name).wait(60)
 
     def start_daemon(self, name: str) -> None:
         """Start "mds" or "mon"; does not wait for it."""

@@ -28,7 +28,7 @@ class CephFsClient:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the other client ended with {self._process.wait(10)}")
+            raise RuntimeError(f"the other client ended with {self._process.wait(60)}")
         answer = json.loads(line)
         if "error" in answer:
             raise RuntimeError(answer["error"])
@@ -41,7 +41,7 @@ class CephFsClient:
     def close(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(60)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()

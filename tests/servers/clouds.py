@@ -126,7 +126,7 @@ def _start(command: list[str], ready: re.Pattern[str]) -> Iterator[int]:
             yield _wait_port(process, Path(log.name), ready)
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(60)
             if process.stdin is not None:
                 process.stdin.close()
 

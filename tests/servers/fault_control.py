@@ -50,7 +50,7 @@ class FaultProxy:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait(10)
+            self._process.wait(60)
             raise RuntimeError("the fault proxy did not start")
         ports = json.loads(line)
         self._control_port: int = ports["control_port"]
@@ -94,10 +94,10 @@ class FaultProxy:
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
-            self._process.wait(5)
+            self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(5)
+            self._process.wait(60)
         self._process.stdout.close()
 
     def __enter__(self) -> Self:

@@ -133,7 +133,7 @@ def _archive(home: Path) -> None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(120)
                 process.kill()
-                process.wait(10)
+                process.wait(60)
 
 
 def _run(command: list[str], *, cwd: Path, timeout_s: float) -> None:
@@ -228,7 +228,7 @@ class Cluster:
             path.unlink(missing_ok=True)
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(60)
         self._processes.clear()
         if not keep_logs and pids.is_dir():
             shutil.rmtree(self.root, ignore_errors=True)
@@ -236,7 +236,7 @@ class Cluster:
     def kill(self, name: str) -> None:
         """kill -9 "namenode-0", "datanode-1" and so on."""
         self._signal(name, signal.SIGKILL)
-        self._processes.pop(name).wait(10)
+        self._processes.pop(name).wait(60)
 
     @contextlib.contextmanager
     def frozen(self, name: str) -> Iterator[None]:

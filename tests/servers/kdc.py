@@ -94,4 +94,4 @@ def start_kdc(root: Path, *principals: str) -> Iterator[Kdc]:
         yield kdc
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)

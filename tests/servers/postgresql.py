@@ -83,7 +83,7 @@ class PostgresqlServer:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(number)
-            process.wait(20)
+            process.wait(60)
 
     def signal(self, number: int) -> None:
         """To the server and all its sessions, which then stand still (SIGSTOP) or go on (SIGCONT)."""

@@ -85,7 +85,7 @@ def start_stack(
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise RuntimeError(f"up ended with {process.wait(10)}; see {log.name}")
+            raise RuntimeError(f"up ended with {process.wait(60)}; see {log.name}")
         ready = json.loads(line)
         if "master" not in ready:
             raise RuntimeError(f"up: {ready}; see {log.name}")
@@ -98,7 +98,7 @@ def start_stack(
             process.wait(STOP_S)
         if process.poll() is None:
             process.kill()
-            process.wait(10)
+            process.wait(60)
         if process.stdout is not None:
             process.stdout.close()
         log.close()
