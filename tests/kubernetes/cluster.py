@@ -186,6 +186,11 @@ class Cluster:
             old.delete()
             old.join()
 
+    def reschedule(self, pod: Pod, node: Node) -> Pod:
+        """The StatefulSet's pod is gone with its node: the controller makes it again, and the scheduler puts it elsewhere. What
+        it had on a volume is not taken along."""
+        return self._start(node, pod.name, pod.template, pod.owner)
+
     def replace_deleted(self, pod: Pod) -> Pod:
         """A DaemonSet's pod was deleted (and waited for): the controller makes another."""
         name = pod.owner
