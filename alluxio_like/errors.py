@@ -15,6 +15,7 @@
     ├── ReadOnly                a write where nothing can be written
     ├── Stale                   the content asked for is no longer in the store
     ├── NoSpace                 a full disk or cache
+    │   └── QuotaExceeded       more than the directory's quota allows
     ├── NoData                  no such extended attribute
     ├── Unsupported
     ├── Conflict                somebody else holds it: two processes on one home, a mount in use
@@ -114,6 +115,10 @@ class NoSpace(AlluxioLikeError):
     code = "no_space"
 
 
+class QuotaExceeded(NoSpace):
+    code = "quota_exceeded"
+
+
 class NoData(AlluxioLikeError):
     code = "no_data"
 
@@ -210,6 +215,7 @@ TABLE: dict[type[AlluxioLikeError], Disposition] = {
     ReadOnly: Disposition(errno.EROFS, "FAILED_PRECONDITION", False),
     Stale: Disposition(errno.ESTALE, "ABORTED", False),
     NoSpace: Disposition(errno.ENOSPC, "RESOURCE_EXHAUSTED", False),
+    QuotaExceeded: Disposition(errno.EDQUOT, "RESOURCE_EXHAUSTED", False),
     NoData: Disposition(errno.ENODATA, "NOT_FOUND", False),
     Unsupported: Disposition(errno.EOPNOTSUPP, "UNIMPLEMENTED", False),
     Conflict: Disposition(errno.EBUSY, "FAILED_PRECONDITION", False),

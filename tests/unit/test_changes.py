@@ -228,7 +228,7 @@ def test_a_directory_that_holds_what_the_store_does_not_have_is_not_removed_by_a
 def test_a_namespace_of_the_format_before_is_taken_over(txn: WriteTransaction) -> None:
     txn.put(records.KEY_FORMAT, records.pack_id(1))
     namespace.prepare(txn, NOW)
-    assert records.unpack_id(txn.get(records.KEY_FORMAT) or b"") == records.FORMAT == 2
-    txn.put(records.KEY_FORMAT, records.pack_id(3))
+    assert records.unpack_id(txn.get(records.KEY_FORMAT) or b"") == records.FORMAT == 3
+    txn.put(records.KEY_FORMAT, records.pack_id(4))
     with pytest.raises(errors.FormatTooNew):
         namespace.prepare(txn, NOW)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import journal, keys, mounts, namespace, paths, records, tables
+from alluxio_like.master.core import journal, keys, mounts, namespace, paths, quotas, records, tables
 from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.core.records import Dirty, Inode, Moved
@@ -92,6 +92,7 @@ def create(txn: WriteTransaction, parent: InodeId, name: bytes, new: NewInode, n
         key = keys.get_prefix(txn, parent, directory.record, natural=True) + to_str(name) + "/"
         journal.append(txn, Step(0, Op.MAKE_DIRECTORY, record.mount_id, inode, key))
     edit.finish()
+    quotas.check(txn, edit.grown)
     return Outcome(inode, (_recall(parent, name),))
 
 
@@ -191,6 +192,7 @@ def rename(
     source.set_changed(now_ns)
     target.set_changed(now_ns)
     edit.finish()
+    quotas.check(txn, edit.grown)
     return Outcome(moving.inode, tuple(recalls))
 
 
@@ -232,6 +234,7 @@ def exchange(
     left.set_changed(now_ns)
     right.set_changed(now_ns)
     edit.finish()
+    quotas.check(txn, edit.grown)
     return Outcome(one.inode, recalls)
 
 

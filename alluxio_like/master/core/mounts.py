@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction, get_prefix_stop
-from alluxio_like.master.core import journal, namespace, paths, records, tables
+from alluxio_like.master.core import journal, namespace, paths, records, tables, usage
 from alluxio_like.master.core.model import NO_MOUNT, MountRecord
 from alluxio_like.master.core.records import Inode
 from alluxio_like.master.core.tables import Directory, Edit
@@ -319,6 +319,7 @@ def _clear_root(edit: Edit) -> None:
     )
     root.set_changed(edit.now_ns)
     txn.put(records.KEY_ROOT_TABLE, records.pack_id(edit.new_inode_id()))
+    usage.forget(txn, ROOT_INODE)
 
 
 def _clear_way(edit: Edit, directory: Directory, parts: tuple[str, ...], others: list[str]) -> None:

@@ -23,6 +23,9 @@ Owns the format on disk: its number, keys, and the bytes of values. No decisions
     L number(8)            which steps of the journal move directories
     B number(8)            a snapshot (JSON); Csnapshot says what is recorded for the newest
     U key, number(8)       what was at a key when the snapshot of that number was made (snapshots.py)
+    F inode(8)             a directory's quota (JSON)
+    Z inode(8)             what was counted below a directory (usage.py)
+    R inode(8)             a directory that is to be counted, or not any more; how far the latter is
     O operation id, P time(8) operation id    results of mutating calls, and when they can go
 
 Other tables of the master begin with lower-case letters. A directory's table is its inode id, but for the root's (tables.py).
@@ -37,8 +40,9 @@ from typing import Any, Final, NamedTuple
 from alluxio_like.master.core.model import DirState, MountRecord, Totals
 from alluxio_like.types import OWN_TOKEN, Fingerprint, InodeId, Kind, MountId, VersionId, to_bytes, to_str
 
-FORMAT: Final = 2
-"""1 had nothing of what programs write: no flag from LOCAL on, and none of the tables N, K, W, Y, A, Q, L, G, E, B, U."""
+FORMAT: Final = 3
+"""2 counted nothing for quotas: none of the tables F, Z, R. 1 had nothing of what programs write: no flag from LOCAL on, and none
+of the tables N, K, W, Y, A, Q, L, G, E, B, U."""
 
 KEY_FORMAT: Final = b"Cformat"
 KEY_NEXT_INODE: Final = b"Cinode"
@@ -48,6 +52,8 @@ KEY_TOTALS: Final = b"Ctotals"
 KEY_ROOT_TABLE: Final = b"Croot"
 KEY_JOURNAL: Final = b"Cjournal"
 KEY_SNAPSHOTS: Final = b"Csnapshot"
+KEY_USAGE: Final = b"Cusage"
+"""There while directories are counted for quotas, or were."""
 KEY_LEASES: Final = b"Cleases"
 """b"0": no client can hold a lease of this master or of one before it; anything else, or nothing: some may."""
 
@@ -324,6 +330,18 @@ def xattr_key(inode: int, name: bytes) -> bytes:
 
 def xattr_stop(inode: int) -> bytes:
     return b"A" + _U64.pack(inode + 1)
+
+
+def quota_key(inode: int) -> bytes:
+    return b"F" + _U64.pack(inode)
+
+
+def usage_key(inode: int) -> bytes:
+    return b"Z" + _U64.pack(inode)
+
+
+def counting_key(inode: int) -> bytes:
+    return b"R" + _U64.pack(inode)
 
 
 def conflict_key(inode: int) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import paths, records
+from alluxio_like.master.core import paths, records, usage
 from alluxio_like.master.core.model import NO_MOUNT, Totals
 from alluxio_like.master.core.records import Dirty, Inode, NewFile, State
 from alluxio_like.types import ROOT_INODE, InodeId, Kind, MountId, VersionId
@@ -145,6 +145,9 @@ class Edit:
         self._next_inode = 0
         self._files = self._directories = self._bytes = self._odd = self._orphans = 0
         self._open: dict[InodeId, Directory] = {}
+        self._tally = usage.Tally(txn)
+        self.grown: list[usage.Growth] = []
+        """What `finish` has found to be more than before, of what is counted."""
 
     @property
     def sequence(self) -> int:
@@ -176,6 +179,9 @@ class Edit:
         self.txn.put(records.inode_key(inode), records.pack_inode(record))
         self.attach(directory, inode, record)
         self._count_totals(record, 1)
+        if record.kind is Kind.DIRECTORY:
+            self._tally.begin_new(directory.inode, inode)
+        self._tally.add(inode, record)
         return inode
 
     def link_files(self, directory: Directory, common: Inode, files: Sequence[NewFile]) -> range:
@@ -193,6 +199,7 @@ class Edit:
         self.txn.put_many([(records.inode_key(inode), pack(file)) for inode, file in zip(ids, files, strict=True)])
         self.txn.put_many([(filed + file[0], records.pack_id(inode)) for inode, file in zip(ids, files, strict=True)])
         directory.state = directory.state._replace(files=directory.state.files + count)
+        self._tally.add_files(directory.inode, files)
         self._files += count
         self._bytes += sum([file[1] for file in files])
         return ids
@@ -201,6 +208,7 @@ class Edit:
         """Remove a child; its inode, with all below it, becomes an orphan."""
         self.detach(directory, record)
         self._count_totals(record, -1)
+        self._tally.take(inode, record)
         self.abandon(inode, record)
 
     def attach(self, directory: Directory, inode: InodeId, named: Inode) -> None:
@@ -228,6 +236,8 @@ class Edit:
         self.txn.put(records.inode_key(fresh), records.pack_inode(self._complete(directory, new)))
         self.txn.put(records.dentry_key(directory.table, paths.file_name(new.sort_name)), records.pack_id(fresh))
         self._bytes += new.size - old.size
+        self._tally.take(inode, old)
+        self._tally.add(fresh, new)
         self.abandon(inode, old)
         return fresh
 
@@ -236,6 +246,7 @@ class Edit:
         new = new._replace(sequence=self.sequence)
         if new.kind is not Kind.DIRECTORY:
             self._bytes += new.size - old.size
+        self._tally.change(inode, old, new)
         self.update(inode, new)
         return new
 
@@ -268,6 +279,8 @@ class Edit:
         if record.flags & records.LINKED:
             for key, _ in self.txn.scan(records.name_key(inode, 0), records.name_stop(inode)):
                 self.txn.delete(key)
+        if record.kind is Kind.DIRECTORY and self._tally.is_on():
+            usage.forget(self.txn, inode)
         if was_orphan:
             self._orphans -= 1
         else:
@@ -288,6 +301,7 @@ class Edit:
                 self.txn.put(records.inode_key(directory.inode), records.pack_inode(directory.record))
             if directory.state != directory.stored_state:
                 self.txn.put(records.state_key(directory.table), records.pack_state(directory.state))
+        self.grown = self._tally.finish()
         if self._sequence:
             self.txn.put(records.KEY_SEQUENCE, records.pack_id(self._sequence))
         if self._next_inode:
