@@ -195,6 +195,8 @@ class Metrics:
             "namespace_unpersisted_files", "Files of the namespace whose content no store has yet."
         )
         self.namespace_unpersisted_bytes = self._gauge("namespace_unpersisted_bytes", "Bytes of those files.")
+        self.quota_used_bytes = self._gauge("quota_used_bytes", "Bytes below a directory with a quota.", ("path",))
+        self.quota_used_files = self._gauge("quota_used_files", "Files and directories below it.", ("path",))
         self.journal_steps = self._gauge("journal_steps", "Deletions, moves and directories that stores still have to follow.")
         self.write_conflicts = self._gauge("write_conflicts", "Files that are kept beside a foreign content, under another name.")
         self.jobs = self._gauge("jobs", "Load jobs by state.", ("state",))

@@ -237,6 +237,24 @@ class Worker:
     """Written here and on its way to the store."""
     unpersisted_limit_bytes: int | None = None
     """How much that may be before writers wait; None: no limit."""
+    kept_bytes: int = 0
+    """Of `used_bytes`, what nothing can be evicted for: files being written or not at the store yet, and pinned ones."""
+
+    @property
+    def writable_bytes(self) -> int:
+        """What programs can still write there, when all goes that may go."""
+        usable = self.capacity_bytes if self.usable_bytes is None else self.usable_bytes
+        return max(0, usable - self.kept_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a place can hold, and what of that is free. `total_files` 0: nobody counts files."""
+
+    total_bytes: int
+    free_bytes: int
+    total_files: int = 0
+    free_files: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ class FakeMaster:
         await self._enter(f"sync {path} {inode}")
         return SyncResult(1, 0, 0, 0)
 
-    async def stat_fs(self) -> FsTotals:
+    async def stat_fs(self, inode: InodeId | None = None) -> FsTotals:
         await self._enter("stat_fs")
         return FsTotals(len(self.entries), 1, 2, 3)
 

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from alluxio_like import __version__
-from alluxio_like.cli import doctor, fs, fsck, mounts, report, services, snapshot, top, up, why, writing
+from alluxio_like.cli import doctor, fs, fsck, mounts, quota, report, services, snapshot, top, up, why, writing
 from alluxio_like.cli.common import make_app, run_app
 
 app = make_app(
@@ -48,6 +48,7 @@ fs.app.command("wait")(writing.fs_wait)
 fs.app.command("persist")(writing.fs_persist)
 app.add_typer(fs.app, name="fs")
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(quota.app, name="quota")
 app.command("report")(report.report)
 app.command("workers")(report.workers)
 app.command("top")(top.top)

@@ -31,6 +31,7 @@ from alluxio_like.client.prefetch import NamePrefetch
 from alluxio_like.client.readahead import Budget
 from alluxio_like.client.reading import FileReader, Scratch
 from alluxio_like.client.resolving import Resolver
+from alluxio_like.client.space import limit_space
 from alluxio_like.client.writing import TreeWriter
 from alluxio_like.config import ClientConfig
 from alluxio_like.errors import AlluxioLikeError, InvalidArgument, IsADirectory, NotFound, TimedOut, Unavailable
@@ -57,8 +58,9 @@ from alluxio_like.rpc.messages import (
     SyncResult,
     TreePage,
 )
+from alluxio_like.rpc.quotas import QuotasStub
 from alluxio_like.rpc.snapshots import Difference, Snapshot, SnapshotsStub
-from alluxio_like.types import EVERYWHERE, Cluster, Entry, FileId, FileRef, InodeId, JobId, Kind, Recall
+from alluxio_like.types import EVERYWHERE, Cluster, Entry, FileId, FileRef, InodeId, JobId, Kind, Recall, Space
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +87,7 @@ class Client:
         self._channel = self._open_channel(config.master)
         self._master = MasterStub(self._channel, timeout_s=config.io_timeout_s)
         self._snapshots = SnapshotsStub(self._channel, timeout_s=config.io_timeout_s)
+        self.quotas = QuotasStub(self._channel, timeout_s=config.io_timeout_s)
         self._keeper = LeaseKeeper(self._channel, self._forget, self._note_epoch, metrics, strict=config.strict)
         self._names = MetadataCache(time.monotonic, self._keeper.is_live)
         self._news = News(self._names, self._keeper, self._note_forgotten)
@@ -97,7 +100,9 @@ class Client:
         self._local = LocalCaches(self._cluster, enabled=config.use_local_cache)
         self.changes = Changes(self._channel, self._news, timeout_s=config.io_timeout_s)
         """What programs change in the namespace."""
-        self.drafts = DraftFiles(self._cluster, self._local, self.list_mounts, self._news, io_timeout_s=config.io_timeout_s)
+        self.drafts = DraftFiles(
+            self._cluster, self._local, self.list_mounts, self._news, self.quotas.claim, io_timeout_s=config.io_timeout_s
+        )
         """Files that are being written."""
         self.writing = TreeWriter(self.lookup_path, self.changes, self.drafts)
         """Changes of the tree, by path."""
@@ -314,8 +319,15 @@ class Client:
         self._small.expire()
         return result
 
-    async def stat_fs(self) -> FsTotals:
-        return await self._master.stat_fs()
+    async def stat_fs(self, inode: InodeId | None = None) -> FsTotals:
+        """Totals of all there is, and what the quotas and the store of an inode leave there."""
+        return await self._master.stat_fs(inode)
+
+    async def measure(self, inode: InodeId) -> tuple[FsTotals, Space | None]:
+        """The same, and what can be written there from this machine; None: nothing is known to limit it."""
+        totals = await self._master.stat_fs(inode)
+        view = await self._cluster.get_view()
+        return totals, limit_space(totals, [one for one in view.workers if one.live and self._local.is_local(one)])
 
     # files
 

@@ -23,12 +23,14 @@ from alluxio_like.placement import rank_workers
 from alluxio_like.rpc.drafts import DraftsStub
 from alluxio_like.rpc.messages import MountInfo
 from alluxio_like.rpc.messages_writing import DraftSealed
+from alluxio_like.rpc.quotas import Claimed
 from alluxio_like.types import FileId, FileRef, InodeId, MountId, VersionId, Worker, WorkerId
 
 _NO_LIMIT_S = 0.0
 _LOOK_S = 0.2
 """How often it is looked whether a worker is back. A guess."""
 _END_S = 10.0
+_UNLIMITED_S = 1.0
 _OPEN_PAUSE_S = 0.005
 _T = TypeVar("_T")
 
@@ -41,7 +43,7 @@ class OpenedDraft(NamedTuple):
 
 
 class DraftFiles:
-    """Drafts at workers of this machine. `list_mounts` asks the master for the mount table."""
+    """Drafts at workers of this machine. `list_mounts` asks the master for the mount table, `claim` for room."""
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class DraftFiles:
         local: LocalCaches,
         list_mounts: Callable[[], Awaitable[list[MountInfo]]],
         news: News,
+        claim: Callable[..., Awaitable[Claimed]],
         *,
         io_timeout_s: float,
     ) -> None:
@@ -56,6 +59,8 @@ class DraftFiles:
         self._local = local
         self._list_mounts = list_mounts
         self._news = news
+        self._claim = claim
+        self._unlimited_until_s = 0.0
         self._io_timeout_s = io_timeout_s
         self._read_only: dict[MountId, bool] = {}
         self._had_one = False
@@ -71,6 +76,16 @@ class DraftFiles:
     def forget_mounts(self) -> None:
         """The mount table may be another one."""
         self._read_only = {}
+
+    async def claim(self, inode: InodeId, size: int, *, only_asks: bool = False) -> int | None:
+        """The size up to `size` that quotas let a file grow to, kept for it until it is sealed unless `only_asks`; None: no quota
+        limits it. Where there was none anywhere, the first one is noticed after a second."""
+        if time.monotonic() < self._unlimited_until_s:
+            return None
+        claimed = await self._claim(inode, size, only_asks=only_asks)
+        if not claimed.has_quotas:
+            self._unlimited_until_s = time.monotonic() + _UNLIMITED_S
+        return claimed.size
 
     async def begin(self, ref: FileRef, *, truncate: bool) -> OpenedDraft:
         """Have a draft of a version, or an empty one, and open it.

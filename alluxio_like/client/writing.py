@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from alluxio_like.client.changes import Changes, make_operation_id
 from alluxio_like.client.drafts import DraftFiles
-from alluxio_like.errors import AlreadyExists, InvalidArgument, IsADirectory, NoSpace, NotADirectory, NotFound
+from alluxio_like.errors import AlreadyExists, InvalidArgument, IsADirectory, NoSpace, NotADirectory, NotFound, QuotaExceeded
 from alluxio_like.rpc.messages import LookupResult
 from alluxio_like.rpc.messages_writing import NewAttributes, NewName, Renaming
 from alluxio_like.types import Entry, InodeId, Kind
@@ -34,7 +34,7 @@ class TreeWriter:
         or nothing, write another name and rename it.
 
         Raises ReadOnly (also: no worker on this machine that this user may write through), IsADirectory, NotFound (no such
-        directory), NoSpace, Store*, Unavailable.
+        directory), NoSpace, QuotaExceeded (also when all is written, and is too much), Store*, Unavailable.
         """
         parent, name = await self._split(path)
         entry = (await self._lookup_path(path)).entry
@@ -49,10 +49,12 @@ class TreeWriter:
         opened = await self._drafts.begin(entry.ref, truncate=True)
         try:
             await asyncio.to_thread(_write_all, opened.fd, data)
-            await self._drafts.seal(opened.worker_id, entry.attr.inode, make_operation_id())
+            sealed = await self._drafts.seal(opened.worker_id, entry.attr.inode, make_operation_id())
         finally:
             os.close(opened.fd)
             await self._drafts.end(opened.worker_id, entry.attr.inode)
+        if sealed.over_quota:
+            raise QuotaExceeded("it is written, and is more than the quota of its directory allows", subject=path)
         return await self._get(path)
 
     async def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> Entry:

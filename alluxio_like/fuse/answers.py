@@ -9,7 +9,7 @@ from alluxio_like.fuse import wire
 from alluxio_like.fuse.attributes import PREFERRED_IO_BYTES, count_stat_blocks, get_stat_mode
 from alluxio_like.fuse.backend import Answer, Totals
 from alluxio_like.fuse.operations import NAME_MAX_BYTES
-from alluxio_like.types import Attr
+from alluxio_like.types import Attr, Space
 
 
 class NodeGiver(Protocol):
@@ -18,8 +18,8 @@ class NodeGiver(Protocol):
     def get_node(self, attr: Attr) -> int: ...
 
 
-FREE_BLOCKS_BYTES = 1 << 50
-"""Free space that statfs shows: there is no end to a store."""
+UNLIMITED_BYTES = 1 << 50
+"""Free space that statfs shows where nothing limits it: there is no end to an object store."""
 STATFS_BLOCK_BYTES = 4096
 FREE_INODES = 1 << 32
 
@@ -56,13 +56,23 @@ def pack_lookup(nodes: NodeGiver, answer: Answer) -> bytes:
 
 def pack_statfs(totals: Totals) -> bytes:
     """The answer to STATFS."""
-    free = FREE_BLOCKS_BYTES // STATFS_BLOCK_BYTES
+    space = get_space(totals)
+    free = space.free_bytes // STATFS_BLOCK_BYTES
     return wire.pack_statfs(
         block_bytes=STATFS_BLOCK_BYTES,
-        blocks=-(-totals.known_bytes // STATFS_BLOCK_BYTES) + free,
+        blocks=max(free, space.total_bytes // STATFS_BLOCK_BYTES),
         free_blocks=free,
         available_blocks=free,
-        files=totals.files + FREE_INODES,
-        free_files=FREE_INODES,
+        files=space.total_files,
+        free_files=space.free_files,
         name_max=NAME_MAX_BYTES,
     )
+
+
+def get_space(totals: Totals) -> Space:
+    """What statfs says: what there is, and where nothing is known to limit it, so much that no program stops for it."""
+    size = -(-totals.known_bytes // STATFS_BLOCK_BYTES) * STATFS_BLOCK_BYTES
+    space = totals.space or Space(size + UNLIMITED_BYTES, UNLIMITED_BYTES)
+    if space.total_files:
+        return space
+    return Space(space.total_bytes, space.free_bytes, totals.files + FREE_INODES, FREE_INODES)

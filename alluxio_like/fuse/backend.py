@@ -12,7 +12,7 @@ from typing import Protocol
 from alluxio_like.locks import Lock, Place
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import Changed, DraftSealed, NewAttributes, NewName, Renaming, XattrChange
-from alluxio_like.types import Entry, FileRef, InodeId, MountId, Recall, SharedRange, WorkerId
+from alluxio_like.types import Entry, FileRef, InodeId, MountId, Recall, SharedRange, Space, WorkerId
 from alluxio_like.waits import Seconds
 
 Buffer = bytes | bytearray | memoryview
@@ -37,10 +37,12 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What is known of the whole namespace: inodes and the bytes of all files."""
+    """What is known of the whole namespace: inodes and the bytes of all files. `space`: what the place asked about can hold
+    (None: nothing is known to limit it)."""
 
     files: int
     known_bytes: int
+    space: Space | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,8 @@ class DraftFiles(Protocol):
 
     async def find(self, inode: InodeId) -> WorkerId: ...
 
+    async def claim(self, inode: InodeId, size: int, *, only_asks: bool = False) -> int | None: ...
+
 
 class MountLocks(Protocol):
     """Locks of one mount: client/locks.py, whose words apply."""
@@ -292,8 +296,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def get_totals(self) -> Totals:
-        """Sums for statfs."""
+    async def get_totals(self, inode: InodeId) -> Totals:
+        """Sums for statfs, and the space at an inode."""
         ...
 
     async def get_cache_state(self, entry: Entry) -> CacheState:

@@ -104,9 +104,9 @@ class ClientBackend:
     def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]]) -> None:
         self._client.watch(listener)
 
-    async def get_totals(self) -> Totals:
-        totals = await self._client.stat_fs()
-        return Totals(totals.files, totals.known_bytes)
+    async def get_totals(self, inode: InodeId) -> Totals:
+        totals, space = await self._client.measure(inode)
+        return Totals(totals.files, totals.known_bytes, space)
 
     async def get_cache_state(self, entry: Entry) -> CacheState:
         if entry.ref is None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from alluxio_like.errors import AlluxioLikeError, Internal, ReadOnly
+from alluxio_like.errors import AlluxioLikeError, Internal, QuotaExceeded, ReadOnly
 from alluxio_like.fuse.attributes import FileError, WrittenAttr
 from alluxio_like.fuse.backend import DraftFiles
 from alluxio_like.fuse.handles import FileHandle
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 """How often it is looked whether what an earlier daemon's callers write is written still. A guess."""
+CARELESS_BYTES = 1 << 30
+"""Where quotas leave so much, the kernel may write by itself. A guess."""
+_CLAIMED_BYTES = 8 << 20
 _T = TypeVar("_T")
 Stamp = tuple[int, int, int]
 """Size, mtime and ctime of a file: others than before when it was written to."""
@@ -53,6 +56,8 @@ class Draft:
     is_new: bool = False
     """Made with this draft: the kernel was never given attributes of it to keep."""
     over: bool = False
+    limit: int | None = None
+    """The size that quotas let it grow to without being asked again; None: none limits it."""
     reading: bool = False
     """Its descriptor is for reading only: nobody writes it through this daemon, but somebody may through the kernel."""
     sealing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -188,6 +193,7 @@ class Drafts:
         draft = Draft(ref.inode, opened.worker_id, opened.fd, ref.version, (found.st_dev, found.st_ino), is_new=is_new)
         if known and found.st_size == ref.size and not (truncate and ref.size):
             draft.sealed = get_stamp(found)
+        draft.limit = await self._files.claim(ref.inode, found.st_size + CARELESS_BYTES, only_asks=True)
         self._drafts[ref.inode] = draft
         self._notes.note_written(ref.inode)
         for file in self._list_open(ref.inode):
@@ -250,6 +256,8 @@ class Drafts:
                 self._note_sealed(draft, sealed, before)
                 if self._tell_attributes is not None and not draft.is_new and not sealed.unchanged:
                     await self._tell_attributes(draft.inode)
+            if sealed.over_quota:
+                raise QuotaExceeded("it is kept, and is more than the quota of its directory allows: remove something")
         finally:
             self._leave(draft)
 
@@ -259,6 +267,22 @@ class Drafts:
             self._on_sealed(draft, old)
         # What was written meanwhile may or may not be in it.
         draft.sealed = before if get_stamp(draft.stat()) == before else None
+
+    # Quotas
+
+    def needs_asking(self, draft: Draft) -> bool:
+        """Whether a quota leaves so little that each write has to be looked at.
+
+        (What the kernel writes by itself is seen when the file is closed.)"""
+        return draft.limit is not None and draft.limit < draft.stat().st_size + CARELESS_BYTES
+
+    async def claim(self, draft: Draft, size: int) -> None:
+        """Have a file grow to a size. Raises QuotaExceeded."""
+        if draft.limit is None or size <= max(draft.limit, draft.stat().st_size):
+            return
+        draft.limit = await self._files.claim(draft.inode, size + _CLAIMED_BYTES)
+        if draft.limit is not None and size > draft.limit:
+            raise QuotaExceeded("the quota of the file's directory is used up: remove something, or have it raised")
 
     # Ending
 

@@ -353,7 +353,7 @@ class MemoryBackend:
     def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]]) -> None:
         self.listener = listener
 
-    async def get_totals(self) -> Totals:
+    async def get_totals(self, inode: InodeId) -> Totals:
         await self._enter("get_totals")
         live = [node.entry.attr.size for node in self._nodes.values() if not node.gone]
         return Totals(len(live), sum(live))

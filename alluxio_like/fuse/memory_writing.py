@@ -184,6 +184,9 @@ class MemoryWriting:
     async def check_writable(self, mount_id: MountId) -> None:
         return None
 
+    async def claim(self, inode: InodeId, size: int, *, only_asks: bool = False) -> int | None:
+        return None
+
     async def find(self, inode: InodeId) -> WorkerId:
         return WorkerId("w1")
 

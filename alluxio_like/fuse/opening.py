@@ -296,12 +296,14 @@ class Opener:
         until_s = self._unfilled.lookup(entry.attr.inode)
         return until_s is None or self._clock.monotonic() >= until_s
 
-    def open_draft(self, node: int, entry: Entry, draft: Draft, thread: int, unique: int, *, writes: bool) -> Choice:
-        """How an open of a file that is being written is answered. Raises Stale."""
+    def open_draft(
+        self, node: int, entry: Entry, draft: Draft, thread: int, unique: int, *, writes: bool, passes: bool = True
+    ) -> Choice:
+        """How an open of a file that is being written is answered. `passes`: the kernel may write by itself. Raises Stale."""
         self._send_on(node, entry, thread, unique)
         self._written[draft.inode] = draft
         disk = self._disks.setdefault(draft.key[0], _Disk())
-        whole = _DraftFile(draft, disk) if self._passes else None
+        whole = _DraftFile(draft, disk) if self._passes and passes else None
         try:
             choice = self.decide(node, entry, thread, unique, whole, note=False, draft=draft)
         finally:

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 NAME_MAX_BYTES = 255
 
+_TOTALS_KEPT = 1000
 _QUICK_ANSWER_S = 0.5
 """How long the root's attributes and statfs may wait for the services: umount(8) asks for both, also when these are down. A
 guess."""
@@ -127,7 +128,7 @@ class Operations:
         )
         self._away_until_s = 0.0
         self._open: dict[InodeId, list[FileHandle]] = {}
-        self._totals = Totals(0, 0)
+        self._totals: dict[int, Totals] = {}
         self._refreshes: dict[str, asyncio.Task[None]] = {}
 
     # Names and attributes
@@ -514,10 +515,11 @@ class Operations:
 
     # The rest
 
-    async def statfs(self) -> Totals:
-        """Sums over the namespace, from memory when the services do not answer at once."""
-        await self._refresh("totals", self._refresh_totals)
-        return self._totals
+    async def statfs(self, node: int) -> Totals:
+        """Sums over the namespace and the space at an inode, from memory when the services do not answer at once."""
+        await self._refresh(f"totals {node}", lambda: self._refresh_totals(node))
+        known = self._totals.get(node) or next(iter(self._totals.values()), None)
+        return known or Totals(0, 0)
 
     def is_xattr(self, name: bytes) -> bool:
         """Whether an extended attribute can be there; what cannot need not be asked for."""
@@ -639,11 +641,14 @@ class Operations:
             self._root = answer.entry
             self._root_until_s = self._clock.monotonic() + answer.valid_s
 
-    async def _refresh_totals(self) -> None:
+    async def _refresh_totals(self, node: int) -> None:
         try:
-            self._totals = await self._backend.get_totals()
+            totals = await self._backend.get_totals(self.get_inode(node))
         except AlluxioLikeError:
             return
+        if len(self._totals) >= _TOTALS_KEPT:
+            self._totals.clear()
+        self._totals[node] = totals
 
     def _note_failure(self, file: FileHandle, offset: int, length: int, started_s: float, error: AlluxioLikeError) -> None:
         if isinstance(error, Stale):

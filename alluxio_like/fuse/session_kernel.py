@@ -535,9 +535,9 @@ class Session:
 
     # The rest
 
-    def _statfs(self, unique: int, _node: int, thread: int, _length: int) -> None:
+    def _statfs(self, unique: int, node: int, thread: int, _length: int) -> None:
         async def ask() -> bytes:
-            return answers.pack_statfs(await self._operations.statfs())
+            return answers.pack_statfs(await self._operations.statfs(self._nodes.get_inode(node)))
 
         self._spawn("statfs", unique, thread, time.perf_counter(), ask())
 

@@ -29,7 +29,9 @@ import pyfuse3
 
 from alluxio_like.errors import ConfigError
 from alluxio_like.fuse.accounting import Accounting
+from alluxio_like.fuse.answers import STATFS_BLOCK_BYTES, get_space
 from alluxio_like.fuse.attributes import PREFERRED_IO_BYTES, count_stat_blocks, get_stat_mode
+from alluxio_like.fuse.kernel_memory import ROOT_NODE
 from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.operations import NAME_MAX_BYTES, Operations
 from alluxio_like.metrics import Metrics
@@ -46,10 +48,6 @@ _MIN_TASKS = 4
 """Idle tasks that are kept waiting for requests. A guess."""
 _BURST = 16
 """Requests taken one after the other before the event loop gets its turn. A guess."""
-_FREE_BLOCKS_BYTES = 1 << 50
-"""Free space that statfs shows: there is no end to a store."""
-_STATFS_BLOCK_BYTES = 4096
-_FREE_INODES = 1 << 32
 
 
 class _ClosedResourceError(Exception):
@@ -332,14 +330,15 @@ class _Handlers(pyfuse3.Operations):
     # The rest
 
     async def statfs(self, ctx: Any) -> "pyfuse3.StatvfsData":
-        totals = await self._run("statfs", self._operations.statfs())
+        # (libfuse does not say of which inode: of the root.)
+        space = get_space(await self._run("statfs", self._operations.statfs(ROOT_NODE)))
         data = pyfuse3.StatvfsData()
-        free = _FREE_BLOCKS_BYTES // _STATFS_BLOCK_BYTES
-        data.f_bsize = data.f_frsize = _STATFS_BLOCK_BYTES
-        data.f_blocks = -(-totals.known_bytes // _STATFS_BLOCK_BYTES) + free
+        free = space.free_bytes // STATFS_BLOCK_BYTES
+        data.f_bsize = data.f_frsize = STATFS_BLOCK_BYTES
+        data.f_blocks = max(free, space.total_bytes // STATFS_BLOCK_BYTES)
         data.f_bfree = data.f_bavail = free
-        data.f_files = totals.files + _FREE_INODES
-        data.f_ffree = data.f_favail = _FREE_INODES
+        data.f_files = space.total_files
+        data.f_ffree = data.f_favail = space.free_files
         data.f_namemax = NAME_MAX_BYTES
         return data
 

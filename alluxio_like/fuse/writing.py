@@ -31,6 +31,7 @@ from alluxio_like.types import OWN_TOKEN, Entry, Kind, to_str
 INLINE_BYTES = 128 << 10
 """A WRITE of up to so much is done at once; a larger one in a thread, since it may have to wait for the disk. A guess."""
 _MOST_COPIED = 1 << 30
+_FALLOC_FL_KEEP_SIZE = 1
 _MOST_OFFSET = (1 << 63) - 1
 """The wire's are without a sign: above are those below zero."""
 
@@ -100,7 +101,8 @@ class Writing:
         draft = await self._drafts.open(entry, truncate=truncate, created=created)
         try:
             unique = header.unique & ~wire.UNIQUE_RESEND
-            choice = self._opener.open_draft(node, entry, draft, header.pid, unique, writes=True)
+            passes = not self._drafts.needs_asking(draft)
+            choice = self._opener.open_draft(node, entry, draft, header.pid, unique, writes=True, passes=passes)
         except BaseException:
             await self._drafts.begin_release(draft)
             raise
@@ -141,6 +143,7 @@ class Writing:
         draft = await self._drafts.open(entry, truncate=truncate, created=created)
         try:
             if not truncate:
+                await self._drafts.claim(draft, size)
                 await self._drafts.use(draft, lambda fd: os.ftruncate(fd, size))
             await self._drafts.seal(draft, self._changing.make_operation_id(header, ".s"))
         finally:
@@ -164,6 +167,7 @@ class Writing:
     async def _truncate(self, header: wire.InHeader, body: wire.Setattr) -> None:
         if body.valid & wire.FATTR_FH:
             draft = await self._get_draft(header, body.fh)
+            await self._drafts.claim(draft, body.size)
             await self._drafts.use(draft, lambda fd: os.ftruncate(fd, body.size))
             return
         entry = await self._operations.get_entry_to_write(self._nodes.get_inode(header.nodeid))
@@ -176,7 +180,10 @@ class Writing:
         file = self._operations.lookup_file(handle)
         if file is None or file.draft is None or len(data) > INLINE_BYTES or write_flags & wire.WRITE_KILL_SUIDGID:
             return -1
-        return _write(file.draft.fd, data, self._get_offset(file, file.draft, offset, flags, write_flags))
+        offset = self._get_offset(file, file.draft, offset, flags, write_flags)
+        if file.draft.limit is not None and offset + len(data) > file.draft.limit:
+            return -1
+        return _write(file.draft.fd, data, offset)
 
     async def write(self, request: wire.Request) -> bytes:
         header, body = request
@@ -189,6 +196,7 @@ class Writing:
                 header, await self._operations.get_shown_entry(self._nodes.get_inode(header.nodeid))
             )
         data = body.data
+        await self._drafts.claim(draft, offset + len(data))
         return wire.pack_write(await self._drafts.use(draft, lambda fd: _write(fd, data, offset)))
 
     @staticmethod
@@ -228,6 +236,8 @@ class Writing:
         header, body = request
         assert isinstance(body, wire.Fallocate)
         draft = await self._get_draft(header, body.fh)
+        if not body.mode & _FALLOC_FL_KEEP_SIZE:
+            await self._drafts.claim(draft, body.offset + body.length)
         await self._drafts.use(draft, lambda fd: _fallocate(fd, body.mode, body.offset, body.length))
         return b""
 
@@ -263,6 +273,7 @@ class Writing:
         target = await self._get_draft(header._replace(nodeid=body.nodeid_out), body.fh_out)
         source = await self._get_file(header, body.fh_in, writes=False)
         length = min(body.length, _MOST_COPIED)
+        await self._drafts.claim(target, body.offset_out + length)
 
         def copy(fd: int, from_fd: int) -> int:
             return os.copy_file_range(from_fd, fd, length, body.offset_in, body.offset_out)

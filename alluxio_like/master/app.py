@@ -32,10 +32,12 @@ from alluxio_like.master.locking import LocksService
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable, UfsOpener
 from alluxio_like.master.pacing import Pacer
+from alluxio_like.master.quotas import QuotasService
 from alluxio_like.master.service_cache import CacheService
 from alluxio_like.master.service_namespace import MountsService, NamespaceService
 from alluxio_like.master.service_workers import WorkersService
 from alluxio_like.master.snapshots import SnapshotsService
+from alluxio_like.master.spaces import Spaces
 from alluxio_like.master.surveying import Surveyor
 from alluxio_like.master.unpersisted_files import UnpersistedFiles
 from alluxio_like.master.worker_pool import WorkerPool
@@ -46,6 +48,7 @@ from alluxio_like.rpc.changes import add_changes_service
 from alluxio_like.rpc.coherence import add_coherence_service
 from alluxio_like.rpc.locks import add_locks_service
 from alluxio_like.rpc.master_servicer import add_master_services
+from alluxio_like.rpc.quotas import add_quotas_service
 from alluxio_like.rpc.server import create_server
 from alluxio_like.rpc.snapshots import add_snapshots_service
 from alluxio_like.types import FileId, WorkerId
@@ -157,24 +160,37 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
         unpersisted = UnpersistedFiles(meta, mounts, pool, follower, metrics)
         workers = WorkersService(meta, registry, pool, clock=clock, metrics=metrics)
         guard = Guard(token, config.client_token_file)
+        spaces = Spaces(meta, mounts, clock=clock)
+        stack.push_async_callback(spaces.close)
         server = create_server(config.bind, tls=config.tls, insecure=config.insecure, guard=guard, metrics=metrics)
         add_master_services(
             server.grpc_server,
-            namespace=NamespaceService(meta, lister, surveyor, registry, clock=clock),
+            namespace=NamespaceService(meta, lister, surveyor, registry, spaces, clock=clock),
             mounts=MountsService(mounts, lister),
             workers=workers,
             cache=CacheService(meta, lister, mounts, registry, pool, jobs, coherence, unpersisted, clock=clock, version=version),
         )
         add_coherence_service(server.grpc_server, coherence)
         empty = EmptyFiles(meta, mounts, asker, coherence, follower, clock=clock, cluster_id=cluster_id)
+        limits = QuotasService(meta, lister, metrics, clock=clock)
         changing = ChangesService(
-            meta, lister, mounts, coherence, follower, unpersisted, empty, clock=clock, io_timeout_s=config.io_timeout_s
+            meta,
+            lister,
+            mounts,
+            coherence,
+            follower,
+            unpersisted,
+            empty,
+            limits.note_sealed,
+            clock=clock,
+            io_timeout_s=config.io_timeout_s,
         )
         add_changes_service(server.grpc_server, changing)
         locks = LocksService(is_live=coherence.is_live, get_start_wait_s=coherence.get_start_wait_s, monotonic=clock.monotonic)
         add_locks_service(server.grpc_server, locks)
         frozen = SnapshotsService(meta, lister, clock=clock)
         add_snapshots_service(server.grpc_server, frozen)
+        add_quotas_service(server.grpc_server, limits)
         http = start_http(
             config.http_bind,
             metrics,
@@ -190,6 +206,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
         chores = [
             asyncio.create_task(_watch_workers(meta, registry, jobs, metrics, clock), name="watch workers"),
             asyncio.create_task(frozen.collect(), name="collect snapshots"),
+            asyncio.create_task(limits.count(), name="count for quotas"),
             asyncio.create_task(_watch_leases(coherence, locks), name="watch leases"),
             asyncio.create_task(_forget_old(meta, registry, pool, clock), name="forget old"),
             asyncio.create_task(mounts.check_all(), name="check mounts"),

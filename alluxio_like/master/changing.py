@@ -85,6 +85,7 @@ class ChangesService:
         follower: Follower,
         unpersisted: UnpersistedFiles,
         empty: EmptyFiles,
+        note_sealed: Callable[[InodeId], None],
         *,
         clock: Clock,
         io_timeout_s: float,
@@ -97,6 +98,7 @@ class ChangesService:
         self._follower = follower
         self._unpersisted = unpersisted
         self._empty = empty
+        self._note_sealed = note_sealed
         self._clock = clock
         self._io_timeout_s = io_timeout_s
 
@@ -202,10 +204,11 @@ class ChangesService:
                 ref = replace(ref, version=outcome.version, fingerprint=fingerprint, source=None, holders=(holder,))
             policy = self._find_policy(txn, inode).policy
             recalls = outcome.recalls if draft.lease else ()
-            return Sealed(ref, policy, unwanted=entry.attr.nlink == 0, recalls=recalls)
+            return Sealed(ref, policy, unwanted=entry.attr.nlink == 0, recalls=recalls, over_quota=outcome.over_quota)
 
         sealed = await self._commit(operation_id, "seal", apply, view, lease=draft.lease)
         self._empty.note_sealed(inode)
+        self._note_sealed(inode)
         return sealed
 
     async def note_holders(self, file_id: FileId, worker_ids: Sequence[WorkerId]) -> None:
@@ -472,11 +475,12 @@ def _pack_outcome(outcome: Outcome) -> bytes:
         [recall.directory, [name.hex() for name in recall.names], recall.all_names, list(recall.inodes)]
         for recall in outcome.recalls
     ]
-    return json.dumps([outcome.inode, recalls, outcome.version], separators=(",", ":")).encode()
+    return json.dumps([outcome.inode, recalls, outcome.version, outcome.over_quota], separators=(",", ":")).encode()
 
 
 def _unpack_outcome(data: bytes) -> Outcome:
-    inode, recalls, version = json.loads(data)
+    # (The last is missing in what an earlier release has left.)
+    inode, recalls, version, *over_quota = json.loads(data)
     return Outcome(
         InodeId(inode),
         tuple(
@@ -484,4 +488,5 @@ def _unpack_outcome(data: bytes) -> Outcome:
             for directory, names, all_names, inodes in recalls
         ),
         VersionId(version),
+        bool(over_quota and over_quota[0]),
     )

@@ -13,6 +13,7 @@ from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.listing import Answer, Lister
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.spaces import Spaces
 from alluxio_like.master.surveying import Survey, Surveyor
 from alluxio_like.master.tree import TreeLister
 from alluxio_like.master.workers import WorkerRegistry
@@ -41,11 +42,14 @@ SYNCS_AT_ONCE = 8
 class NamespaceService:
     """NamespaceHandler of rpc.master_servicer."""
 
-    def __init__(self, meta: MetaStore, lister: Lister, surveyor: Surveyor, registry: WorkerRegistry, *, clock: Clock) -> None:
+    def __init__(
+        self, meta: MetaStore, lister: Lister, surveyor: Surveyor, registry: WorkerRegistry, spaces: Spaces, *, clock: Clock
+    ) -> None:
         self._meta = meta
         self._lister = lister
         self._surveyor = surveyor
         self._registry = registry
+        self._spaces = spaces
         self._clock = clock
         self._trees = TreeLister(meta, lister, surveyor, clock=clock)
 
@@ -156,8 +160,9 @@ class NamespaceService:
     def list_tree(self, path: str, unless: int) -> AsyncIterator[TreePage]:
         return self._trees.list_tree(path, unless)
 
-    async def stat_fs(self) -> FsTotals:
-        return get_totals(self._meta, self._registry)
+    async def stat_fs(self, inode: InodeId | None = None) -> FsTotals:
+        totals = get_totals(self._meta, self._registry)
+        return totals if inode is None else await self._spaces.add_room(totals, inode)
 
 
 def _make_result(answer: Answer) -> LookupResult:

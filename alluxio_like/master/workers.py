@@ -98,6 +98,7 @@ class WorkerRegistry:
             home_bytes=status.home_bytes,
             guest_bytes=status.guest_bytes,
             pinned_bytes=status.pinned_bytes,
+            kept_bytes=status.kept_bytes,
             file_count=status.file_count,
             unpersisted_bytes=status.unpersisted_bytes,
             unpersisted_limit_bytes=status.unpersisted_limit_bytes,

@@ -169,6 +169,7 @@ class _Changes:
             policy=_policy(sealed.policy),
             recalls=make_recalls(sealed.recalls),
             told=make_told(sealed.told),
+            over_quota=sealed.over_quota,
         )
 
     async def NoteHolders(self, request: writing_pb2.NoteHoldersRequest, _: Any) -> writing_pb2.NoteHoldersReply:
@@ -314,7 +315,7 @@ class ChangesStub:
         )
         reply = await self._call("Seal", request)
         recalls, told = to_recalls(reply.recalls), to_told(reply.told)
-        return Sealed(convert.to_file_ref(reply.file), _to_policy(reply.policy), reply.unwanted, recalls, told)
+        return Sealed(convert.to_file_ref(reply.file), _to_policy(reply.policy), reply.unwanted, recalls, told, reply.over_quota)
 
     async def note_holders(self, file_id: FileId, worker_ids: Sequence[WorkerId]) -> None:
         request = writing_pb2.NoteHoldersRequest(inode=file_id.inode, version=file_id.version, worker_ids=worker_ids)

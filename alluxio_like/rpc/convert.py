@@ -46,6 +46,7 @@ from alluxio_like.types import (
     JobId,
     Kind,
     MountId,
+    Space,
     TreeColumns,
     VersionId,
     Worker,
@@ -192,6 +193,7 @@ def worker_info(value: Worker) -> common_pb2.WorkerInfo:
         usable_bytes=value.usable_bytes,
         unpersisted_bytes=value.unpersisted_bytes,
         unpersisted_limit_bytes=value.unpersisted_limit_bytes,
+        kept_bytes=value.kept_bytes,
     )
 
 
@@ -214,6 +216,7 @@ def to_worker(message: common_pb2.WorkerInfo) -> Worker:
         usable_bytes=message.usable_bytes if message.HasField("usable_bytes") else None,
         unpersisted_bytes=message.unpersisted_bytes,
         unpersisted_limit_bytes=message.unpersisted_limit_bytes if message.HasField("unpersisted_limit_bytes") else None,
+        kept_bytes=message.kept_bytes,
     )
 
 
@@ -278,11 +281,37 @@ def fs_totals_reply(value: FsTotals) -> master_pb2.StatFsReply:
         known_bytes=value.known_bytes,
         capacity_bytes=value.capacity_bytes,
         used_bytes=value.used_bytes,
+        space=None if value.space is None else _space(value.space),
+        policy=value.policy,
+        quota_free_bytes=value.quota_free_bytes,
+        has_quotas=value.has_quotas,
     )
 
 
 def to_fs_totals(message: master_pb2.StatFsReply) -> FsTotals:
-    return FsTotals(message.files, message.known_bytes, message.capacity_bytes, message.used_bytes)
+    return FsTotals(
+        message.files,
+        message.known_bytes,
+        message.capacity_bytes,
+        message.used_bytes,
+        _to_space(message.space) if message.HasField("space") else None,
+        message.policy,
+        message.quota_free_bytes if message.HasField("quota_free_bytes") else None,
+        message.has_quotas,
+    )
+
+
+def _space(value: Space) -> master_pb2.Space:
+    return master_pb2.Space(
+        total_bytes=value.total_bytes,
+        free_bytes=value.free_bytes,
+        total_files=value.total_files,
+        free_files=value.free_files,
+    )
+
+
+def _to_space(message: master_pb2.Space) -> Space:
+    return Space(message.total_bytes, message.free_bytes, message.total_files, message.free_files)
 
 
 # --- mounts ---

@@ -65,6 +65,7 @@ class _Drafts:
             mtime_ns=sealed.mtime_ns,
             recalls=make_recalls(sealed.recalls),
             told=make_told(sealed.told),
+            over_quota=sealed.over_quota,
         )
 
     async def End(self, request: writing_pb2.EndDraftRequest, _: Any) -> writing_pb2.EndDraftReply:
@@ -98,7 +99,8 @@ class DraftsStub:
         request = writing_pb2.SealDraftRequest(operation_id=operation_id, inode=inode, lease=lease)
         reply = await self._call("Seal", request, timeout_s)
         ref = convert.to_file_ref(reply.file) if reply.HasField("file") else None
-        return DraftSealed(ref, reply.mtime_ns, reply.unchanged, to_recalls(reply.recalls), to_told(reply.told))
+        recalls, told = to_recalls(reply.recalls), to_told(reply.told)
+        return DraftSealed(ref, reply.mtime_ns, reply.unchanged, recalls, told, reply.over_quota)
 
     async def end(self, inode: InodeId, *, timeout_s: float | None = None) -> None:
         await self._call("End", writing_pb2.EndDraftRequest(inode=inode), timeout_s)

@@ -71,7 +71,9 @@ class NamespaceHandler(Protocol):
         """All below a directory; one page that says so if it still is what it was when the mark `unless` was given."""
         ...
 
-    async def stat_fs(self) -> FsTotals: ...
+    async def stat_fs(self, inode: InodeId | None = None) -> FsTotals:
+        """Totals, and the room at an inode."""
+        ...
 
 
 class MountsHandler(Protocol):
@@ -201,7 +203,7 @@ class _Namespace:
                 yield convert.tree_page(one)
 
     async def StatFs(self, request: master_pb2.StatFsRequest, _: Any) -> master_pb2.StatFsReply:
-        return convert.fs_totals_reply(await self._handler.stat_fs())
+        return convert.fs_totals_reply(await self._handler.stat_fs(InodeId(request.inode) or None))
 
 
 class _Mounts:

@@ -113,8 +113,8 @@ class MasterStub:
             Method(self._channel, "master", "Namespace", "ListTree"), request, timeout_s or 0, convert.to_tree_page
         )
 
-    async def stat_fs(self, *, timeout_s: float | None = None) -> FsTotals:
-        request = master_pb2.StatFsRequest()
+    async def stat_fs(self, inode: InodeId | None = None, *, timeout_s: float | None = None) -> FsTotals:
+        request = master_pb2.StatFsRequest(inode=inode or 0)
         reply = await self._call("Namespace", "StatFs", request, timeout_s)
         return convert.to_fs_totals(reply)
 

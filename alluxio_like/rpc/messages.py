@@ -20,6 +20,7 @@ from alluxio_like.types import (
     MountId,
     PageRange,
     Recall,
+    Space,
     TreeColumns,
     VersionId,
     Worker,
@@ -107,12 +108,18 @@ class SyncResult:
 
 @dataclass(frozen=True, slots=True)
 class FsTotals:
-    """Totals of the known namespace and of the caches."""
+    """Totals of the known namespace and of the caches. Of the inode that was asked about: the space that its quotas and its store
+    have (None: nothing is known to limit it), the kind of write policy that holds (empty: nothing can be written), and what the
+    tightest quota leaves (None: none). `has_quotas`: there are quotas somewhere."""
 
     files: int
     known_bytes: int
     capacity_bytes: int
     used_bytes: int
+    space: Space | None = None
+    policy: str = ""
+    quota_free_bytes: int | None = None
+    has_quotas: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,6 +145,8 @@ class Sealed:
     unwanted: bool = False
     recalls: tuple[Recall, ...] = ()
     told: tuple[Told, ...] = ()
+    over_quota: bool = False
+    """It has made more of what is in a directory than its quota allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,3 +203,4 @@ class DraftSealed:
     unchanged: bool = False
     recalls: tuple[Recall, ...] = ()
     told: tuple[Told, ...] = ()
+    over_quota: bool = False

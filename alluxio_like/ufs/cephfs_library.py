@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alluxio_like import errors
+from alluxio_like.types import Space
 from alluxio_like.ufs.posix_ops import Found, FoundKind, Scanned
 
 LIBRARY = "libcephfs.so.2"
@@ -65,6 +66,19 @@ class _Statx(ctypes.Structure):
     ]
 
 
+class _Statvfs(ctypes.Structure):
+    """struct statvfs of 64-bit Linux."""
+
+    _fields_ = [
+        ("block_bytes", c_uint64),
+        ("fragment_bytes", c_uint64),
+        ("blocks", c_uint64),
+        ("free_blocks", c_uint64),
+        ("available_blocks", c_uint64),
+        ("rest", c_uint64 * 9),
+    ]
+
+
 class _Dirent(ctypes.Structure):
     _fields_ = [
         ("ino", c_uint64),
@@ -86,6 +100,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "ceph_ll_lookup_root": [c_void_p, POINTER(c_void_p)],
     "ceph_ll_lookup": [c_void_p, c_void_p, c_char_p, POINTER(c_void_p), POINTER(_Statx), c_uint, c_uint, c_void_p],
     "ceph_ll_put": [c_void_p, c_void_p],
+    "ceph_ll_statfs": [c_void_p, c_void_p, POINTER(_Statvfs)],
     "ceph_ll_getattr": [c_void_p, c_void_p, POINTER(_Statx), c_uint, c_uint, c_void_p],
     "ceph_ll_setattr": [c_void_p, c_void_p, POINTER(_Statx), c_int, c_void_p],
     "ceph_ll_open": [c_void_p, c_void_p, c_int, POINTER(c_void_p), c_void_p],
@@ -213,6 +228,13 @@ class CephOps:
         inode, found = self._lookup(directory, name)
         self._put(inode)
         return self._make_found(found)
+
+    def measure(self, directory: c_void_p) -> Space:
+        found = _Statvfs()
+        self._call("ceph_ll_statfs", self._mount, directory, byref(found))
+        unit = found.fragment_bytes
+        # (It counts its files, and has no limit to them.)
+        return Space(found.blocks * unit, found.available_blocks * unit)
 
     def make_directory(self, directory: c_void_p, name: bytes) -> None:
         inode, found = c_void_p(), _Statx()

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Generator, Iterator
 
+from alluxio_like.types import Space
 from alluxio_like.ufs.posix_ops import Found, FoundKind, Scanned
 
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -69,6 +70,11 @@ class LocalOps:
 
     def stat(self, directory: int, name: bytes) -> Found:
         return make_found(os.stat(name, dir_fd=directory, follow_symlinks=False))
+
+    def measure(self, directory: int) -> Space:
+        found = os.fstatvfs(directory)
+        unit = found.f_frsize
+        return Space(found.f_blocks * unit, found.f_bavail * unit, found.f_files, found.f_favail)
 
     def make_directory(self, directory: int, name: bytes) -> None:
         os.mkdir(name, 0o777, dir_fd=directory)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
 
+from alluxio_like.types import Space
+
 D = TypeVar("D")
 F = TypeVar("F")
 
@@ -76,6 +78,10 @@ class PosixOps(Protocol[D, F]):
         ...
 
     def stat(self, directory: D, name: bytes) -> Found: ...
+
+    def measure(self, directory: D) -> Space:
+        """What the file system of a directory can hold, as statvfs says it there."""
+        ...
 
     def make_directory(self, directory: D, name: bytes) -> None: ...
 

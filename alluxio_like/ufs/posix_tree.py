@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterator
 from typing import Generic
 
 from alluxio_like import errors
-from alluxio_like.types import Fingerprint, Kind, to_bytes, to_str
+from alluxio_like.types import Fingerprint, Kind, Space, to_bytes, to_str
 from alluxio_like.ufs.api import ListPage, StoreEntry
 from alluxio_like.ufs.posix_ops import D, F, Found, FoundKind, PosixOps
 from alluxio_like.ufs.sorted_names import SortedNames
@@ -53,6 +53,11 @@ class PosixTree(Generic[D, F]):
         """`Ufs.check`."""
         with self.translate(""), self.directory("") as root, contextlib.closing(self.ops.scan(root)) as entries:
             next(entries, None)
+
+    def measure(self) -> Space:
+        """`MeasuredUfs.measure`."""
+        with self.translate(""), self.directory("") as root:
+            return self.ops.measure(root)
 
     def stat(self, key: str) -> StoreEntry:
         """`Ufs.stat`."""

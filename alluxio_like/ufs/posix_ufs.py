@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from alluxio_like import errors
-from alluxio_like.types import Fingerprint
+from alluxio_like.types import Fingerprint, Space
 from alluxio_like.ufs.api import ListPage, StoreEntry
 from alluxio_like.ufs.posix_ops import PosixOps
 from alluxio_like.ufs.posix_tree import PosixTree
@@ -73,7 +73,7 @@ class PosixSteps:
             os.close(fd)
 
 
-_TREE_STEPS = {"check", "stat", "list_page", "read_part", "end_read"}
+_TREE_STEPS = {"check", "measure", "stat", "list_page", "read_part", "end_read"}
 
 
 class PosixUfs:
@@ -121,6 +121,12 @@ class PosixUfs:
     async def check(self) -> None:
         self._on_request("LIST")
         await self._runner.run("check")
+
+    async def measure(self) -> Space:
+        """See MeasuredUfs."""
+        self._on_request("HEAD")
+        space: Space = await self._runner.run("measure")
+        return space
 
     async def stat(self, key: str) -> StoreEntry:
         self._on_request("HEAD")

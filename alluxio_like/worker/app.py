@@ -12,12 +12,13 @@ import secrets
 import signal
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alluxio_like import errors
+from alluxio_like.cache.report import DirectoryUsage
 from alluxio_like.cache.store import CacheDirSpec, CacheStore
 from alluxio_like.clock import Clock, SystemClock
 from alluxio_like.config import WorkerConfig, write_ready_file
@@ -442,8 +443,15 @@ def _describe(store: CacheStore, address: str, host_id: str, door_path: str, dat
         home_bytes=sum(directory.home_bytes for directory in usage),
         guest_bytes=sum(directory.guest_bytes for directory in usage),
         pinned_bytes=sum(directory.pinned_bytes for directory in usage),
+        kept_bytes=_count_kept(store, usage),
         file_count=sum(directory.file_count for directory in usage),
     )
+
+
+def _count_kept(store: CacheStore, usage: Sequence[DirectoryUsage]) -> int:
+    """What nothing can be evicted for. (A file that is pinned and not at the store yet counts twice: too much, for a while.)"""
+    unpersisted = sum(upload.ref.size for upload in store.drafts.list_uploads())
+    return unpersisted + sum(directory.draft_bytes + directory.pinned_bytes for directory in usage)
 
 
 def _log_failure(done: "asyncio.Future[None]") -> None:

@@ -266,7 +266,9 @@ class DraftsService:
         if not is_changed:
             return DraftSealed(draft.record.ref, stamp.mtime_ns, unchanged=unchanged)
         sealed = await self._finish_seal(draft, lease)
-        return DraftSealed(draft.record.ref, stamp.mtime_ns, recalls=sealed.recalls, told=sealed.told)
+        return DraftSealed(
+            draft.record.ref, stamp.mtime_ns, recalls=sealed.recalls, told=sealed.told, over_quota=sealed.over_quota
+        )
 
     def _begin_seal(self, draft: Draft, operation_id: str) -> tuple[Stamp, bool]:
         """In a disk thread. Write down that what is in the draft now becomes a version; its stamp, and False: it is one."""

@@ -1,18 +1,16 @@
-"""What quotas count beside a walk: whatever programs change, link and move, wherever quotas are set and cleared, and however far the
-counting is.
+"""What quotas count beside a walk: whatever programs change, link and move, wherever quotas are set and cleared, and however far
+the counting is.
 
 The tree, its store and what programs do are those of test_changes_model.py. At every moment each record must be the sum of what
 its directory has counted, and once nothing is queued, a quota's usage is what a walk below it finds.
 """
-
-from collections.abc import Iterator
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
 from alluxio_like.kv.api import ReadTransaction
-from alluxio_like.master.core import paths, quotas, records, tables, usage
+from alluxio_like.master.core import checking_quotas, quotas, tables, usage
 from alluxio_like.master.core.quotas import Quota
 from alluxio_like.master.core.usage import Usage
 from alluxio_like.types import InodeId, Kind
@@ -42,16 +40,7 @@ class QuotasMachine(ChangesMachine):
     @invariant()
     def records_are_sums(self) -> None:
         with self.kv.read() as txn:
-            for directory, known in _iter_usages(txn):
-                assert known[:2] == _sum_children(txn, directory, known)
-                record = tables.get_inode(txn, directory)
-                if record.flags & records.ORPHAN:
-                    continue
-                queued = txn.get(records.counting_key(directory)) is not None
-                assert known.cursor is None or queued
-                for _, _, child, child_record in _iter_children(txn, directory, known):
-                    if child_record.kind is Kind.DIRECTORY and usage.lookup(txn, child) is None:
-                        assert txn.get(records.counting_key(child)) is not None
+            assert not list(checking_quotas.check(txn))
 
     def teardown(self) -> None:
         super_kv = self.kv
@@ -82,34 +71,6 @@ class QuotasMachine(ChangesMachine):
                     files += 1
                     size_bytes += record.size if child.kind is not Kind.DIRECTORY else 0
         return files, size_bytes
-
-
-def _iter_usages(txn: ReadTransaction) -> Iterator[tuple[InodeId, Usage]]:
-    for key, _ in txn.scan(b"Z", b"["):
-        directory = InodeId(int.from_bytes(key[1:], "big"))
-        known = usage.lookup(txn, directory)
-        assert known is not None
-        yield directory, known
-
-
-def _iter_children(
-    txn: ReadTransaction, directory: InodeId, known: Usage
-) -> Iterator[tuple[bytes, Usage, InodeId, records.Inode]]:
-    table = tables.get_table(txn, directory)
-    for key, data in txn.scan(records.dentry_key(table, b""), records.dentry_stop(table)):
-        inode = InodeId(records.unpack_id(data))
-        if known.covers(key[9:]):
-            yield key[9:], usage.lookup(txn, inode) or Usage(), inode, tables.get_inode(txn, inode)
-
-
-def _sum_children(txn: ReadTransaction, directory: InodeId, known: Usage) -> tuple[int, int]:
-    files = size_bytes = 0
-    for filed, below, _, record in _iter_children(txn, directory, known):
-        if record.kind is Kind.DIRECTORY:
-            files, size_bytes = files + 1 + below.files, size_bytes + below.size_bytes
-        elif record.parent == directory and paths.file_name(record.sort_name) == filed:
-            files, size_bytes = files + 1, size_bytes + record.size
-    return files, size_bytes
 
 
 class RenamingStoreMachine(QuotasMachine):

@@ -179,13 +179,13 @@ async def test_root_and_totals_answer_at_once_while_the_services_stall(world: Wo
     started = time.monotonic()
     for _ in range(2):
         assert (await world.operations.getattr(ROOT_NODE))[0].inode == ROOT_INODE
-        await world.operations.statfs()
+        await world.operations.statfs(1)
     assert time.monotonic() - started < 3
     # However often they are asked for, one call of each is under way.
     assert world.backend.calls["get_totals"] == 1
     world.backend.faults.stall_names.set()
     world.backend.faults.stall_names = None
-    assert (await world.operations.statfs()).known_bytes == 10
+    assert (await world.operations.statfs(1)).known_bytes == 10
     await world.operations.close()
 
 

@@ -38,11 +38,13 @@ class NewInode(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The inode that was made or changed, what is no longer so, and of a seal the version that it made."""
+    """The inode that was made or changed, what is no longer so, and of a seal the version that it made, and whether a quota is
+    exceeded by it."""
 
     inode: InodeId
     recalls: tuple[Recall, ...]
     version: VersionId = VersionId(0)
+    over_quota: bool = False
 
 
 class _Found(NamedTuple):

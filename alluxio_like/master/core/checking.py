@@ -11,7 +11,18 @@ from collections.abc import Iterable, Iterator
 from alluxio_like import errors
 from alluxio_like.findings import REPAIR, RESTORE, Finding, Grade
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import checking_names, journal, keys, mounts, namespace, paths, records, snapshots, tables
+from alluxio_like.master.core import (
+    checking_names,
+    checking_quotas,
+    journal,
+    keys,
+    mounts,
+    namespace,
+    paths,
+    records,
+    snapshots,
+    tables,
+)
 from alluxio_like.types import ROOT_INODE, InodeId, Kind, to_str
 
 
@@ -31,6 +42,7 @@ def check(txn: ReadTransaction) -> Iterator[Finding]:
     yield from _check_moves(txn)
     yield from _check_snapshots(txn)
     yield from _check_results(txn)
+    yield from checking_quotas.check(txn)
 
 
 def mend(txn: WriteTransaction, findings: Iterable[Finding]) -> int:

@@ -89,6 +89,11 @@ def list_all(txn: ReadTransaction) -> list[Quota]:
     return found
 
 
+def list_above(txn: ReadTransaction, directory: InodeId) -> list[Quota]:
+    """Those that hold at a directory: its own and those of the directories above."""
+    return [quota for quota, _ in _iter_quotas(txn, directory)]
+
+
 def is_counting(txn: ReadTransaction, directory: InodeId) -> bool:
     """Whether what is known to be below a directory is not all counted yet."""
     queued = list(txn.scan(b"R", b"S", limit=_LOOKED_AT))
@@ -176,6 +181,11 @@ def _show_path(txn: ReadTransaction, directory: InodeId) -> str:
 # Counting
 
 
+def is_queued(txn: ReadTransaction) -> bool:
+    """Whether there is anything to count."""
+    return next(iter(txn.scan(b"R", b"S", limit=1)), None) is not None
+
+
 def count_some(txn: WriteTransaction, limit: int = COUNTED_AT_ONCE) -> bool:
     """Go on with what is queued, about `limit` names a call; whether there is more."""
     left = limit
@@ -183,7 +193,7 @@ def count_some(txn: WriteTransaction, limit: int = COUNTED_AT_ONCE) -> bool:
         if left <= 0:
             return True
         left -= 1 + _settle(txn, InodeId(int.from_bytes(key[1:9], "big")), cursor, left)
-    return next(iter(txn.scan(b"R", b"S", limit=1)), None) is not None
+    return is_queued(txn)
 
 
 def _settle(txn: WriteTransaction, directory: InodeId, cursor: bytes, limit: int) -> int:

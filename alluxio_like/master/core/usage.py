@@ -58,8 +58,12 @@ def lookup(txn: ReadTransaction, directory: InodeId) -> Usage | None:
 
 
 def put(txn: WriteTransaction, directory: InodeId, usage: Usage) -> None:
-    partly = usage.cursor is not None
-    txn.put(records.usage_key(directory), _RECORD.pack(usage.files, usage.size_bytes, partly) + (usage.cursor or b""))
+    txn.put(records.usage_key(directory), pack(usage))
+
+
+def pack(usage: Usage) -> bytes:
+    """A record's bytes."""
+    return _RECORD.pack(usage.files, usage.size_bytes, usage.cursor is not None) + (usage.cursor or b"")
 
 
 def enqueue(txn: WriteTransaction, directory: InodeId) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import journal, keys, mounts, records, tables
+from alluxio_like.master.core import journal, keys, mounts, quotas, records, tables
 from alluxio_like.master.core.changes import Outcome, check_settled, drop_stored, list_recalls
 from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.records import Dirty, Inode, Moved
@@ -49,7 +49,9 @@ def seal(txn: WriteTransaction, inode: InodeId, size: int, mtime_ns: int, holder
     txn.put(records.dirty_key(inode), records.pack_dirty(Dirty(holders, base)))
     edit.change(inode, record, sealed)
     edit.finish()
-    return Outcome(inode, list_recalls(txn, inode, record), sealed.version)
+    # What was written is kept, whatever it makes of quotas: who wrote it is told.
+    over_quota = quotas.is_exceeded(txn, edit.grown)
+    return Outcome(inode, list_recalls(txn, inode, record), sealed.version, over_quota)
 
 
 def plan_upload(txn: ReadTransaction, inode: InodeId, version: VersionId) -> UploadPlan:

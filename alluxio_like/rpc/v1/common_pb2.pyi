@@ -123,7 +123,7 @@ class ErrorDetail(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., subject: _Optional[str] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "address", "host_id", "door_path", "capacity_bytes", "used_bytes", "live", "last_seen_s", "home_bytes", "guest_bytes", "pinned_bytes", "file_count", "data_address", "data_nonce", "usable_bytes", "unpersisted_bytes", "unpersisted_limit_bytes")
+    __slots__ = ("worker_id", "address", "host_id", "door_path", "capacity_bytes", "used_bytes", "live", "last_seen_s", "home_bytes", "guest_bytes", "pinned_bytes", "file_count", "data_address", "data_nonce", "usable_bytes", "unpersisted_bytes", "unpersisted_limit_bytes", "kept_bytes")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +141,7 @@ class WorkerInfo(_message.Message):
     USABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
     UNPERSISTED_BYTES_FIELD_NUMBER: _ClassVar[int]
     UNPERSISTED_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BYTES_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     address: str
     host_id: str
@@ -158,7 +159,8 @@ class WorkerInfo(_message.Message):
     usable_bytes: int
     unpersisted_bytes: int
     unpersisted_limit_bytes: int
-    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., host_id: _Optional[str] = ..., door_path: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., live: _Optional[bool] = ..., last_seen_s: _Optional[float] = ..., home_bytes: _Optional[int] = ..., guest_bytes: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., file_count: _Optional[int] = ..., data_address: _Optional[str] = ..., data_nonce: _Optional[str] = ..., usable_bytes: _Optional[int] = ..., unpersisted_bytes: _Optional[int] = ..., unpersisted_limit_bytes: _Optional[int] = ...) -> None: ...
+    kept_bytes: int
+    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., host_id: _Optional[str] = ..., door_path: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., live: _Optional[bool] = ..., last_seen_s: _Optional[float] = ..., home_bytes: _Optional[int] = ..., guest_bytes: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., file_count: _Optional[int] = ..., data_address: _Optional[str] = ..., data_nonce: _Optional[str] = ..., usable_bytes: _Optional[int] = ..., unpersisted_bytes: _Optional[int] = ..., unpersisted_limit_bytes: _Optional[int] = ..., kept_bytes: _Optional[int] = ...) -> None: ...
 
 class ClusterView(_message.Message):
     __slots__ = ("cluster_id", "epoch", "workers", "whole_file_limit_bytes", "page_bytes", "block_bytes")

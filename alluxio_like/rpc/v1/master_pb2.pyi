@@ -161,20 +161,42 @@ class TreePage(_message.Message):
     def __init__(self, directories: _Optional[_Iterable[bytes]] = ..., counts: _Optional[bytes] = ..., inodes: _Optional[bytes] = ..., kinds: _Optional[bytes] = ..., sizes: _Optional[bytes] = ..., mtimes_ns: _Optional[bytes] = ..., names: _Optional[bytes] = ..., name_ends: _Optional[bytes] = ..., tokens: _Optional[bytes] = ..., token_ends: _Optional[bytes] = ..., mark: _Optional[int] = ..., unchanged: _Optional[bool] = ...) -> None: ...
 
 class StatFsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("inode",)
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    def __init__(self, inode: _Optional[int] = ...) -> None: ...
+
+class Space(_message.Message):
+    __slots__ = ("total_bytes", "free_bytes", "total_files", "free_files")
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FILES_FIELD_NUMBER: _ClassVar[int]
+    FREE_FILES_FIELD_NUMBER: _ClassVar[int]
+    total_bytes: int
+    free_bytes: int
+    total_files: int
+    free_files: int
+    def __init__(self, total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., total_files: _Optional[int] = ..., free_files: _Optional[int] = ...) -> None: ...
 
 class StatFsReply(_message.Message):
-    __slots__ = ("files", "known_bytes", "capacity_bytes", "used_bytes")
+    __slots__ = ("files", "known_bytes", "capacity_bytes", "used_bytes", "space", "policy", "quota_free_bytes", "has_quotas")
     FILES_FIELD_NUMBER: _ClassVar[int]
     KNOWN_BYTES_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SPACE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HAS_QUOTAS_FIELD_NUMBER: _ClassVar[int]
     files: int
     known_bytes: int
     capacity_bytes: int
     used_bytes: int
-    def __init__(self, files: _Optional[int] = ..., known_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ...) -> None: ...
+    space: Space
+    policy: str
+    quota_free_bytes: int
+    has_quotas: bool
+    def __init__(self, files: _Optional[int] = ..., known_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., space: _Optional[_Union[Space, _Mapping]] = ..., policy: _Optional[str] = ..., quota_free_bytes: _Optional[int] = ..., has_quotas: _Optional[bool] = ...) -> None: ...
 
 class GetArchiveStatusRequest(_message.Message):
     __slots__ = ("mount_id", "key")

@@ -132,7 +132,7 @@ class NamespaceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StatFs(self, request, context):
-        """Totals of the known namespace and of the caches, for statfs.
+        """Totals of the known namespace and of the caches, and what there is room for at an inode, for statfs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

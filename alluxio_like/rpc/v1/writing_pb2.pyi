@@ -190,18 +190,20 @@ class SealRequest(_message.Message):
     def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., worker_id: _Optional[str] = ..., base_version: _Optional[int] = ..., lease: _Optional[str] = ...) -> None: ...
 
 class SealReply(_message.Message):
-    __slots__ = ("file", "unwanted", "policy", "recalls", "told")
+    __slots__ = ("file", "unwanted", "policy", "recalls", "told", "over_quota")
     FILE_FIELD_NUMBER: _ClassVar[int]
     UNWANTED_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     RECALLS_FIELD_NUMBER: _ClassVar[int]
     TOLD_FIELD_NUMBER: _ClassVar[int]
+    OVER_QUOTA_FIELD_NUMBER: _ClassVar[int]
     file: _common_pb2.FileRef
     unwanted: bool
     policy: WritePolicy
     recalls: _containers.RepeatedCompositeFieldContainer[_coherence_pb2.Recall]
     told: _containers.RepeatedCompositeFieldContainer[Told]
-    def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., unwanted: _Optional[bool] = ..., policy: _Optional[_Union[WritePolicy, _Mapping]] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ..., told: _Optional[_Iterable[_Union[Told, _Mapping]]] = ...) -> None: ...
+    over_quota: bool
+    def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., unwanted: _Optional[bool] = ..., policy: _Optional[_Union[WritePolicy, _Mapping]] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ..., told: _Optional[_Iterable[_Union[Told, _Mapping]]] = ..., over_quota: _Optional[bool] = ...) -> None: ...
 
 class WritePolicy(_message.Message):
     __slots__ = ("kind", "replicas")
@@ -375,18 +377,20 @@ class SealDraftRequest(_message.Message):
     def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., lease: _Optional[str] = ...) -> None: ...
 
 class SealDraftReply(_message.Message):
-    __slots__ = ("file", "unchanged", "mtime_ns", "recalls", "told")
+    __slots__ = ("file", "unchanged", "mtime_ns", "recalls", "told", "over_quota")
     FILE_FIELD_NUMBER: _ClassVar[int]
     UNCHANGED_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
     RECALLS_FIELD_NUMBER: _ClassVar[int]
     TOLD_FIELD_NUMBER: _ClassVar[int]
+    OVER_QUOTA_FIELD_NUMBER: _ClassVar[int]
     file: _common_pb2.FileRef
     unchanged: bool
     mtime_ns: int
     recalls: _containers.RepeatedCompositeFieldContainer[_coherence_pb2.Recall]
     told: _containers.RepeatedCompositeFieldContainer[Told]
-    def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., unchanged: _Optional[bool] = ..., mtime_ns: _Optional[int] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ..., told: _Optional[_Iterable[_Union[Told, _Mapping]]] = ...) -> None: ...
+    over_quota: bool
+    def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., unchanged: _Optional[bool] = ..., mtime_ns: _Optional[int] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ..., told: _Optional[_Iterable[_Union[Told, _Mapping]]] = ..., over_quota: _Optional[bool] = ...) -> None: ...
 
 class EndDraftRequest(_message.Message):
     __slots__ = ("inode",)
