@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.local import LocalCaches
 from alluxio_like.client.news import News
-from alluxio_like.errors import Cancelled, NotFound, ReadOnly, Unavailable
+from alluxio_like.errors import Cancelled, NotFound, ReadOnly, TimedOut, Unavailable
 from alluxio_like.placement import rank_workers
 from alluxio_like.rpc.drafts import DraftsStub
 from alluxio_like.rpc.messages import MountInfo
@@ -79,10 +79,15 @@ class DraftFiles:
 
     async def claim(self, inode: InodeId, size: int, *, only_asks: bool = False) -> int | None:
         """The size up to `size` that quotas let a file grow to, kept for it until it is sealed unless `only_asks`; None: no quota
-        limits it. Where there was none anywhere, the first one is noticed after a second."""
+        limits it, or (`only_asks`) the master is away. Where there was none anywhere, the first one is noticed after a second."""
         if time.monotonic() < self._unlimited_until_s:
             return None
-        claimed = await self._claim(inode, size, only_asks=only_asks)
+        try:
+            claimed = await self._claim(inode, size, only_asks=only_asks)
+        except (Unavailable, TimedOut):
+            if only_asks:
+                return None
+            raise
         if not claimed.has_quotas:
             self._unlimited_until_s = time.monotonic() + _UNLIMITED_S
         return claimed.size

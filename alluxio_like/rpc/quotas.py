@@ -13,6 +13,8 @@ from alluxio_like.rpc.channel import Method, RpcChannel, call_unary
 from alluxio_like.rpc.v1 import quotas_pb2, quotas_pb2_grpc
 from alluxio_like.types import InodeId, to_bytes, to_str
 
+_QUICK_S = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Quota:
@@ -106,7 +108,12 @@ class QuotasStub:
     async def claim(self, inode: InodeId, size: int, *, only_asks: bool = False) -> Claimed:
         """The size up to `size` that a file may grow to, reserved for a while unless `only_asks`."""
         request = quotas_pb2.ClaimRequest(inode=inode, size=size, only_asks=only_asks)
-        reply = await self._call("Claim", request)
+        if only_asks:
+            # (Who opens a file does not wait for a master that is away.)
+            method = Method(self._channel, "master", "Quotas", "Claim")
+            reply = await call_unary(method, request, min(_QUICK_S, self._timeout_s), repeat_s=0.0)
+        else:
+            reply = await self._call("Claim", request)
         return Claimed(reply.size if reply.HasField("size") else None, reply.has_quotas)
 
     async def list_quotas(self, path: str = "") -> list[Quota]:
