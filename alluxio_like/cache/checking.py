@@ -200,7 +200,11 @@ class _Checker:
             yield self._describe(Grade.WRONG, "missing", f"the file of {shown} is gone", _REFETCH, *rows)
 
     def _verify_file(self, file_id: FileId, record: FileRecord, path: str, shown: str) -> Iterator[Finding]:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
+        except (FileNotFoundError, BlockingIOError):
+            # A running worker is just about to take it away, or to make something else of it.
+            return
         try:
             for block, _ in self._list_blocks(file_id):
                 raw = self._txn.get(fmt.make_block_key(file_id, block), db=self._tables[fmt.BLOCKS])

@@ -5,7 +5,6 @@ rules are in master/core/checking.py and cache/checking.py. Blocks; one call a p
 """
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,12 +12,10 @@ from pathlib import Path
 
 from alluxio_like import errors
 from alluxio_like.cache.checking import CheckedDirectory, Held
+from alluxio_like.cli.metadata import Metadata, check_metadata, find_master_home, open_metadata
 from alluxio_like.findings import Finding, Grade
 from alluxio_like.kv.api import KeyValueStore, ReadTransaction
-from alluxio_like.kv.lmdb import LmdbStore
-from alluxio_like.kv.open import is_shared, open_store
 from alluxio_like.master.core import checking, records, unpersisted
-from alluxio_like.master.home import Home
 from alluxio_like.types import FileId, InodeId, VersionId
 
 _ROUNDS = 5
@@ -28,10 +25,9 @@ _LOOK_AGAIN_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What is to be looked at: a master's home or a database (or neither), and cache directories."""
+    """What is to be looked at: a master's metadata (or none), and cache directories."""
 
-    home: Path | None = None
-    metadata: str = ""
+    metadata: Metadata
     caches: tuple[Path, ...] = ()
     online: bool = False
 
@@ -49,20 +45,16 @@ class Report:
         self.leftovers += [one for one in findings if one.grade is Grade.LEFTOVER]
 
 
-def find_places(home: Path | None, metadata: str, caches: list[Path], *, online: bool) -> Places:
+def find_places(home: Path | None, url: str, caches: list[Path], *, online: bool) -> Places:
     """Complete what was named: the home of `up` has a master's and the workers' in it. Raises ConfigError, InvalidArgument."""
-    if home is not None and (home / "up.json").exists():
+    found = find_master_home(home)
+    if home is not None and found != home:
         caches = [*caches, *sorted(path for path in home.glob("worker-*/cache*") if (path / "format").exists())]
-        home = home / "master"
-    if home is None and not metadata and not caches:
+    if found is None and not url and not caches:
         raise errors.InvalidArgument("say what to look at: --home DIR of a master (or of `up`), --metadata URL, --cache DIR")
-    if metadata and not is_shared(metadata):
-        raise errors.InvalidArgument("--metadata is for a database; of a master's directory give --home")
-    if metadata and online and home is None:
-        raise errors.InvalidArgument("with --online give --home of the master, too: its copy of the database is what is read")
-    if home is not None and not (home / ("mirror" if metadata else "meta")).exists():
-        raise errors.ConfigError("there is no metadata: not the home of a master", subject=str(home))
-    return Places(home, metadata, tuple(caches), online)
+    metadata = Metadata(found, url)
+    check_metadata(metadata, online=online)
+    return Places(metadata, tuple(caches), online)
 
 
 def examine(places: Places, *, verify: bool = False, repair: bool = False) -> Report:
@@ -83,7 +75,10 @@ def examine(places: Places, *, verify: bool = False, repair: bool = False) -> Re
 def _examine_once(places: Places, *, verify: bool, repair: bool) -> Report:
     report = Report()
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(_open_metadata(places)) if places.home is not None or places.metadata else None
+        store = None
+        if places.metadata != Metadata():
+            instead = "stop the master, or look with --online"
+            store = stack.enter_context(open_metadata(places.metadata, online=places.online, instead=instead))
         directories = []
         for path in places.caches:
             directory = CheckedDirectory(path, online=places.online)
@@ -125,31 +120,6 @@ def _mend_store(store: KeyValueStore, found: list[Finding]) -> int:
         count = checking.mend(txn, found)
     store.flush()
     return count
-
-
-@contextlib.contextmanager
-def _open_metadata(places: Places) -> Iterator[KeyValueStore]:
-    """The metadata, with nobody else writing it; with `online` as it is at this moment."""
-    with contextlib.ExitStack() as stack:
-        store: KeyValueStore
-        if places.home is not None and places.online:
-            store = LmdbStore(places.home / ("mirror" if places.metadata else "meta"), read_only=True)
-        else:
-            if places.home is not None:
-                try:
-                    stack.callback(Home.open(places.home).close)
-                except errors.Conflict as error:
-                    raise errors.Conflict(
-                        f"{error.message}: stop the master, or look with --online", subject=str(places.home)
-                    ) from None
-            if places.metadata:
-                mirror = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alluxio-like-fsck-"))) / "mirror"
-                store = open_store(places.metadata, mirror=mirror)
-            else:
-                assert places.home is not None
-                store = LmdbStore(places.home / "meta")
-        stack.callback(store.close)
-        yield store
 
 
 def _compare(txn: ReadTransaction, held: list[Held]) -> Iterator[Finding]:

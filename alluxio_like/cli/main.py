@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from alluxio_like import __version__
-from alluxio_like.cli import doctor, fs, fsck, mounts, quota, report, services, snapshot, top, up, why, writing
+from alluxio_like.cli import backup, doctor, fs, fsck, mounts, quota, report, services, snapshot, top, up, why, writing
 from alluxio_like.cli.common import make_app, run_app
 
 app = make_app(
@@ -55,6 +55,8 @@ app.command("top")(top.top)
 app.command("why")(why.why)
 app.command("doctor")(doctor.doctor)
 app.command("fsck")(fsck.fsck)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 
 
 def main() -> NoReturn:

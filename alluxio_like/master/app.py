@@ -33,6 +33,7 @@ from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable, UfsOpener
 from alluxio_like.master.pacing import Pacer
 from alluxio_like.master.quotas import QuotasService
+from alluxio_like.master.reconciling import Reconciler
 from alluxio_like.master.service_cache import CacheService
 from alluxio_like.master.service_namespace import MountsService, NamespaceService
 from alluxio_like.master.service_workers import WorkersService
@@ -173,6 +174,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
         add_coherence_service(server.grpc_server, coherence)
         empty = EmptyFiles(meta, mounts, asker, coherence, follower, clock=clock, cluster_id=cluster_id)
         limits = QuotasService(meta, lister, metrics, clock=clock)
+        reconciler = Reconciler(meta, mounts, asker, coherence, clock=clock, cluster_id=cluster_id)
         changing = ChangesService(
             meta,
             lister,
@@ -213,7 +215,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
             asyncio.create_task(workers.check_reported(), name="check reported"),
             asyncio.create_task(keep_place(meta, lost), name="keep place"),
             asyncio.create_task(follower.run(), name="follow"),
-            asyncio.create_task(empty.run(), name="put empty files"),
+            asyncio.create_task(_run_both(reconciler, empty), name="put empty files"),
             asyncio.create_task(unpersisted.count_always(), name="count unpersisted"),
             asyncio.create_task(take_up_late(late, mounts, jobs, coherence), name="take up late"),
         ]
@@ -291,6 +293,12 @@ async def _watch_workers(meta: MetaStore, registry: WorkerRegistry, jobs: JobMan
                 await asyncio.sleep(0)
         except Exception:
             log.exception("a chore failed")
+
+
+async def _run_both(reconciler: Reconciler, empty: EmptyFiles) -> None:
+    """An empty file is put only once it is known what a restore has left in its place."""
+    await reconciler.run()
+    await empty.run()
 
 
 async def _watch_leases(coherence: Coherence, locks: LocksService) -> None:

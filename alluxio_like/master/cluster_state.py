@@ -47,41 +47,25 @@ def join(meta: MetaStore, cluster_id: str, token: str) -> None:
     meta.write_now(apply)
 
 
-class StoredSecrets:
-    """`mount_table.Secrets` in the namespace's store."""
+def is_own_key(key: bytes) -> bool:
+    """Whether a pair belongs to this module: it is of this kind of store alone, and sealed by the token."""
+    return key == _CLUSTER or key.startswith(_SECRET)
 
-    def __init__(self, meta: MetaStore, cluster_id: str, token: str) -> None:
-        self._meta = meta
+
+class SecretsBox:
+    """The mounts' secrets in a transaction: opened, and sealed."""
+
+    def __init__(self, cluster_id: str, token: str) -> None:
         self._cluster_id = cluster_id
         self._key = _derive(token, cluster_id, "mount secrets")
 
-    def get(self, mount_id: MountId) -> Mapping[str, str]:
-        with self._meta.read() as txn:
-            raw = txn.get(_make_key(mount_id))
+    def get(self, txn: ReadTransaction, mount_id: MountId) -> Mapping[str, str]:
+        """Raises Corrupt."""
+        raw = txn.get(_make_key(mount_id))
         return {} if raw is None else self._open(mount_id, raw)
 
-    def put(self, txn: WriteTransaction, mount_id: MountId, secrets: Mapping[str, str]) -> None:
-        """With the transaction that makes the mount."""
-        if secrets:
-            txn.put(_make_key(mount_id), self._seal(mount_id, secrets))
-        else:
-            txn.delete(_make_key(mount_id))
-
-    async def forget(self, mount_id: MountId) -> None:
-        await self._meta.write(lambda txn: txn.delete(_make_key(mount_id)))
-
-    def keep_only(self, mount_ids: set[MountId]) -> None:
-        """Remove those of mounts whose end came before they were forgotten; for the start."""
-
-        def apply(txn: WriteTransaction) -> None:
-            known = {_make_key(mount_id) for mount_id in mount_ids}
-            for key, _ in list(txn.scan(_SECRET, _SECRET + b"\xff")):
-                if key not in known:
-                    txn.delete(key)
-
-        self._meta.write_now(apply)
-
-    def _seal(self, mount_id: MountId, secrets: Mapping[str, str]) -> bytes:
+    def seal(self, mount_id: MountId, secrets: Mapping[str, str]) -> bytes:
+        """What `get` opens."""
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         nonce = os.urandom(_NONCE_BYTES)
@@ -100,6 +84,39 @@ class StoredSecrets:
 
     def _bind(self, mount_id: MountId) -> bytes:
         return f"{self._cluster_id}/{int(mount_id)}".encode()
+
+
+class StoredSecrets:
+    """`mount_table.Secrets` in the namespace's store."""
+
+    def __init__(self, meta: MetaStore, cluster_id: str, token: str) -> None:
+        self._box = SecretsBox(cluster_id, token)
+        self._meta = meta
+
+    def get(self, mount_id: MountId) -> Mapping[str, str]:
+        with self._meta.read() as txn:
+            return self._box.get(txn, mount_id)
+
+    def put(self, txn: WriteTransaction, mount_id: MountId, secrets: Mapping[str, str]) -> None:
+        """With the transaction that makes the mount."""
+        if secrets:
+            txn.put(_make_key(mount_id), self._box.seal(mount_id, secrets))
+        else:
+            txn.delete(_make_key(mount_id))
+
+    async def forget(self, mount_id: MountId) -> None:
+        await self._meta.write(lambda txn: txn.delete(_make_key(mount_id)))
+
+    def keep_only(self, mount_ids: set[MountId]) -> None:
+        """Remove those of mounts whose end came before they were forgotten; for the start."""
+
+        def apply(txn: WriteTransaction) -> None:
+            known = {_make_key(mount_id) for mount_id in mount_ids}
+            for key, _ in list(txn.scan(_SECRET, _SECRET + b"\xff")):
+                if key not in known:
+                    txn.delete(key)
+
+        self._meta.write_now(apply)
 
 
 def _make_key(mount_id: MountId) -> bytes:

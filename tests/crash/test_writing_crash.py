@@ -40,11 +40,13 @@ class Running:
             return int(state["workers"][0]["pid"])
         return int(state["fuse"]["daemon_pid"] if service == "daemon" else state[service]["pid"])
 
-    def kill(self, service: str) -> None:
-        """kill -9; returns when its successor is there."""
-        pid = self.get_pid(service)
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: self.get_pid(service) not in (0, pid), f"another {service}")
+    def kill(self, *services: str) -> None:
+        """kill -9, all at once; returns when their successors are there."""
+        pids = {service: self.get_pid(service) for service in services}
+        for pid in pids.values():
+            os.kill(pid, signal.SIGKILL)
+        for service, pid in pids.items():
+            wait_until(lambda service=service, pid=pid: self.get_pid(service) not in (0, pid), f"another {service}")
 
     def read_store(self, name: str) -> bytes:
         return (self.store / name).read_bytes()

@@ -199,3 +199,16 @@ def test_a_mount_hides_nothing_that_its_store_does_not_have(kv: KeyValueStore) -
     with pytest.raises(errors.Conflict, match="fs wait"), kv.write() as txn:
         mounts.add_mount(txn, "/m/dir", "s3://c", options={}, read_only=True, uid=0, gid=0, now_ns=22)
     assert_whole(kv)
+
+
+def test_no_snapshot_gets_the_number_of_one_that_was_deleted(kv: KeyValueStore) -> None:
+    """Mounts know what is in a snapshot by its number."""
+    with kv.write() as txn:
+        root = mounts.list_mounts(txn)[0].root
+        second = snapshots.create(txn, root, "second", 20)
+        snapshots.delete(txn, second)
+        cursor: bytes | None = b""
+        while cursor is not None:
+            cursor = snapshots.collect(txn, second.number, cursor)
+        assert snapshots.create(txn, root, "third", 21).number > second.number
+    assert_whole(kv)

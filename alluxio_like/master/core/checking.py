@@ -28,6 +28,9 @@ from alluxio_like.types import ROOT_INODE, InodeId, Kind, to_str
 
 def check(txn: ReadTransaction) -> Iterator[Finding]:
     """All that does not hold, in one consistent state of the store."""
+    if txn.get(records.KEY_RESTORING) is not None:
+        yield Finding(Grade.WRONG, "restore", "a restore was not finished", "run `alluxio-like restore` again")
+        return
     if tables.lookup_inode(txn, ROOT_INODE) is None or txn.get(records.KEY_ROOT_TABLE) is None:
         yield Finding(Grade.WRONG, "root", "there is no root directory: this is no namespace", RESTORE)
         return

@@ -103,6 +103,12 @@ def requeue(txn: WriteTransaction, step: Step, op: Op) -> None:
         bury(txn, step)
 
 
+def disarm(key: bytes, data: bytes) -> bytes:
+    """A step's record without what it was to remove: that may be another content by now."""
+    step = _unpack(int.from_bytes(key[1:9], "big"), data)
+    return _pack(step._replace(expected=None)) if step.op is Op.DELETE else data
+
+
 def remove(txn: WriteTransaction, step: Step) -> bool:
     """Take a step out; whether it was there."""
     for key in list_index_keys(step):

@@ -365,6 +365,8 @@ def make_directory(name: bytes, mount_id: MountId, uid: int, gid: int, time_ns: 
 
 def prepare(txn: WriteTransaction, now_ns: int) -> bool:
     """Create the root in an empty store; else check the format and skip ids. Whether it was empty."""
+    if txn.get(records.KEY_RESTORING) is not None:
+        raise errors.Corrupt("a restore of this metadata was not finished: run `alluxio-like restore` again")
     stored = txn.get(records.KEY_FORMAT)
     if stored is None:
         txn.put(records.KEY_FORMAT, records.pack_id(records.FORMAT))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import journal, keys, mounts, quotas, records, tables
+from alluxio_like.master.core import journal, keys, mounts, quotas, records, restoring, tables
 from alluxio_like.master.core.changes import Outcome, check_settled, drop_stored, list_recalls
 from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.records import Dirty, Inode, Moved
@@ -30,14 +30,17 @@ def seal(txn: WriteTransaction, inode: InodeId, size: int, mtime_ns: int, holder
     Also of a file that has no name any more: whoever has it open goes on writing. That one is never uploaded.
     """
     edit = Edit(txn, now_ns)
-    record = tables.get_inode(txn, inode)
+    record = tables.lookup_inode(txn, inode)
+    if record is None:
+        restoring.check_known(txn, inode)
+        raise errors.NotFound("no such inode", subject=str(inode))
     if record.kind is not Kind.FILE:
         raise errors.InvalidArgument("only files have versions", subject=str(inode))
     sealed = record._replace(
         size=size,
         mtime_ns=mtime_ns,
         ctime_ns=now_ns,
-        version=VersionId(record.version + 1),
+        version=restoring.get_next_version(txn, record.version),
         flags=record.flags & ~records.MOVED | records.LOCAL | records.OWN,
         token=b"",
     )
@@ -61,6 +64,10 @@ def plan_upload(txn: ReadTransaction, inode: InodeId, version: VersionId) -> Upl
     first: try again).
     """
     record = tables.lookup_inode(txn, inode)
+    if record is None:
+        restoring.check_known(txn, inode)
+    else:
+        restoring.check_given(inode, version, record.version)
     if record is None or record.flags & records.ORPHAN or record.version != version or not record.flags & records.LOCAL:
         raise errors.Stale("this version is not wanted any more", subject=str(inode))
     check_settled(txn, record.parent)
