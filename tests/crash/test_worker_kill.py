@@ -157,7 +157,7 @@ class Writing:
         operation_id = uuid.uuid4().hex
         while True:
             with contextlib.suppress(errors.Unavailable, errors.TimedOut, errors.Cancelled):
-                return await worker.drafts.seal(operation_id, inode)
+                return await worker.drafts.seal(operation_id, inode, "")
             await asyncio.sleep(0.05)
 
     async def wait_persisted(self, limit_s: float = 60.0) -> None:
@@ -349,7 +349,7 @@ async def test_a_policy_that_wants_more_workers_than_there_are_fails_the_close_a
     os.pwrite(fd, b"alone", 0)
     assert first.channel is not None
     with pytest.raises(errors.Unavailable, match="on 2 workers, and only 1"):
-        await DraftsStub(first.channel, timeout_s=3.0).seal("op-1", ref.inode)
+        await DraftsStub(first.channel, timeout_s=3.0).seal("op-1", ref.inode, "")
     os.close(fd)
     await first.drafts.end(ref.inode)
     # Once the store has it, nothing more is asked for.
