@@ -232,3 +232,30 @@ def test_a_namespace_of_the_format_before_is_taken_over(txn: WriteTransaction) -
     txn.put(records.KEY_FORMAT, records.pack_id(4))
     with pytest.raises(errors.FormatTooNew):
         namespace.prepare(txn, NOW)
+
+
+def test_what_was_renamed_to_and_fro_goes_on_when_nothing_was_to_be_done(txn: WriteTransaction) -> None:
+    """It is renamed again between the plan, that nothing is to be done, and its end: its bytes were then said to be nowhere."""
+    apply_listing(txn, ROOT_INODE, ["a"])
+    file = get(txn, "a").attr.inode
+    rename(txn, "a", "b")
+    rename(txn, "b", "a")
+    plans = [plan for plan in following.list_ready(txn, (), renames=()) if plan.nothing]
+    assert {plan.step.op for plan in plans} == {Op.SETTLE, Op.DELETE}
+    rename(txn, "a", "c")
+    for plan in plans:
+        following.finish(txn, plan, NOW + 10)
+    assert namespace.get_key(txn, file)[1] == "a"
+    (moving,) = [one for one in following.list_ready(txn, (), renames=()) if one.step.op is Op.SETTLE]
+    assert (moving.source, moving.target, moving.nothing) == ("a", "c", False)
+
+
+def test_what_has_arrived_while_a_removal_ran_is_removed_too(txn: WriteTransaction) -> None:
+    apply_listing(txn, ROOT_INODE, ["a"])
+    file = get(txn, "a").attr.inode
+    changes.unlink(txn, ROOT_INODE, b"a", NOW + 9)
+    (plan,) = following.list_ready(txn, (), renames=())
+    versions.note_arrived(txn, plan.step.mount_id, file, "a", Fingerprint("late", 4))
+    following.finish(txn, plan, NOW + 10)
+    (again,) = following.list_ready(txn, (), renames=())
+    assert (again.source, again.expected) == ("a", Fingerprint("late", 4))

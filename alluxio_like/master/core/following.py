@@ -168,7 +168,8 @@ def finish(txn: WriteTransaction, plan: Plan, now_ns: int, *, stored: Fingerprin
     still at the source too."""
     edit = Edit(txn, now_ns)
     step = journal.lookup_step(txn, plan.step.number)
-    if step is None:
+    if step is None or (plan.nothing and not make_plan(txn, step).nothing):
+        # Since it was planned something has come that is to be done.
         return
     if step.tried:
         step = journal.note_tried(txn, step, "", None)
@@ -178,6 +179,9 @@ def finish(txn: WriteTransaction, plan: Plan, now_ns: int, *, stored: Fingerprin
         # The move was called off while it ran: what has arrived is not wanted. The step deletes the source by now.
         if stored is not None:
             versions.note_arrived(txn, step.mount_id, step.inode, plan.target, stored)
+        return
+    if step.op is Op.DELETE and step.expected != plan.step.expected:
+        # Something else has arrived there meanwhile, and is to be removed too.
         return
     if step.op is Op.SETTLE:
         _finish_settling(edit, plan, stored)
