@@ -19,6 +19,7 @@ from alluxio_like.cache import format as fmt
 from alluxio_like.cache import layout
 from alluxio_like.cache import writing_records as records
 from alluxio_like.cache.checksum import compute_checksum
+from alluxio_like.cache.draft_files import lookup_record
 from alluxio_like.cache.format import FileRecord, UsageRecord
 from alluxio_like.cache.index import account
 from alluxio_like.findings import REPAIR, Finding, Grade
@@ -299,8 +300,12 @@ class _Checker:
             fmt.make_draft_path(inode, draft.sealing.copy) for inode, draft in self._drafts.items() if draft.sealing is not None
         }
         unknown = [name for name in _list(self._fd, "drafts") if f"drafts/{name}" not in known]
-        if unknown:
-            yield self._describe(Grade.LEFTOVER, "swept", f"{len(unknown)} files in drafts/ that no record tells of")
+        begun = sum(1 for name in unknown if lookup_record(self._fd, f"drafts/{name}") is not None)
+        if begun:
+            yield self._describe(Grade.LEFTOVER, "begun", f"{begun} drafts that are not in the index yet: a start takes them up")
+        if len(unknown) > begun:
+            message = f"{len(unknown) - begun} files in drafts/ that no record tells of"
+            yield self._describe(Grade.LEFTOVER, "swept", message)
         held = _list(self._fd, "held")
         if held:
             yield self._describe(Grade.LEFTOVER, "held", f"{len(held)} files in held/ that were evicted while they were open")

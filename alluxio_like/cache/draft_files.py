@@ -4,6 +4,7 @@ Owns nothing. Who writes opens a draft with `open_draft`, in any process; the re
 disks; errors of the disk come as OSError. Safe from any thread.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -17,6 +18,7 @@ from alluxio_like.cache.writing_records import Stamp
 from alluxio_like.types import PAGE_BYTES
 
 FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_RECORD = "user.alluxio_like.draft"
 _COARSE_TICK_NS = 11_000_000
 """Two changes within so long may have the same time, where the kernel's clock for files ticks (100 Hz at the slowest)."""
 
@@ -60,6 +62,30 @@ def get_stamp(fd: int) -> Stamp:
 def get_stamp_at(directory_fd: int, path: str) -> Stamp:
     """The stamp of a file by its path below a directory."""
     return _make_stamp(os.stat(path, dir_fd=directory_fd, follow_symlinks=False))
+
+
+def note_record(fd: int, raw: bytes) -> bool:
+    """Have a file say by itself whose draft it is, for a start that finds nothing about it in the index; False: the file system
+    has no place for that. It changes the stamp."""
+    try:
+        os.setxattr(fd, _RECORD, raw)
+    except OSError:
+        return False
+    return True
+
+
+def lookup_record(directory_fd: int, path: str) -> bytes | None:
+    """What `note_record` has noted."""
+    try:
+        return os.getxattr(f"/proc/self/fd/{directory_fd}/{path}", _RECORD)
+    except OSError:
+        return None
+
+
+def drop_record(directory_fd: int, path: str) -> None:
+    """Before the index forgets a draft: from here on its file is nobody's without it."""
+    with contextlib.suppress(OSError):
+        os.removexattr(f"/proc/self/fd/{directory_fd}/{path}", _RECORD)
 
 
 def exists(directory_fd: int, path: str) -> bool:

@@ -26,7 +26,7 @@ def load_drafts(directory: CacheDirectory) -> list[DraftRecord]:
         record = _take_up(directory, records.unpack_draft(raw))
         if record is not None:
             loaded.append(_take_up_copy(directory, record))
-    _sweep(directory, loaded)
+    loaded += _sweep(directory, loaded)
     return loaded
 
 
@@ -73,18 +73,19 @@ def _measure(directory: CacheDirectory, path: str, generation: int) -> None:
 
 def _restamp(directory: CacheDirectory, record: DraftRecord, path: str) -> DraftRecord:
     """Renaming has given a file another stamp: does it hold what it held?"""
-    old = record.stamp
+    sealing = record.sealing if record.sealing is None or not record.sealing.copy else None
+    old = record.stamp if record.sealing is None else None if sealing is None else sealing.stamp
     fd = os.open(path, os.O_RDONLY | files.FLAGS, dir_fd=directory.fd)
     try:
         stamp = files.get_stamp(fd)
-        if old is None or record.sealing is not None or (stamp.size, stamp.mtime_ns) != (old.size, old.mtime_ns):
+        if old is None or (stamp.size, stamp.mtime_ns) != (old.size, old.mtime_ns):
             return record
         raw = directory.get_index().get_writing(records.make_sums_key(record.inode))
         if raw is None or files.compute_sums(fd, stamp.size) != records.unpack_sums(raw):
             return record
     finally:
         os.close(fd)
-    record = replace(record, stamp=stamp)
+    record = replace(record, stamp=stamp) if sealing is None else replace(record, sealing=replace(sealing, stamp=stamp))
     directory.get_index().commit_grouped({records.make_draft_key(record.inode): records.pack_draft(record)})
     return record
 
@@ -102,8 +103,11 @@ def _find_in_files(directory: CacheDirectory, record: DraftRecord, generation: i
     return None
 
 
-def _sweep(directory: CacheDirectory, loaded: list[DraftRecord]) -> None:
+def _sweep(directory: CacheDirectory, loaded: list[DraftRecord]) -> list[DraftRecord]:
+    """Files that no draft of the index is: those that say themselves that they are one, and were not committed yet; the rest
+    goes."""
     index = directory.get_index()
+    found: list[DraftRecord] = []
     known = {fmt.make_draft_path(record.inode, record.generation) for record in loaded}
     known |= {fmt.make_draft_path(one.inode, one.sealing.copy) for one in loaded if one.sealing is not None}
     for entry in list(os.scandir(f"/proc/self/fd/{directory.fd}/drafts")):
@@ -118,5 +122,21 @@ def _sweep(directory: CacheDirectory, loaded: list[DraftRecord]) -> None:
                 there = fmt.make_file_path(file_id, generation)
                 os.rename(path, there, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
                 continue
+        record = _read_own_record(directory, path)
+        if record is not None:
+            values = {records.make_draft_key(record.inode): records.pack_draft(record)}
+            index.commit_grouped({**values, records.make_sums_key(record.inode): b""})
+            _measure(directory, path, record.generation)
+            found.append(record)
+            continue
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path, dir_fd=directory.fd)
+    return found
+
+
+def _read_own_record(directory: CacheDirectory, path: str) -> DraftRecord | None:
+    raw = files.lookup_record(directory.fd, path)
+    if raw is None:
+        return None
+    record = records.unpack_draft(raw)
+    return record if fmt.make_draft_path(record.inode, record.generation) == path else None

@@ -8,14 +8,15 @@ A file has one home at each moment: drafts/ or files/, under the same generation
 one step, so each order is such that what a start finds leads to one state:
 
     begin, from a cache file     rename to drafts/ | commit: draft in, file out
-    begin, empty                 create in drafts/ | commit: draft in
+    begin, empty                 create in drafts/, its record with it | commit soon: draft in
     become a cache file          rename to files/  | commit: file in, draft out (or, where a copy was sealed, draft changed)
-    delete                       commit: draft out | unlink
+    delete                       its own record goes | commit: draft out | unlink
 
     a draft in the index, no file in drafts/    it is in files/, and goes back to drafts/ (killed in becoming a cache file; or a
                                                 begin whose rename a power loss undid)
     a file in drafts/, no draft in the index    the cache file of that generation, if the index has one, and goes back to files/
-                                                (killed in a begin); else nobody was told of it, or it was deleted: it is removed
+                                                (killed in a begin); else the draft that it says itself to be (killed before the
+                                                commit); else nobody was told of it, or it was deleted: it is removed
 
 A new file's name is not forced to the disk by itself: file systems that have a journal do it with the file's first fsync, which a
 program's own and each seal are.
@@ -187,7 +188,8 @@ class Drafts:
     # -- begin -------------------------------------------------------------------------------------------------------------
 
     def begin(self, ref: FileRef, cached: CachedFile | None, *, truncate: bool) -> Draft:
-        """A draft of an inode that has none: from its cache file, all of it there, or (None) empty. Durable when this returns.
+        """A draft of an inode that has none: from its cache file, all of it there, or (None) empty. It outlives a kill when this
+        returns, and the loss of power after `sync`.
 
         Raises NoSpace, DiskError, Unavailable (the cache file cannot be had now; nothing has changed), NotFound (it was removed
         meanwhile).
@@ -200,13 +202,20 @@ class Drafts:
         with self._translated(directory):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | files.FLAGS, 0o600, dir_fd=directory.fd)
             try:
+                is_noted = files.note_record(fd, records.pack_draft(DraftRecord(ref, generation)))
                 # What was created and never sealed, or is cut to nothing, is to be sealed in any case.
                 is_new = truncate or ref.size or not (ref.is_stored or ref.holders)
                 stamp = None if is_new else files.get_stamp(fd)
             finally:
                 os.close(fd)
         self.checkpoint("begin: created")
-        return self._record_begun(directory, DraftRecord(ref, generation, stamp), path, array("Q"), ())
+        return self._record_begun(directory, DraftRecord(ref, generation, stamp), path, array("Q"), (), soon=is_noted)
+
+    def sync(self, draft: Draft) -> None:
+        """Have what is known of a draft be durable; what is in it is synced by who writes it."""
+        directory = self._dirs[draft.directory]
+        with self._translated(directory):
+            directory.get_index().commit_durably({})
 
     def has_newer(self, ref: FileRef) -> bool:
         """Quick. Whether a later version of the same file is in the cache. Raises DiskError."""
@@ -264,7 +273,10 @@ class Drafts:
         path: str,
         sums: "array[int]",
         removes: Sequence[tuple[FileId, int]],
+        *,
+        soon: bool = False,
     ) -> Draft:
+        """`soon`: its file says whose it is, so nobody has to wait for the index."""
         draft = Draft(record, directory.number, path)
         self._drafts[record.inode] = draft
         try:
@@ -273,7 +285,10 @@ class Drafts:
                 records.make_sums_key(record.inode): records.pack_sums(sums),
             }
             with self._translated(directory):
-                directory.get_index().commit_durably(values, removes=removes)
+                if soon:
+                    directory.get_index().commit_soon(values)
+                else:
+                    directory.get_index().commit_durably(values, removes=removes)
         except BaseException:
             del self._drafts[record.inode]
             raise
@@ -390,6 +405,24 @@ class Drafts:
                     raise stale
         return data[offset - start : offset - start + length]
 
+    def is_append(self, draft: Draft, seen: Observation) -> bool:
+        """Whether what was observed is the version that the draft began from, or was sealed as last, and something behind it."""
+        old = draft.record.ref
+        if draft.record.stamp is None or draft.record.sealing is not None or not 0 < old.size < seen.stamp.size:
+            return False
+        sums, whole = self._get_sums(draft), old.size // PAGE_BYTES
+        if len(sums) != get_page_count(old.size) or sums[:whole] != seen.sums[:whole]:
+            return False
+        rest = old.size - whole * PAGE_BYTES
+        if not rest:
+            return True
+        fd = self.open_draft(draft)
+        try:
+            with self._translated(self._dirs[draft.directory]):
+                return compute_checksum(files.read_all(fd, whole * PAGE_BYTES, rest)) == sums[whole]
+        finally:
+            os.close(fd)
+
     # -- seal --------------------------------------------------------------------------------------------------------------
 
     def note_sealing(self, draft: Draft, operation_id: str, seen: Observation) -> None:
@@ -417,7 +450,8 @@ class Drafts:
             if sealing.copy:
                 self._place_copy(draft, sealing, ref, values, unpersisted=upload is not None)
             else:
-                self._commit(self._dirs[draft.directory], values)
+                # Killed before that, it is sealed once more under its operation id, and becomes the same version.
+                self._commit_soon(self._dirs[draft.directory], values)
         except BaseException:
             self._uploads.pop(ref.file_id, None)
             raise
@@ -495,6 +529,7 @@ class Drafts:
             self._delete(draft, self._dirs[draft.directory])
 
     def _delete(self, draft: Draft, directory: CacheDirectory) -> None:
+        files.drop_record(directory.fd, draft.path)
         self._commit(directory, {records.make_draft_key(draft.inode): None, records.make_sums_key(draft.inode): None})
         self._drafts.pop(draft.inode, None)
         self.checkpoint("delete: committed")
@@ -566,6 +601,10 @@ class Drafts:
     def _commit(self, directory: CacheDirectory, values: Mapping[bytes, bytes | None], puts: Sequence[FilePut] = ()) -> None:
         with self._translated(directory):
             directory.get_index().commit_grouped(values, puts=puts)
+
+    def _commit_soon(self, directory: CacheDirectory, values: Mapping[bytes, bytes | None]) -> None:
+        with self._translated(directory):
+            directory.get_index().commit_soon(values)
 
     @contextlib.contextmanager
     def _translated(self, directory: CacheDirectory) -> Iterator[None]:

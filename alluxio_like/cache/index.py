@@ -6,6 +6,7 @@ is as it was one commit earlier, which the trust number makes harmless. One lock
 changed, so that changes are delivered in commit order.
 """
 
+import logging
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +20,14 @@ from alluxio_like.cache import format as fmt
 from alluxio_like.cache.format import BlockRecord, FileRecord, UsageRecord
 from alluxio_like.types import FileId, InodeId, VersionId
 
+_LOG = logging.getLogger(__name__)
+
 MAX_READERS = 2048
 """Slots for read transactions, of all processes together; each thread that looks uses one for microseconds."""
 MIN_MAP_BYTES = 1 << 30
 SCAN_BATCH = 2000
+SOON_S = 0.05
+"""When what nobody waits for is committed at the latest. A guess: as long as a name may take at the master."""
 
 
 @dataclass(slots=True)
@@ -71,6 +76,7 @@ class _Ticket:
     removes: list[tuple[FileId, int]]
     writing: Mapping[bytes, bytes | None]
     force: bool
+    is_awaited: bool = False
     done: bool = False
     error: BaseException | None = None
 
@@ -97,6 +103,10 @@ class Index:
         """Held around a commit and the delivery of its effects."""
         self._tickets_lock = threading.Lock()
         self._tickets: list[_Ticket] = []
+        self._committing: list[_Ticket] = []
+        self._closed = threading.Event()
+        self._soon = threading.Event()
+        self._committer: threading.Thread | None = None
         raw = self.get_meta(fmt.KEY_USAGE)
         self._usage = fmt.unpack_usage(raw) if raw else UsageRecord()
         self.trust = int.from_bytes(self.get_meta(fmt.KEY_TRUST) or b"\0", "big")
@@ -130,7 +140,11 @@ class Index:
         return fmt.unpack_block(raw) if raw is not None else None
 
     def get_writing(self, key: bytes) -> bytes | None:
-        """A record of what programs write here."""
+        """A record of what programs write here, also one that is to be committed soon."""
+        with self._tickets_lock:
+            for ticket in reversed([*self._committing, *self._tickets]):
+                if key in ticket.writing:
+                    return ticket.writing[key]
         with self._env.begin() as txn:
             value = txn.get(key, db=self._tables.writing)
             return bytes(value) if value is not None else None
@@ -150,7 +164,7 @@ class Index:
         removes: Sequence[tuple[FileId, int]] = (),
     ) -> None:
         """Like `commit_grouped`, and the transaction outlives a power loss when this returns."""
-        self._commit_ticket(_Ticket(list(puts), list(removes), writing, force=True))
+        self._commit_ticket(_Ticket(list(puts), list(removes), writing, force=True, is_awaited=True))
 
     def commit_grouped(self, writing: Mapping[bytes, bytes | None], *, puts: Sequence[FilePut] = ()) -> None:
         """Change records of what programs write (None: forget it), and files with them, in one transaction. Callers at the same
@@ -158,16 +172,46 @@ class Index:
 
         Raises lmdb.Error or OSError: then it is not known whether anything was changed.
         """
-        self._commit_ticket(_Ticket(list(puts), [], writing, force=False))
+        self._commit_ticket(_Ticket(list(puts), [], writing, force=False, is_awaited=True))
+
+    def commit_soon(self, writing: Mapping[bytes, bytes | None]) -> None:
+        """As `commit_grouped`, without waiting: it is in the next transaction, after SOON_S at the latest. For what a start can
+        find out in another way when the process is killed before."""
+        with self._tickets_lock:
+            self._tickets.append(_Ticket([], [], writing, force=False))
+            if self._committer is None:
+                self._committer = threading.Thread(target=self._commit_waiting, name="index-soon", daemon=True)
+                self._committer.start()
+        self._soon.set()
+
+    def _commit_waiting(self) -> None:
+        while not self._closed.is_set():
+            self._soon.wait()
+            self._closed.wait(SOON_S)
+            self._soon.clear()
+            with self.lock:
+                if self._tickets and not self._closed.is_set():
+                    self._commit_all()
+
+    def _commit_all(self) -> None:
+        """Under the lock. Commit what waits; what nobody waits for stays in front of the next transaction when that fails."""
+        with self._tickets_lock:
+            tickets, self._tickets = self._tickets, []
+            self._committing = tickets
+        self._commit_tickets(tickets)
+        with self._tickets_lock:
+            self._committing = []
+            failed = [one for one in tickets if one.error is not None and not one.is_awaited]
+            for one in failed:
+                one.error, one.done = None, False
+            self._tickets = [*failed, *self._tickets]
 
     def _commit_ticket(self, ticket: _Ticket) -> None:
         with self._tickets_lock:
             self._tickets.append(ticket)
         with self.lock:
             if not ticket.done:
-                with self._tickets_lock:
-                    tickets, self._tickets = self._tickets, []
-                self._commit_tickets(tickets)
+                self._commit_all()
         if ticket.error is not None:
             raise ticket.error
 
@@ -182,6 +226,8 @@ class Index:
             if any(one.force for one in tickets):
                 self._env.sync(True)
         except (lmdb.Error, OSError) as error:
+            if not any(one.is_awaited for one in tickets):
+                _LOG.error("a cache directory's index cannot be written: it is tried again with the next change: %s", error)
             for one in tickets:
                 one.error = error
         finally:
@@ -261,7 +307,15 @@ class Index:
         """Free the slots of processes that died in a read; returns how many."""
         return self._env.reader_check()
 
-    def close(self) -> None:
+    def close(self, *, clean: bool = True) -> None:
+        """`clean`: what was to be committed soon is committed before."""
+        self._closed.set()
+        self._soon.set()
+        if self._committer is not None:
+            self._committer.join()
+        with self.lock:
+            if self._tickets and clean:
+                self._commit_all()
         self._env.close()
 
 

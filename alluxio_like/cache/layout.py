@@ -274,8 +274,9 @@ class CacheDirectory:
         if self.index is not None:
             try:
                 if clean and was_ok:
+                    self.index.commit_grouped({})
                     self.index.put_meta({fmt.KEY_CLEAN: b"1"})
-                self.index.close()
+                self.index.close(clean=clean)
             except (OSError, lmdb.Error):
                 pass
             self.index = None

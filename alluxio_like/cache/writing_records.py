@@ -75,7 +75,8 @@ class Destination:
 class UploadRecord:
     """A version that the store does not have. `mode` and `replicas` are its policy. `token` marks what is written to the store as
     ours. `upload_id` and `part_bytes` are of an upload in parts to `destination`, which the store was asked to begin at
-    `asked_ns` (`upload_id` empty: its answer was not written down)."""
+    `asked_ns` (`upload_id` empty: its answer was not written down). `appended`: it is the version before and something behind
+    it."""
 
     ref: FileRef
     mode: str
@@ -85,6 +86,7 @@ class UploadRecord:
     upload_id: str = ""
     part_bytes: int = 0
     asked_ns: int = 0
+    appended: bool = False
 
     @property
     def file_id(self) -> FileId:
@@ -156,6 +158,7 @@ def pack_upload(record: UploadRecord) -> bytes:
             "upload_id": record.upload_id,
             "part_bytes": record.part_bytes,
             "asked_ns": record.asked_ns,
+            "appended": record.appended,
         }
     )
 
@@ -173,6 +176,7 @@ def unpack_upload(raw: bytes) -> UploadRecord:
         fields["upload_id"],
         fields["part_bytes"],
         fields["asked_ns"],
+        fields.get("appended", False),
     )
 
 

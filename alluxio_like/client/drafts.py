@@ -143,6 +143,10 @@ class DraftFiles:
         """Nothing here has the draft open for writing any more. Raises Unavailable; the worker finds out by itself, too."""
         await self._ask(worker_id, lambda stub: stub.end(inode, timeout_s=_END_S), wait_s=0.0)
 
+    async def sync(self, worker_id: WorkerId, inode: InodeId) -> None:
+        """That there is such a draft is durable when this returns. Raises Unavailable."""
+        await self._ask(worker_id, lambda stub: stub.sync(inode), wait_s=self._io_timeout_s)
+
     async def find(self, inode: InodeId) -> WorkerId:
         """The worker that has, or would have, the draft of an inode. Raises ReadOnly, Unavailable."""
         return (await self._choose(inode)).worker_id

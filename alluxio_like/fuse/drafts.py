@@ -55,6 +55,8 @@ class Draft:
     """Handles that read or write it, and operations under way."""
     is_new: bool = False
     """Made with this draft: the kernel was never given attributes of it to keep."""
+    is_known_durably: bool = False
+    """Its worker finds it again also after the loss of power."""
     over: bool = False
     limit: int | None = None
     """The size that quotas let it grow to without being asked again; None: none limits it."""
@@ -205,7 +207,7 @@ class Drafts:
         os.dup2(opened.fd, draft.fd, inheritable=False)
         os.close(opened.fd)
         found = draft.stat()
-        draft.key, draft.reading = (found.st_dev, found.st_ino), False
+        draft.key, draft.reading, draft.is_known_durably = (found.st_dev, found.st_ino), False, False
 
     async def revive(self, entry: Entry) -> None:
         """Know a draft again that a daemon before this one had, for as long as somebody writes it through the kernel. Raises as
@@ -371,6 +373,13 @@ class Drafts:
     async def set_times(self, draft: Draft, atime_ns: int | None, mtime_ns: int) -> None:
         """Give a draft the times that were set for its file."""
         await self.use(draft, lambda fd: os.utime(fd, ns=(mtime_ns if atime_ns is None else atime_ns, mtime_ns)))
+
+    async def sync(self, draft: Draft, *, data_only: bool) -> None:
+        """What was written by now outlives the loss of power when this returns. Raises FileError, Unavailable."""
+        await self.use(draft, os.fdatasync if data_only else os.fsync)
+        if not draft.is_known_durably:
+            await self.finish(self._files.sync(draft.worker_id, draft.inode))
+            draft.is_known_durably = True
 
     # Under way
 

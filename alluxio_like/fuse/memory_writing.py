@@ -219,6 +219,9 @@ class MemoryWriting:
         node.entry = replace(node.entry, attr=attr, ref=ref)
         return DraftSealed(ref, mtime_ns)
 
+    async def sync(self, worker_id: WorkerId, inode: InodeId) -> None:
+        """Nothing here outlives the process."""
+
     async def end(self, worker_id: WorkerId, inode: InodeId) -> None:
         path, whole = self._get_path(inode), self._backend.get_whole_path(inode)
         if whole is not None and path.exists():

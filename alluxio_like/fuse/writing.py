@@ -227,7 +227,7 @@ class Writing:
         assert isinstance(body, wire.Fsync)
         file = await self._get_file(header, body.fh)
         if file.draft is not None and file.writes:
-            await self._drafts.use(file.draft, os.fdatasync if body.flags & wire.FSYNC_FDATASYNC else os.fsync)
+            await self._drafts.sync(file.draft, data_only=bool(body.flags & wire.FSYNC_FDATASYNC))
         # Its name too, or what the disk has would belong to nobody.
         await self._changing.flush()
         return b""

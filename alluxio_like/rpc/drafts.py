@@ -21,8 +21,9 @@ class DraftsHandler(Protocol):
     """Drafts of one worker."""
 
     async def begin(self, ref: FileRef, *, truncate: bool) -> DraftPlace:
-        """Have a draft ready; recorded and durable when this returns. It is opened with `cache.draft_files.open_draft`, and begun
-        again when that raises NotFound: nobody had it open, and so it may be over by then.
+        """Have a draft ready; recorded when this returns, and durable after `sync`. It is opened with
+        `cache.draft_files.open_draft`, and begun again when that raises NotFound: nobody had it open, and so it may be over by
+        then.
 
         Raises NoSpace, DiskError, Stale (the version is gone), Store*, Unavailable.
         """
@@ -35,6 +36,10 @@ class DraftsHandler(Protocol):
 
     async def end(self, inode: InodeId) -> None:
         """The caller has closed its descriptors. One that is not there is fine."""
+        ...
+
+    async def sync(self, inode: InodeId) -> None:
+        """What is known of a draft outlives the loss of power when this returns. One that is not there is fine."""
         ...
 
     async def persist(self, inodes: Sequence[InodeId]) -> int:
@@ -72,6 +77,10 @@ class _Drafts:
         await self._handler.end(InodeId(request.inode))
         return writing_pb2.EndDraftReply()
 
+    async def Sync(self, request: writing_pb2.SyncDraftRequest, _: Any) -> writing_pb2.SyncDraftReply:
+        await self._handler.sync(InodeId(request.inode))
+        return writing_pb2.SyncDraftReply()
+
     async def Persist(self, request: writing_pb2.PersistDraftsRequest, _: Any) -> writing_pb2.PersistDraftsReply:
         count = await self._handler.persist([InodeId(inode) for inode in request.inodes])
         return writing_pb2.PersistDraftsReply(files=count)
@@ -104,6 +113,9 @@ class DraftsStub:
 
     async def end(self, inode: InodeId, *, timeout_s: float | None = None) -> None:
         await self._call("End", writing_pb2.EndDraftRequest(inode=inode), timeout_s)
+
+    async def sync(self, inode: InodeId, *, timeout_s: float | None = None) -> None:
+        await self._call("Sync", writing_pb2.SyncDraftRequest(inode=inode), timeout_s)
 
     async def persist(self, inodes: Sequence[InodeId], *, timeout_s: float | None = None) -> int:
         return int((await self._call("Persist", writing_pb2.PersistDraftsRequest(inodes=inodes), timeout_s)).files)

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from alluxio_like import errors
 from alluxio_like.cache.drafts import Draft, Ending
@@ -47,6 +47,14 @@ class Changes(Protocol):
     """What is asked of the master (rpc.changes.ChangesStub)."""
 
     async def seal(self, operation_id: str, draft: SealedDraft) -> Sealed: ...
+
+
+class _Begun(NamedTuple):
+    """What a seal found. `is_changed`: it is not the version that was there before; `appended`: it is that and more behind it."""
+
+    stamp: Stamp
+    is_changed: bool = True
+    appended: bool = False
 
 
 @dataclass(slots=True)
@@ -140,6 +148,12 @@ class DraftsService:
             draft = self._drafts.lookup(inode)
             if draft is not None:
                 await self._end(draft)
+
+    async def sync(self, inode: InodeId) -> None:
+        """See DraftsHandler."""
+        draft = self._drafts.lookup(inode)
+        if draft is not None:
+            await self._disk.submit(functools.partial(self._drafts.sync, draft), alone=True)
 
     async def persist(self, inodes: Sequence[InodeId]) -> int:
         """See DraftsHandler."""
@@ -262,24 +276,26 @@ class DraftsService:
             unchanged = False
         else:
             unchanged = True
-        stamp, is_changed = await self._disk.submit(lambda: self._begin_seal(draft, operation_id), alone=True)
-        if not is_changed:
+        begun = await self._disk.submit(lambda: self._begin_seal(draft, operation_id), alone=True)
+        stamp = begun.stamp
+        if not begun.is_changed:
             return DraftSealed(draft.record.ref, stamp.mtime_ns, unchanged=unchanged)
-        sealed = await self._finish_seal(draft, lease)
+        sealed = await self._finish_seal(draft, lease, appended=begun.appended)
         return DraftSealed(
             draft.record.ref, stamp.mtime_ns, recalls=sealed.recalls, told=sealed.told, over_quota=sealed.over_quota
         )
 
-    def _begin_seal(self, draft: Draft, operation_id: str) -> tuple[Stamp, bool]:
-        """In a disk thread. Write down that what is in the draft now becomes a version; its stamp, and False: it is one."""
+    def _begin_seal(self, draft: Draft, operation_id: str) -> _Begun:
+        """In a disk thread. Write down that what is in the draft now becomes a version, if it is none."""
         stamp = self._drafts.read_stamp(draft)
         if stamp == draft.record.stamp:
-            return stamp, False
+            return _Begun(stamp, is_changed=False)
         seen = self._drafts.observe(draft) or self._drafts.observe_copy(draft)
+        appended = self._drafts.is_append(draft, seen)
         self._drafts.note_sealing(draft, operation_id, seen)
-        return seen.stamp, True
+        return _Begun(seen.stamp, appended=appended)
 
-    async def _finish_seal(self, draft: Draft, lease: str = "") -> Sealed:
+    async def _finish_seal(self, draft: Draft, lease: str = "", *, appended: bool = False) -> Sealed:
         """Have the master give the version its number, under the operation id that was written down. `lease`: of the client to
         which its answer is given on; all others are told by recalls."""
         sealing = draft.record.sealing
@@ -295,7 +311,7 @@ class DraftsService:
         if not sealed.unwanted:
             policy = sealed.policy
             token = make_token(self._store.cluster_id or "", sealed.ref.file_id)
-            upload = UploadRecord(sealed.ref, policy.mode, policy.replicas, token)
+            upload = UploadRecord(sealed.ref, policy.mode, policy.replicas, token, appended=appended)
         await self._disk.submit(lambda: self._drafts.note_sealed(draft, sealed.ref, upload, unwanted=sealed.unwanted), alone=True)
         return sealed
 
@@ -303,6 +319,9 @@ class DraftsService:
         """What has to be so before a close returns."""
         upload = self._drafts.lookup_upload(ref.file_id)
         if upload is None:
+            return
+        if upload.mode == WriteMode.THROUGH and self._uploader.may_wait(upload) and not self._cap.is_passed_with(ref.size):
+            self._uploader.look()
             return
         if upload.mode == WriteMode.THROUGH:
             await self._uploader.upload(ref.file_id, patience_s=self._patience_s)
@@ -329,6 +348,8 @@ class DraftsService:
                         # The store had it while the file was being moved.
                         await self._disk.submit(functools.partial(self._store.set_persisted, cached.file_id))
                     self._evictor.record_state(cached)
+                # An upload that came while the file was being moved did not find it.
+                self._uploader.look()
                 return
             try:
                 await self._seal(draft, uuid.uuid4().hex)

@@ -57,7 +57,8 @@ _ASK_PAUSE_S = 1.0
 QUIET_S = 2.0
 LONGEST_S = 60.0
 """A file that was uploaded before, and is written anew in the background, goes once nobody has for so long, or after so long. So
-a log that is appended to a thousand times does not go a thousand times. Guesses."""
+a log that is appended to a thousand times does not go a thousand times. Where it is appended to again after each such pause, the
+pause has to be twice as long each time, up to LONGEST_S. Guesses."""
 _REMEMBERED_S = 120.0
 _VERSIONS_TRIED = 8
 """How many versions, this one and those before it, may be what is unexpectedly there. A guess: one is usual."""
@@ -96,6 +97,7 @@ class _Settling:
     uploaded_s: float
     sealed_s: float = 0.0
     first_s: float = 0.0
+    quiet_s: float = QUIET_S
 
 
 class Uploader:
@@ -153,18 +155,27 @@ class Uploader:
         """Whether a version is to go now: a file that is written again and again goes when that pauses, or now and then."""
         inode = record.file_id.inode
         settling = self._settling.get(inode)
-        if settling is None or record.mode == WriteMode.THROUGH or self._draining:
+        if settling is None or self._draining or (record.mode == WriteMode.THROUGH and not record.appended):
             return True
         now_s = self._turns.monotonic()
         if settling.version != record.file_id.version:
             settling.version, settling.sealed_s = record.file_id.version, now_s
             settling.first_s = settling.first_s or now_s
-        return now_s - settling.sealed_s >= QUIET_S or now_s - settling.first_s >= LONGEST_S
+        return now_s - settling.sealed_s >= settling.quiet_s or now_s - settling.first_s >= LONGEST_S
+
+    def may_wait(self, record: UploadRecord) -> bool:
+        """Whether a close need not wait for a version: the store has the one before, which was sent a moment ago and is the
+        beginning of this one; else a file that grows by small pieces would be sent as a whole for each of them."""
+        job = self._jobs.get(record.file_id.inode)
+        # One whose upload fails is to be told of it.
+        return record.appended and record.file_id.inode in self._settling and (job is None or job.error is None)
 
     def _note_uploaded(self, record: UploadRecord) -> None:
         """What is written to that file again soon may wait for more."""
         now_s = self._turns.monotonic()
-        self._settling[record.file_id.inode] = _Settling(record.file_id.version, now_s)
+        before = self._settling.get(record.file_id.inode)
+        quiet_s = min(LONGEST_S, 2 * before.quiet_s) if before is not None and record.appended else QUIET_S
+        self._settling[record.file_id.inode] = _Settling(record.file_id.version, now_s, quiet_s=quiet_s)
         for inode in [one for one, known in self._settling.items() if now_s - known.uploaded_s > _REMEMBERED_S]:
             if inode not in self._jobs:
                 del self._settling[inode]

@@ -1,6 +1,7 @@
 """When what is written gets to the store: policies of mounts and paths, and the commands that wait and ask for it, on a mount."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.cluster.conftest import StackMaker
 from tests.servers.fault_control import FaultProxy
 from tests.servers.fixtures import S3Server
+from tests.servers.net import wait_until
 from tests.servers.stack import Stack
 
 pytestmark = pytest.mark.mount
@@ -149,3 +151,23 @@ def test_open_files_are_read_on_wherever_their_bytes_go(
         stack.free("/")
         assert local.read() == data
     assert s3_server.get(s3_bucket, "e/local") == data
+
+
+def test_a_file_that_is_appended_to_three_hundred_times_goes_a_few_times(
+    make_stack: StackMaker, s3_server: S3Server, s3_bucket: str, proxy: FaultProxy
+) -> None:
+    log = make_stack("-o", "write=through").mountpoint / "log"
+    log.write_bytes(b"begin\n")
+    assert s3_server.get(s3_bucket, "log") == b"begin\n", "a new file's close waits for the store"
+    proxy.reset_log()
+    began = time.monotonic()
+    content = b"begin\n"
+    for number in range(300):
+        line = b"%06d %s\n" % (number, b"x" * 900)
+        with log.open("ab") as file:
+            file.write(line)
+        content += line
+    assert log.read_bytes() == content
+    wait_until("the whole log in the store", lambda: s3_server.get(s3_bucket, "log") == content, timeout_s=240)
+    # A pause of two seconds has it sent, then only one of four, and so on up to a minute; and each minute without one.
+    assert proxy.get_counts()["put"] <= 8 + (time.monotonic() - began) / 60

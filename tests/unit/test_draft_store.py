@@ -10,6 +10,7 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.cache import draft_files as files
+from alluxio_like.cache import index
 from alluxio_like.cache.checksum import compute_checksums
 from alluxio_like.cache.draft_files import open_draft
 from alluxio_like.cache.drafts import Draft, Ending
@@ -18,6 +19,7 @@ from alluxio_like.cache.writing_records import UploadRecord
 from alluxio_like.clock import SystemClock
 from alluxio_like.types import PAGE_BYTES, FileId, FileRef, Fingerprint, InodeId, MountId, VersionId, WorkerId
 from tests.dead_store import stop_dead
+from tests.servers.net import wait_until
 
 INODE = InodeId(7)
 
@@ -168,10 +170,79 @@ def test_a_power_loss_that_undoes_the_rename_of_a_begin_is_made_good(kills: Kill
     assert kills.list_files("files") == []
 
 
-def test_killed_while_an_empty_draft_is_made_nothing_is_left(kills: Kills) -> None:
+def test_killed_while_an_empty_draft_is_made_it_is_one_or_nothing_is_left(kills: Kills, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills.kill_at("begin: created", lambda: kills.store.drafts.begin(make_ref(1, 0), None, truncate=True))
+    assert kills.read_draft() == b""
+    kills.store.drafts.delete(kills.get_draft())
+    # Where files can say nothing themselves, it has to be in the index before anybody is told of it.
+    monkeypatch.setattr(files, "note_record", lambda *_: False)
     kills.kill_at("begin: created", lambda: kills.store.drafts.begin(make_ref(1, 0), None, truncate=True))
     assert not kills.store.drafts.list_drafts()
     assert not kills.list_files("drafts")
+    kills.kill_at("begin: committed", lambda: kills.store.drafts.begin(make_ref(1, 0), None, truncate=True))
+    assert kills.read_draft() == b""
+
+
+def test_a_draft_that_was_not_committed_yet_says_itself_what_it_is(kills: Kills, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "SOON_S", 3600.0)
+    kills.restart()
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    kills.restart()
+    assert kills.read_draft() == DATA
+    assert kills.get_draft().record.ref == make_ref(1, 0)
+    assert kills.store.drafts.end(kills.get_draft()) is Ending.CHANGED
+    # And still after another start, by the index.
+    kills.restart()
+    assert kills.read_draft() == DATA
+    kills.check_space()
+    kills.kill_at("delete: committed", lambda: kills.store.drafts.delete(kills.get_draft()))
+    assert not kills.store.drafts.list_drafts(), "what was deleted is not found again"
+    assert not kills.list_files("drafts")
+
+
+def test_what_was_sealed_and_not_committed_yet_is_sealed_again_under_its_operation_id(
+    kills: Kills, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "SOON_S", 3600.0)
+    kills.restart()
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    ref = seal(kills, 2, "op-9")
+    kills.restart()
+    draft = kills.get_draft()
+    assert draft.record.sealing is not None
+    assert draft.record.sealing.operation_id == "op-9"
+    kills.store.drafts.note_sealed(draft, ref, UploadRecord(ref, "through", 1, "0" * 32), unwanted=False)
+    assert kills.store.drafts.end(draft) is Ending.DONE
+    # (With what becomes of the file, all that came before it is committed.)
+    kills.restart()
+    cached = kills.store.lookup(ref.file_id)
+    assert cached is not None
+    assert cached.unpersisted
+    assert cached.read(0, len(DATA)) == DATA
+    assert [upload.ref for upload in kills.store.drafts.list_uploads()] == [ref]
+    kills.check_space()
+
+
+def test_a_sync_makes_all_that_waits_durable(kills: Kills, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "SOON_S", 3600.0)
+    monkeypatch.setattr(files, "lookup_record", lambda *_: None)
+    kills.restart()
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    kills.store.drafts.sync(kills.get_draft())
+    kills.restart()
+    assert kills.read_draft() == DATA
+
+
+def test_what_waits_is_committed_by_itself(kills: Kills, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    own = kills.store._dirs[0].get_index()
+    wait_until("the commit", lambda: not own._tickets and not own._committing, timeout_s=60)
+    monkeypatch.setattr(files, "lookup_record", lambda *_: None)
+    kills.restart()
+    assert kills.read_draft() == b""
 
 
 def test_what_was_written_to_a_draft_outlives_a_kill(kills: Kills) -> None:
@@ -185,6 +256,7 @@ def test_what_was_written_to_a_draft_outlives_a_kill(kills: Kills) -> None:
 
 def test_a_new_draft_whose_file_a_power_loss_took_is_empty_again(kills: Kills) -> None:
     draft = kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    kills.store.drafts.sync(draft)
     (kills.root / "cache" / draft.path).unlink()
     kills.restart()
     assert kills.read_draft() == b""
@@ -205,7 +277,9 @@ def test_a_seal_that_was_cut_short_goes_on_under_its_operation_id(kills: Kills) 
 def test_what_was_sealed_is_there_with_its_upload(kills: Kills) -> None:
     kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
     write_draft(kills, DATA)
-    kills.kill_at("seal: committed", lambda: seal(kills, 2))
+    seal(kills, 2)
+    kills.store.drafts.sync(kills.get_draft())
+    kills.restart()
     ref = make_ref(2, len(DATA), own=True)
     draft = kills.get_draft()
     assert draft.record.ref == ref
@@ -222,7 +296,11 @@ def test_killed_while_a_draft_becomes_a_cache_file_it_is_one_or_the_other(kills:
     if name == "end: renamed":
         assert kills.read_draft() == DATA
         kills.check_space()
-        # Renamed to and fro, and still what was sealed.
+        # Renamed to and fro, and still what was sealed; or is sealed once more as the same.
+        draft = kills.get_draft()
+        if draft.record.sealing is not None:
+            assert draft.record.sealing.stamp == kills.store.drafts.read_stamp(draft)
+            kills.store.drafts.note_sealed(draft, ref, UploadRecord(ref, "through", 1, "0" * 32), unwanted=False)
         assert kills.store.drafts.end(kills.get_draft()) is Ending.DONE
     assert not kills.store.drafts.list_drafts()
     cached = kills.store.lookup(ref.file_id)

@@ -9,8 +9,9 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.cache.writing_records import make_token
+from alluxio_like.clock import ManualClock
 from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
-from alluxio_like.types import FileId, InodeId, VersionId
+from alluxio_like.types import FileId, FileRef, InodeId, VersionId
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from alluxio_like.worker import app, upload_parts, uploading
 from tests.unit.draft_parts import DraftParts, FakeChanges, running_drafts
@@ -362,3 +363,89 @@ async def test_what_another_worker_sent_of_the_version_before_is_no_foreign_cont
         await one.write(ref, b"after")
         assert one.ufs.get("a") == b"after"
         assert not one.changes.conflicts
+
+
+async def append(one: DraftParts, ref: FileRef, data: bytes) -> FileRef:
+    """A program's open, append and close."""
+    place = await one.service.begin(ref, truncate=False)
+    fd = one.open(place)
+    try:
+        os.pwrite(fd, data, os.fstat(fd).st_size)
+        sealed = await one.service.seal(os.urandom(8).hex(), ref.inode)
+    finally:
+        os.close(fd)
+    await one.service.end(ref.inode)
+    assert sealed.ref is not None
+    return sealed.ref
+
+
+async def test_a_file_that_grows_by_small_pieces_is_not_sent_as_a_whole_for_each(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        clock = ManualClock()
+        one.uploader._turns.monotonic = clock.monotonic
+        ref = await one.write(one.changes.create(5, "log"), b"first\n")
+        content = b"first\n"
+        assert one.ufs.get("log") == content, "a new file's close waits"
+        for number in range(60):
+            line = b"line %d\n" % number
+            ref = await append(one, ref, line)
+            content += line
+        assert one.ufs.count_requests()["PUT"] == 1
+        clock.advance(uploading.QUIET_S)
+        await wait_uploaded(one)
+        assert one.ufs.get("log") == content
+        assert one.ufs.count_requests()["PUT"] == 2
+        # The pause has to be longer now.
+        await append(one, ref, b"more\n")
+        content += b"more\n"
+        clock.advance(uploading.QUIET_S)
+        one.uploader.look()
+        assert not one.uploader.count_running()
+        clock.advance(uploading.QUIET_S)
+        await wait_uploaded(one)
+        assert one.ufs.get("log") == content
+
+
+async def test_a_file_that_is_appended_to_without_pause_is_sent_now_and_then(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        clock = ManualClock()
+        one.uploader._turns.monotonic = clock.monotonic
+        ref = await one.write(one.changes.create(5, "log"), b"first\n")
+        pause_s = uploading.QUIET_S / 2
+        for _ in range(int(uploading.LONGEST_S / pause_s) + 1):
+            ref = await append(one, ref, b"x")
+            clock.advance(pause_s)
+        await wait_uploaded(one)
+        assert len(one.ufs.get("log")) == ref.size
+
+
+@pytest.mark.parametrize("size", [77, MIB, MIB + 77])
+async def test_what_changes_as_it_grows_is_waited_for(tmp_path: Path, size: int) -> None:
+    async with running_drafts(tmp_path) as one:
+        one.uploader._turns.monotonic = ManualClock().monotonic
+        data = make_data(size)
+        ref = await one.write(one.changes.create(5, "a"), data)
+        ref = await append(one, ref, b"tail")
+        assert one.ufs.get("a") == data
+        changed = bytes([data[0] ^ 1]) + data[1:]
+        ref = await one.write(ref, changed + b"tail and more")
+        assert one.ufs.get("a") == changed + b"tail and more"
+        ref = await one.write(ref, data[:5])
+        assert one.ufs.get("a") == data[:5], "nor does what shrinks"
+
+
+async def test_who_appends_while_the_store_refuses_is_told(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        clock = ManualClock()
+        one.uploader._turns.monotonic = clock.monotonic
+        ref = await one.write(one.changes.create(5, "log"), b"first\n")
+        ref = await append(one, ref, b"second\n")
+        one.ufs.fail("PUT", errors.StoreDenied("no"), always=True)
+        clock.advance(uploading.QUIET_S)
+        one.uploader.look()
+        await wait_until(lambda: bool(one.uploader.get_trouble()), "the failure")
+        with pytest.raises(errors.StoreDenied):
+            await append(one, ref, b"third\n")
+        one.ufs.heal()
+        await wait_uploaded(one)
+        assert one.ufs.get("log") == b"first\nsecond\nthird\n"

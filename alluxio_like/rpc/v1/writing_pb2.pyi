@@ -402,6 +402,16 @@ class EndDraftReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class SyncDraftRequest(_message.Message):
+    __slots__ = ("inode",)
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    def __init__(self, inode: _Optional[int] = ...) -> None: ...
+
+class SyncDraftReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class PersistDraftsRequest(_message.Message):
     __slots__ = ("inodes",)
     INODES_FIELD_NUMBER: _ClassVar[int]

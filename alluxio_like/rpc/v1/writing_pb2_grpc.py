@@ -887,6 +887,11 @@ class DraftsStub:
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndDraftRequest.SerializeToString,
                 response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndDraftReply.FromString,
                 _registered_method=True)
+        self.Sync = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Drafts/Sync',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SyncDraftRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SyncDraftReply.FromString,
+                _registered_method=True)
         self.Persist = channel.unary_unary(
                 '/alluxio_like.rpc.v1.Drafts/Persist',
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PersistDraftsRequest.SerializeToString,
@@ -922,6 +927,13 @@ class DraftsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Sync(self, request, context):
+        """What is known of a draft is durable when it is answered: for fsync(2), with which its caller has made its bytes so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Persist(self, request, context):
         """Has versions that this worker holds uploaded, whatever their policy; answers when that is written down.
         """
@@ -946,6 +958,11 @@ def add_DraftsServicer_to_server(servicer, server):
                     servicer.End,
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndDraftRequest.FromString,
                     response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndDraftReply.SerializeToString,
+            ),
+            'Sync': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sync,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SyncDraftRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SyncDraftReply.SerializeToString,
             ),
             'Persist': grpc.unary_unary_rpc_method_handler(
                     servicer.Persist,
@@ -1037,6 +1054,33 @@ class Drafts:
             '/alluxio_like.rpc.v1.Drafts/End',
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndDraftRequest.SerializeToString,
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndDraftReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sync(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Drafts/Sync',
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SyncDraftRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SyncDraftReply.FromString,
             options,
             channel_credentials,
             insecure,
