@@ -129,6 +129,12 @@ class WorkerConfig(ServiceConfig):
     upload_guess_bytes_s: int = Field(
         100_000_000, gt=0, description="bytes per second that uploads are taken to make, until measured"
     )
+    upload_part_bytes: int = Field(
+        32 << 20,
+        ge=1 << 20,
+        description="what programs have written goes to its store in parts of this length, or longer ones where the store wants "
+        "that, several at once; what is shorter than that and than 16 MiB goes in one request",
+    )
     scrub_period_s: float = Field(
         7 * 86400.0, gt=0, description="within this time every cached page is read again and compared with its checksum"
     )

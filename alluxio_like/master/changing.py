@@ -60,6 +60,7 @@ from alluxio_like.types import (
     to_bytes,
     to_str,
 )
+from alluxio_like.ufs.writing import get_writable
 
 T = TypeVar("T")
 A = TypeVar("A", Changed, Sealed)
@@ -112,7 +113,7 @@ class ChangesService:
             raise errors.NotFound("a symbolic link leads somewhere", subject=new.name)
 
         def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
-            limit = self._get_key_limit(txn, new.parent)
+            limit = self._check_name(txn, new.parent, new.name)
             return changes.create(txn, new.parent, to_bytes(new.name), made, now_ns, max_key_bytes=limit)
 
         changed = await self._change(
@@ -124,7 +125,7 @@ class ChangesService:
 
     async def link(self, operation_id: str, inode: InodeId, parent: InodeId, name: str) -> Changed:
         def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
-            limit = self._get_key_limit(txn, parent)
+            limit = self._check_name(txn, parent, name)
             return changes.link(txn, inode, parent, to_bytes(name), now_ns, max_key_bytes=limit)
 
         return await self._change(operation_id, "link", apply, place=(parent, name), prepare=lambda: self._know((parent, name)))
@@ -149,7 +150,9 @@ class ChangesService:
             raise errors.InvalidArgument("a rename either swaps two names or replaces none")
 
         def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
-            limit = self._get_key_limit(txn, renaming.new_parent)
+            limit = self._check_name(txn, renaming.new_parent, renaming.new_name)
+            if renaming.exchange:
+                self._check_name(txn, renaming.parent, renaming.name)
             if renaming.exchange:
                 return changes.exchange(txn, *old, *new, now_ns, max_key_bytes=limit)
             return changes.rename(txn, *old, *new, now_ns, max_key_bytes=limit, replace=not renaming.no_replace)
@@ -443,10 +446,15 @@ class ChangesService:
             entry = namespace.lookup(txn, parent, name)
         return entry is not None and entry.attr.kind is Kind.DIRECTORY
 
-    def _get_key_limit(self, txn: ReadTransaction, directory: InodeId) -> int:
-        """Bytes that a key may have in a directory's mount."""
+    def _check_name(self, txn: ReadTransaction, directory: InodeId, name: str) -> int:
+        """Raises InvalidArgument for what the directory's store can have nothing by that name; else bytes that a key may have."""
         mount_id = tables.get_directory(txn, directory).mount_id
-        return self._mounts.get_key_limit(mount_id) if mount_id != NO_MOUNT else 0
+        if not self._mounts.can_be_written(mount_id):
+            return 0  # which is refused for that
+        at_root = self._mounts.get_record(mount_id).root == directory
+        if problem := get_writable(self._mounts.get_ufs(mount_id)).refuse_name(name, at_root=at_root):
+            raise errors.InvalidArgument(f"choose another name: {problem}", subject=name)
+        return self._mounts.get_key_limit(mount_id)
 
 
 def _read_entry(txn: ReadTransaction, inode: InodeId, place: tuple[InodeId, str] | None) -> Entry | None:

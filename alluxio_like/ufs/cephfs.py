@@ -50,6 +50,9 @@ class CephUfs(PosixUfs):
         settings = _make_settings(uri, options, io_timeout_s)
         return cls(HelperRunner(settings, io_timeout_s), str(uri), on_request=on_request, io_timeout_s=io_timeout_s)
 
+    def refuse_name(self, name: str, *, at_root: bool) -> str:
+        return "CephFS keeps snapshots there" if name == ".snap" else super().refuse_name(name, at_root=at_root)
+
 
 def _make_settings(uri: StoreUri, options: Mapping[str, OptionValue], io_timeout_s: float) -> CephSettings:
     text = {name: str(value) for name, value in options.items()}

@@ -21,7 +21,7 @@ from alluxio_like.types import Kind, to_bytes
 from alluxio_like.ufs.api import StoreEntry
 from alluxio_like.ufs.cloud import PARTS, CloudUfs
 from alluxio_like.ufs.rest import Answer, Request
-from alluxio_like.ufs.writing import Expected, Source, Upload, WriteOptions
+from alluxio_like.ufs.writing import Expected, Source, Upload, WriteOptions, is_utf8
 
 TOKEN = "alluxio-like-token"
 """The name, in an object's metadata, of the token of the write that made it."""
@@ -55,6 +55,11 @@ class CloudWriter(CloudUfs):
 
     # -- whole contents -------------------------------------------------------------------------------------------------------
 
+    def refuse_name(self, name: str, *, at_root: bool) -> str:
+        if at_root and name == PARTS:
+            return "uploads under way are kept there"
+        return self._refuse_name(name) if is_utf8(name) else "names of objects are UTF-8"
+
     async def put(self, key: str, source: Source, options: WriteOptions, *, expected: Expected | None = None) -> StoreEntry:
         self.check_key(key)
         return await self._send_content("PUT", key, source, make_metadata(options), expected)
@@ -75,7 +80,7 @@ class CloudWriter(CloudUfs):
         full_key = self._prefix + key
         if len(to_bytes(full_key)) > _MAX_KEY_BYTES:
             raise errors.NameTooLong(f"a key has at most {_MAX_KEY_BYTES} bytes here", subject=full_key)
-        if any("\ud800" <= char <= "\udfff" for char in full_key):
+        if not is_utf8(full_key):
             raise errors.Unsupported("the store has no keys that are not UTF-8", subject=repr(key))
         if problem := self._refuse_name(full_key):
             raise errors.Unsupported(problem, subject=repr(key))

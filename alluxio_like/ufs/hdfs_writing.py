@@ -34,9 +34,9 @@ from alluxio_like.ufs.api import StoreEntry
 from alluxio_like.ufs.hdfs import HdfsUfs
 from alluxio_like.ufs.hdfs_client import Clients, HdfsSettings
 from alluxio_like.ufs.hdfs_listing import make_entry, make_fingerprint
-from alluxio_like.ufs.hdfs_names import MAX_NAME_BYTES, get_name, make_path, make_temporary
+from alluxio_like.ufs.hdfs_names import MAX_NAME_BYTES, get_name, is_ours, make_path, make_temporary
 from alluxio_like.ufs.threads import BlockingPool, Lent
-from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WriteCapabilities, WriteOptions
+from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WriteCapabilities, WriteOptions, is_utf8
 
 if TYPE_CHECKING:
     from hdfs_native import AsyncClient, AsyncFileReader, FileStatus
@@ -85,6 +85,13 @@ class WritableHdfsUfs(HdfsUfs):
         return _CAPABILITIES
 
     # -- whole contents -------------------------------------------------------------------------------------------------------
+
+    def refuse_name(self, name: str, *, at_root: bool) -> str:
+        if ":" in name:
+            return "names in HDFS have no colons"
+        if is_ours(name):
+            return "files that are being written are called so"
+        return "" if is_utf8(name) else "names in HDFS are UTF-8"
 
     async def put(self, key: str, source: Source, options: WriteOptions, *, expected: Expected | None = None) -> StoreEntry:
         path = self._make_path(key)

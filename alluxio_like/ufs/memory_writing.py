@@ -15,7 +15,7 @@ from alluxio_like import errors
 from alluxio_like.types import Fingerprint, Kind
 from alluxio_like.ufs.api import ListPage, StoreEntry
 from alluxio_like.ufs.memory import MemoryUfs, PendingUpload, Request
-from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WriteCapabilities, WriteOptions
+from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WriteCapabilities, WriteOptions, is_utf8
 
 _TOKEN = "alluxio-like-token"
 
@@ -69,6 +69,9 @@ class WritableMemoryUfs:
             max_part_bytes=5 << 30,
             max_parts=10_000,
         )
+
+    def refuse_name(self, name: str, *, at_root: bool) -> str:
+        return "" if is_utf8(name) else "keys are UTF-8"
 
     async def put(self, key: str, source: Source, options: WriteOptions, *, expected: Expected | None = None) -> StoreEntry:
         data = _take(source, key)
@@ -184,7 +187,7 @@ class WritableMemoryUfs:
             raise errors.Conflict("the store holds another content than expected", subject=key)
 
     def _make(self, key: str, data: bytes, metadata: Mapping[str, str], expected: Expected | None) -> StoreEntry:
-        if not key or "\0" in key:
+        if not key or "\0" in key or not is_utf8(key):
             raise errors.InvalidArgument("not a key", subject=repr(key))
         self._check(key, expected)
         fingerprint = self.store.put(key, data, metadata)

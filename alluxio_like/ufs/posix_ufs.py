@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from alluxio_like import errors
-from alluxio_like.types import Fingerprint, Space
+from alluxio_like.types import Fingerprint, Space, to_bytes
 from alluxio_like.ufs.api import ListPage, StoreEntry
 from alluxio_like.ufs.posix_ops import PosixOps
-from alluxio_like.ufs.posix_tree import PosixTree
+from alluxio_like.ufs.posix_tree import PosixTree, is_staging
 from alluxio_like.ufs.posix_writer import PosixWriter
 from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WriteCapabilities, WriteOptions
 
@@ -159,6 +159,9 @@ class PosixUfs:
                 self._runner.post("end_read", read_id)
 
     # -- writing --------------------------------------------------------------------------------------------------------------
+
+    def refuse_name(self, name: str, *, at_root: bool) -> str:
+        return "files that are being written are called so" if is_staging(to_bytes(name)) else ""
 
     async def put(self, key: str, source: Source, options: WriteOptions, *, expected: Expected | None = None) -> StoreEntry:
         if source.length > _MAX_PUT_BYTES:

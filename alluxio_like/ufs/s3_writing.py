@@ -22,7 +22,7 @@ from alluxio_like.ufs.s3 import S3Ufs, get_fingerprint
 from alluxio_like.ufs.s3_body import Body
 from alluxio_like.ufs.s3_client import S3Clients
 from alluxio_like.ufs.s3_errors import Refusal, convert_refusal, get_refusal
-from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WriteCapabilities, WriteOptions
+from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WriteCapabilities, WriteOptions, is_utf8
 
 T = TypeVar("T")
 
@@ -68,6 +68,9 @@ class S3Writer(S3Ufs):
         )
 
     # -- whole contents -----------------------------------------------------------------------------------------------------
+
+    def refuse_name(self, name: str, *, at_root: bool) -> str:
+        return "" if is_utf8(name) else "keys of S3 are UTF-8"
 
     async def put(self, key: str, source: Source, options: WriteOptions, *, expected: Expected | None = None) -> StoreEntry:
         if source.length > _MAX_PUT_BYTES:

@@ -126,6 +126,11 @@ class WritableUfs(Ufs, Protocol):
         """What this store can do. The first call may ask it, and write and remove something of no meaning to find out."""
         ...
 
+    def refuse_name(self, name: str, *, at_root: bool) -> str:
+        """Why the store can have nothing of this name, in words for its user; empty: it can. Asks nobody. A name is a component
+        of a key, of at most 255 bytes; `at_root`: right at the mount's root."""
+        ...
+
     async def put(self, key: str, source: Source, options: WriteOptions, *, expected: Expected | None = None) -> StoreEntry:
         """Make these bytes the content at `key`, whole or not at all, and durable; its entry, with the fingerprint that stat and
         listings will give it (`mtime_ns` is 0 where the store does not say).
@@ -208,6 +213,11 @@ class WritableUfs(Ufs, Protocol):
         """Remove an empty directory, in a flat store its marker. The key has no slash at its end. Raises DirectoryNotEmpty; one
         that is not there is fine."""
         ...
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name, as text with surrogates for what is no UTF-8, is UTF-8."""
+    return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 async def make_directories(ufs: WritableUfs, key: str) -> None:

@@ -334,8 +334,9 @@ def _wire_drafts(
 
     pace = Pace(config.upload_guess_bytes_s)
     uploader = Uploader(
-        store=store, stores=stores, turns=turns, changes=changes, disk=disk, metrics=metrics, pace=pace, on_persisted=on_persisted
-    )
+        store=store, stores=stores, turns=turns, changes=changes, disk=disk, metrics=metrics, pace=pace,
+        part_bytes=config.upload_part_bytes, on_persisted=on_persisted,
+    )  # fmt: skip
     stack.push_async_callback(uploader.close)
     cap = DrainCap(pace, config.drain_s if config.cap_unpersisted else None, uploader.measure_left, metrics)
 

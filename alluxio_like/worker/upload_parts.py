@@ -20,7 +20,6 @@ from alluxio_like.ufs.api import StoreEntry
 from alluxio_like.ufs.writing import Expected, Part, Source, Upload, WritableUfs, WriteCapabilities, WriteOptions
 from alluxio_like.worker.disk import DiskQueue
 
-PART_BYTES = 32 << 20
 _PARTS_AT_ONCE = 4
 _REPLAN_S = 2.0
 """After so long the master is asked again before anything becomes visible: the file may have been renamed, written anew, or
@@ -61,13 +60,16 @@ class Steps(Protocol):
 
 
 class PartSender:
-    """One per worker. `now_ns` is the time since the epoch."""
+    """One per worker. `now_ns` is the time since the epoch, `part_bytes` that of parts where the store wants none longer."""
 
-    def __init__(self, drafts: Drafts, disk: DiskQueue, monotonic: Callable[[], float], now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, drafts: Drafts, disk: DiskQueue, monotonic: Callable[[], float], now_ns: Callable[[], int], part_bytes: int
+    ) -> None:
         self._drafts = drafts
         self._disk = disk
         self._monotonic = monotonic
         self._now_ns = now_ns
+        self._part_bytes = part_bytes
 
     async def send(
         self, ufs: WritableUfs, capabilities: WriteCapabilities, opened: Opened, plan: UploadPlan, steps: Steps
@@ -125,7 +127,7 @@ class PartSender:
         elif record.destination is not None:
             await self.abort_unknown(ufs, record)
         least = max(capabilities.min_part_bytes, -(-record.ref.size // capabilities.max_parts))
-        part_bytes = min(capabilities.max_part_bytes, max(PART_BYTES, -(-least >> 20) << 20))
+        part_bytes = min(capabilities.max_part_bytes, max(self._part_bytes, -(-least >> 20) << 20))
         # Written down before and after: an upload that was begun and not written down is found by its key.
         record = replace(record, destination=to, upload_id="", part_bytes=part_bytes, asked_ns=self._now_ns())
         await self._disk.submit(lambda: self._drafts.put_upload(record))

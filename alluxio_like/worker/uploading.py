@@ -113,17 +113,19 @@ class Uploader:
         disk: DiskQueue,
         metrics: Metrics,
         pace: Pace,
+        part_bytes: int,
         on_persisted: Callable[[FileId], None] = lambda _: None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`on_persisted`: a cache file may be evicted from now on."""
+        """`part_bytes`: the length of an upload's parts. `on_persisted`: a cache file may be evicted from now on."""
         self._store = store
         self._drafts = store.drafts
         self._stores = stores
         self._turns = turns
         self._changes = changes
         self._disk = disk
-        self._parts = PartSender(store.drafts, disk, turns.monotonic, now_ns)
+        self._parts = PartSender(store.drafts, disk, turns.monotonic, now_ns, part_bytes)
+        self._put_bytes = min(PUT_BYTES, part_bytes)
         self._metrics = metrics
         self._pace = pace
         self._on_persisted = on_persisted
@@ -360,7 +362,7 @@ class Uploader:
         ufs = get_writable(await self._stores.get_ufs(plan.mount_id))
         try:
             capabilities = await ufs.get_capabilities()
-            if opened.record.ref.size <= min(PUT_BYTES, capabilities.max_put_bytes):
+            if opened.record.ref.size <= min(self._put_bytes, capabilities.max_put_bytes):
                 return await self._put(ufs, opened, plan, job)
             return await self._parts.send(ufs, capabilities, opened, plan, _Steps(self, ufs, opened, job))
         except errors.StoreDenied:

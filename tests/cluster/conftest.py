@@ -55,6 +55,13 @@ class StackMaker:
 @pytest.fixture
 def workplace() -> Iterator[Path]:
     """A directory on the disk, with a short path (unix sockets), in which nothing may be left running or mounted."""
+    with make_workplace() as directory:
+        yield directory
+
+
+@contextlib.contextmanager
+def make_workplace() -> Iterator[Path]:
+    """The same for as long as a context lasts."""
     with tempfile.TemporaryDirectory(prefix="al-", dir="/var/tmp") as made:
         directory = Path(made)
         yield directory

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from alluxio_like.fuse.mountpoint import find_top
@@ -28,11 +29,17 @@ def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 60.0) -
 
 @contextmanager
 def start_written(
-    workplace: Path, uri: str, environment: Mapping[str, str], policy: str = "through", workers: int = 1
+    workplace: Path,
+    uri: str,
+    environment: Mapping[str, str],
+    policy: str = "through",
+    workers: int = 1,
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Stack]:
-    """`up` with a store at /data that may be written."""
+    """`up` with a store at /data that may be written; `options` are the mount's."""
+    given = [f"-o{name}={value}" for name, value in {**options, "write": policy}.items()]
     with start_stack(workplace, {}, environment, "--workers", str(workers), "--cache-size", "2GB") as stack:
-        stack.run_command("alluxio-like", "mount", "/data", uri, "-o", f"write={policy}")
+        stack.run_command("alluxio-like", "mount", "/data", uri, *given)
         yield stack
 
 

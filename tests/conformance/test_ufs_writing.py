@@ -175,6 +175,27 @@ async def test_odd_names(store: StoreUnderTest) -> None:
                 store.get(key)
 
 
+async def test_names_that_cannot_be_are_told_without_asking(store: StoreUnderTest) -> None:
+    names = ["a b", "a:b", "back\\slash", "n\nl", "r\rx", "t\tb", "\x7f", "\udcff", "x" * 255, "%41", ".hidden", ".snap"]
+    reserved = [".alluxio_like-" + "0" * 32, ".n.alluxio-like." + "0" * 32, ".alluxio-like-parts"]
+    for name in names:
+        if name != ".snap" and "\udcff" not in name:
+            assert bool(store.writable.refuse_name(name, at_root=True)) != store.can_name(name), name
+        if not store.writable.refuse_name(name, at_root=True):
+            await put(store, name, b"1")
+            assert [entry.name for entry in await store.list_all("")] == [name]
+            await store.writable.delete(name)
+        else:
+            with pytest.raises((errors.Unsupported, errors.InvalidArgument, errors.NotFound)):
+                await put(store, name, b"1")
+    for name in reserved:
+        if not store.writable.refuse_name(name, at_root=True):
+            await put(store, name, b"1")
+            assert [entry.name for entry in await store.list_all("")] == [name]
+            await store.writable.delete(name)
+    assert store.writable.refuse_name("usual", at_root=True) == ""
+
+
 async def test_read_after_write_listing(store: StoreUnderTest) -> None:
     await make_parents(store, "d/x")
     for number in range(20):

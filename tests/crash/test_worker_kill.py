@@ -26,7 +26,6 @@ from alluxio_like.rpc.messages import MountSpec, Priority
 from alluxio_like.rpc.messages_writing import DraftSealed, NewName
 from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import FileRef, InodeId, Kind
-from alluxio_like.worker import upload_parts
 from tests.crash.test_master_kill import MasterProcess
 from tests.servers.fixtures import S3Server
 from tests.servers.whole import assert_whole_disks
@@ -43,6 +42,7 @@ sys.exit(asyncio.run(run(load_config(WorkerConfig, file=Path(sys.argv[1])))))
 """
 KILLS = int(os.environ.get("WORKER_KILLS", "6"))
 MIB = 1 << 20
+PART_BYTES = WorkerConfig.model_fields["upload_part_bytes"].default
 
 
 class WorkerProcess:
@@ -250,7 +250,7 @@ async def test_a_large_upload_is_gone_on_with_by_the_next_worker_process(
 ) -> None:
     await writing.mount("back:1")
     worker = await writing.add_worker()
-    data = make_data(8 * upload_parts.PART_BYTES + 1000)
+    data = make_data(8 * PART_BYTES + 1000)
     ref = await writing.create("large")
     fd = await writing.open(worker, ref, truncate=True)
     os.pwrite(fd, data, 0)
@@ -284,7 +284,7 @@ async def test_an_upload_to_s3_is_gone_on_with_and_leaves_no_parts(
     try:
         worker = await writing.add_worker()
         await writing.mount("back:1", f"s3://{s3_bucket}")
-        data = make_data(12 * upload_parts.PART_BYTES + 1000)
+        data = make_data(12 * PART_BYTES + 1000)
         ref = await writing.create("large")
         fd = await writing.open(worker, ref, truncate=True)
         os.pwrite(fd, data, 0)

@@ -5,6 +5,7 @@ answers with one. Bytes are latin-1 in it, paths too. `CephFsClient` is the test
 """
 
 import json
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,20 @@ class _Calls:
             names.append(entry.d_name.decode("latin-1"))
         self.fs.closedir(handle)
         return [name for name in names if name not in {".", ".."}]
+
+    def walk(self, path: bytes) -> dict[str, str | None]:
+        """All below a directory, by path from there: the bytes of files, None of directories."""
+        found: dict[str, str | None] = {}
+        for name in self.list_names(path):
+            below = path + b"/" + name.encode("latin-1")
+            if stat.S_ISDIR(self.fs.stat(below).st_mode):
+                found |= {name: None, **{f"{name}/{rest}": data for rest, data in self.walk(below).items()}}
+            else:
+                found[name] = self.read(below)
+        return found
+
+    def get_attribute(self, path: bytes, name: str) -> str:
+        return str(self.fs.getxattr(path, name.decode("latin-1") if isinstance(name, bytes) else name).decode("latin-1"))
 
     def set_mode(self, path: bytes, mode: int) -> None:
         self.fs.chmod(path, mode)

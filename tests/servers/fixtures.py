@@ -142,7 +142,14 @@ def start_s3_server(root: Path | None = None, *, size_bytes: int = 4 << 30) -> I
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """The session's S3 server. Nobody stops it: a test of a dead store uses the fault proxy, or a server of its own."""
+    """The session's S3 server: a radosgw, or with ALLUXIO_LIKE_TEST_S3 the one at that URL, with the keys of AWS's environment.
+
+    Nobody stops it: a test of a dead store uses the fault proxy, or a server of its own."""
+    if endpoint := os.environ.get("ALLUXIO_LIKE_TEST_S3"):
+        yours = S3Server(endpoint, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+        yield yours
+        yours.close()
+        return
     with start_s3_server() as server:
         yield server
 

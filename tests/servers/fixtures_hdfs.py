@@ -128,7 +128,14 @@ class HdfsProxies:
 @pytest.fixture
 def hdfs_proxies(hdfs_server: HdfsServer) -> Iterator[HdfsProxies]:
     """Proxies in front of NameNode and DataNode, which pass everything on until they are told otherwise."""
-    cluster = hdfs_server.cluster
+    with open_hdfs_proxies(hdfs_server) as proxies:
+        yield proxies
+
+
+@contextlib.contextmanager
+def open_hdfs_proxies(server: HdfsServer) -> Iterator[HdfsProxies]:
+    """The same for as long as a context lasts: one at a time."""
+    cluster = server.cluster
     port = cluster.get_datanode_port(0)
     with TcpProxy(cluster.namenode_port) as namenode, TcpProxy(port, host=PROXIED_HOST, port=port) as datanode:
         yield HdfsProxies(namenode, datanode)

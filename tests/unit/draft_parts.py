@@ -175,6 +175,7 @@ async def running_drafts(
     mode: WriteMode = WriteMode.THROUGH,
     drain_s: float | None = None,
     guess_bytes_s: float = 1e8,
+    part_bytes: int = 32 << 20,
 ) -> AsyncIterator[DraftParts]:
     """Drafts that are taken down at the end; `changes` and `ufs` outlive them. `drain_s`: what may wait for its upload is
     bounded."""
@@ -203,6 +204,7 @@ async def running_drafts(
             disk=disk,
             metrics=parts.metrics,
             pace=pace,
+            part_bytes=part_bytes,
             now_ns=lambda: parts.ufs.now_ns,
         )
 

@@ -537,6 +537,16 @@ async def test_keys_fit_the_store(cluster: Cluster, store: MemoryUfs) -> None:
         await create(cluster, path + "/" + "y" * 55)
 
 
+async def test_names_fit_the_store(cluster: Cluster, store: MemoryUfs) -> None:
+    await create(cluster, "/data/f")
+    for kind in (Kind.FILE, Kind.DIRECTORY):
+        with pytest.raises(errors.InvalidArgument, match="choose another name: keys are UTF-8"):
+            await create(cluster, "/data/\udcff", kind)
+    with pytest.raises(errors.InvalidArgument, match="choose another name"):
+        await rename(cluster, "/data/f", "/data/\udcff")
+    await rename(cluster, "/data/f", "/data/g")
+
+
 async def test_an_upload_waits_for_what_the_store_has_to_follow_first(cluster: Cluster, store: MemoryUfs) -> None:
     await get(cluster, "/data")
     gate = asyncio.Event()

@@ -13,7 +13,7 @@ from alluxio_like.clock import ManualClock
 from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
 from alluxio_like.types import FileId, FileRef, InodeId, VersionId
 from alluxio_like.ufs.memory import Fault, MemoryUfs
-from alluxio_like.worker import app, upload_parts, uploading
+from alluxio_like.worker import app, uploading
 from tests.unit.draft_parts import DraftParts, FakeChanges, running_drafts
 from tests.unit.worker_parts import make_data, wait_until
 
@@ -21,12 +21,6 @@ MIB = 1 << 20
 BACK = WritePolicy(WriteMode.BACK)
 _COARSE = 5
 """CLOCK_REALTIME_COARSE, by which files are dated."""
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploading, "PUT_BYTES", MIB)
-    monkeypatch.setattr(upload_parts, "PART_BYTES", MIB)
 
 
 async def wait_uploaded(one: DraftParts) -> None:
@@ -144,9 +138,8 @@ async def test_what_was_removed_before_its_upload_is_not_brought_back(tmp_path: 
         assert not cached.unpersisted
 
 
-@pytest.mark.usefixtures("small_parts")
 async def test_a_large_version_goes_in_parts_at_once_and_leaves_none(tmp_path: Path) -> None:
-    async with running_drafts(tmp_path) as one:
+    async with running_drafts(tmp_path, part_bytes=MIB) as one:
         data = make_data(9 * MIB + 5)
         one.ufs.fail("PART", errors.StoreUnavailable("broken"), Fault(errors.StoreUnavailable("broken"), is_late=True))
         one.ufs.fail("COMPLETE", Fault(errors.StoreUnavailable("broken"), is_late=True))
@@ -157,19 +150,18 @@ async def test_a_large_version_goes_in_parts_at_once_and_leaves_none(tmp_path: P
         assert one.ufs.get_metadata("large")["mode"] == "644"
 
 
-@pytest.mark.usefixtures("small_parts")
 async def test_parts_are_gone_on_with_after_a_restart(tmp_path: Path) -> None:
     changes, ufs = FakeChanges(BACK), MemoryUfs(name="bucket")
     data = make_data(9 * MIB + 5)
     stuck = Fault(until=asyncio.Event())
-    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+    async with running_drafts(tmp_path, part_bytes=MIB, changes=changes, ufs=ufs) as one:
         ufs.fail("PART", *[Fault() for _ in range(5)], stuck, always=True)
         await one.write(changes.create(5, "large"), data)
         one.uploader.look()
         await wait_until(lambda: sum(len(upload.parts) for upload in ufs.uploads.values()) == 5)
     ufs.heal()
     before = ufs.count_requests()["PART"]
-    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+    async with running_drafts(tmp_path, part_bytes=MIB, changes=changes, ufs=ufs) as one:
         await wait_uploaded(one)
     assert ufs.get("large") == data
     assert ufs.count_requests()["PART"] - before == 5
@@ -177,26 +169,24 @@ async def test_parts_are_gone_on_with_after_a_restart(tmp_path: Path) -> None:
     assert not ufs.uploads
 
 
-@pytest.mark.usefixtures("small_parts")
 async def test_an_upload_that_was_begun_and_not_written_down_is_found_and_dropped(tmp_path: Path) -> None:
     changes, ufs = FakeChanges(BACK), MemoryUfs(name="bucket")
     data = make_data(3 * MIB)
-    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+    async with running_drafts(tmp_path, part_bytes=MIB, changes=changes, ufs=ufs) as one:
         ufs.fail("CREATE", Fault(errors.StoreUnavailable("broken"), is_late=True), errors.StoreUnavailable("away"), always=True)
         ufs.fail("UPLOADS", errors.StoreUnavailable("away"), always=True)
         await one.write(changes.create(5, "large"), data)
         one.uploader.look()
         await wait_until(lambda: len(ufs.uploads) == 1)
     ufs.heal()
-    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+    async with running_drafts(tmp_path, part_bytes=MIB, changes=changes, ufs=ufs) as one:
         await wait_uploaded(one)
     assert ufs.get("large") == data
     assert not ufs.uploads
 
 
-@pytest.mark.usefixtures("small_parts")
 async def test_a_version_that_is_changed_while_it_is_sent_never_becomes_visible(tmp_path: Path) -> None:
-    async with running_drafts(tmp_path) as one:
+    async with running_drafts(tmp_path, part_bytes=MIB) as one:
         one.changes.policy = BACK
         place = await one.service.begin(one.changes.create(5, "large"), truncate=True)
         fd = one.open(place)
@@ -254,10 +244,8 @@ async def test_a_file_that_is_appended_to_again_and_again_goes_when_that_pauses(
         assert sent <= 2 * len(b"line\n") * 31
 
 
-async def test_a_close_waits_for_as_long_as_its_upload_goes_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploading, "PUT_BYTES", MIB)
-    monkeypatch.setattr(upload_parts, "PART_BYTES", MIB)
-    async with running_drafts(tmp_path, io_timeout_s=4.0) as one:
+async def test_a_close_waits_for_as_long_as_its_upload_goes_forward(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path, part_bytes=MIB, io_timeout_s=4.0) as one:
         # Five rounds of four parts: longer than the time that a close waits for nothing.
         one.ufs.fail("PART", Fault(delay_s=1.0), always=True)
         data = make_data(20 * MIB)
