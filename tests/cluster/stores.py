@@ -48,7 +48,8 @@ class WrittenStore:
     `get_metadata` is what the store keeps with a content, None where it keeps nothing. `list_uploads` are uploads in parts that
     `read` does not show. `stop` makes the store unreachable until `resume`; `hold` has an upload in parts that begins then stand
     still in its middle, where the server can be told to; `refuse` has the store refuse all, in the same way. `refused` are names
-    that they cannot have, with a word of the reason. `is_waited_for`: closes wait until it is back, rather than fail. `is_flat`: a directory is its marker, or what is below.
+    that it cannot have, with a word of the reason. `is_waited_for`: closes wait until it is back, rather than fail. `is_flat`: a
+    directory is its marker, or what is below.
     """
 
     uri: str
