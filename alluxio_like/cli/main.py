@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from alluxio_like import __version__
-from alluxio_like.cli import backup, doctor, fs, fsck, mounts, quota, report, services, snapshot, top, up, why, writing
+from alluxio_like.cli import backup, doctor, fs, fsck, mounts, quota, report, services, snapshot, top, trash, up, why, writing
 from alluxio_like.cli.common import make_app, run_app
 
 app = make_app(
@@ -49,6 +49,7 @@ fs.app.command("persist")(writing.fs_persist)
 app.add_typer(fs.app, name="fs")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(quota.app, name="quota")
+app.add_typer(trash.app, name="trash")
 app.command("report")(report.report)
 app.command("workers")(report.workers)
 app.command("top")(top.top)

@@ -60,6 +60,7 @@ from alluxio_like.rpc.messages import (
 )
 from alluxio_like.rpc.quotas import QuotasStub
 from alluxio_like.rpc.snapshots import Difference, Snapshot, SnapshotsStub
+from alluxio_like.rpc.trash import TrashStub
 from alluxio_like.types import EVERYWHERE, Cluster, Entry, FileId, FileRef, InodeId, JobId, Kind, Recall, Space
 
 _log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Client:
         self._channel = self._open_channel(config.master)
         self._master = MasterStub(self._channel, timeout_s=config.io_timeout_s)
         self._snapshots = SnapshotsStub(self._channel, timeout_s=config.io_timeout_s)
+        self.trash = TrashStub(self._channel, timeout_s=config.io_timeout_s)
         self.quotas = QuotasStub(self._channel, timeout_s=config.io_timeout_s)
         self._keeper = LeaseKeeper(self._channel, self._forget, self._note_epoch, metrics, strict=config.strict)
         self._names = MetadataCache(time.monotonic, self._keeper.is_live)

@@ -40,6 +40,7 @@ from alluxio_like.master.service_workers import WorkersService
 from alluxio_like.master.snapshots import SnapshotsService
 from alluxio_like.master.spaces import Spaces
 from alluxio_like.master.surveying import Surveyor
+from alluxio_like.master.trash import TrashService
 from alluxio_like.master.unpersisted_files import UnpersistedFiles
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry, delete_worker, list_stored, put_worker
@@ -52,6 +53,7 @@ from alluxio_like.rpc.master_servicer import add_master_services
 from alluxio_like.rpc.quotas import add_quotas_service
 from alluxio_like.rpc.server import create_server
 from alluxio_like.rpc.snapshots import add_snapshots_service
+from alluxio_like.rpc.trash import add_trash_service
 from alluxio_like.types import FileId, WorkerId
 from alluxio_like.ufs.open import open_ufs
 
@@ -193,6 +195,8 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
         frozen = SnapshotsService(meta, lister, clock=clock)
         add_snapshots_service(server.grpc_server, frozen)
         add_quotas_service(server.grpc_server, limits)
+        bin_ = TrashService(meta, lister, mounts, follower, coherence, clock=clock)
+        add_trash_service(server.grpc_server, bin_)
         http = start_http(
             config.http_bind,
             metrics,
@@ -208,6 +212,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
         chores = [
             asyncio.create_task(_watch_workers(meta, registry, jobs, metrics, clock), name="watch workers"),
             asyncio.create_task(frozen.collect(), name="collect snapshots"),
+            asyncio.create_task(bin_.run(), name="end what is in the trash"),
             asyncio.create_task(limits.count(), name="count for quotas"),
             asyncio.create_task(_watch_leases(coherence, locks), name="watch leases"),
             asyncio.create_task(_forget_old(meta, registry, pool, clock), name="forget old"),

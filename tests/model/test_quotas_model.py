@@ -78,6 +78,6 @@ class RenamingStoreMachine(QuotasMachine):
 
 
 TestQuotas = QuotasMachine.TestCase
-TestQuotas.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQuotas.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestQuotasRenaming = RenamingStoreMachine.TestCase
-TestQuotasRenaming.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestQuotasRenaming.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import journal, keys, mounts, namespace, paths, quotas, records, tables
+from alluxio_like.master.core import journal, keys, mounts, namespace, paths, quotas, records, tables, trash
 from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.core.records import Dirty, Inode, Moved
@@ -123,7 +123,7 @@ def link(txn: WriteTransaction, inode: InodeId, parent: InodeId, name: bytes, no
 
 
 def unlink(txn: WriteTransaction, parent: InodeId, name: bytes, now_ns: int) -> Outcome:
-    """Take a name of anything but a directory away; with its last name an inode becomes an orphan.
+    """Take a name of anything but a directory away; with its last name an inode becomes an orphan, or goes to the trash.
 
     Raises NotFound, IsADirectory, NotADirectory, Conflict (a mount hangs on it), ReadOnly.
     """
@@ -133,7 +133,8 @@ def unlink(txn: WriteTransaction, parent: InodeId, name: bytes, now_ns: int) -> 
     if found.record.kind is Kind.DIRECTORY:
         raise errors.IsADirectory("a directory", subject=_show(name))
     recalls = (_recall(parent, name, found.inode), *_recall_names(txn, found.inode, found.record))
-    _drop_name(edit, directory, found, found.get_raw_name(directory, name))
+    if not _throw_away(edit, directory, found, name):
+        _drop_name(edit, directory, found, found.get_raw_name(directory, name))
     _keep_empty(edit, directory)
     directory.set_changed(now_ns)
     edit.finish()
@@ -187,7 +188,8 @@ def rename(
             return Outcome(moving.inode, ())
         _check_replaceable(txn, moving, there, new_name)
         recalls += [_recall(new_parent, new_name, there.inode), *_recall_names(txn, there.inode, there.record)]
-    base = _clear_target(edit, target, there, new_name)
+    is_kept = there is not None and there.record.kind is not Kind.DIRECTORY and _throw_away(edit, target, there, new_name)
+    base = None if is_kept else _clear_target(edit, target, there, new_name)
     recalls += _recall_names(txn, moving.inode, moving.record)
     _move(edit, source, moving.get_raw_name(source, old_name), target, new_name, moving, base)
     _keep_empty(edit, source)
@@ -320,6 +322,20 @@ def _leave_local(edit: Edit, source: Directory, named: Inode, inode: InodeId, ba
     key = keys.get_key(txn, inode, tables.get_inode(txn, inode), natural=True)
     _bury(edit, source, named, Step(0, Op.DELETE, named.mount_id, inode, key, dirty.base))
     txn.put(records.dirty_key(inode), records.pack_dirty(dirty._replace(base=base)))
+
+
+def _throw_away(edit: Edit, directory: Directory, found: _Found, name: bytes) -> bool:
+    """Move a file whose last name goes to the trash, where there is one; whether that was done."""
+    txn = edit.txn
+    place = trash.find_bin(txn, directory.inode) if not found.record.flags & records.LINKED else None
+    if place is None:
+        return False
+    path = namespace.get_path(txn, directory.inode).rstrip("/") + "/" + to_str(name)
+    trash.note_thrown(txn, trash.Thrown(found.inode, path, edit.now_ns, edit.now_ns + place.keep_ns))
+    target = _open_writable(edit, place.directory)
+    _move(edit, directory, found.get_raw_name(directory, name), target, trash.make_name(edit.sequence, name), found, None)
+    target.set_changed(edit.now_ns)
+    return True
 
 
 def _clear_target(edit: Edit, target: Directory, there: _Found | None, name: bytes) -> Fingerprint | None:
@@ -474,6 +490,10 @@ def check_settled(txn: ReadTransaction, directory: InodeId) -> None:
 def _check_name(txn: ReadTransaction, directory: Directory, name: bytes, max_key_bytes: int) -> None:
     if len(name) > paths.NAME_MAX_BYTES:
         raise errors.NameTooLong(f"a name has at most {paths.NAME_MAX_BYTES} bytes", subject=_show(name))
+    if directory.record.flags & records.HIDDEN:
+        raise errors.NotPermitted("only what is removed comes into the trash", subject=_show(name))
+    if trash.lookup_hidden(txn, directory.inode, name) is not None:
+        raise errors.AlreadyExists("the mount's trash has that name", subject=_show(name))
     if not name or b"/" in name or paths.is_odd(name):
         raise errors.InvalidArgument("such a name cannot be made: it would stand for another one", subject=_show(name))
     prefix = keys.get_prefix(txn, directory.inode, directory.record, natural=True)

@@ -22,6 +22,7 @@ from alluxio_like.master.core import (
     records,
     snapshots,
     tables,
+    trash,
 )
 from alluxio_like.types import ROOT_INODE, InodeId, Kind, to_str
 
@@ -46,6 +47,7 @@ def check(txn: ReadTransaction) -> Iterator[Finding]:
     yield from _check_snapshots(txn)
     yield from _check_results(txn)
     yield from checking_quotas.check(txn)
+    yield from _check_trash(txn)
 
 
 def mend(txn: WriteTransaction, findings: Iterable[Finding]) -> int:
@@ -276,3 +278,19 @@ def _check_results(txn: ReadTransaction) -> Iterator[Finding]:
             json.loads(data)
         except ValueError:
             yield Finding(Grade.WRONG, "conflicts", f"a conflict's record cannot be read: {data!r}", REPAIR, ((row, None),))
+
+
+def _check_trash(txn: ReadTransaction) -> Iterator[Finding]:
+    for row, data in txn.scan(b"tm", b"tn"):
+        record = tables.lookup_inode(txn, InodeId(records.unpack_id(data)))
+        if record is None or not record.flags & records.HIDDEN:
+            yield Finding(
+                Grade.WRONG, "trash", "the trash of a mount has no directory", "turn it off and on again", ((row, None),)
+            )
+    for row, _ in txn.scan(b"tx", b"ty"):
+        if trash.lookup_thrown(txn, InodeId(int.from_bytes(row[-8:], "big"))) is None:
+            yield Finding(Grade.LEFTOVER, "trash", "something that is gone waits to go from the trash", "", ((row, None),))
+    for one in trash.iter_thrown(txn):
+        row = records.expiry_key(one.expires_ns, one.inode)
+        if txn.get(row) is None:
+            yield Finding(Grade.WRONG, "trash", f"inode {one.inode} never goes from the trash", REPAIR, ((row, b""),))

@@ -197,7 +197,9 @@ class _Checker:
             is_old = any(
                 self._txn.get(records.dentry_key(old, filed)) == records.pack_id(inode) for old in self._list_old_roots()
             )
-        if place != records.pack_id(inode) and not is_old:
+        if record.flags & records.HIDDEN:
+            pass  # found by its mount, and by no entry
+        elif place != records.pack_id(inode) and not is_old:
             yield self._describe_nameless(inode, record, table, filed, place)
         elif not is_old and record.mount_id != parent.mount_id and not record.flags & records.MOUNT_POINT:
             message = f"inode {inode} belongs to mount {record.mount_id}, its directory to {parent.mount_id}"

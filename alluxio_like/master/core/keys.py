@@ -6,7 +6,7 @@ Functions over a transaction.
 """
 
 from alluxio_like.kv.api import ReadTransaction
-from alluxio_like.master.core import records, tables
+from alluxio_like.master.core import records, tables, trash
 from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.core.records import Inode, Moved
 from alluxio_like.types import ROOT_INODE, InodeId, Kind, to_bytes, to_str
@@ -45,7 +45,10 @@ def lookup_place(txn: ReadTransaction, root: InodeId, key: str) -> tuple[InodeId
     for part in above:
         found = tables.lookup_child(txn, tables.get_table(txn, at), part + b"/")
         if found is None:
-            return None
+            hidden = trash.lookup_hidden(txn, at, part)
+            if hidden is None:
+                return None
+            found = hidden[0]
         at = found
     return at, name + b"/" if key.endswith("/") else name
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction, get_prefix_stop
-from alluxio_like.master.core import journal, namespace, paths, records, tables, usage
+from alluxio_like.master.core import journal, namespace, paths, records, tables, trash, usage
 from alluxio_like.master.core.model import NO_MOUNT, MountRecord
 from alluxio_like.master.core.records import Inode
 from alluxio_like.master.core.tables import Directory, Edit
@@ -93,6 +93,12 @@ def remove_mount(txn: WriteTransaction, path: str, now_ns: int, *, force: bool =
         edit.unlink(directory, mount.root, tables.get_inode(txn, mount.root))
         directory.set_changed(now_ns)
         _clear_way(edit, directory, parts[:-1], [other.path for other in others])
+    hidden = trash.lookup_directory(txn, mount.mount_id)
+    if hidden is not None:
+        record = tables.get_inode(txn, hidden)
+        edit.count_detached(record)
+        edit.abandon(hidden, record)
+        txn.delete(records.trash_directory_key(mount.mount_id))
     edit.finish()
     txn.delete(records.mount_key(mount.mount_id))
     txn.delete(records.intervals_key(mount.mount_id))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import keys, paths, records, tables
+from alluxio_like.master.core import keys, paths, records, tables, trash
 from alluxio_like.master.core.model import NO_MOUNT, DirState, EntryPage, Resolved, Totals
 from alluxio_like.master.core.orphans import purge
 from alluxio_like.master.core.records import Inode, State
@@ -78,6 +78,8 @@ def lookup(txn: ReadTransaction, parent: InodeId, name: str) -> Entry | None:
         raise errors.NameTooLong(f"a name has at most {paths.NAME_MAX_BYTES} bytes", subject=name)
     state = tables.get_state(txn, table)
     found = find_child(txn, table, shown, state)
+    if found is None:
+        found = trash.lookup_hidden(txn, parent, shown)
     if found is None:
         return None
     inode, record = found
@@ -157,7 +159,7 @@ def get_path(txn: ReadTransaction, inode: InodeId) -> str:
         if record.flags & records.ORPHAN:
             raise errors.NotFound("no path leads to a removed inode", subject=str(inode))
         table = tables.get_table(txn, record.parent)
-        if tables.lookup_child(txn, table, record.sort_name) != at:
+        if tables.lookup_child(txn, table, record.sort_name) != at and not record.flags & records.HIDDEN:
             # Below what was unmounted from the root.
             raise errors.NotFound("no path leads to a removed inode", subject=str(inode))
         parts.append(to_str(_show(record, _is_shadowed(txn, table, record))))

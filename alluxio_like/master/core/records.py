@@ -26,6 +26,9 @@ Owns the format on disk: its number, keys, and the bytes of values. No decisions
     F inode(8)             a directory's quota (JSON)
     Z inode(8)             what was counted below a directory (usage.py)
     R inode(8)             a directory that is to be counted, or not any more; how far the latter is
+    td inode(8)            how long what is removed below a directory is kept (JSON)
+    tm mount(4)            the directory that takes what is removed in a mount
+    ti inode(8)            something in the trash: where it was, and when it goes (JSON); tx time(8) inode(8)  when
     O operation id, P time(8) operation id    results of mutating calls, and when they can go
 
 Other tables of the master begin with lower-case letters. A directory's table is its inode id, but for the root's (tables.py).
@@ -56,6 +59,8 @@ KEY_USAGE: Final = b"Cusage"
 """There while directories are counted for quotas, or were."""
 KEY_RESTORING: Final = b"Arestoring"
 """There while a restore is under way: what is there then is never served. It comes before all that a restore writes."""
+KEY_TRASH: Final = b"Ctrash"
+"""There once something is, or was, to be kept when it is removed."""
 KEY_RESTORED: Final = b"Crestored"
 KEY_LEASES: Final = b"Cleases"
 """b"0": no client can hold a lease of this master or of one before it; anything else, or nothing: some may."""
@@ -82,6 +87,8 @@ OWN: Final = 1024
 """The content was written here, and is known by its version."""
 XATTRS: Final = 2048
 """It has extended attributes: table A."""
+HIDDEN: Final = 4096
+"""A directory in a mount's root that has no entry there: its trash."""
 
 _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")
@@ -345,6 +352,22 @@ def usage_key(inode: int) -> bytes:
 
 def counting_key(inode: int) -> bytes:
     return b"R" + _U64.pack(inode)
+
+
+def trash_setting_key(inode: int) -> bytes:
+    return b"td" + _U64.pack(inode)
+
+
+def trash_directory_key(mount_id: int) -> bytes:
+    return b"tm" + _U32.pack(mount_id)
+
+
+def thrown_key(inode: int) -> bytes:
+    return b"ti" + _U64.pack(inode)
+
+
+def expiry_key(expires_ns: int, inode: int) -> bytes:
+    return b"tx" + _U64.pack(max(0, expires_ns)) + _U64.pack(inode)
 
 
 def conflict_key(inode: int) -> bytes:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import keys, paths, records, tables
+from alluxio_like.master.core import keys, paths, records, tables, trash
 from alluxio_like.master.core.model import NO_MOUNT, Changes, Listed, ListingPlan, MountRecord
 from alluxio_like.master.core.records import Inode
 from alluxio_like.master.core.tables import Directory, Edit
@@ -23,6 +23,7 @@ from alluxio_like.types import ROOT_INODE, InodeId, Kind, VersionId, to_bytes, t
 _FIXED = records.MOUNT_POINT | records.ANCHOR
 _OURS = records.LOCAL | records.MOVED | records.LINKED
 """Not as the store has it, since the store is still to follow; or (LINKED) more than the store can tell."""
+_TRASH = trash.NAME + b"/"
 _FIRST_VERSION = VersionId(1)
 
 
@@ -234,7 +235,10 @@ class _Applier:
         if not listed.trusted:
             self._untrusted = True
         if known is None:
-            if self._buried.get(paths.file_name(sort_name), 0) > self._plan.start_seq:
+            if sort_name == _TRASH and trash.lookup_hidden(self._edit.txn, self._directory.inode, trash.NAME) is not None:
+                # Ours, and shown by no listing.
+                self._kept += 1
+            elif self._buried.get(paths.file_name(sort_name), 0) > self._plan.start_seq:
                 self._kept += 1
             else:
                 made = self._make(listed)

@@ -184,6 +184,14 @@ class Edit:
         self._tally.add(inode, record)
         return inode
 
+    def link_hidden(self, directory: Directory, record: Inode) -> InodeId:
+        """`link` for a child that no listing shows: it has no entry in the directory, and counts nowhere but in the totals."""
+        inode = self.new_inode_id()
+        record = self._complete(directory, record)
+        self.txn.put(records.inode_key(inode), records.pack_inode(record))
+        self._count_totals(record, 1)
+        return inode
+
     def link_files(self, directory: Directory, common: Inode, files: Sequence[NewFile]) -> range:
         """`link` for many new files at once, whose ids are the range returned: a third of the time.
 
@@ -279,6 +287,8 @@ class Edit:
         if record.flags & records.LINKED:
             for key, _ in self.txn.scan(records.name_key(inode, 0), records.name_stop(inode)):
                 self.txn.delete(key)
+        if record.kind is Kind.DIRECTORY:
+            self.txn.delete(records.trash_setting_key(inode))
         if record.kind is Kind.DIRECTORY and self._tally.is_on():
             usage.forget(self.txn, inode)
         if was_orphan:
