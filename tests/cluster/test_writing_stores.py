@@ -110,6 +110,7 @@ def test_contents(written: Written, area: str) -> None:
     assert file.read_bytes() == b"second, from the other mount"
     with file.open("ab") as out:
         out.write(b" and more")
+    written.settle()  # what has only grown is not waited for
     check(b"second, from the other mount and more")
     with file.open("r+b") as patched:
         patched.seek(8)

@@ -241,7 +241,7 @@ async def test_a_change_during_a_read_is_never_mixed(store: StoreUnderTest) -> N
                 if not got:
                     store.put("k", new_data)
                 got += bytes(chunk)
-    except errors.Stale:
+    except (errors.Stale, errors.StoreUnavailable):  # a server may break the answer off
         return
     assert got == old_data
 
