@@ -12,7 +12,7 @@ from contextlib import aclosing
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
-from alluxio_like.master.core import namespace, operations
+from alluxio_like.master.core import namespace, operations, quotas
 from alluxio_like.master.core.blockmap import BlockDelta, Holding
 from alluxio_like.master.core.jobs import LoadSpec, format_bytes
 from alluxio_like.master.core.model import Totals
@@ -360,4 +360,6 @@ class CacheService:
             if w.live and w.usable_bytes is not None and w.usable_bytes < _CROWDED * w.capacity_bytes
         ]
         warnings += [f"mount {trouble}" for trouble in self._mounts.list_troubles()]
+        with self._meta.read() as txn:
+            warnings += quotas.list_warnings(txn)
         return warnings

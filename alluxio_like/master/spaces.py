@@ -80,7 +80,9 @@ class Spaces:
         try:
             ufs = self._mounts.get_ufs(mount_id)
             if isinstance(ufs, MeasuredUfs):
-                space = await ufs.measure()
+                measured = await ufs.measure()
+                # (One that says zero does not know: a Ceph without a manager.)
+                space = measured if measured.total_bytes else None
         except errors.AlluxioLikeError:
             pass  # what was known before must do
         self._known[mount_id] = (space, self._clock.monotonic() + MEASURED_S)

@@ -74,7 +74,9 @@ class TrashService:
                     record = tables.get_inode(txn, one.inode)
                     found.append(Thrown(to_str(record.name), one.path, record.size, one.removed_ns, one.expires_ns))
             settings = [
-                TrashSetting(namespace.get_path(txn, one.directory), one.keep_ns / 1e9) for one in trash.list_settings(txn)
+                TrashSetting(where, one.keep_ns / 1e9)
+                for one in trash.list_settings(txn)
+                if (where := namespace.lookup_path(txn, one.directory)) is not None
             ]
         found.sort(key=lambda one: one.removed_ns)
         limit = limit or _LISTED

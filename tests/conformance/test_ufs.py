@@ -10,6 +10,8 @@ import pytest
 from alluxio_like import errors
 from alluxio_like.types import Kind, to_bytes
 from alluxio_like.ufs.api import FlatUfs
+from alluxio_like.ufs.cephfs import CephUfs
+from alluxio_like.ufs.measuring import MeasuredUfs
 from tests.conformance.stores import StoreUnderTest
 from tests.servers.fixtures_clouds import AZ_KEY
 
@@ -24,6 +26,16 @@ def make_data(size: int, seed: int = 0) -> bytes:
 async def test_check_passes_on_an_empty_root(store: StoreUnderTest) -> None:
     await store.ufs.check()
     assert store.requests == {"LIST": 1}
+
+
+async def test_stores_with_a_size_tell_it(store: StoreUnderTest) -> None:
+    if not isinstance(store.ufs, MeasuredUfs):
+        pytest.skip("it has no end")
+    space = await store.ufs.measure()
+    assert 0 <= space.free_bytes <= space.total_bytes
+    # (The Ceph of the tests has no manager, and so nobody who sums up.)
+    assert space.total_bytes > 1 << 20 or (isinstance(store.ufs, CephUfs) and not space.total_bytes)
+    assert space.free_files <= space.total_files
 
 
 async def test_stat_tells_size_and_fingerprint(store: StoreUnderTest) -> None:

@@ -189,6 +189,39 @@ def test_a_file_with_two_names_counts_where_the_older_is(txn: WriteTransaction) 
     assert (quotas.get_usage(txn, one), quotas.get_usage(txn, two)) == (Usage(), Usage(1, 40))
 
 
+def test_what_is_mounted_below_counts_and_leaves_with_its_mount(txn: WriteTransaction) -> None:
+    top = create(txn, "top", kind=Kind.DIRECTORY)
+    set_quota(txn, top, max_bytes=1000)
+    mount = mounts.add_mount(txn, "/top/way/m", "s3://c", options={}, read_only=False, uid=7, gid=8, now_ns=NOW)
+    apply_listing(txn, mount.root, ["one", "two"])
+    assert quotas.get_usage(txn, top) == Usage(4, 10)
+    mounts.remove_mount(txn, "/top/way/m", NOW)
+    while quotas.count_some(txn):
+        pass
+    # (The way to it stays, as a directory of the store's.)
+    assert quotas.get_usage(txn, top).size_bytes == 0
+    assert not list(checking_quotas.check(txn))
+    set_quota(txn, ROOT_INODE, max_files=100)
+    mounts.remove_mount(txn, "/", NOW, force=True)
+    assert quotas.list_all(txn) == []
+    assert quotas.get_usage(txn, ROOT_INODE) == Usage()
+    while quotas.count_some(txn):
+        pass
+    while namespace.purge(txn, NOW + 10, 1).more:
+        pass
+    assert not list(txn.scan(b"Z", b"["))
+    assert not list(txn.scan(b"F", b"G"))
+
+
+def test_quotas_that_are_nearly_used_up_are_reported(txn: WriteTransaction) -> None:
+    top = create(txn, "top", kind=Kind.DIRECTORY)
+    set_quota(txn, top, max_bytes=100, max_files=10)
+    seal(txn, create(txn, "file", top), 89)
+    assert quotas.list_warnings(txn) == []
+    seal(txn, create(txn, "more", top), 1)
+    assert quotas.list_warnings(txn) == ["quota of /top: 90 of 100 bytes are used"]
+
+
 def test_what_cannot_be_set(txn: WriteTransaction) -> None:
     file = create(txn, "file")
     for wrong, error in (

@@ -48,6 +48,7 @@ __all__ = [
     "list_unknown",
     "lookup",
     "lookup_parent",
+    "lookup_path",
     "prepare",
     "purge",
     "resolve",
@@ -148,6 +149,14 @@ def get_key(txn: ReadTransaction, inode: InodeId) -> tuple[MountId, str]:
     """
     record = tables.get_inode(txn, inode)
     return record.mount_id, keys.get_key(txn, inode, record)
+
+
+def lookup_path(txn: ReadTransaction, inode: InodeId) -> str | None:
+    """The absolute path under which an inode is shown; None: no path leads there (any more)."""
+    try:
+        return get_path(txn, inode)
+    except errors.NotFound:
+        return None
 
 
 def get_path(txn: ReadTransaction, inode: InodeId) -> str:

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import paths, records, tables, usage
+from alluxio_like.master.core import namespace, paths, records, tables, usage
 from alluxio_like.master.core.usage import Growth, Usage
 from alluxio_like.types import ROOT_INODE, SNAPSHOT_SHIFT, InodeId, Kind
 
 MAX_QUOTAS = 100_000
 _LOOKED_AT = 1000
+_NEARLY = 0.9
 COUNTED_AT_ONCE = 1000
 """Names that a step of counting looks at: some 5 ms of the thread that writes. A guess."""
 
@@ -83,8 +84,8 @@ def list_all(txn: ReadTransaction) -> list[Quota]:
     found = []
     for key, data in txn.scan(b"F", b"G"):
         inode = InodeId(int.from_bytes(key[1:9], "big"))
-        record = tables.lookup_inode(txn, inode)
-        if record is not None and not record.flags & records.ORPHAN:
+        # (Below a directory that was removed none are left, though they are forgotten later.)
+        if namespace.lookup_path(txn, inode) is not None:
             found.append(Quota(inode, *json.loads(data)))
     return found
 
@@ -122,6 +123,17 @@ def get_room(txn: ReadTransaction, inode: InodeId) -> Room:
             if free is None or quota.max_files - used.files < free:
                 room = room._replace(max_files=quota.max_files, used_files=used.files)
     return room
+
+
+def list_warnings(txn: ReadTransaction, limit: int = 20) -> list[str]:
+    """The first quotas of which nine tenths are used, a line each."""
+    warnings: list[str] = []
+    for quota in list_all(txn):
+        used = get_usage(txn, quota.directory)
+        for what, most, now in (("bytes", quota.max_bytes, used.size_bytes), ("files", quota.max_files, used.files)):
+            if most is not None and now >= _NEARLY * most and len(warnings) < limit:
+                warnings.append(f"quota of {_show_path(txn, quota.directory)}: {now:,} of {most:,} {what} are used")
+    return warnings
 
 
 def check(txn: ReadTransaction, grown: list[Growth]) -> None:

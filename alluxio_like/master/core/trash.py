@@ -58,14 +58,9 @@ def clear_keep(txn: WriteTransaction, directory: InodeId) -> bool:
 
 
 def list_settings(txn: ReadTransaction) -> list[Setting]:
-    """Those of all directories that are there."""
-    found = []
-    for key, data in txn.scan(records.trash_setting_key(0), records.trash_setting_key(1 << 63)):
-        inode = InodeId(int.from_bytes(key[2:], "big"))
-        record = tables.lookup_inode(txn, inode)
-        if record is not None and not record.flags & records.ORPHAN:
-            found.append(Setting(inode, json.loads(data)[0]))
-    return found
+    """Those of all directories, also of some that were removed and are not forgotten yet."""
+    found = txn.scan(records.trash_setting_key(0), records.trash_setting_key(1 << 63))
+    return [Setting(InodeId(int.from_bytes(key[2:], "big")), json.loads(data)[0]) for key, data in found]
 
 
 def lookup_directory(txn: ReadTransaction, mount_id: MountId) -> InodeId | None:
