@@ -2,6 +2,7 @@
 # make demo    the whole thing on this machine      make test    every test, real S3 server and FUSE mount included
 # make bench   the measurements, JSON and plots     make soak    the long suites in full
 # make posix   POSIX, call by call and errno by errno
+# make cluster the chart in a real Kubernetes, built here the first time (a quarter of an hour)
 # make demo KEEP=1 leaves it up (make demo-stop ends it); DEMO_URI=s3://bucket/prefix shows your own data.
 # All of them set up what is missing first, and do that only once.
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ UNIT := $(PYTEST) -q -n 3 tests/unit tests/model
 ## A file of tests stays in one process, which starts the servers that it needs for itself.
 WHOLE := $(PYTEST) -q -n 3 --dist loadfile
 
-.PHONY: help setup setup-demo setup-servers demo demo-stop test posix check unit proto lock dist bench soak clean
+.PHONY: help setup setup-demo setup-servers demo demo-stop test posix cluster check unit proto lock dist bench soak clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -45,6 +46,9 @@ test: setup-servers
 
 posix: setup
 	@ALLUXIO_LIKE_TEST_POSIX=all $(PYTEST) -q tests/posix
+
+cluster: setup-servers
+	@ALLUXIO_LIKE_TEST_CLUSTER=1 $(PYTEST) -q -x -s --timeout=7200 tests/kubernetes/real
 
 soak: setup-servers
 	@ALLUXIO_LIKE_TEST_SOAK=1 $(PYTEST) -q --durations=20 --timeout=3600

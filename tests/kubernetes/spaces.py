@@ -96,6 +96,11 @@ class Network:
         self._flowing = threading.Event()
         self._flowing.set()
 
+    @property
+    def pid(self) -> int:
+        """Of the process that keeps it."""
+        return self._anchor.pid
+
     def stall(self) -> None:
         """Pass nothing on, to and from ports of this machine, until `resume`."""
         self._flowing.clear()

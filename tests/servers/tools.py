@@ -39,12 +39,14 @@ def get_cache() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class GoProgram:
-    """A program that is built of Go modules. `source`: its directory here; `package`: what of it is built."""
+    """A program that is built of Go modules. `source`: its directory here; `package`: what of it is built; `variables`: of its
+    packages, set when it is linked, by name."""
 
     name: str
     source: str
     package: str = "."
     costs: str = "two minutes of one processor"
+    variables: tuple[tuple[str, str], ...] = ()
 
     def get_path(self) -> Path:
         """Where it is, or will be."""
@@ -60,7 +62,8 @@ class GoProgram:
             for file in self._list_files():
                 shutil.copy(HERE / file, directory)
             environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOTOOLCHAIN": "local", "GOWORK": "off"}
-            command = [find_go(), "build", "-p", "2", "-trimpath", "-ldflags=-s -w", "-o", self.name, self.package]
+            linking = " ".join(["-s -w", *(f"-X {name}={value}" for name, value in self.variables)])
+            command = [find_go(), "build", "-p", "2", "-trimpath", f"-ldflags={linking}", "-o", self.name, self.package]
             run(command, cwd=directory, env=environment)
         return path
 
