@@ -1,70 +1,36 @@
 """The kernel session: answers the requests of /dev/fuse by itself, on this process's event loop.
 
-Owns the loop that takes requests, what is under way, and that every request gets exactly one answer. What a request means is
-the operations' (operations.py), how an open is served the opener's (opening.py), how bytes are laid out the wire's.
+Owns the handlers of all kinds of requests: what is unpacked, asked and packed. What a request means is the operations'
+(operations.py), how an open is served the opener's (opening.py), how bytes are laid out the wire's, the loop request_loop.py's.
 
 Requests that can be answered without waiting are answered at once, in one step and without a task: opens of files that are at
 hand, reads from cache files, names and attributes that are known. The rest goes to tasks, one each. Rule of concurrency: one
-event loop. A request is given up only when its caller was killed (interrupts.py).
+event loop.
 """
 
-import asyncio
 import errno
-import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 
 from alluxio_like.fuse import answers, wire
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.attributes import get_stat_mode
 from alluxio_like.fuse.changing import Answerer
-from alluxio_like.fuse.device import BUFFER_BYTES, Device
+from alluxio_like.fuse.device import Device
 from alluxio_like.fuse.handles import FileHandle
-from alluxio_like.fuse.interrupts import is_killed
 from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.modes import Way
 from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.opening import Choice, Opener
 from alluxio_like.fuse.operations import Operations
+from alluxio_like.fuse.request_loop import HEADER_BYTES, OUT_BYTES, RESENT_MASK, WRITES, Handler, RequestLoop
 from alluxio_like.fuse.writing import Opened, Writing
 from alluxio_like.types import Attr
 
-log = logging.getLogger(__name__)
-
-BURST = 64
-"""Requests taken one after the other before the event loop gets its turn. A guess."""
-_KILL_CHECK_S = 0.5
-"""How often the caller of a request that was interrupted is looked at again: the kernel tells of the first signal only."""
-_HEADER_BYTES = wire.IN_HEADER.size
-_OUT_BYTES = wire.OUT_HEADER.size
-_RESENT_MASK = ~wire.UNIQUE_RESEND
 _READ = wire.READ_IN
-# fmt: off
-_WRITES = [
-    "SETATTR", "SYMLINK", "MKNOD", "MKDIR", "UNLINK", "RMDIR", "RENAME", "LINK", "WRITE", "SETXATTR", "REMOVEXATTR", "CREATE",
-    "FALLOCATE", "RENAME2", "COPY_FILE_RANGE", "TMPFILE", "COPY_FILE_RANGE_64",
-]
-# fmt: on
-"""Refused here too, for a mount that somebody has made writable."""
-
-Handler = Callable[[int, int, int, int], None]
-"""Takes unique, node id, thread and length of the request in the buffer."""
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
-    """What is under way in a task."""
-
-    what: str
-    thread: int
-    started_s: float
-    task: "asyncio.Task[None] | None" = None
-    watch: asyncio.TimerHandle | None = None
-
-
-class Session:
+class Session(RequestLoop):
     """One mount's requests, from `run` to the mount's end or `stop`."""
 
     def __init__(
@@ -79,233 +45,13 @@ class Session:
         writing: Writing | None = None,
     ) -> None:
         """`writing`: None where nothing can be changed."""
+        super().__init__(device, io_timeout_s, meter, accounting)
         self._operations = operations
         self._writing = writing
         self._answerers = {} if writing is None else writing.list_answerers()
         self._opener = opener
         self._nodes = nodes
-        self._device = device
-        self._fd = device.fd
-        self._io_timeout_s = io_timeout_s
-        self._meter = meter
-        self._accounting = accounting
-        self._buffer = bytearray(BUFFER_BYTES)
-        self._reply_memory = memoryview(bytearray(_OUT_BYTES + BUFFER_BYTES))
-        self._under_way: dict[int, _Request] = {}
-        self._closing: set[asyncio.Task[None]] = set()
-        self._ended: asyncio.Future[None] | None = None
-        self._reading = False
-        self._ready = asyncio.Event()
         self._handlers = self._make_handlers()
-
-    @property
-    def is_serving(self) -> bool:
-        """Whether the kernel's requests are being answered; from any thread."""
-        return self._reading
-
-    async def wait_ready(self) -> None:
-        """Wait until requests are answered."""
-        await self._ready.wait()
-
-    async def run(self) -> None:
-        """Serve until the mount is gone or `stop` is called and all is answered. Raises what broke the loop."""
-        loop = asyncio.get_running_loop()
-        os.set_blocking(self._fd, False)
-        self._ended = loop.create_future()
-        loop.add_reader(self._fd, self._take)
-        self._reading = True
-        self._ready.set()
-        try:
-            await self._ended
-        finally:
-            self._stop_reading()
-            await self._wait_answered()
-
-    async def _wait_answered(self) -> None:
-        """Wait until all that was taken is answered."""
-        while self._under_way or self._closing:
-            tasks = [request.task for request in self._under_way.values() if request.task is not None]
-            await asyncio.wait([*tasks, *self._closing])
-
-    def stop(self) -> None:
-        """Take no further request; `run` returns once those under way are answered."""
-        self._end(None)
-
-    def list_waiting(self) -> list[tuple[int, str, float]]:
-        """The requests that are under way in tasks: thread, what, for how many seconds."""
-        now_s = time.perf_counter()
-        return [(one.thread, one.what, now_s - one.started_s) for one in self._under_way.values() if one.what]
-
-    def cancel_requests(self) -> None:
-        """Answer what is still under way with EINTR."""
-        for request in list(self._under_way.values()):
-            if request.task is not None:
-                request.task.cancel()
-
-    def close(self, *, unmount: bool) -> None:
-        """Give the device back, after `run` has returned. (Whoever mounted unmounts.)"""
-        self._stop_reading()
-        self._device.close()
-
-    # The loop
-
-    def _stop_reading(self) -> None:
-        if self._reading:
-            self._reading = False
-            asyncio.get_running_loop().remove_reader(self._fd)
-
-    def _end(self, error: BaseException | None) -> None:
-        self._stop_reading()
-        if self._ended is not None and not self._ended.done():
-            if error is None:
-                self._ended.set_result(None)
-            else:
-                self._ended.set_exception(error)
-
-    def _take(self) -> None:
-        """Take what waits, up to a burst."""
-        buffers = [self._buffer]
-        fd = self._fd
-        for _ in range(BURST):
-            try:
-                size = os.readv(fd, buffers)
-            except OSError as error:
-                if self._is_over(error):
-                    return
-                continue
-            if not size:
-                self._end(None)
-                return
-            self._handle(size)
-            if not self._reading:
-                return
-
-    def _is_over(self, error: OSError) -> bool:
-        """Whether nothing more can be taken now, after the device gave an error; where that is for good, the session ends."""
-        if error.errno == errno.EAGAIN:
-            return True
-        if error.errno in (errno.ENOENT, errno.EINTR):
-            return False  # its caller was killed before it was taken
-        if error.errno in (errno.ENODEV, errno.ECONNABORTED):
-            self.cancel_requests()  # nobody waits any more
-            self._end(None)
-        else:
-            log.critical("the device cannot be read", exc_info=error)
-            self._end(error)
-        return True
-
-    def _handle(self, size: int) -> None:
-        length, opcode, unique, node, _, _, thread, _ = wire.IN_HEADER.unpack_from(self._buffer)
-        if length != size:
-            log.error("a request of %d bytes came as %d", length, size)
-            self._write(wire.pack_error(unique, errno.EIO))
-            return
-        handler = self._handlers.get(opcode)
-        if handler is None:
-            self._write(wire.pack_error(unique, errno.ENOSYS))
-            return
-        if length < _LEAST_BYTES.get(opcode, 0):
-            log.error("a request of kind %d has %d bytes only", opcode, length)
-            if opcode not in wire.UNANSWERED:
-                self._write(wire.pack_error(unique, errno.EIO))
-            return
-        try:
-            handler(unique, node, thread, length)
-        except BaseException as error:
-            self._fail(_NAMES.get(opcode, "other"), unique, error)
-            if not isinstance(error, Exception):
-                raise
-
-    def _write(self, message: bytes | memoryview) -> bool:
-        """Write an answer. False: nobody waits for it any more, or the kernel did not understand it (it has another one then)."""
-        try:
-            os.write(self._fd, message)
-        except OSError as error:
-            if error.errno not in wire.GONE:
-                unique = wire.OUT_HEADER.unpack_from(message)[2]
-                log.error("the kernel does not take an answer", exc_info=error)
-                try:  # noqa: SIM105  (once a request)
-                    os.write(self._fd, wire.pack_error(unique, errno.EIO))
-                except OSError:
-                    pass  # answered by what it refused
-            return False
-        return True
-
-    def _fail(self, what: str, unique: int, error: BaseException) -> None:
-        self._write(wire.pack_error(unique, self._meter.translate(what, error)))
-
-    def _get_body(self, length: int) -> memoryview:
-        return memoryview(self._buffer)[_HEADER_BYTES:length]
-
-    def _get_request(self, length: int) -> memoryview:
-        return memoryview(self._buffer)[:length]
-
-    def _get_name(self, length: int, start: int = _HEADER_BYTES) -> bytes:
-        """A name that ends the request, with its NUL."""
-        return bytes(memoryview(self._buffer)[start : length - 1])
-
-    # Requests that wait
-
-    def _spawn(self, what: str, unique: int, thread: int, started_s: float, call: Coroutine[None, None, bytes | None]) -> None:
-        """Answer with what a coroutine gives; None: it has answered by itself."""
-        key = unique & _RESENT_MASK
-        request = _Request(what, thread, started_s)
-        self._under_way[key] = request
-        # Now: it may be killed before the answer is there.
-        self._accounting.get_pid(thread)
-        request.task = asyncio.get_running_loop().create_task(self._run(request, unique, call))
-        request.task.add_done_callback(lambda task: self._forget(key, request, call, task))
-
-    async def _run(self, request: _Request, unique: int, call: Coroutine[None, None, bytes | None]) -> None:
-        try:
-            # A read bounds itself, and remembers that it failed. A change ends when it is known what became of it.
-            async with asyncio.timeout(None if request.what in _BOUNDED_BELOW else self._io_timeout_s):
-                body = await call
-        except BaseException as error:  # noqa: BLE001  the kernel must get an answer whatever it is
-            self._fail(request.what, unique, error)
-        else:
-            if body is not None:
-                self._write(wire.pack_reply(unique, body))
-        finally:
-            self._meter.count(request.what, request.started_s)
-            if request.what in _NAMING:
-                self._accounting.note_wait(request.thread, time.perf_counter() - request.started_s)
-            request.what = ""
-
-    def _forget(self, key: int, request: _Request, call: Coroutine[None, None, bytes | None], task: "asyncio.Task[None]") -> None:
-        if self._under_way.get(key) is request:
-            del self._under_way[key]
-        if request.watch is not None:
-            request.watch.cancel()
-        if request.what:
-            # Cancelled before its first step: nothing in it ran.
-            call.close()
-            self._fail(request.what, key, asyncio.CancelledError())
-        elif not task.cancelled() and task.exception() is not None:
-            log.error("a request's task failed", exc_info=task.exception())
-
-    def _interrupt(self, _unique: int, _node: int, _thread: int, _length: int) -> None:
-        (target,) = wire.INTERRUPT_IN.unpack_from(self._buffer, _HEADER_BYTES)
-        request = self._under_way.get(target & _RESENT_MASK)
-        if request is not None and request.what == "setlkw" and request.task is not None:
-            # It may wait for ever; whoever gives up waiting has no lock.
-            request.task.cancel()
-        elif request is not None and request.watch is None:
-            self._watch(request)
-
-    def _watch(self, request: _Request) -> None:
-        """Give a request up once its caller is killed, now or later."""
-        if request.task is None or request.task.done():
-            return
-        if is_killed(request.thread):
-            request.task.cancel()
-        else:
-            request.watch = asyncio.get_running_loop().call_later(_KILL_CHECK_S, self._watch, request)
-
-    def _close_later(self, ending: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(ending, name="close")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
 
     # Names and attributes
 
@@ -344,18 +90,18 @@ class Session:
 
     def _open(self, unique: int, node: int, thread: int, _length: int) -> None:
         started_s = time.perf_counter()
-        flags, open_flags = wire.OPEN_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        flags, open_flags = wire.OPEN_IN.unpack_from(self._buffer, HEADER_BYTES)
         if self._writing is not None and flags & (os.O_ACCMODE | os.O_TRUNC):
             header = wire.parse_header(memoryview(self._buffer))
             self._spawn("open for writing", unique, thread, started_s, self._open_to_write(header, flags, open_flags))
             return
         entry = self._operations.find_entry(self._nodes.get_inode(node), flags & ~os.O_APPEND)
         if entry is not None and (draft := self._operations.find_draft(entry)) is not None:
-            found = self._opener.open_draft(node, entry, draft, thread, unique & _RESENT_MASK, writes=False)
+            found = self._opener.open_draft(node, entry, draft, thread, unique & RESENT_MASK, writes=False)
             self._reply_open(unique, thread, FileHandle(entry, None, node, found.way), found)
             return
         is_prepared = not self._opener.passes or self._accounting.is_prepared(thread)
-        choice = None if entry is None or not is_prepared else self._opener.try_open(node, entry, thread, unique & _RESENT_MASK)
+        choice = None if entry is None or not is_prepared else self._opener.try_open(node, entry, thread, unique & RESENT_MASK)
         if entry is None or choice is None:
             self._spawn("open", unique, thread, started_s, self._open_slowly(unique, node, flags, thread))
             return
@@ -373,9 +119,9 @@ class Session:
             await self._accounting.prepare(thread)
         draft = self._operations.find_draft(entry)
         if draft is not None:
-            choice = self._opener.open_draft(node, entry, draft, thread, unique & _RESENT_MASK, writes=False)
+            choice = self._opener.open_draft(node, entry, draft, thread, unique & RESENT_MASK, writes=False)
         else:
-            choice = await self._opener.open(node, entry, thread, unique & _RESENT_MASK)
+            choice = await self._opener.open(node, entry, thread, unique & RESENT_MASK)
         self._reply_open(unique, thread, FileHandle(entry, choice.reader, node, choice.way), choice)
 
     async def _open_to_write(self, header: wire.InHeader, flags: int, open_flags: int) -> None:
@@ -403,7 +149,7 @@ class Session:
 
     def _read(self, unique: int, node: int, thread: int, _length: int) -> None:
         started_s = time.perf_counter()
-        handle, offset, size, _, _, flags = _READ.unpack_from(self._buffer, _HEADER_BYTES)
+        handle, offset, size, _, _, flags = _READ.unpack_from(self._buffer, HEADER_BYTES)
         self._do_read(unique, node, thread, handle, offset, size, started_s, flags)
 
     def _do_read(
@@ -413,10 +159,10 @@ class Session:
         file = self._operations.lookup_file(handle)
         if file is not None:
             memory = self._reply_memory
-            count = self._operations.try_read_into(file, offset, memory[_OUT_BYTES : _OUT_BYTES + size])
+            count = self._operations.try_read_into(file, offset, memory[OUT_BYTES : OUT_BYTES + size])
             if count >= 0:
-                wire.OUT_HEADER.pack_into(memory, 0, _OUT_BYTES + count, 0, unique)
-                self._write(memory[: _OUT_BYTES + count])
+                wire.OUT_HEADER.pack_into(memory, 0, OUT_BYTES + count, 0, unique)
+                self._write(memory[: OUT_BYTES + count])
                 self._note_read(file, count)
                 self._meter.count("read", started_s)
                 return
@@ -451,7 +197,7 @@ class Session:
 
     def _release(self, unique: int, node: int, _thread: int, _length: int) -> None:
         started_s = time.perf_counter()
-        handle, flags, release_flags, lock_owner = wire.RELEASE_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        handle, flags, release_flags, lock_owner = wire.RELEASE_IN.unpack_from(self._buffer, HEADER_BYTES)
         self._write(wire.pack_reply(unique))
         if self._writing is not None:
             self._writing.note_release(node, handle, release_flags, lock_owner)
@@ -496,11 +242,11 @@ class Session:
         return wire.pack_open(handle, (wire.FOPEN_CACHE_DIR if uses else 0) | (wire.FOPEN_KEEP_CACHE if keeps else 0))
 
     def _readdir(self, unique: int, node: int, thread: int, _length: int) -> None:
-        handle, offset, size, _, _, _ = _READ.unpack_from(self._buffer, _HEADER_BYTES)
+        handle, offset, size, _, _, _ = _READ.unpack_from(self._buffer, HEADER_BYTES)
         self._spawn("readdir", unique, thread, time.perf_counter(), self._list(node, handle, offset, size, plus=False))
 
     def _readdirplus(self, unique: int, node: int, thread: int, _length: int) -> None:
-        handle, offset, size, _, _, _ = _READ.unpack_from(self._buffer, _HEADER_BYTES)
+        handle, offset, size, _, _, _ = _READ.unpack_from(self._buffer, HEADER_BYTES)
         self._spawn("readdir", unique, thread, time.perf_counter(), self._list(node, handle, offset, size, plus=True))
 
     async def _list(self, node: int, handle: int, offset: int, size: int, *, plus: bool) -> bytes:
@@ -529,7 +275,7 @@ class Session:
         return bytes(page.data)
 
     def _releasedir(self, unique: int, _node: int, _thread: int, _length: int) -> None:
-        handle, _, _, _ = wire.RELEASE_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        handle, _, _, _ = wire.RELEASE_IN.unpack_from(self._buffer, HEADER_BYTES)
         self._write(wire.pack_reply(unique))
         self._operations.forget_directory(handle)
 
@@ -543,8 +289,8 @@ class Session:
 
     def _getxattr(self, unique: int, node: int, thread: int, length: int) -> None:
         started_s = time.perf_counter()
-        size, *_ = wire.GETXATTR_IN.unpack_from(self._buffer, _HEADER_BYTES)
-        name = self._get_name(length, _HEADER_BYTES + wire.GETXATTR_IN.size)
+        size, *_ = wire.GETXATTR_IN.unpack_from(self._buffer, HEADER_BYTES)
+        name = self._get_name(length, HEADER_BYTES + wire.GETXATTR_IN.size)
         if not self._operations.is_xattr(name):
             # Two for each name that `ls -l` shows; without an exception, which costs more than all else here.
             self._write(wire.pack_error(unique, errno.ENODATA))
@@ -558,7 +304,7 @@ class Session:
         self._spawn("getxattr", unique, thread, started_s, ask())
 
     def _listxattr(self, unique: int, node: int, thread: int, _length: int) -> None:
-        size, *_ = wire.GETXATTR_IN.unpack_from(self._buffer, _HEADER_BYTES)
+        size, *_ = wire.GETXATTR_IN.unpack_from(self._buffer, HEADER_BYTES)
         inode = self._nodes.get_inode(node)
 
         async def ask() -> None:
@@ -596,8 +342,8 @@ class Session:
     def _write_request(self, unique: int, node: int, thread: int, length: int) -> None:
         assert self._writing is not None
         started_s = time.perf_counter()
-        handle, offset, size, write_flags, _, flags = wire.WRITE_IN.unpack_from(self._buffer, _HEADER_BYTES)
-        data = memoryview(self._buffer)[_HEADER_BYTES + wire.WRITE_IN.size : length]
+        handle, offset, size, write_flags, _, flags = wire.WRITE_IN.unpack_from(self._buffer, HEADER_BYTES)
+        data = memoryview(self._buffer)[HEADER_BYTES + wire.WRITE_IN.size : length]
         count = self._writing.try_write(handle, offset, data, flags, write_flags) if len(data) == size else -1
         if count < 0:
             self._change(unique, node, thread, length)
@@ -637,57 +383,10 @@ class Session:
             wire.DESTROY: self._destroy,
             wire.IOCTL: self._ioctl,
         }
-        refused = {getattr(wire, name): self._refuse for name in _WRITES}
+        refused = {getattr(wire, name): self._refuse for name in WRITES}
         answered: dict[int, Handler] = dict.fromkeys(self._answerers, self._change)
         if wire.WRITE in answered:
             answered[wire.WRITE] = self._write_request
         # (Unnamed files are made under a name: the kernel says that there are none.)
         unknown = (wire.TMPFILE,) if answered else ()
         return {opcode: handler for opcode, handler in {**handlers, **refused, **answered}.items() if opcode not in unknown}
-
-
-_BOUNDED_BELOW = frozenset(
-    {
-        "read",
-        "open for writing",
-        "create",
-        "mknod",
-        "setattr",
-        "write",
-        "flush",
-        "fsync",
-        "fallocate",
-        "copy_file_range",
-        "setlkw",
-    }
-)
-"""What has limits of its own: as long as it goes on, a file may be brought or uploaded."""
-_NAMING = frozenset({"lookup", "getattr", "readdir", "opendir", "readlink", "getxattr", "listxattr"})
-"""What waits for names and attributes."""
-_LEAST_BYTES = {
-    opcode: _HEADER_BYTES + body_bytes
-    for opcode, body_bytes in (
-        (wire.LOOKUP, 2),
-        (wire.OPEN, wire.OPEN_IN.size),
-        (wire.READ, wire.READ_IN.size),
-        (wire.READDIR, wire.READ_IN.size),
-        (wire.READDIRPLUS, wire.READ_IN.size),
-        (wire.RELEASE, wire.RELEASE_IN.size),
-        (wire.RELEASEDIR, wire.RELEASE_IN.size),
-        (wire.GETXATTR, wire.GETXATTR_IN.size + 2),
-        (wire.LISTXATTR, wire.GETXATTR_IN.size),
-        (wire.WRITE, wire.WRITE_IN.size),
-        (wire.INTERRUPT, wire.INTERRUPT_IN.size),
-    )
-}
-"""What is unpacked without looking must be there: behind a shorter request lies what is left of an earlier one."""
-_NAMES = {
-    wire.LOOKUP: "lookup",
-    wire.GETATTR: "getattr",
-    wire.OPEN: "open",
-    wire.READ: "read",
-    wire.RELEASE: "release",
-    wire.GETXATTR: "getxattr",
-    wire.RELEASEDIR: "releasedir",
-    **{getattr(wire, name): "write" for name in _WRITES},
-}

@@ -19,7 +19,8 @@ from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.opening import Opener
 from alluxio_like.fuse.operations import Operations
 from alluxio_like.fuse.readers import LEAST_BYTES, Handed, Readers
-from alluxio_like.fuse.session_kernel import BURST, Session
+from alluxio_like.fuse.request_loop import BURST
+from alluxio_like.fuse.session_kernel import Session
 from alluxio_like.fuse.writing import Writing
 
 _READ_BYTES = wire.IN_HEADER.size + wire.READ_IN.size
