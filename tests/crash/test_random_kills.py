@@ -1,7 +1,8 @@
 """kill -9 of the daemon, the worker, the master, or all at once, at random moments, while programs write: again and again on the
 same disks. After each kill all that was acknowledged is there, nothing is torn, and `fsck` finds nothing.
 
-CRASH_RUNS is the number of kills (`make soak`: 500), CRASH_SEED makes others of them.
+CRASH_RUNS is the number of kills (`make soak`: 500), CRASH_SEED makes others of them, CRASH_SERVICES says what is killed ("daemon
+workers+master": either of the two).
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import os
 import random
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,7 +29,9 @@ pytestmark = [
 
 RUNS = int(os.environ.get("CRASH_RUNS", "500" if os.environ.get("ALLUXIO_LIKE_TEST_SOAK") else "4"))
 SEED = int(os.environ.get("CRASH_SEED", "1"))
-SERVICES = (("daemon",), ("workers",), ("master",), ("daemon", "workers", "master"))
+SERVICES = [
+    tuple(one.split("+")) for one in os.environ.get("CRASH_SERVICES", "daemon workers master daemon+workers+master").split()
+]
 NAMES = [f"{folder}/{name}" for folder in ("a", "b") for name in ("f", "g", "h")]
 Content = bytes | None
 """None: there is no such file."""
@@ -44,6 +48,9 @@ class Program:
         """Names of files that were being written in place when it failed: any mixture may be there."""
         self.lines = 0
         self.logged: set[int] = set()
+        self.failed: list[str] = []
+        self.steps: list[str] = []
+        """The last ones that were acknowledged, with a mark of the content: to be read when something is wrong."""
         self.wrong: list[str] = []
         for folder in ("a", "b"):
             (self.place / folder).mkdir(parents=True)
@@ -52,8 +59,10 @@ class Program:
         while not is_over():
             step = self.random.choice([self.replace, self.replace, self.rewrite, self.move, self.remove, self.log])
             # What fails was not acknowledged: the next step begins anew.
-            with contextlib.suppress(OSError):
+            try:
                 step()
+            except OSError as error:
+                self.failed.append(f"{step.__name__}: {error}")
 
     def make_data(self) -> bytes:
         return self.random.randbytes(self.random.choice([0, 1, 3000, 200_000, 1_500_000]))
@@ -62,6 +71,7 @@ class Program:
         """Acknowledged."""
         self.may_be[name] = [content]
         self.torn.discard(name)
+        self.steps = [*self.steps[-40:], f"{name}: {_mark(content)}"]
 
     def replace(self) -> None:
         """A new file is written, and renamed to its name; what is read back is what was written."""
@@ -69,9 +79,15 @@ class Program:
         (self.place / "new").write_bytes(data)
         self.may_be[name] = [*self.may_be[name], data]
         (self.place / "new").rename(self.place / name)
+        known = self.may_be[name]
         self.note(name, data)
-        if (self.place / name).read_bytes() != data:
-            self.wrong.append(f"{name} is not what was written")
+        if (found := (self.place / name).read_bytes()) != data:
+            again = (self.place / name).read_bytes()
+            before = [len(one) for one in known if one is not None and found == one]
+            self.wrong.append(
+                f"{name} has {_mark(found)}, not {_mark(data)} (right from the start: {_count_common(found, data)} bytes; what "
+                f"was there before: {before}); read again it has {_mark(again)}; failed: {self.failed[-5:]}; {self.steps}"
+            )
 
     def rewrite(self) -> None:
         """A file is changed in place, in the middle and at its end, synced, and closed."""
@@ -120,13 +136,24 @@ class Program:
             content = _read(self.place / name)
             if name not in self.torn:
                 allowed = self.may_be[name]
-                sizes = [len(one) if one is not None else None for one in allowed]
-                assert content in allowed, (
-                    f"{self.place.name}/{name} has {len(content) if content is not None else None}: {sizes}"
-                )
-            self.note(name, content)
+                if content not in allowed:
+                    again = _read(self.place / name)
+                    raise AssertionError(
+                        f"{self.place.name}/{name} has {_mark(content)}, not {[_mark(one) for one in allowed]}; read again it "
+                        f"has {_mark(again)}; failed: {self.failed[-5:]}; {self.steps}"
+                    )
+            self.may_be[name] = [content]
+            self.torn.discard(name)
         lines = [int(line) for line in (_read(self.place / "log") or b"").split()]
         assert lines == sorted(set(lines)) and self.logged <= set(lines), f"{self.place.name}/log: {lines}, {self.logged}"
+
+
+def _mark(content: Content) -> str:
+    return "nothing" if content is None else f"{len(content)} bytes {zlib.crc32(content):08x}"
+
+
+def _count_common(one: bytes, other: bytes) -> int:
+    return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other)))
 
 
 def _read(path: Path) -> Content:
@@ -183,6 +210,9 @@ def test_kills_at_random_moments(workplace: Path, policy: str) -> None:  # noqa:
             try:
                 for program in programs:
                     program.check()
+                    # Of a daemon that dies programs notice nothing.
+                    assert killed != ("daemon",) or not program.failed, program.failed
+                    program.failed.clear()
                 assert_whole_disks(workplace / "home", online=True)
             except AssertionError as error:
                 raise AssertionError(f"run {run}, {policy}, killed {', '.join(killed)}: {error}") from error

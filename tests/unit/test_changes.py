@@ -259,3 +259,25 @@ def test_what_has_arrived_while_a_removal_ran_is_removed_too(txn: WriteTransacti
     following.finish(txn, plan, NOW + 10)
     (again,) = following.list_ready(txn, (), renames=())
     assert (again.source, again.expected) == ("a", Fingerprint("late", 4))
+
+
+@pytest.mark.parametrize("takes", ["link", "symlink"])
+def test_what_arrives_under_a_name_that_something_without_bytes_took(txn: WriteTransaction, takes: str) -> None:
+    """A file is replaced while its upload is under way, by what brings no bytes there, and that goes, too: a listing once showed
+    what then came to the store."""
+    replaced = create(txn, "name")
+    sealed = versions.seal(txn, replaced, 3, NOW + 6, ("w1",), NOW + 6)
+    plan = versions.plan_upload(txn, replaced, sealed.version)
+    if takes == "link":
+        changes.link(txn, create(txn, "other"), ROOT_INODE, b"taker", NOW + 7, max_key_bytes=KEY_BYTES)
+    else:
+        create(txn, "taker", Kind.SYMLINK, target=b"elsewhere")
+    rename(txn, "taker", "name")
+    changes.unlink(txn, ROOT_INODE, b"name", NOW + 10)
+    listing = namespace.begin_listing(txn, ROOT_INODE, NOW + 11)
+    arrived = StoreEntry("name", Kind.FILE, Fingerprint("arrived", 3), 3)
+    namespace.apply_page(txn, listing, None, [arrived], True, NOW + 11)
+    assert namespace.lookup(txn, ROOT_INODE, "name") is None
+    versions.note_persisted(txn, replaced, sealed.version, plan, Fingerprint("arrived", 3), NOW + 12)
+    deletions = [one for one in following.list_ready(txn, (), renames=()) if one.step.op is Op.DELETE and not one.nothing]
+    assert [(one.source, one.expected) for one in deletions] == [("name", Fingerprint("arrived", 3))]

@@ -190,8 +190,9 @@ def rename(
         recalls += [_recall(new_parent, new_name, there.inode), *_recall_names(txn, there.inode, there.record)]
     is_kept = there is not None and there.record.kind is not Kind.DIRECTORY and _throw_away(edit, target, there, new_name)
     base = None if is_kept else _clear_target(edit, target, there, new_name)
+    may_arrive = there is not None and not is_kept and there.record.kind is Kind.FILE
     recalls += _recall_names(txn, moving.inode, moving.record)
-    _move(edit, source, moving.get_raw_name(source, old_name), target, new_name, moving, base)
+    _move(edit, source, moving.get_raw_name(source, old_name), target, new_name, moving, base, may_arrive=may_arrive)
     _keep_empty(edit, source)
     source.set_changed(now_ns)
     target.set_changed(now_ns)
@@ -276,16 +277,25 @@ def read_link(txn: ReadTransaction, inode: InodeId) -> bytes:
 
 
 def _move(
-    edit: Edit, source: Directory, old_name: bytes, target: Directory, new_name: bytes, moving: _Found, base: Fingerprint | None
+    edit: Edit,
+    source: Directory,
+    old_name: bytes,
+    target: Directory,
+    new_name: bytes,
+    moving: _Found,
+    base: Fingerprint | None,
+    *,
+    may_arrive: bool = False,
 ) -> None:
-    """Give what has `old_name` the free name `new_name`; `base` is what the store has there."""
+    """Give what has `old_name` the free name `new_name`; `base` is what the store has there. `may_arrive`: something may still
+    come there, of a file whose upload is under way."""
     txn, inode, record = edit.txn, moving.inode, moving.record
     named = record._replace(parent=source.inode, name=old_name)
     is_first = record.parent == source.inode and record.name == old_name
     renamed = record._replace(parent=target.inode, name=new_name, ctime_ns=edit.now_ns)
     edit.detach(source, named)
     edit.attach(target, inode, renamed)
-    if base is not None and (not is_first or record.kind not in (Kind.FILE, Kind.DIRECTORY)):
+    if (base is not None or may_arrive) and (not is_first or record.kind not in (Kind.FILE, Kind.DIRECTORY)):
         # No bytes come to this name: a further one, or what is kept in the namespace alone.
         key = keys.get_prefix(txn, target.inode, target.record, natural=True) + to_str(new_name)
         _bury(edit, target, renamed, Step(0, Op.DELETE, record.mount_id, inode, key, base))
