@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from alluxio_like import errors
 from alluxio_like.clock import Clock
-from alluxio_like.kv.api import WriteTransaction
+from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.coherence import Coherence
 from alluxio_like.master.core import emptying, namespace, operations, tables, trash
 from alluxio_like.master.follower import Follower
@@ -85,25 +85,26 @@ class TrashService:
     async def restore(self, operation_id: str, entry: str) -> str:
         now_ns = self._clock.now_ns()
         with self._meta.read() as txn:
-            here = [one for one in trash.iter_thrown(txn) if trash.is_there(txn, one.inode)]
-            matching = [one for one in here if entry in (one.path, to_str(tables.get_inode(txn, one.inode).name))]
-            if not matching:
-                raise errors.NotFound("nothing of that name is in the trash: see `alluxio-like trash list`", subject=entry)
-            wanted = max(matching, key=lambda one: one.removed_ns)
-            limit = self._mounts.get_key_limit(tables.get_inode(txn, wanted.inode).mount_id)
+            wanted = _find(txn, entry)
+        if wanted is not None:
+            # What is there now is to be known: a listing may still be to come.
+            parent = wanted.path.rpartition("/")[0] or "/"
+            if (await self._lister.resolve_path(parent)).entry is not None:
+                await self._lister.resolve_path(wanted.path)
         recalls: tuple[Recall, ...] = ()
 
         def work(txn: WriteTransaction) -> bytes:
             nonlocal recalls
-            path, recalls = emptying.restore(txn, wanted.inode, now_ns, max_key_bytes=limit)
+            found = _find(txn, entry)
+            if found is None:
+                raise errors.NotFound("nothing of that name is in the trash: see `alluxio-like trash list`", subject=entry)
+            limit = self._mounts.get_key_limit(tables.get_inode(txn, found.inode).mount_id)
+            try:
+                path, recalls = emptying.restore(txn, found.inode, now_ns, max_key_bytes=limit)
+            except errors.AlreadyExists:
+                raise errors.AlreadyExists("something else has that name by now: rename it", subject=found.path) from None
             return json.dumps(path).encode()
 
-        # What is there now is to be known: a listing may still be to come.
-        parent = wanted.path.rpartition("/")[0] or "/"
-        if (await self._lister.resolve_path(parent)).entry is not None:
-            there = (await self._lister.resolve_path(wanted.path)).entry
-            if there is not None:
-                raise errors.AlreadyExists("something else has that name by now: rename it", subject=wanted.path)
         result = await self._once(operation_id, "restore", now_ns, work)
         self._follower.wake()
         await self._coherence.invalidate(recalls, wait=True)
@@ -159,3 +160,10 @@ class TrashService:
 
 def _is_below(path: str, top: str) -> bool:
     return not top or path == top or path.startswith(top.rstrip("/") + "/")
+
+
+def _find(txn: ReadTransaction, entry: str) -> trash.Thrown | None:
+    """What is in the trash under a name, or was last removed from a path."""
+    here = [one for one in trash.iter_thrown(txn) if trash.is_there(txn, one.inode)]
+    matching = [one for one in here if entry in (one.path, to_str(tables.get_inode(txn, one.inode).name))]
+    return max(matching, key=lambda one: one.removed_ns, default=None)
