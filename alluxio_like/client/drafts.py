@@ -4,16 +4,16 @@ Owns the choice of that worker, and the opening of the draft: a file in one of t
 its door gave (local.py). The same worker for an inode from all mounts of the machine, so that they share one draft. What a
 draft is, and when it becomes a version, is the worker's. Rule of concurrency: one event loop.
 
-Beginning and sealing may take as long as a file takes to be brought or uploaded: they have no time limit of their own. A worker
-that stops answering is noticed by the channel, and one that is gone is waited for as long as any call waits.
+Beginning and sealing may take as long as a file takes to be brought or uploaded: they have no time limit of their own. Whether
+the worker lives is asked all the while; one that says nothing, or is gone, is waited for as long as any call waits.
 """
 
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.local import LocalCaches
@@ -32,6 +32,9 @@ _LOOK_S = 0.2
 _END_S = 10.0
 _UNLIMITED_S = 1.0
 _OPEN_PAUSE_S = 0.005
+_QUESTIONS = 4
+"""How often, in the time that a call waits, a worker at work is asked whether it lives. A guess."""
+_NOBODY = InodeId(0)
 _T = TypeVar("_T")
 
 
@@ -106,7 +109,8 @@ class DraftFiles:
             begun = False
             try:
                 # A repeat finds the draft that was begun, and changes nothing of it.
-                place = await self._get_stub(worker).begin(ref, truncate=truncate, timeout_s=_NO_LIMIT_S)
+                stub = self._get_stub(worker)
+                place = await self._watch(stub, stub.begin(ref, truncate=truncate, timeout_s=_NO_LIMIT_S))
                 begun = True
                 # (One open is no wait worth a thread; the file was made or opened a moment ago.)
                 return OpenedDraft(worker.worker_id, self._local.open_draft(worker.worker_id, place.directory, place.path))
@@ -128,7 +132,7 @@ class DraftFiles:
         try:
             sealed = await self._ask(
                 worker_id,
-                lambda stub: stub.seal(operation_id, inode, self._news.lease, timeout_s=_NO_LIMIT_S),
+                lambda stub: self._watch(stub, stub.seal(operation_id, inode, self._news.lease, timeout_s=_NO_LIMIT_S)),
                 wait_s=self._io_timeout_s,
             )
             if told := bool(sealed.recalls):
@@ -146,6 +150,26 @@ class DraftFiles:
     async def sync(self, worker_id: WorkerId, inode: InodeId) -> None:
         """That there is such a draft is durable when this returns. Raises Unavailable."""
         await self._ask(worker_id, lambda stub: stub.sync(inode), wait_s=self._io_timeout_s)
+
+    async def _watch(self, stub: DraftsStub, call: Coroutine[Any, Any, _T]) -> _T:
+        """Await a call for as long as the worker lives. Raises Unavailable once it has said nothing for the time that a call
+        waits."""
+        task = asyncio.ensure_future(call)
+        heard_s = time.monotonic()
+        pause_s = self._io_timeout_s / _QUESTIONS
+        try:
+            while not (await asyncio.wait([task], timeout=pause_s))[0]:
+                try:
+                    await stub.sync(_NOBODY, timeout_s=pause_s)
+                    heard_s = time.monotonic()
+                except (Unavailable, TimedOut, Cancelled):
+                    if time.monotonic() - heard_s >= self._io_timeout_s and not task.done():
+                        raise Unavailable(
+                            "the worker that keeps what was written does not answer: see its log, and start it again if it hangs"
+                        ) from None
+            return task.result()
+        finally:
+            task.cancel()
 
     async def find(self, inode: InodeId) -> WorkerId:
         """The worker that has, or would have, the draft of an inode. Raises ReadOnly, Unavailable."""

@@ -1,0 +1,91 @@
+"""Drafts at a worker that hangs: whoever writes is told in time, and nobody is cut off from one that is at work."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from alluxio_like.client.drafts import DraftFiles
+from alluxio_like.errors import Unavailable
+from alluxio_like.rpc.messages_writing import DraftSealed
+from alluxio_like.types import InodeId, WorkerId
+from tests.unit.draft_parts import MOUNT, make_own_ref
+
+HANGS_S = 60.0
+
+
+class Stub:
+    """A worker's drafts: what was asked for comes once the worker was asked `answers` times whether it lives; None: it says
+    nothing."""
+
+    def __init__(self, answers: int | None) -> None:
+        self._answers = answers
+        self.asked = 0
+        self._enough = asyncio.Event()
+
+    async def begin(self, *_: Any, **__: Any) -> Any:
+        await self._enough.wait()
+
+    async def seal(self, *_: Any, **__: Any) -> DraftSealed:
+        await self._enough.wait()
+        return DraftSealed(None, 5)
+
+    async def sync(self, *_: Any, **__: Any) -> None:
+        self.asked += 1
+        if self._answers is None:
+            raise Unavailable("nobody answers")
+        if self.asked >= self._answers:
+            self._enough.set()
+
+
+def make_files(stub: Stub, doubted: list[InodeId]) -> DraftFiles:
+    worker = SimpleNamespace(worker_id=WorkerId("w"), live=True)
+
+    async def get_view(*, newer: bool) -> Any:
+        return SimpleNamespace(workers=(worker,))
+
+    async def refresh(_: Any) -> None:
+        """Nothing to be found out."""
+
+    async def list_mounts() -> list[Any]:
+        return [SimpleNamespace(mount_id=MOUNT, read_only=False)]
+
+    async def claim(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(has_quotas=False)
+
+    made = DraftFiles(
+        SimpleNamespace(get_view=get_view, get_drafts_stub=lambda _: stub),  # type: ignore[arg-type]
+        SimpleNamespace(refresh=refresh, is_local=lambda _: True),  # type: ignore[arg-type]
+        list_mounts,
+        SimpleNamespace(lease="", begin=lambda: None, doubt=doubted.append),  # type: ignore[arg-type]
+        claim,
+        io_timeout_s=0.3,
+    )
+    made._pick = lambda workers, inode: worker  # type: ignore[assignment,method-assign,return-value]
+    return made
+
+
+async def test_a_close_fails_when_the_worker_says_nothing() -> None:
+    doubted: list[InodeId] = []
+    files = make_files(Stub(None), doubted)
+    async with asyncio.timeout(HANGS_S):
+        with pytest.raises(Unavailable, match="does not answer"):
+            await files.seal(WorkerId("w"), InodeId(5), "op")
+    assert doubted == [5], "it may have been sealed all the same"
+
+
+async def test_an_open_fails_when_the_worker_says_nothing() -> None:
+    files = make_files(Stub(None), [])
+    async with asyncio.timeout(HANGS_S):
+        with pytest.raises(Unavailable, match="does not answer"):
+            await files.begin(make_own_ref(5, 1, "a", 3), truncate=False)
+
+
+async def test_a_close_takes_as_long_as_a_worker_is_at_work() -> None:
+    # (Longer than a call waits: it is asked four times in that.)
+    stub = Stub(12)
+    async with asyncio.timeout(HANGS_S):
+        sealed = await make_files(stub, []).seal(WorkerId("w"), InodeId(5), "op")
+    assert sealed.mtime_ns == 5
+    assert stub.asked >= 12
