@@ -21,7 +21,11 @@ from tests.kubernetes.real.programs import PARTS
 from tests.kubernetes.rendering import CHART, ROOT
 from tests.servers.fixtures import S3Server
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(os.environ.get("ALLUXIO_LIKE_TEST_CLUSTER") != "1", reason="builds Kubernetes: make cluster"),
+]
 
 FILES, BYTES = 30, 100_000
 EXAMPLES = ROOT / "deploy/examples"
@@ -98,8 +102,6 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(s3_server: S3Server) -> Iterator[World]:
-    if os.environ.get("ALLUXIO_LIKE_TEST_CLUSTER") != "1":
-        pytest.skip("builds Kubernetes: make cluster")
     bucket = s3_server.make_bucket()
     for number in range(FILES):
         s3_server.put(bucket, f"datasets/imagenet/{number:03}", os.urandom(BYTES))
