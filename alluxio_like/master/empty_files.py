@@ -8,9 +8,11 @@ import logging
 
 from alluxio_like import errors
 from alluxio_like.clock import Clock
+from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.asking import Asker
 from alluxio_like.master.coherence import Coherence
-from alluxio_like.master.core import conflicts, tables, unpersisted, versions
+from alluxio_like.master.core import conflicts, keys, tables, unpersisted, versions
+from alluxio_like.master.core.changes import Outcome
 from alluxio_like.master.follower import AT_ONCE, Follower
 from alluxio_like.master.following_store import StoreFollower
 from alluxio_like.master.meta_store import MetaStore
@@ -94,20 +96,12 @@ class EmptyFiles:
             self._follower.begin_upload(file_id, plan.mount_id, plan.key)
             self._putting.add(inode)
             try:
-                ufs = get_writable(self._mounts.get_ufs(plan.mount_id))
-                await self._asker.wait_turn(ufs)
-                follower = StoreFollower(ufs, await ufs.get_capabilities(), self._cluster_id)
-                stored = await follower.put_empty(plan.key, inode, plan.expected)
+                # What came of it is recorded before others may do something at that key.
+                if not await self._put_and_record(file_id, plan):
+                    return
             finally:
                 self._putting.discard(inode)
                 self._follower.end_upload(file_id)
-            now_ns = self._clock.now_ns()
-            if stored is None:
-                outcome = await self._meta.write(lambda txn: conflicts.set_aside(txn, inode, VersionId(1), now_ns))
-                self._coherence.tell(outcome.recalls)
-                self._follower.report_conflict(inode)
-                return
-            await self._meta.write(lambda txn: versions.note_persisted(txn, inode, VersionId(1), plan, stored, now_ns))
             self._created.pop(inode, None)
             self._follower.wake()
         except (errors.Stale, errors.NotFound):
@@ -119,3 +113,25 @@ class EmptyFiles:
         except Exception:
             log.exception("an empty file could not be put", extra={"inode": inode})
             self._created.pop(inode, None)
+
+    async def _put_and_record(self, file_id: FileId, plan: versions.UploadPlan) -> bool:
+        """Whether it is there now; else it was set aside, as something foreign is."""
+        ufs = get_writable(self._mounts.get_ufs(plan.mount_id))
+        await self._asker.wait_turn(ufs)
+        follower = StoreFollower(ufs, await ufs.get_capabilities(), self._cluster_id)
+        stored = await follower.put_empty(plan.key, file_id.inode, plan.expected)
+        now_ns = self._clock.now_ns()
+        if stored is not None:
+            await self._meta.write(lambda txn: versions.note_persisted(txn, file_id.inode, file_id.version, plan, stored, now_ns))
+            return True
+
+        def set_aside(txn: WriteTransaction) -> Outcome:
+            record = tables.get_inode(txn, file_id.inode)
+            if keys.get_key(txn, file_id.inode, record, natural=True) != plan.key:
+                raise errors.Unavailable("it was renamed meanwhile: it is put where it is now", subject=plan.key)
+            return conflicts.set_aside(txn, file_id.inode, file_id.version, now_ns)
+
+        outcome = await self._meta.write(set_aside)
+        self._coherence.tell(outcome.recalls)
+        self._follower.report_conflict(file_id.inode)
+        return False

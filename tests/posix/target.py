@@ -12,14 +12,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.stores import STORES
 from tests.servers.fault_control import FaultProxy
 from tests.servers.stack import Stack, start_stack
 
 EXT4_BYTES = 2 << 30
+POLICY = os.environ.get("ALLUXIO_LIKE_TEST_WRITE", "through")
+"""When a close on the mounts returns."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,22 @@ def make_s3_mount(request: pytest.FixtureRequest) -> Iterator[Target]:
             yield Target("s3", stack.mountpoint, list_disturbances(stack) | {"the store fails": fail})
 
 
+def make_store_mount(name: str, request: pytest.FixtureRequest) -> AbstractContextManager[Target]:
+    """A mount of another store (tests/cluster/stores.py)."""
+
+    @contextmanager
+    def make() -> Iterator[Target]:
+        with workplace() as directory, STORES[name](request, directory) as store:
+            options = [f"-o{option}={value}" for option, value in store.options.items()]
+            with serve(directory, store.uri, store.environment, *options) as stack:
+                yield Target(name, stack.mountpoint, list_disturbances(stack))
+
+    return make()
+
+
 @contextmanager
-def serve(directory: Path, uri: str, environment: Mapping[str, str]) -> Iterator[Stack]:
-    options = ["--workers", "1", "--io-timeout", "30s", "-o", "write=through"]
+def serve(directory: Path, uri: str, environment: Mapping[str, str], *more: str) -> Iterator[Stack]:
+    options = ["--workers", "1", "--io-timeout", "30s", "-o", f"write={POLICY}", *more]
     # What must stay free of a disk is for who owns it to say; here others may have filled it.
     roomy = {**environment, "ALLUXIO_LIKE_KEEP_FREE_FRACTION": "0.01"}
     with start_stack(directory, {"/": uri}, roomy, *options) as stack:
@@ -126,6 +143,7 @@ TARGETS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Targ
     "ext4": make_ext4,
     "mount": make_mount,
     "s3": make_s3_mount,
+    **{name: partial(make_store_mount, name) for name in ("gs", "az", "hdfs", "cephfs")},
 }
 USUAL = ("ext4", "mount")
 """Those of the usual run. The calls of a mount of S3 are the same ones; what differs there are the names that can be."""

@@ -400,6 +400,29 @@ async def test_a_file_that_nobody_writes_to_is_put_as_it_is(
     assert plan.expected == ref.stored
 
 
+async def test_an_empty_file_is_recorded_before_anybody_else_may_do_something_there(
+    cluster: Cluster, store: MemoryUfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files swap places while one of them is just put: the other one is not to meet it there as something foreign."""
+    monkeypatch.setattr("alluxio_like.master.empty_files.EMPTY_AFTER_S", 0.05)
+    await write(cluster, store, "/data/there", b"there")
+    await create(cluster, "/data/new")
+    swapped = asyncio.Event()
+    put_empty = StoreFollower.put_empty
+
+    async def put_and_swap(self: StoreFollower, key: str, inode: InodeId, expected: Fingerprint | None) -> Fingerprint | None:
+        stored = await put_empty(self, key, inode, expected)
+        if not swapped.is_set():
+            await rename(cluster, "/data/there", "/data/new", exchange=True)
+            swapped.set()
+        return stored
+
+    monkeypatch.setattr(StoreFollower, "put_empty", put_and_swap)
+    await swapped.wait()
+    await wait_followed(cluster)
+    assert {key: store.get(key) for key in list_keys(store)} == {"new": b"there", "there": b""}
+
+
 async def test_an_empty_file_whose_master_was_killed_is_no_foreign_one(cluster: Cluster, store: MemoryUfs) -> None:
     entry = await create(cluster, "/data/a")
     ufs = WritableMemoryUfs(store)
