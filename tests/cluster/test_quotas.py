@@ -100,6 +100,15 @@ def test_files_and_bytes_are_counted_and_refused(stack: Stack) -> None:
     again = stack.try_command("alluxio-like", "quota", "clear", str(ann))
     assert again.returncode == 1
     assert "quota list" in again.stderr
+    # What was open before the quota goes on, is kept as it is, and is told so by close.
+    late = open(ann / "late", "wb", buffering=0)  # noqa: SIM115 - its close is what fails
+    set_quota(stack, ann, "--bytes", "1MiB")
+    late.write(b"l" * 2 * MIB)
+    assert get_errno(late.close) == errno.EDQUOT
+    assert (ann / "late").read_bytes() == b"l" * 2 * MIB
+    assert get_errno((ann / "never").touch) == errno.EDQUOT
+    (ann / "late").unlink()
+    (ann / "again").write_bytes(b"fits")
 
 
 def test_all_quotas_above_hold_and_outlive_the_master(stack: Stack, workplace: Path) -> None:
