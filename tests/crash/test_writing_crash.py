@@ -77,7 +77,9 @@ def test_a_file_that_is_open_is_written_on_through_the_deaths_of_daemons(running
     with file.open("ab", buffering=0) as out:
         out.write(b"ter")
         running.kill("daemon")
-    assert file.read_bytes() == running.read_store("f") == b"before after"
+    assert file.read_bytes() == b"before after"
+    # What is appended to a file that the store has just got goes when that pauses.
+    wait_until(lambda: running.read_store("f") == b"before after", "the upload")
 
 
 class Program:
