@@ -6,10 +6,12 @@ an operation id; whoever may have to repeat one (a FUSE request that the kernel 
 one event loop.
 """
 
+import asyncio
 import uuid
 from collections.abc import Awaitable
 
 from alluxio_like.client.news import News
+from alluxio_like.errors import Cancelled, TimedOut, Unavailable
 from alluxio_like.rpc.changes import ChangesStub
 from alluxio_like.rpc.channel import RpcChannel
 from alluxio_like.rpc.messages_writing import (
@@ -42,23 +44,26 @@ class Changes:
 
     async def create(self, new: NewName, operation_id: str = "") -> Changed:
         """A new name of any kind. Raises AlreadyExists, NotFound, NotADirectory, NameTooLong, ReadOnly."""
-        return await self._make(self._stub.create(operation_id or make_operation_id(), new))
+        return await self._make(self._stub.create(operation_id or make_operation_id(), new), (new.parent, new.name))
 
     async def link(self, inode: InodeId, parent: InodeId, name: str, operation_id: str = "") -> Changed:
         """A further name. Raises NotPermitted (a directory), CrossDevice, AlreadyExists, NotFound, ReadOnly."""
-        return await self._make(self._stub.link(operation_id or make_operation_id(), inode, parent, name))
+        call = self._stub.link(operation_id or make_operation_id(), inode, parent, name)
+        return await self._make(call, (parent, name), inode=inode)
 
     async def remove(self, parent: InodeId, name: str, *, directory: bool, operation_id: str = "") -> Changed:
         """unlink, or rmdir. Raises NotFound, IsADirectory, NotADirectory, DirectoryNotEmpty, Conflict, ReadOnly."""
-        return await self._make(self._stub.remove(operation_id or make_operation_id(), parent, name, directory=directory))
+        call = self._stub.remove(operation_id or make_operation_id(), parent, name, directory=directory)
+        return await self._make(call, (parent, name))
 
     async def rename(self, renaming: Renaming, operation_id: str = "") -> Changed:
         """renameat2. Raises what that fails with."""
-        return await self._make(self._stub.rename(operation_id or make_operation_id(), renaming))
+        places = (renaming.parent, renaming.name), (renaming.new_parent, renaming.new_name)
+        return await self._make(self._stub.rename(operation_id or make_operation_id(), renaming), *places)
 
     async def set_attributes(self, inode: InodeId, wanted: NewAttributes, operation_id: str = "") -> Changed:
         """chmod, chown, utimens. Raises NotFound, ReadOnly."""
-        return await self._make(self._stub.set_attributes(operation_id or make_operation_id(), inode, wanted))
+        return await self._make(self._stub.set_attributes(operation_id or make_operation_id(), inode, wanted), inode=inode)
 
     async def flush(self) -> None:
         """What this client has changed by now is durable when this returns; nobody is asked where that is known."""
@@ -77,7 +82,7 @@ class Changes:
 
     async def set_xattr(self, inode: InodeId, change: XattrChange, operation_id: str = "") -> Changed:
         """Set or remove one. Raises AlreadyExists, NoData, NoSpace, ReadOnly."""
-        return await self._make(self._stub.set_xattr(operation_id or make_operation_id(), inode, change))
+        return await self._make(self._stub.set_xattr(operation_id or make_operation_id(), inode, change), inode=inode)
 
     async def set_write_policy(self, path: str, policy: WritePolicy | None, operation_id: str = "") -> PolicyAt:
         """What holds for what is written below a path; None: what holds above it."""
@@ -95,9 +100,18 @@ class Changes:
         """Have what below a path is only cached uploaded, whatever the policy."""
         return await self._stub.persist(path)
 
-    async def _make(self, change: Awaitable[Changed]) -> Changed:
+    async def _make(self, change: Awaitable[Changed], *places: tuple[InodeId, str], inode: InodeId | None = None) -> Changed:
+        """Make a change of names, or of an inode."""
         begun = self._news.begin()
-        changed = await change
+        try:
+            changed = await change
+        except (Unavailable, TimedOut, Cancelled, asyncio.CancelledError):
+            # It may be made all the same, and nobody tells us but this answer.
+            self._changes += 1
+            self._news.doubt_names(places)
+            if inode is not None:
+                self._news.doubt(inode)
+            raise
         self._changes += 1
         self._news.take(changed.recalls, changed.told, begun)
         return changed

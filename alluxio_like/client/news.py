@@ -5,7 +5,7 @@ longer so and how it is now. An answer that did not come, or tells nothing, make
 by the listener too. What is remembered is metadata.py's. Rule of concurrency: one event loop; no method awaits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from alluxio_like.client.coherence import LeaseKeeper
 from alluxio_like.client.metadata import Begun, MetadataCache
@@ -34,6 +34,16 @@ class News:
         """The answer to a change."""
         self._names.keep_change(recalls, told, begun)
         self._note_forgotten(recalls)
+
+    def doubt_names(self, places: Iterable[tuple[InodeId, str]]) -> None:
+        """Names may lead elsewhere by now, and nobody will say so."""
+        recalls = []
+        for parent, name in places:
+            known = self._names.lookup_old(parent, name)
+            inodes = () if known is None or known.entry is None else (known.entry.attr.inode,)
+            recalls.append(Recall(parent, (to_bytes(name),), inodes=inodes))
+        if recalls:
+            self._keeper.forget_here(recalls)
 
     def doubt(self, inode: InodeId) -> None:
         """An inode may be another one by now, and nobody will say so."""

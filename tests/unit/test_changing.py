@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -709,3 +710,24 @@ async def test_a_seal_is_told_by_its_answer_to_who_asked_for_it_and_to_others_by
     await client.get_entry(inode)
     await client.lookup(top, "f")
     assert asked
+
+
+@pytest.mark.parametrize("error", [errors.TimedOut("late"), errors.Unavailable("away")])
+async def test_a_change_whose_answer_is_lost_makes_its_names_doubtful(
+    cluster: Cluster, store: MemoryUfs, client: Client, monkeypatch: pytest.MonkeyPatch, error: errors.AlluxioLikeError
+) -> None:
+    await create(cluster, "/data/old")
+    top = (await client.get_path("/data")).attr.inode
+    assert (await client.lookup(top, "new")).entry is None
+    assert (await client.lookup(top, "old")).entry is not None
+    rename_there = client.changes._stub.rename
+
+    async def lose_answer(*arguments: Any) -> Any:
+        await rename_there(*arguments)
+        raise error
+
+    monkeypatch.setattr(client.changes._stub, "rename", lose_answer)
+    with pytest.raises(type(error)):
+        await client.changes.rename(Renaming(top, "old", top, "new"))
+    assert (await client.lookup(top, "old")).entry is None
+    assert (await client.lookup(top, "new")).entry is not None
