@@ -183,8 +183,10 @@ class Drafts:
                 draft = await self._begin(entry.ref, truncate=truncate, known=known, is_new=is_new)
             elif draft.reading:
                 await self._begin_again(draft, entry.ref)
-            if truncate and draft.stat().st_size:
+            if truncate and known:
+                # What is empty has other times then, too.
                 await asyncio.to_thread(os.ftruncate, draft.fd, 0)
+                draft.sealed = None
             draft.writers += 1
             draft.users += 1
             return draft
@@ -193,7 +195,7 @@ class Drafts:
         opened = await self._files.begin(ref, truncate=truncate)
         found = os.fstat(opened.fd)
         draft = Draft(ref.inode, opened.worker_id, opened.fd, ref.version, (found.st_dev, found.st_ino), is_new=is_new)
-        if known and found.st_size == ref.size and not (truncate and ref.size):
+        if known and found.st_size == ref.size and not truncate:
             draft.sealed = get_stamp(found)
         draft.limit = await self._files.claim(ref.inode, found.st_size + CARELESS_BYTES, only_asks=True)
         self._drafts[ref.inode] = draft
