@@ -361,10 +361,11 @@ class Drafts:
 
     async def use(self, draft: Draft, work: Callable[[int], _T]) -> _T:
         """Do something with a draft's descriptor in a thread, to its end, whoever waits for it. Raises FileError."""
+        # From this moment on: the last writer may be just going, and would take the descriptor with it.
+        draft.users += 1
         return await self.finish(self._use(draft, work))
 
     async def _use(self, draft: Draft, work: Callable[[int], _T]) -> _T:
-        draft.users += 1
         try:
             return await asyncio.to_thread(work, draft.fd)
         except OSError as error:
