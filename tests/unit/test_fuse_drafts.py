@@ -19,5 +19,5 @@ async def test_an_operation_has_its_descriptor_from_the_moment_it_is_asked_for(t
     await asyncio.sleep(0)  # it has begun, and no thread has done anything yet
     drafts._close_unused(draft)
     await call
-    assert os.stat(tmp_path / "draft").st_mtime_ns == 10**18
+    assert (tmp_path / "draft").stat().st_mtime_ns == 10**18
     assert draft.fd == -1, "closed by the last who needed it"
