@@ -72,7 +72,10 @@ def pack_statfs(totals: Totals) -> bytes:
 def get_space(totals: Totals) -> Space:
     """What statfs says: what there is, and where nothing is known to limit it, so much that no program stops for it."""
     size = -(-totals.known_bytes // STATFS_BLOCK_BYTES) * STATFS_BLOCK_BYTES
-    space = totals.space or Space(size + UNLIMITED_BYTES, UNLIMITED_BYTES)
+    # The whole stays the same while files come and go, as programs expect of a file system.
+    total = UNLIMITED_BYTES * (1 + size // UNLIMITED_BYTES)
+    space = totals.space or Space(total + UNLIMITED_BYTES, total + UNLIMITED_BYTES - size)
     if space.total_files:
         return space
-    return Space(space.total_bytes, space.free_bytes, totals.files + FREE_INODES, FREE_INODES)
+    files = FREE_INODES * (2 + totals.files // FREE_INODES)
+    return Space(space.total_bytes, space.free_bytes, files, files - totals.files)

@@ -106,8 +106,8 @@ def _limit(space: Space | None, room: Room, totals: FsTotals) -> Space | None:
         free_bytes = room.free_bytes if space is None else min(space.free_bytes, room.free_bytes)
         total_bytes = max(room.max_bytes, free_bytes)
     elif space is None:
-        free_bytes = UNLIMITED_BYTES
-        total_bytes = totals.known_bytes + free_bytes
+        total_bytes = UNLIMITED_BYTES * (2 + totals.known_bytes // UNLIMITED_BYTES)
+        free_bytes = total_bytes - totals.known_bytes
     if room.max_files is not None:
         assert room.free_files is not None
         free_files = min(free_files, room.free_files) if total_files else room.free_files
