@@ -132,6 +132,9 @@ class Program:
     def check(self) -> None:
         """What is there is what may be; from now on it is what is known."""
         assert not self.wrong, self.wrong
+        # Nobody else writes there: nothing may have been kept beside a foreign content.
+        found = {str(path.relative_to(self.place)) for path in self.place.rglob("*") if not path.is_dir()}
+        assert found <= {*NAMES, "new", "log"}, f"{self.place.name}: {found - {*NAMES}}; failed: {self.failed[-5:]}; {self.steps}"
         for name in NAMES:
             content = _read(self.place / name)
             if name not in self.torn:
