@@ -10,11 +10,13 @@ A name is found in the pages of its directory's listing, which are in the order 
 concurrency: one event loop; no method awaits.
 """
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
+from zlib import crc32
 
 from alluxio_like.client.entries import MAX_ENTRIES, EntryStore, Record
 from alluxio_like.rpc.messages import DirPage, LookupResult
@@ -55,13 +57,17 @@ class _Link(NamedTuple):
 
 
 class _Page:
-    """Part of a listing: `first` is where it begins in the order of names, None where it is not in that order."""
+    """Part of a listing: `first` is where it begins in the order of names, None where it is not in that order.
 
-    __slots__ = ("cursor", "dir_key", "expires", "first", "inodes", "mount_id", "next_cursor", "stamp")
+    Names are with the inodes, of which each has the name by which it was told last. `marks` are checksums of those by which it
+    was listed, since another one, of a renamed file or one of several names, says nothing of this listing."""
+
+    __slots__ = ("cursor", "dir_key", "expires", "first", "inodes", "marks", "mount_id", "next_cursor", "stamp")
 
     def __init__(
         self, page: DirPage, cursor: bytes, inodes: Sequence[InodeId], first: bytes | None, stamp: int, expires: int
     ) -> None:
+        self.marks = array("I", [crc32(_get_listed_name(entry)) for entry in page.entries])
         self.cursor, self.next_cursor = cursor, page.next_cursor
         self.mount_id, self.dir_key = page.mount_id, page.dir_key
         self.inodes, self.first = inodes, first
@@ -247,9 +253,9 @@ class MetadataCache:
             return None
         left_s = self._get_left_s(directory, page.stamp, page.expires)
         entries: list[Entry] = []
-        for inode in page.inodes if left_s > 0 else ():
+        for place, inode in enumerate(page.inodes) if left_s > 0 else ():
             record = self._entries.lookup(inode)
-            if record is None or record.parent != parent:
+            if record is None or record.parent != parent or self._get_name(page, place) is None:
                 return None
             left_s = min(left_s, self._get_left_s(directory, record.stamp, record.expires))
             entries.append(record.entry)
@@ -267,10 +273,11 @@ class MetadataCache:
             return None
         names = {name for place, name in self._names if place == parent}
         for page in pages:
-            for inode in page.inodes:
-                record = self._entries.lookup(inode)
-                if record is not None and record.parent == parent:
-                    names.add(to_bytes(record.entry.name))
+            for place in range(len(page.inodes)):
+                name = self._get_name(page, place)
+                if name is None:
+                    return None
+                names.add(name.removesuffix(b"/"))
         return list(names) if len(names) <= limit else None
 
     # Keeping
@@ -462,7 +469,7 @@ class MetadataCache:
             if inode != _NOTHING:
                 return _Link(inode, page.stamp, page.expires)
             if place == len(directory.pages) - 1 and page.next_cursor:
-                last = self._entries.get_sort_name(page.inodes[-1]) if page.inodes else None
+                last = self._get_name(page, len(page.inodes) - 1) if page.inodes else None
                 if last is None or sort_name > last:
                     return None  # behind what was listed so far
         return _Link(_NOTHING, page.stamp, page.expires)
@@ -472,7 +479,7 @@ class MetadataCache:
         low, high = 0, len(page.inodes)
         while low < high:
             middle = (low + high) // 2
-            found = self._entries.get_sort_name(page.inodes[middle])
+            found = self._get_name(page, middle)
             if found is None:
                 return None
             if found == sort_name:
@@ -482,6 +489,11 @@ class MetadataCache:
             else:
                 high = middle
         return _NOTHING
+
+    def _get_name(self, page: _Page, place: int) -> bytes | None:
+        """By which name an entry of a page was listed, with a slash behind a directory's; None: not known any more."""
+        name = self._entries.get_sort_name(page.inodes[place])
+        return name if name is not None and crc32(name) == page.marks[place] else None
 
     def _put_name(self, key: tuple[InodeId, bytes], link: _Link) -> None:
         # Taken out first, so that a dictionary's order is that of the answers' age.
@@ -530,4 +542,9 @@ def _get_sort_name(entry: Entry) -> bytes | None:
     name = to_bytes(entry.name)
     if b"%~" in name or (entry.ref is not None and not entry.ref.key.endswith(entry.name)):
         return None
+    return _get_listed_name(entry)
+
+
+def _get_listed_name(entry: Entry) -> bytes:
+    name = to_bytes(entry.name)
     return name + b"/" if entry.attr.kind is Kind.DIRECTORY else name

@@ -51,6 +51,7 @@ _CODES: dict[str, tuple[Error, str]] = {
     "NoSuchUpload": (errors.NotFound, "there is no such upload (any more)"),
     "ConditionalRequestConflict": (errors.StoreUnavailable, "the object is being written by somebody else at the same time"),
     "OperationAborted": (errors.StoreUnavailable, "somebody else changes it at the same time"),
+    "ConcurrentModification": (errors.StoreUnavailable, "somebody else changes it at the same time"),
     "InvalidPart": (errors.InvalidArgument, "the store has no such part"),
     "InvalidPartOrder": (errors.InvalidArgument, "the parts are not in order"),
     "EntityTooSmall": (errors.InvalidArgument, "a part that is not the last is too small"),

@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -272,14 +273,20 @@ class Cluster:
         wait_until(f"{count} DataNodes; logs are in {self.root}/log", ready, timeout_s=START_TIMEOUT_S)
 
     def wait_copies(self, path: str, count: int) -> None:
-        """Until the (first) NameNode knows so many copies of each of a file's blocks: the writer waits for the first one only."""
+        """Until the active NameNode knows so many copies of each of a file's blocks: the writer waits for the first one only."""
         quoted = urllib.parse.quote(path.encode("utf-8"))
-        url = f"http://127.0.0.1:{self.ports[1]}/webhdfs/v1{quoted}?op=GETFILEBLOCKLOCATIONS&user.name={getpass.getuser()}"
+        urls = [
+            f"http://127.0.0.1:{port}/webhdfs/v1{quoted}?op=GETFILEBLOCKLOCATIONS&user.name={getpass.getuser()}"
+            for port in self.ports[1:4:2]
+        ]
 
         def ready() -> bool:
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                blocks = json.load(answer)["BlockLocations"]["BlockLocation"]
-            return all(len(block["hosts"]) >= count for block in blocks)
+            for url in urls:
+                # (One may have been killed, or stand by.)
+                with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(url, timeout=10) as answer:
+                    blocks = json.load(answer)["BlockLocations"]["BlockLocation"]
+                    return all(len(block["hosts"]) >= count for block in blocks)
+            return False
 
         wait_until(f"{count} copies of {path}", ready, timeout_s=START_TIMEOUT_S)
 
