@@ -7,13 +7,11 @@ itself; a check's name is as pytest writes it, without the target.
 NO_ACLS = "access control lists are not kept: the mode alone says who may"
 NO_LABELS = "security attributes (capabilities of programs, labels) are not kept"
 NO_TMPFILE = "O_TMPFILE is refused as by NFS; programs make a file under a name instead"
-NO_HOLES = "a file's space counts in whole, and only what is being written shows its holes: objects have none"
 NO_SHIFTS = "FUSE has no collapsing and inserting of ranges"
 NO_LINK_COUNT = "a directory's link count is 1, as on btrfs: subdirectories are not counted"
 NO_SUID = "mounts of FUSE are nosuid: set-id bits are kept, and mean nothing there"
 NO_ATIME = "reading sets no time, as with noatime"
 NO_FLUSH = "a range is unlocked by the close of the descriptor that locked it, not by that of one that only read"
-MOUNTED_OVER = "what is mounted on a name of the mount may go when something beside it changes"
 KEY_LENGTH = "a path is at most as long as a path or key of the store"
 
 OURS = {
@@ -31,9 +29,7 @@ OURS = {
     "test_times::test_reading_sets_the_time_of_access": NO_ATIME,
     "test_locks::test_closing_any_descriptor_ends_a_processs_locks": NO_FLUSH,
     "test_processes::test_set_user_id_programs": NO_SUID,
-    "test_processes::test_a_place_where_something_is_mounted[[]*": MOUNTED_OVER,
     "test_bytes::test_ranges_are_taken_out_and_put_in[[]*": NO_SHIFTS,
-    "test_bytes::test_holes_read_as_zeros_and_cost_nothing": NO_HOLES,
     "test_paths::test_deep_trees_are_walked_step_by_step": KEY_LENGTH,
 }
 
