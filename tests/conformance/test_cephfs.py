@@ -64,6 +64,15 @@ def get_helpers() -> set[int]:
     return found
 
 
+def is_dead(pid: int) -> bool:
+    """Whether a process has ended with all its threads: one that is only ending may still take a call, which then fails."""
+    try:
+        threads = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
+        return not Path(f"/proc/{pid}").exists()
+    return threads in ([], ["Z"])
+
+
 async def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
@@ -306,8 +315,7 @@ async def test_a_helper_that_dies_is_replaced(own_server: CephFsServer) -> None:
             if not got:
                 for pid in before:
                     os.kill(pid, signal.SIGKILL)
-                # (Reaped: one that is only ending may still take a call, which then fails.)
-                await wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before))
+                await wait_for(lambda: all(is_dead(pid) for pid in before))
             got += len(chunk)  # the read goes on with another helper
         assert got == fingerprint.size
         assert get_helpers() and not get_helpers() & before

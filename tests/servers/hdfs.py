@@ -17,6 +17,7 @@ import getpass
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -274,21 +275,19 @@ class Cluster:
 
     def wait_copies(self, path: str, count: int) -> None:
         """Until the active NameNode knows so many copies of each of a file's blocks: the writer waits for the first one only."""
-        quoted = urllib.parse.quote(path.encode("utf-8"))
-        urls = [
-            f"http://127.0.0.1:{port}/webhdfs/v1{quoted}?op=GETFILEBLOCKLOCATIONS&user.name={getpass.getuser()}"
-            for port in self.ports[1:4:2]
-        ]
+        query = urllib.parse.urlencode({"ugi": getpass.getuser(), "path": path})
 
         def ready() -> bool:
-            for url in urls:
+            for port in self.ports[1:4:2]:
                 # (One may have been killed, or stand by.)
-                with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(url, timeout=10) as answer:
-                    blocks = json.load(answer)["BlockLocations"]["BlockLocation"]
-                    return all(len(block["hosts"]) >= count for block in blocks)
+                with contextlib.suppress(urllib.error.URLError):
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/fsck?{query}", timeout=10) as answer:
+                        found = re.search(rb"Average block replication:\s+([0-9.]+)", answer.read())
+                    if found is not None:
+                        return float(found[1]) >= count
             return False
 
-        wait_until(f"{count} copies of {path}", ready, timeout_s=START_TIMEOUT_S)
+        wait_until(f"{count} copies of {path}", ready, timeout_s=START_TIMEOUT_S, interval_s=0.1)
 
     def ask_namenode(self, number: int, service: str, name: str) -> dict[str, Any]:
         """A bean of a NameNode's JMX; empty while it starts."""
