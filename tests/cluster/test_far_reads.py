@@ -39,6 +39,7 @@ def put_far(stack: Stack, server: S3Server, bucket: str, count: int) -> dict[str
     for number in itertools.count(100):
         key, data = f"large/{number}.bin", make_data(number, LARGE)
         server.put(bucket, key, data)
+        stack.run_command("alluxio-like", "fs", "sync", "--recursive", "/")
         if list_far(stack, [key]):
             objects[key] = data
         if len(objects) == count:
