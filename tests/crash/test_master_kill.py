@@ -69,7 +69,7 @@ class MasterProcess:
         self.token = read_token(Path(facts["token_file"]))
         if self.channel is None:
             self.channel = open_channel(self.address, token=self.token)
-            self.stub = MasterStub(self.channel, timeout_s=60)
+            self.stub = MasterStub(self.channel, timeout_s=20)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with (self.directory / "master.log").open("ab") as log:

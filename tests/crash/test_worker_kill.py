@@ -86,8 +86,8 @@ class WorkerProcess:
         if self.channel is not None:
             await self.channel.close()
         self.channel = open_channel(facts["address"], token=self.token)
-        self.drafts = DraftsStub(self.channel, timeout_s=60)
-        self.stub = WorkerStub(self.channel, timeout_s=60)
+        self.drafts = DraftsStub(self.channel, timeout_s=20)
+        self.stub = WorkerStub(self.channel, timeout_s=20)
 
     def kill(self) -> None:
         assert self.process is not None
@@ -115,7 +115,7 @@ class Writing:
         self.store.mkdir()
         self.workers: list[WorkerProcess] = []
         assert master.channel is not None
-        self.changes = ChangesStub(master.channel, timeout_s=60)
+        self.changes = ChangesStub(master.channel, timeout_s=20)
 
     async def mount(self, policy: str, uri: str = "") -> None:
         spec = MountSpec("/data", uri or f"file://{self.store}", {"write": policy}, read_only=False)
