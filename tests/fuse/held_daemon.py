@@ -172,7 +172,8 @@ def join() -> int:
 
 
 async def main(control_fd: int) -> int:
-    held = Held(socket.socket(fileno=control_fd))
+    is_joining = sys.argv[1] == "--join"
+    held = Held(socket.socket(fileno=control_fd), since_ns=int(sys.argv[3]) if is_joining else 0)
     hello = await held.wait_hello()
     config = hello.config
     if "fail" in config:
