@@ -264,11 +264,22 @@ class _Checker:
                     yield self._describe(Grade.WRONG, "lost", f"the draft of inode {inode} is gone from the disk", _LOST)
             if self._txn.get(records.make_sums_key(inode), db=self._tables[fmt.WRITING]) is None:
                 yield self._describe(Grade.WRONG, "draft", f"the draft of inode {inode} has no checksums", "start the worker")
+        begun = self._list_begun()
+        newest: dict[InodeId, int] = {}
+        for one in (*self._uploads, *(fmt.parse_file_key(key) for key, _ in self._scan(fmt.FILES))):
+            newest[one.inode] = max(newest.get(one.inode, 0), one.version)
         for file_id, upload in self._uploads.items():
+            if file_id.version < newest[file_id.inode]:
+                continue  # replaced: its record goes with the upload of the newest
             is_there = self._txn.get(fmt.make_file_key(file_id), db=self._tables[fmt.FILES]) is not None
-            if upload.ref.size and not is_there and file_id.inode not in self._drafts:
+            if upload.ref.size and not is_there and file_id.inode not in self._drafts and file_id.inode not in begun:
                 message = f"version {file_id.version} of inode {file_id.inode} is to be uploaded, and is gone"
                 yield self._describe(Grade.WRONG, "lost", message, _LOST)
+
+    def _list_begun(self) -> set[InodeId]:
+        """Inodes with a draft that says itself what it is, as long as the index does not: it replaces what was before."""
+        raw = (lookup_record(self._fd, f"drafts/{name}") for name in _list(self._fd, "drafts"))
+        return {records.unpack_draft(one).inode for one in raw if one is not None}
 
     def _is_in_files(self, draft: records.DraftRecord) -> bool:
         if _exists(self._fd, fmt.make_file_path(draft.ref.file_id, draft.generation)):

@@ -449,8 +449,9 @@ class Uploader:
             await self._changes.note_persisted(record.file_id, UploadPlan(mount_id, key, None), get_fingerprint(entry))
 
     async def _forget(self, record: UploadRecord) -> None:
-        """It, and versions before it, are done with."""
-        for one in self._list_versions(record.file_id.inode):
+        """It, and versions before it, are done with; the oldest first: killed in between, the newest is left, of which the bytes
+        are here."""
+        for one in reversed(self._list_versions(record.file_id.inode)):
             if one.file_id.version <= record.file_id.version:
                 await self._disk.submit(functools.partial(self._drafts.drop_upload, one.file_id))
                 self._maybe_sent.discard(one.file_id)
