@@ -58,7 +58,7 @@ def eight_workers(address: str, method: str) -> None:
             assert file.pread(10, 100) == make_content(SIZE, 0)[100:110]
         said = [results.get(timeout=90) for _ in children]
         for one in children:
-            one.join(30)
+            one.join(60)
         assert said == [""] * WORKERS
         assert [one.exitcode for one in children] == [0] * WORKERS
         file.seek(7)

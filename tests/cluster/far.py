@@ -36,6 +36,6 @@ def list_far(stack: Stack, paths: Iterable[str], number: int = 2) -> list[str]:
 
 def get_metric(http_address: str, name: str) -> float:
     """The sum of a metric's samples as a service shows them; 0 when there are none."""
-    with urllib.request.urlopen(f"http://{http_address}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{http_address}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition(" ")[0].partition("{")[0] == name)

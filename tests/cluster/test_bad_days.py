@@ -172,7 +172,7 @@ def test_a_service_killed_during_reads(
 
     with ThreadPoolExecutor(4) as pool:
         pending = [pool.submit(read, name) for name in objects]
-        assert started.wait(30)
+        assert started.wait(60)
         os.kill(stack.get_service_pids(victim)[0], signal.SIGKILL)
         for future in pending:
             future.result(120)

@@ -203,7 +203,7 @@ def test_readers_of_changing_objects_see_one_version_or_estale(
                         return number is None
                     return number is not None and data == make_content(number, contents.sizes[number])
 
-                wait_until(f"{name} as it is in the end", is_right, timeout_s=5)
+                wait_until(f"{name} as it is in the end", is_right, timeout_s=60)
     seen = sum((reader.seen for reader in readers), Counter())
     changes = sum((writer.changes for writer in writers), Counter())
     print(f"{dict(changes)} while {dict(seen)}")  # noqa: T201

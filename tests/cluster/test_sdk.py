@@ -52,7 +52,7 @@ def stack(workplace: Path, store: Path) -> Iterator[Stack]:
 
 def count_names_asked(stack: Stack) -> float:
     """Calls of the namespace that the master has served, but those of leases."""
-    with urllib.request.urlopen(f"http://{stack.ready['master']['http_address']}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{stack.ready['master']['http_address']}/metrics", timeout=60) as answer:
         text = answer.read().decode()
     found = re.findall(r'^alluxio_like_rpc_requests_total\{method="([^"]*)"[^}]*\} (\S+)$', text, flags=re.MULTILINE)
     return sum(float(count) for method, count in found if "Lookup" in method or "ListDir" in method or "Resolve" in method)

@@ -44,7 +44,7 @@ def read_all_pages(stack: Stack) -> str:
     pages = ""
     for service in services:
         for page in ("metrics", "healthz"):
-            with urllib.request.urlopen(f"http://{service['http_address']}/{page}", timeout=5) as reply:
+            with urllib.request.urlopen(f"http://{service['http_address']}/{page}", timeout=60) as reply:
                 pages += reply.read().decode()
     return pages
 

@@ -30,11 +30,6 @@ def ask_why(stack: Stack, target: object) -> Any:
     return stack.run_command("alluxio-like", "why", str(target))
 
 
-def get_worst_cause(entry: dict[str, Any]) -> str:
-    waits: dict[str, float] = entry["waits_s"]
-    return max(waits, key=lambda cause: waits[cause])
-
-
 def wait_booked(stack: Stack, pid: int) -> Any:
     """What is said of a job once its closes have been booked."""
     wait_until("the job's books", lambda: not ask_why(stack, pid)["job"]["open"], timeout_s=60, interval_s=0.2)
@@ -47,14 +42,14 @@ def test_a_slow_store_is_what_a_cold_job_waits_for(
     put_samples(s3_server, s3_bucket, 12)
     stack = make_stack()
     subprocess.run(["ls", "-l", stack.mountpoint / "train"], check=True, capture_output=True)
-    proxy.set_rules({"op": "GET", "latency_s": 0.25})
+    proxy.set_rules({"op": "GET", "latency_s": 0.5})
     pid = run_job(READ_ALL, stack.mountpoint / "train")
     job = wait_booked(stack, pid)["job"]
     waits = job["waits_s"]
-    assert sum(waits.values()) >= 12 * 0.25
-    assert waits["store"] > 0.8 * sum(waits.values()), waits
+    assert waits["store"] > 12 * 0.4
+    assert max(waits, key=waits.__getitem__) == "store", waits
     assert len(job["worst"]) == 10
-    assert all(get_worst_cause(file) == "store" and file["key"].startswith("train/") for file in job["worst"])
+    assert all(file["key"].startswith("train/") and file["waits_s"]["store"] > 0.4 for file in job["worst"]), job["worst"]
 
     advice = ask_why(stack, pid)["advice"]
     assert "for the store" in advice[0]["evidence"]
@@ -72,8 +67,8 @@ def test_a_slow_store_is_what_a_cold_job_waits_for(
     warm = run_job(READ_ALL, stack.mountpoint / "train")
     proxy.set_rules()
     again = run_job(READ_ALL, stack.mountpoint / "train")
-    assert sum(wait_booked(stack, warm)["job"]["waits_s"].values()) > 1
-    assert sum(wait_booked(stack, again)["job"]["waits_s"].values()) < 1
+    assert sum(wait_booked(stack, warm)["job"]["waits_s"].values()) > 12 * 0.4
+    assert sum(wait_booked(stack, again)["job"]["waits_s"].values()) < 12 * 0.4
 
 
 def test_a_large_file_that_is_streamed_waits_for_the_store(

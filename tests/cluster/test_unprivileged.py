@@ -92,7 +92,7 @@ def test_another_user_reaches_no_file_of_the_services(place: Path) -> None:
         # HTTP says nothing that is secret, and nothing of what is stored.
         for service in (master, worker):
             for page in ("metrics", "healthz"):
-                with urllib.request.urlopen(f"http://{service['http_address']}/{page}", timeout=10) as answer:
+                with urllib.request.urlopen(f"http://{service['http_address']}/{page}", timeout=60) as answer:
                     shown = answer.read()
                 assert Path(master["token_file"]).read_bytes().strip() not in shown
                 assert str(source).encode() not in shown
@@ -100,7 +100,7 @@ def test_another_user_reaches_no_file_of_the_services(place: Path) -> None:
 
 def ask_data_socket(port: int, said: bytes) -> bytes:
     """All that a data socket answers to a caller, until it closes the connection; it must not be kept waiting."""
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(said)
         answer = b""
         while data := connection.recv(4096):

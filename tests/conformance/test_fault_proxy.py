@@ -26,7 +26,7 @@ def test_passes_requests_on_and_counts_them(s3_via_proxy: S3Server, fault_proxy:
 
 def test_rules_strike_as_often_as_they_say(s3_via_proxy: S3Server, fault_proxy: FaultProxy, s3_bucket: str) -> None:
     s3_via_proxy.put(s3_bucket, "k", b"x" * 1000)
-    connection = http.client.HTTPConnection("127.0.0.1", fault_proxy.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", fault_proxy.port, timeout=60)
     fault_proxy.set_rules({"op": "GET", "status": 503, "skip": 1, "times": 2})
     statuses = []
     for _ in range(4):
@@ -70,12 +70,12 @@ def test_stalled_answer_goes_on_when_rules_change(s3_via_proxy: S3Server, fault_
         target=lambda: bodies.append(s3_via_proxy.client.get_object(Bucket=s3_bucket, Key="k")["Body"].read())
     )
     reader.start()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not (log := fault_proxy.get_log("GET")) or log[0].sent_bytes < 500:
         assert time.monotonic() < end
     assert not bodies
     fault_proxy.set_rules()
-    reader.join(20)
+    reader.join(60)
     assert bodies == [b"x" * 1000]
 
 

@@ -133,7 +133,7 @@ def test_unknown_until_the_server_is_back(via_proxy: str, url: str, proxy: Cutti
         txn.put(b"count", b"1")
     with pytest.raises(errors.Unavailable):
         put(store, b"more")
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30
     assert read_all(store) == {b"before": b"x"}
     proxy.refuse(False)
     with store.write() as txn:
@@ -209,7 +209,7 @@ def test_server_restarts_and_crashes(postgresql_server: PostgresqlServer, url: s
         writer.start()
         # Not in the thread: the server dies with the one that started it.
         postgresql_server.start()
-        writer.join(30)
+        writer.join(60)
     store.keep()
     assert set(read_all(store)) == set(read_server(url)) == {b"a", b"b", b"c"}
     store.close()
@@ -226,7 +226,7 @@ def test_a_server_that_stands_still_is_given_up(postgresql_server: PostgresqlSer
             put(store, b"b")
         with pytest.raises(errors.Unavailable):
             store.keep()
-        assert time.monotonic() - begun < 12
+        assert time.monotonic() - begun < 30
         assert set(read_all(store)) == {b"a"}
     finally:
         postgresql_server.signal(signal.SIGCONT)

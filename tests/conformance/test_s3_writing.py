@@ -198,7 +198,7 @@ async def test_a_store_that_stops_answering_is_given_up_in_time(ufs: WritableS3U
     start_s = time.monotonic()
     with pytest.raises(errors.StoreUnavailable):
         await put(ufs, "k", DATA[:1000])
-    assert time.monotonic() - start_s < 10 * STALL_S + 1
+    assert time.monotonic() - start_s < 10 * STALL_S + 10
 
 
 async def test_an_error_within_an_answer_of_200_is_one(ufs: WritableS3Ufs, fault_proxy: FaultProxy, s3_bucket: str) -> None:
@@ -323,7 +323,7 @@ async def test_a_large_copy_whose_source_changes_comes_to_nothing(
     source = await put(ufs, "from", DATA)
     fault_proxy.set_rules({"op": "PUT", "query": "partNumber=3", "stall_s": 20})
     copying = asyncio.create_task(ufs.copy("from", source, "to", make_options()))
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while not any("partNumber=3" in entry.query for entry in fault_proxy.get_log("PUT")):
         assert time.monotonic() < deadline_s
         await asyncio.sleep(0.01)
@@ -346,7 +346,7 @@ async def test_a_large_copy_that_fails_or_is_cancelled_leaves_no_parts(
     fault_proxy.set_rules({"op": "PUT", "query": "partNumber=2", "stall_s": 20})
     fault_proxy.reset_log()
     copying = asyncio.create_task(ufs.copy("from", source, "to", make_options()))
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while not any("partNumber=2" in entry.query for entry in fault_proxy.get_log("PUT")):
         assert time.monotonic() < deadline_s
         await asyncio.sleep(0.01)
@@ -367,7 +367,7 @@ async def test_a_copy_that_the_server_did_not_check_is_undone(
     client.meta.events.register("before-sign.s3.CopyObject", _drop_conditions)
     fault_proxy.set_rules({"op": "PUT", "key": "p/to", "latency_s": 0.5})
     copying = asyncio.create_task(ufs.copy("from", source, "to", make_options()))
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while not any(entry.key == "p/to" for entry in fault_proxy.get_log("PUT")):
         assert time.monotonic() < deadline_s
         await asyncio.sleep(0.01)

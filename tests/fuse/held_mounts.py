@@ -219,7 +219,7 @@ class Statting:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.thread.join(15)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
     def _stat(self) -> None:

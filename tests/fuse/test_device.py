@@ -82,7 +82,7 @@ def test_mount_first_exchange_and_end(mount_here: MountAt) -> None:
     top = find_top(place)
     assert top is not None
     assert top.fstype == "fuse.alluxio_like"
-    handshake = device.shake_hands(timeout_s=5)
+    handshake = device.shake_hands(timeout_s=60)
     assert handshake.minor >= 31
     assert handshake.flags & wire.DO_READDIRPLUS
     assert Handshake.from_facts(handshake._asdict()) == handshake
@@ -91,7 +91,7 @@ def test_mount_first_exchange_and_end(mount_here: MountAt) -> None:
     seen = [answer_one(device).header.opcode]
     while seen[-1] != wire.LOOKUP:
         seen.append(answer_one(device).header.opcode)
-    statting.join(5)
+    statting.join(60)
     assert not statting.is_alive()
     libc.unmount(place)
     assert find_top(place) is None
@@ -99,7 +99,7 @@ def test_mount_first_exchange_and_end(mount_here: MountAt) -> None:
 
 def test_without_a_first_request_the_exchange_ends(mount_here: MountAt) -> None:
     device, _ = mount_here()
-    device.shake_hands(timeout_s=5)
+    device.shake_hands(timeout_s=60)
     with pytest.raises(TimedOut):
         device.shake_hands(timeout_s=0.05)
 
@@ -157,7 +157,7 @@ def test_requests_end_with_the_clone_they_were_read_through(mount_here: MountAt)
     while (request := wire.parse(memoryview(os.read(clone.fd, BUFFER_BYTES)))).header.opcode != wire.LOOKUP:
         answer(clone, request)
     clone.close()
-    statting.join(5)
+    statting.join(60)
     assert outcome == [errno.ECONNABORTED]
 
 

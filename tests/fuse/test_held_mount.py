@@ -207,7 +207,7 @@ def is_passing(mount: HeldMount) -> bool:
 
 
 def get_metric(mount: HeldMount, name: str) -> float:
-    text = urllib.request.urlopen(f"http://{mount.facts()['http_address']}/metrics", timeout=5).read().decode()
+    text = urllib.request.urlopen(f"http://{mount.facts()['http_address']}/metrics", timeout=60).read().decode()
     (line,) = [line for line in text.splitlines() if line.startswith(f"alluxio_like_{name} ")]
     return float(line.split()[1])
 
@@ -261,6 +261,6 @@ def test_signals_to_the_holder_end_it_also_while_reads_wait(hold: Hold) -> None:
                 break
     finally:
         stopper.join()
-    assert mount.process.wait(12) == 0
+    assert mount.process.wait(60) == 0
     assert not mount.mounted
     assert json.loads(json.dumps(mount.config))["mountpoint"] == str(mount.path)

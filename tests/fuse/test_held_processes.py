@@ -85,7 +85,7 @@ def fetch(mount: HeldMount, page: str) -> str:
 
     def ask() -> str | None:
         try:
-            with urllib.request.urlopen(f"http://{mount.facts()['http_address']}{page}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{mount.facts()['http_address']}{page}", timeout=60) as answer:
                 return str(answer.read().decode())
         except OSError:
             return None

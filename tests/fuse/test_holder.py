@@ -95,7 +95,7 @@ def test_without_resend_what_was_being_served_fails_at_once(hold: Hold) -> None:
         time.sleep(0.2)
         start = time.monotonic()
         mount.kill_daemon()
-        assert statting.wait(5) == errno.ECONNABORTED
+        assert statting.wait(30) == errno.ECONNABORTED
         show(f"failed after {time.monotonic() - start:.2f} s")
     mount.wait_ready(2)
     assert (mount.path / "f").read_bytes() == CONTENT
@@ -134,9 +134,9 @@ def test_without_a_daemon_requests_fail_after_a_while_and_a_later_one_takes_over
         time.sleep(0.1)
         with block_daemons(mount):
             mount.kill_daemon()
-            assert statting.wait(6) == (errno.EIO if resend else errno.ECONNABORTED)
+            assert statting.wait(30) == (errno.EIO if resend else errno.ECONNABORTED)
             with pytest.raises(OSError, match=r"Input/output error"):
-                wait_until(lambda: os.stat(mount.path / "f") and False, "an error", 6)
+                wait_until(lambda: os.stat(mount.path / "f") and False, "an error")
             assert mount.ask({"kind": "status"})["state"] == "refusing"
             assert mount.replace(fail="as the test asked")["reason"] == "as the test asked"
         mount.wait_ready(2, 30)
@@ -169,7 +169,8 @@ def test_a_daemon_that_is_stopped_is_killed_and_replaced(hold: Hold, monkeypatch
     mount.freeze_daemon()
     with Statting(mount.path / "f") as statting:
         assert statting.wait(30) == 0
-    assert mount.facts()["generation"] == 2
+    mount.wait_ready(2)
+    assert mount.generation == 2
     assert "it does not answer" in mount.log.read_text()
 
 

@@ -24,7 +24,7 @@ PROGRAMS = Path(sys.executable).parent
 def ask(mount: Mount, query: str = "") -> Any:
     """/jobs.json of a mount, found as the commands do."""
     url = os.getxattr(mount.path, "user.alluxio_like.http").decode()
-    with urllib.request.urlopen(f"{url}/jobs.json{query}", timeout=10) as answer:
+    with urllib.request.urlopen(f"{url}/jobs.json{query}", timeout=60) as answer:
         return json.load(answer)
 
 
@@ -147,7 +147,7 @@ def test_what_is_read_past_us_is_in_the_metrics(passing: Mount) -> None:
     url = os.getxattr(passing.path, "user.alluxio_like.http").decode()
 
     def count() -> float:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
             lines = answer.read().decode().splitlines()
         name = 'alluxio_like_read_bytes_total{source="passthrough"}'
         return sum(float(line.split()[1]) for line in lines if line.startswith(name))

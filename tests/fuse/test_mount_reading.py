@@ -209,7 +209,7 @@ def test_gone_content_is_told_to_the_kernel(mount: Make) -> None:
         assert os.stat(path).st_size == 11
         with pytest.raises(OSError, match="Stale"):
             old.read()
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while os.stat(path).st_size != 3:
             assert time.monotonic() < end, "the kernel still believes the old name"
             time.sleep(0.02)
@@ -232,23 +232,23 @@ def test_metrics_count_the_kernels_requests(mount: Make) -> None:
         os.stat(made.path / "nothing")
     with open(made.path / "empty", "rb"):
         address = json.loads((made.path.parent / "ready").read_text())["http_address"]
-        text = urllib.request.urlopen(f"http://{address}/metrics", timeout=5).read().decode()
+        text = urllib.request.urlopen(f"http://{address}/metrics", timeout=60).read().decode()
     assert 'alluxio_like_fuse_requests_total{op="read"} 1.0' in text
     assert "alluxio_like_fuse_open_handles 1.0" in text
     assert 'alluxio_like_fuse_seconds_count{op="open"} 2.0' in text
-    assert urllib.request.urlopen(f"http://{address}/healthz", timeout=5).status == 200
+    assert urllib.request.urlopen(f"http://{address}/healthz", timeout=60).status == 200
 
 
 def test_health_says_whether_programs_find_the_mount(mount: Make) -> None:
     made = mount()
     address = json.loads((made.path.parent / "ready").read_text())["http_address"]
     health = f"http://{address}/healthz"
-    assert json.loads(urllib.request.urlopen(health, timeout=5).read())["mounted"] is True
+    assert json.loads(urllib.request.urlopen(health, timeout=60).read())["mounted"] is True
     with open(made.path / "hello.txt", "rb"):
         # The daemon lives on for who has a file open; others find an empty directory.
         subprocess.run(["umount", "-l", made.path], check=True)
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(health, timeout=5)
+            urllib.request.urlopen(health, timeout=60)
         with caught.value as answer:
             assert answer.code == 503
             assert json.loads(answer.read())["mounted"] is False

@@ -143,7 +143,7 @@ def test_readers_go_on_while_names_are_recalled_again_and_again(mount: MakeMount
     finally:
         ended.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
     assert not failures
 
 

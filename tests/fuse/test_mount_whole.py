@@ -53,7 +53,7 @@ def test_extended_attributes_tell_what_is_cached(stack: tuple[Stack, Path]) -> N
     assert get_cached(path) == 0
     assert os.getxattr(path, "user.alluxio_like.locations") == b""
     assert path.read_bytes() == (data / "sub" / "big.bin").read_bytes()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while get_cached(path) != SIZE:
         assert time.monotonic() < end, get_cached(path)
         time.sleep(0.1)
@@ -78,7 +78,7 @@ def test_warm_files_stay_readable_and_unmount_works_without_a_master(stack: tupl
             assert path.read_bytes() == expected
             assert (running.mountpoint / "small.txt").read_bytes() == b"small\n"
             started = time.monotonic()
-            subprocess.run(["umount", "-l", running.mountpoint], check=True, timeout=20)
+            subprocess.run(["umount", "-l", running.mountpoint], check=True, timeout=60)
             assert time.monotonic() - started < 5
             assert os.pread(kept.fileno(), 10, 2 << 20) == expected[2 << 20 : (2 << 20) + 10]
         finally:
@@ -146,7 +146,7 @@ def test_the_kernel_reads_on_while_its_file_is_freed_and_the_worker_killed(stack
     skip_without_passthrough(running.mountpoint)
     path, expected = running.mountpoint / "sub" / "big.bin", (data / "sub" / "big.bin").read_bytes()
     assert path.read_bytes() == expected
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     # A reader has its bytes before the last page is in the index; and the master frees what it knows of.
     while get_cached(path) != SIZE or get_serving(path) != "passthrough":
         assert time.monotonic() < end, (get_cached(path), get_serving(path))
@@ -163,9 +163,9 @@ def test_the_kernel_reads_on_while_its_file_is_freed_and_the_worker_killed(stack
         assert kept.read() == expected
         assert mapped[2 << 20 :] == expected[2 << 20 :]
     address = running.ready["fuse"]["http_address"]
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while True:
-        text = urllib.request.urlopen(f"http://{address}/metrics", timeout=5).read().decode()
+        text = urllib.request.urlopen(f"http://{address}/metrics", timeout=60).read().decode()
         if "\nalluxio_like_fuse_open_nodes 0.0\n" in text:
             break
         assert time.monotonic() < end, text

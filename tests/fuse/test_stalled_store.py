@@ -53,7 +53,7 @@ async def test_a_directory_that_hangs_fails_in_time(stalled: Path, below: str) -
     for outcome in await asyncio.gather(*calls, return_exceptions=True):
         assert isinstance(outcome, errors.StoreUnavailable), outcome
         assert "no answer within 1 s" in str(outcome)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     # What lies elsewhere is served meanwhile, by the threads that are left.
     assert (await ufs.stat("beside")).fingerprint is not None
     await ufs.close()

@@ -147,7 +147,7 @@ class Network:
         finally:
             self._closing.set()
             listener.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
+            thread.join(60)
             listener.close()
 
     def _accept(self, listener: socket.socket, port: int) -> None:

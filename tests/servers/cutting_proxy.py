@@ -39,7 +39,7 @@ class CuttingProxy:
         self._stopping = True
         with socket.create_connection(("127.0.0.1", self.port)):
             pass
-        self._thread.join(10)
+        self._thread.join(60)
 
     def cut_when(self, mark: bytes, how: str) -> None:
         """Cut the connection in which `mark` passes next. `how`: "after" the server got it; "before" (it never does); "keep": the

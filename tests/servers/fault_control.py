@@ -107,7 +107,7 @@ class FaultProxy:
         self.stop()
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self._control_port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self._control_port, timeout=60)
         try:
             connection.request(method, path, json.dumps(body))
             return json.loads(connection.getresponse().read())

@@ -281,7 +281,7 @@ class Cluster:
             for port in self.ports[1:4:2]:
                 # (One may have been killed, or stand by.)
                 with contextlib.suppress(urllib.error.URLError):
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/fsck?{query}", timeout=10) as answer:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/fsck?{query}", timeout=60) as answer:
                         found = re.search(rb"Average block replication:\s+([0-9.]+)", answer.read())
                     if found is not None:
                         return float(found[1]) >= count
@@ -292,7 +292,7 @@ class Cluster:
     def ask_namenode(self, number: int, service: str, name: str) -> dict[str, Any]:
         """A bean of a NameNode's JMX; empty while it starts."""
         url = f"http://127.0.0.1:{self.ports[2 * number + 1]}/jmx?qry=Hadoop:service={service},name={name}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return dict(*json.load(answer)["beans"])
 
     def put(self, path: str, data: bytes, **parameters: object) -> None:

@@ -48,7 +48,7 @@ class TcpProxy:
         self._flowing.set()
         self.cut()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
 
     def stall(self) -> None:
         """Pass nothing on from now on."""

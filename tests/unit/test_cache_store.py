@@ -602,7 +602,7 @@ def test_threads_write_disjoint_and_equal_pages(stores: Stores) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert not failures
     assert file.is_complete
     assert store.get_usage()[0].used_bytes == 40 * PAGE_BYTES + 4096

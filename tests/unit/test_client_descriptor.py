@@ -36,12 +36,12 @@ def workers() -> Iterator[Workers]:
         command = [sys.executable, "-m", "tests.local_worker", f"{made}/h", str(FILES), str(SIZE), "1"]
         with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             yield Workers(process)
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 @pytest.fixture
 async def client(workers: Workers) -> Any:
-    async with Client.open(ClientConfig(master=workers.master, io_timeout_s=10)) as client:
+    async with Client.open(ClientConfig(master=workers.master, io_timeout_s=30)) as client:
         yield client
 
 
@@ -105,7 +105,7 @@ async def test_what_cannot_be_had(client: Client, workers: Workers) -> None:
 
 
 async def test_without_a_local_cache_it_says_so(workers: Workers) -> None:
-    async with Client.open(ClientConfig(master=workers.master, io_timeout_s=10, use_local_cache=False)) as client:
+    async with Client.open(ClientConfig(master=workers.master, io_timeout_s=30, use_local_cache=False)) as client:
         with pytest.raises(errors.NotFound, match="no worker on this machine"):
             await client.open_local("/f3")
 
@@ -159,7 +159,7 @@ from alluxio_like.client import Client
 from alluxio_like.config import ClientConfig
 
 async def main(master, path, wanted):
-    async with Client.open(ClientConfig(master=master, io_timeout_s=10)) as client:
+    async with Client.open(ClientConfig(master=master, io_timeout_s=30)) as client:
         try:
             await client.open_local(path, fill=False)
         except errors.NotFound as error:
@@ -206,6 +206,6 @@ def test_another_user_gets_it_through_the_door(workers: Workers) -> None:
         assert other.stdout.readline() == "open\n"
         assert workers.count("leases") == 1
         other.send_signal(signal.SIGKILL)
-        other.communicate(timeout=30)
+        other.communicate(timeout=60)
         wait_until("the lease ends", lambda: workers.count("leases") == 0, timeout_s=60)
         assert workers.tell("evict", 16) == [1, 0]

@@ -52,12 +52,12 @@ def workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     command.append(str(request.param))
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield Workers(process)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 @pytest.fixture
 async def client(workers: Workers) -> Any:
-    config = ClientConfig(master=workers.master, io_timeout_s=20)
+    config = ClientConfig(master=workers.master, io_timeout_s=60)
     async with Client.open(config, metrics=Metrics()) as client:
         yield client
     assert client._budget.used_bytes == 0
@@ -224,7 +224,7 @@ async def test_a_long_read_keeps_no_memory(client: Client, workers: Workers, mon
 
 async def test_no_descriptors_are_left(workers: Workers) -> None:
     async def use() -> None:
-        async with Client.open(ClientConfig(master=workers.master, io_timeout_s=20)) as client:
+        async with Client.open(ClientConfig(master=workers.master, io_timeout_s=60)) as client:
             entry, content = await get_file(client, 9)
             readers = [client.open_file(entry) for _ in range(10)]
             for reader in readers:
@@ -246,7 +246,7 @@ async def test_no_descriptors_are_left(workers: Workers) -> None:
 
 
 async def test_without_local_reads_it_works_too(workers: Workers) -> None:
-    async with Client.open(ClientConfig(master=workers.master, io_timeout_s=20, use_local_cache=False)) as client:
+    async with Client.open(ClientConfig(master=workers.master, io_timeout_s=60, use_local_cache=False)) as client:
         entry, content = await get_file(client, 10)
         fills = workers.count("fills")
         reader = client.open_file(entry)

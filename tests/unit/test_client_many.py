@@ -31,11 +31,11 @@ def workers(tmp_path: Path) -> Iterator[Workers]:
     command = [sys.executable, "-m", "tests.local_worker", str(tmp_path / "home"), str(FILES), str(SIZE), "1"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield Workers(process)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 def make_config(workers: Workers, **more: Any) -> ClientConfig:
-    return ClientConfig(master=workers.master, io_timeout_s=20, **more)
+    return ClientConfig(master=workers.master, io_timeout_s=60, **more)
 
 
 @pytest.mark.parametrize("open_files", [0, 10, 16384])

@@ -44,7 +44,7 @@ class FakeProcesses:
 
     def read_counts(self, job: JobInfo) -> processes.IoCounts | None:
         self.asked.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         return processes.IoCounts(self.chars[job.pid], 0) if job.pid in self.chars else None
 
     def list_heirs(self, job: JobInfo, files: Mapping[str, Collection[int]]) -> list[JobInfo]:

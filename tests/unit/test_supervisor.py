@@ -144,7 +144,7 @@ async def test_one_that_hears_no_signal_is_killed_in_time(stand: Stand) -> None:
     freeze(pids[1])
     started = time.monotonic()
     await stand.supervisor.stop()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert [get_start_ticks(pid) for pid in pids] == [None, None]
     stand.supervisor = Supervisor(stand.pids_file, stand.count)
 

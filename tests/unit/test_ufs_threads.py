@@ -22,14 +22,14 @@ async def test_values_and_errors_come_back() -> None:
     def time_out() -> None:
         raise TimeoutError("the call's own")
 
-    assert await pool.run(lambda: 5, timeout_s=5) == 5
+    assert await pool.run(lambda: 5, timeout_s=60) == 5
     with pytest.raises(KeyError):
-        await pool.run(fail, timeout_s=5)
+        await pool.run(fail, timeout_s=60)
     with pytest.raises(TimeoutError, match="own"):
-        await pool.run(time_out, timeout_s=5)
+        await pool.run(time_out, timeout_s=60)
     pool.close()
     with pytest.raises(errors.StoreUnavailable):
-        await pool.run(lambda: 5, timeout_s=5)
+        await pool.run(lambda: 5, timeout_s=60)
 
 
 async def test_a_hanging_call_is_not_waited_for() -> None:
@@ -41,9 +41,9 @@ async def test_a_hanging_call_is_not_waited_for() -> None:
         await pool.run(release.wait, timeout_s=0.1)
     with pytest.raises(errors.StoreUnavailable):  # in line behind it, and never begun
         await pool.run(lambda: began.append(1), timeout_s=0.1)
-    assert time.monotonic() - start_s < 2
+    assert time.monotonic() - start_s < 20
     release.set()
-    assert await pool.run(lambda: list(began), timeout_s=5) == []
+    assert await pool.run(lambda: list(began), timeout_s=60) == []
     pool.close()
 
 
@@ -60,7 +60,7 @@ async def test_no_more_threads_than_allowed() -> None:
         with lock:
             running[0] -= 1
 
-    await asyncio.gather(*[pool.run(call, timeout_s=10) for _ in range(30)])
+    await asyncio.gather(*[pool.run(call, timeout_s=60) for _ in range(30)])
     assert 1 <= running[1] <= 3
     pool.close()
 
@@ -74,10 +74,10 @@ async def test_what_is_lent_is_closed_once_and_never_under_its_user() -> None:
     def use() -> None:
         with lent.use(lambda: 7):
             using.set()
-            release.wait(10)
+            release.wait(60)
             assert not closed
 
-    task = asyncio.create_task(pool.run(use, timeout_s=10))
+    task = asyncio.create_task(pool.run(use, timeout_s=60))
     while not using.is_set():
         await asyncio.sleep(0.001)
     lent.abandon()

@@ -232,7 +232,7 @@ class RealNode:
         self.space.close()
         for process in self._processes.values():
             process.kill()
-            process.wait(30)
+            process.wait(60)
         self.network.close()
         for hierarchy in Path("/sys/fs/cgroup").iterdir():
             _remove_groups(hierarchy / "kubepods")
