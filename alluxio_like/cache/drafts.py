@@ -47,6 +47,7 @@ from alluxio_like.cache.format import FileRecord
 from alluxio_like.cache.index import BlockPut, FilePut
 from alluxio_like.cache.layout import CacheDirectory
 from alluxio_like.cache.pages import Role
+from alluxio_like.cache.upload_table import UploadTable
 from alluxio_like.cache.writing_records import DraftRecord, Sealing, Stamp, UploadRecord
 from alluxio_like.clock import Clock
 from alluxio_like.types import (
@@ -128,7 +129,8 @@ class Drafts:
         self._owner = owner
         self._clock = clock
         self._drafts: dict[InodeId, Draft] = {}
-        self._uploads: dict[FileId, tuple[UploadRecord, int]] = {}
+        self.uploads = UploadTable()
+        """What the store does not have: for reading, to whom it is no matter that it may be others in a moment."""
         self._coarse: set[int] = set()
         self.checkpoint: Callable[[str], None] = lambda _: None
         """Called by name between the steps of a change: where tests kill."""
@@ -145,11 +147,11 @@ class Drafts:
 
     def list_uploads(self) -> list[UploadRecord]:
         """Quick. Versions that the store does not have, in the order of their coming."""
-        return [record for record, _ in list(self._uploads.values())]
+        return self.uploads.list_all()
 
     def lookup_upload(self, file_id: FileId) -> UploadRecord | None:
         """Quick."""
-        found = self._uploads.get(file_id)
+        found = self.uploads.get(file_id)
         return None if found is None else found[0]
 
     def is_healthy(self, draft: Draft) -> bool:
@@ -181,7 +183,7 @@ class Drafts:
                 self._drafts[record.inode] = Draft(record, directory.number, path)
             for _, raw in directory.get_index().scan_writing(records.UPLOADS):
                 upload = records.unpack_upload(raw)
-                self._uploads[upload.file_id] = upload, directory.number
+                self.uploads.put(upload, directory.number)
         except (OSError, lmdb.Error, errors.AlluxioLikeError) as error:
             directory.fail(str(error))
 
@@ -445,7 +447,7 @@ class Drafts:
             values[records.make_upload_key(ref.file_id)] = records.pack_upload(upload)
         if upload is not None:
             # Before there is a file that says so: else it would seem to be a leftover.
-            self._uploads[ref.file_id] = upload, draft.directory
+            self.uploads.put(upload, draft.directory)
         try:
             if sealing.copy:
                 self._place_copy(draft, sealing, ref, values, unpersisted=upload is not None)
@@ -453,7 +455,7 @@ class Drafts:
                 # Killed before that, it is sealed once more under its operation id, and becomes the same version.
                 self._commit_soon(self._dirs[draft.directory], values)
         except BaseException:
-            self._uploads.pop(ref.file_id, None)
+            self.uploads.pop(ref.file_id)
             raise
         draft.record = record
         self.checkpoint("seal: committed")
@@ -475,25 +477,25 @@ class Drafts:
     def adopt(self, record: UploadRecord, number: int) -> None:
         """A version that another worker has sealed, of which the directory of that number holds a copy. Durable on return."""
         directory = self._dirs[number]
-        self._uploads[record.file_id] = record, number
+        self.uploads.put(record, number)
         try:
             with self._translated(directory):
                 values = {records.make_upload_key(record.file_id): records.pack_upload(record)}
                 directory.get_index().commit_durably(values)
         except BaseException:
-            self._uploads.pop(record.file_id, None)
+            self.uploads.pop(record.file_id)
             raise
 
     def put_upload(self, record: UploadRecord) -> None:
         """How far an upload is. One that was dropped meanwhile stays so."""
-        found = self._uploads.get(record.file_id)
+        found = self.uploads.get(record.file_id)
         if found is not None:
             self._commit(self._dirs[found[1]], {records.make_upload_key(record.file_id): records.pack_upload(record)})
-            self._uploads[record.file_id] = record, found[1]
+            self.uploads.put(record, found[1])
 
     def drop_upload(self, file_id: FileId) -> None:
         """The store has it, or is not to have it any more: its cache file, if there is one, is one like others from now on."""
-        found = self._uploads.pop(file_id, None)
+        found = self.uploads.pop(file_id)
         if found is not None:
             # The flag first: a record without a flag is looked at again, a flag without a record by nobody.
             self._owner.set_persisted(file_id)
@@ -544,7 +546,7 @@ class Drafts:
         if ref.size != stamp.size or len(sums) != get_page_count(stamp.size):
             raise errors.Internal("a draft has checksums of another content", subject=ref.key)
         values: dict[bytes, bytes | None] = {records.make_draft_key(ref.inode): None, records.make_sums_key(ref.inode): None}
-        unpersisted = ref.file_id in self._uploads
+        unpersisted = ref.file_id in self.uploads
         self._move_to_files(directory, draft.path, ref, record.generation, sums, values, unpersisted=unpersisted)
         directory.note_draft(record.generation, 0)
         del self._drafts[ref.inode]

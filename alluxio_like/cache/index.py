@@ -26,6 +26,8 @@ MAX_READERS = 2048
 """Slots for read transactions, of all processes together; each thread that looks uses one for microseconds."""
 MIN_MAP_BYTES = 1 << 30
 SCAN_BATCH = 2000
+_VERSIONS_BATCH = 4
+"""A file has one version in the cache, seldom more."""
 SOON_S = 0.05
 """When what nobody waits for is committed at the latest. A guess: as long as a name may take at the master."""
 
@@ -276,10 +278,11 @@ class Index:
         start = FileId(inode, VersionId(0))
         if (first := self.lookup_file(start)) is not None:
             yield start, first
-        for file_id, record in self.scan_files(start):
+        for key, raw in self._scan(self._tables.files, fmt.make_file_key(start) + b"\0", _VERSIONS_BATCH):
+            file_id = fmt.parse_file_key(key)
             if file_id.inode != inode:
                 return
-            yield file_id, record
+            yield file_id, fmt.unpack_file(raw)
 
     def scan_blocks(self) -> Iterator[tuple[FileId, int, int, int]]:
         """File id, block, trust, bits of every block."""
@@ -288,18 +291,18 @@ class Index:
             _, trust, bits = fmt.unpack_block_header(raw)
             yield file_id, block, trust, bits
 
-    def _scan(self, table: Any, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    def _scan(self, table: Any, start: bytes = b"", at_once: int = SCAN_BATCH) -> Iterator[tuple[bytes, bytes]]:
         """Records of a table, in batches: no read transaction stays open meanwhile (it would keep pages from reuse)."""
         while True:
             batch: list[tuple[bytes, bytes]] = []
             with self._env.begin() as txn, txn.cursor(table) as cursor:
                 if cursor.set_range(start):
                     for key, value in cursor:
-                        if len(batch) >= SCAN_BATCH:
+                        if len(batch) >= at_once:
                             break
                         batch.append((bytes(key), bytes(value)))
             yield from batch
-            if len(batch) < SCAN_BATCH:
+            if len(batch) < at_once:
                 return
             start = batch[-1][0] + b"\0"
 

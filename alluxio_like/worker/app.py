@@ -451,7 +451,7 @@ def _describe(store: CacheStore, address: str, host_id: str, door_path: str, dat
 
 def _count_kept(store: CacheStore, usage: Sequence[DirectoryUsage]) -> int:
     """What nothing can be evicted for. (A file that is pinned and not at the store yet counts twice: too much, for a while.)"""
-    unpersisted = sum(upload.ref.size for upload in store.drafts.list_uploads())
+    _, unpersisted = store.drafts.uploads.count()
     return unpersisted + sum(directory.draft_bytes + directory.pinned_bytes for directory in usage)
 
 

@@ -161,7 +161,7 @@ class DraftsService:
 
     async def _persist(self, inodes: frozenset[InodeId]) -> int:
         """Have what was to stay here uploaded as well, in the background."""
-        found = [record for record in self._drafts.list_uploads() if record.file_id.inode in inodes]
+        found = [record for inode in inodes for record in self._drafts.uploads.list_of(inode)]
         for record in found:
             async with self._locked(record.file_id.inode):
                 now = self._drafts.lookup_upload(record.file_id)
@@ -219,11 +219,11 @@ class DraftsService:
                 await self._end(draft)
 
     def _show(self) -> None:
-        drafts, uploads = self._drafts.list_drafts(), self._drafts.list_uploads()
-        self._metrics.drafts.set(len(drafts))
+        count, size = self._drafts.uploads.count()
+        self._metrics.drafts.set(len(self._drafts.list_drafts()))
         self._metrics.draft_bytes.set(sum(usage.draft_bytes for usage in self._store.get_usage()))
-        self._metrics.unpersisted_files.set(len(uploads))
-        self._metrics.unpersisted_bytes.set(sum(upload.ref.size for upload in uploads))
+        self._metrics.unpersisted_files.set(count)
+        self._metrics.unpersisted_bytes.set(size)
 
     # -- begin -------------------------------------------------------------------------------------------------------------
 
@@ -321,14 +321,14 @@ class DraftsService:
         if upload is None:
             return
         if upload.mode == WriteMode.THROUGH and self._uploader.may_wait(upload) and not self._cap.is_passed_with(ref.size):
-            self._uploader.look()
+            self._uploader.look_at(ref.inode)
             return
         if upload.mode == WriteMode.THROUGH:
             await self._uploader.upload(ref.file_id, patience_s=self._patience_s)
             return
         # Copies first: until they are there, this worker's loss is the file's.
         await self._replicator.replicate(upload, patience_s=self._patience_s)
-        self._uploader.look()
+        self._uploader.look_at(ref.inode)
         if upload.mode == WriteMode.BACK and self._cap.is_passed_with(ref.size):
             await self._uploader.upload(ref.file_id, patience_s=self._patience_s)
 
@@ -349,13 +349,13 @@ class DraftsService:
                         await self._disk.submit(functools.partial(self._store.set_persisted, cached.file_id))
                     self._evictor.record_state(cached)
                 # An upload that came while the file was being moved did not find it.
-                self._uploader.look()
+                self._uploader.look_at(draft.inode)
                 return
             try:
                 await self._seal(draft, uuid.uuid4().hex)
             except errors.NotFound:
                 return
-            self._uploader.look()
+            self._uploader.look_at(draft.inode)
 
     async def drain(self, limit_s: float) -> None:
         """Before this worker ends: have what was written uploaded, the newest first, for at most so long."""

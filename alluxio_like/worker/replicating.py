@@ -33,6 +33,8 @@ HEIR_S = 30.0
 """A worker that was to upload a version is given so long to come back. A guess: a restart takes a few seconds."""
 _LOOKS = 20
 """Versions about which the master is asked in one look."""
+_EXAMINED = 2_000
+"""Versions that are looked at for that: a look is on the loop."""
 
 
 class Changes(Protocol):
@@ -166,12 +168,15 @@ class Replicator:
     async def look(self) -> None:
         """Ask the master about some of the versions that are not this worker's to upload: are they still wanted, and whose are
         they?"""
-        records = [record for record in self._drafts.list_uploads() if not self._uploader.is_uploading(record)]
-        if not records:
-            return
-        start = self._looked % len(records)
-        self._looked = start + _LOOKS
-        for record in (records[start:] + records[:start])[:_LOOKS]:
+        records = self._drafts.list_uploads()
+        asked = 0
+        for _ in range(min(_EXAMINED, len(records))):
+            record = records[self._looked % len(records)]
+            self._looked += 1
+            if self._uploader.is_uploading(record):
+                continue
+            if (asked := asked + 1) > _LOOKS:
+                return
             try:
                 await self._look_at(record)
             except errors.NotFound:

@@ -12,6 +12,7 @@ whether what is there is ours.
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import random
@@ -60,6 +61,7 @@ LONGEST_S = 60.0
 a log that is appended to a thousand times does not go a thousand times. Where it is appended to again after each such pause, the
 pause has to be twice as long each time, up to LONGEST_S. Guesses."""
 _REMEMBERED_S = 120.0
+_FORGOTTEN_AT_ONCE = 32
 _VERSIONS_TRIED = 8
 """How many versions, this one and those before it, may be what is unexpectedly there. A guess: one is usual."""
 
@@ -143,15 +145,17 @@ class Uploader:
     # -- what others call --------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Begin what is to be uploaded and is not on its way: after a start, and whenever something may have come."""
-        newest: dict[InodeId, UploadRecord] = {}
-        for record in self._drafts.list_uploads():
-            known = newest.get(record.file_id.inode)
-            if known is None or known.file_id.version < record.file_id.version:
-                newest[record.file_id.inode] = record
-        for inode, record in newest.items():
-            if record.mode in _UPLOADED and inode not in self._jobs and self._is_settled(record):
-                self._begin(inode)
+        """Begin whatever is to be uploaded and is not on its way: after a start, and now and then."""
+        for inode in self._drafts.uploads.list_inodes(_UPLOADED):
+            self.look_at(inode)
+
+    def look_at(self, inode: InodeId) -> None:
+        """As `look`, for one inode: something may have come of it."""
+        if inode in self._jobs:
+            return
+        record = self._get_newest(inode)
+        if record is not None and record.mode in _UPLOADED and self._is_settled(record):
+            self._begin(inode)
 
     def _is_settled(self, record: UploadRecord) -> bool:
         """Whether a version is to go now: a file that is written again and again goes when that pauses, or now and then."""
@@ -177,10 +181,18 @@ class Uploader:
         now_s = self._turns.monotonic()
         before = self._settling.get(record.file_id.inode)
         quiet_s = min(LONGEST_S, 2 * before.quiet_s) if before is not None and record.appended else QUIET_S
+        self._settling.pop(record.file_id.inode, None)
         self._settling[record.file_id.inode] = _Settling(record.file_id.version, now_s, quiet_s=quiet_s)
-        for inode in [one for one, known in self._settling.items() if now_s - known.uploaded_s > _REMEMBERED_S]:
-            if inode not in self._jobs:
-                del self._settling[inode]
+        self._forget_settled(now_s)
+
+    def _forget_settled(self, now_s: float) -> None:
+        """Those that were uploaded long ago stand first; one that is on its way goes behind the others."""
+        for inode, known in list(itertools.islice(self._settling.items(), _FORGOTTEN_AT_ONCE)):
+            if now_s - known.uploaded_s <= _REMEMBERED_S:
+                return
+            del self._settling[inode]
+            if inode in self._jobs:
+                self._settling[inode] = known
 
     def is_uploading(self, record: UploadRecord) -> bool:
         """Whether a version is one that this worker uploads: the newest here of its file, and by a policy that says so."""
@@ -254,11 +266,11 @@ class Uploader:
 
     def count_left(self) -> int:
         """Versions that this worker is to upload and the store does not have."""
-        return sum(1 for record in self._drafts.list_uploads() if record.mode in _UPLOADED)
+        return self._drafts.uploads.count(_UPLOADED)[0]
 
     def measure_left(self) -> int:
         """Their bytes."""
-        return sum(record.ref.size for record in self._drafts.list_uploads() if record.mode in _UPLOADED)
+        return self._drafts.uploads.count(_UPLOADED)[1]
 
     def _list_newest_first(self) -> list[UploadRecord]:
         """In a disk thread. The newest version of each inode, by when it was written."""
@@ -282,8 +294,8 @@ class Uploader:
         return job
 
     def _get_newest(self, inode: InodeId) -> UploadRecord | None:
-        records = [record for record in self._drafts.list_uploads() if record.file_id.inode == inode]
-        return max(records, key=lambda record: record.file_id.version, default=None)
+        records = self._drafts.uploads.list_of(inode)
+        return records[-1] if records else None
 
     async def _run(self, inode: InodeId, job: _Job) -> None:
         """Until the store has the newest version of the inode, or nothing more can be done for now."""
@@ -421,11 +433,6 @@ class Uploader:
         )  # fmt: skip
         raise Replan
 
-    def _list_versions(self, inode: InodeId) -> list[UploadRecord]:
-        """The newest first."""
-        records = [record for record in self._drafts.list_uploads() if record.file_id.inode == inode]
-        return sorted(records, key=lambda record: -record.file_id.version)
-
     async def _settle_unwanted(self, record: UploadRecord) -> None:
         """The version is not wanted any more: replaced, removed, or the store has it and only the answer was lost."""
         if record.file_id in self._maybe_sent:
@@ -451,7 +458,7 @@ class Uploader:
     async def _forget(self, record: UploadRecord) -> None:
         """It, and versions before it, are done with; the oldest first: killed in between, the newest is left, of which the bytes
         are here."""
-        for one in reversed(self._list_versions(record.file_id.inode)):
+        for one in self._drafts.uploads.list_of(record.file_id.inode):
             if one.file_id.version <= record.file_id.version:
                 await self._disk.submit(functools.partial(self._drafts.drop_upload, one.file_id))
                 self._maybe_sent.discard(one.file_id)
