@@ -244,30 +244,33 @@ class ChangesService:
         await run_to_end(commit())
 
     async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed:
-        await self._check_conflict(file_id)
+        key, expected, there = await self._check_conflict(file_id)
         changed = await self._change(
             operation_id, "conflict", lambda txn, now_ns: conflicts.set_aside(txn, file_id.inode, file_id.version, now_ns)
         )
         self._follower.end_upload(file_id)
         if changed.entry is not None:
-            self._follower.report_conflict(changed.entry.attr.inode)
+            self._follower.report_conflict(file_id.inode, f"the upload of version {file_id.version}", key, expected, there)
         return changed
 
-    async def _check_conflict(self, file_id: FileId) -> None:
-        """Whether something that is not ours is where a version is to go. Raises Conflict where that is not so: the upload is to
-        be planned again."""
+    async def _check_conflict(self, file_id: FileId) -> tuple[str, Fingerprint | None, Fingerprint | None]:
+        """Whether something that is not ours is where a version is to go: its key, what was expected there, and what is (None
+        also of a directory). Raises Conflict where that is not so: the upload is to be planned again."""
         with self._meta.read() as txn:
             record = tables.get_inode(txn, file_id.inode)
             if record.version != file_id.version:
                 raise errors.Stale("this version is not wanted any more", subject=str(file_id.inode))
             key = keys.get_key(txn, file_id.inode, record, natural=True)
             base = tables.get_dirty(txn, file_id.inode).base
+        if not self._follower.is_uploading(file_id, record.mount_id, key):
+            # It was renamed since: what is at its new key may just be changed by a step of the journal.
+            raise errors.Conflict("the file belongs elsewhere by now: plan the upload again", subject=key)
         try:
             there = (await self._mounts.get_ufs(record.mount_id).stat(key)).fingerprint
         except errors.NotFound:
             there = None
         except errors.IsADirectory:
-            return
+            return key, base, None
         empty = (
             await self._empty.lookup_put(record.mount_id, key, file_id.inode) if there is not None and not there.size else None
         )
@@ -277,6 +280,7 @@ class ChangesService:
             await self._meta.write(lambda txn: versions.note_persisted(txn, file_id.inode, VersionId(1), core, empty, now_ns))
         if there == base or empty is not None:
             raise errors.Conflict("the store has what was expected there: plan the upload again", subject=key)
+        return key, base, there
 
     # -- policies ------------------------------------------------------------------------------------------------------------
 

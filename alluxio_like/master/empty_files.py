@@ -133,5 +133,5 @@ class EmptyFiles:
 
         outcome = await self._meta.write(set_aside)
         self._coherence.tell(outcome.recalls)
-        self._follower.report_conflict(file_id.inode)
+        self._follower.report_conflict(file_id.inode, "the put of an empty file", plan.key, plan.expected, None)
         return False

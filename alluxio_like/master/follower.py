@@ -31,7 +31,7 @@ from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.metrics import Metrics
-from alluxio_like.types import FileId, InodeId, MountId, Recall, VersionId, to_str
+from alluxio_like.types import FileId, Fingerprint, InodeId, MountId, Recall, VersionId, to_str
 from alluxio_like.ufs.writing import WritableUfs, get_writable
 
 log = logging.getLogger(__name__)
@@ -130,20 +130,34 @@ class Follower:
         until_s = self._clock.monotonic() + UPLOAD_S
         self._uploads[file_id.inode] = _Upload(file_id.version, mount_id, key, until_s)
 
+    def is_uploading(self, file_id: FileId, mount_id: MountId, key: str) -> bool:
+        """Whether a version is being uploaded to that key, so that nothing else is done there."""
+        upload = self._uploads.get(file_id.inode)
+        return upload is not None and (upload.version, upload.mount_id, upload.key) == (file_id.version, mount_id, key)
+
     def end_upload(self, file_id: FileId) -> None:
         upload = self._uploads.get(file_id.inode)
         if upload is not None and upload.version == file_id.version:
             del self._uploads[file_id.inode]
         self._advance()
 
-    def report_conflict(self, inode: InodeId) -> None:
-        """A version was kept beside a foreign content."""
+    def report_conflict(
+        self, inode: InodeId, finder: str, key: str, expected: Fingerprint | None, there: Fingerprint | None
+    ) -> None:
+        """A version was kept beside a foreign content: what of ours found it, and what was to be and is at its key."""
         with self._meta.read() as txn:
             record = tables.lookup_inode(txn, inode)
             parent = record.parent if record is not None else None
         log.warning(
             "the store has something there that was not written here: both are kept",
-            extra={"file": to_str(record.name) if record is not None else "", "inode": inode},
+            extra={
+                "file": to_str(record.name) if record is not None else "",
+                "inode": inode,
+                "found_by": finder,
+                "key": key,
+                "expected": str(expected),
+                "there": str(there),
+            },
         )
         if parent is not None:
             self._list_again(parent)
@@ -377,13 +391,17 @@ class Follower:
         now_ns = self._clock.now_ns()
         recalls: list[Recall] = []
         postponed: set[int] = set()
+        in_the_way: list[tuple[Plan, Done]] = []
 
         def apply(txn: WriteTransaction) -> None:
             for plan, outcome in done:
                 if outcome.is_taken:
-                    # What belongs there goes beside what is there.
+                    is_conflict = following.is_in_the_way(txn, plan)
                     following.give_up(txn, plan)
-                    recalls.extend(conflicts.set_aside(txn, plan.step.inode, None, now_ns).recalls)
+                    if is_conflict:
+                        # What belongs there goes beside what is there.
+                        recalls.extend(conflicts.set_aside(txn, plan.step.inode, None, now_ns).recalls)
+                        in_the_way.append((plan, outcome))
                     continue
                 if outcome.foreign and plan.step.op is Op.REMOVE_DIRECTORY and following.postpone_removal(txn, plan):
                     postponed.add(plan.step.number)
@@ -395,10 +413,10 @@ class Follower:
 
         await self._meta.write(apply)
         self._coherence.tell(recalls)
+        for plan, outcome in in_the_way:
+            self.report_conflict(plan.step.inode, f"step {plan.step.number}", plan.target, plan.expected, outcome.there)
         for plan, outcome in done:
-            if outcome.is_taken:
-                self.report_conflict(plan.step.inode)
-            elif outcome.foreign and plan.step.number not in postponed:
+            if outcome.foreign and plan.step.number not in postponed:
                 log.warning("the store has something there that was not written here: it stays", extra={"key": plan.source})
                 self._list_directory_of(plan)
         self._forget_trouble(mount, [plan for plan, _ in done])

@@ -24,11 +24,13 @@ _MOST_PAGES = 4
 @dataclass(frozen=True, slots=True)
 class Done:
     """What a plan has come to. `stored`: what the store has at its target now, `copied`: and at its source as well. `is_taken`:
-    its target holds something foreign, nothing was done. `foreign`: something foreign is at its source, and stays there."""
+    its target holds something foreign (`there`, where that was looked at), nothing was done. `foreign`: something foreign is at
+    its source, and stays there."""
 
     stored: Fingerprint | None = None
     copied: bool = False
     is_taken: bool = False
+    there: Fingerprint | None = None
     foreign: bool = False
 
 
@@ -169,7 +171,7 @@ class StoreFollower:
                 return Done(there)
             return Done(foreign=source is not None)
         if there != plan.expected:
-            return Done(is_taken=True)
+            return Done(is_taken=True, there=there)
         try:
             try:
                 await self._ufs.rename(plan.source, plan.target, replace=there is not None)

@@ -111,6 +111,8 @@ class ChangesMachine(RuleBasedStateMachine):
         self.root = Node(Kind.DIRECTORY)
         self.running: dict[int, Running] = {}
         self.uploads: list[Upload] = []
+        self.chosen: list[Plan] = []
+        """Plans that were made a while ago, as the follower makes them in a thread: much may have happened since."""
         self.crashed = False
         self.contents: dict[tuple[InodeId, int], int] = {}
         self.numbers = itertools.count(1)
@@ -271,21 +273,28 @@ class ChangesMachine(RuleBasedStateMachine):
         keys = {key for running in self.running.values() for key in running.plan.keys}
         return keys | {upload.plan.key for upload in self.uploads}
 
-    @rule(data=st.data())
-    def begin_step(self, data: st.DataObject) -> None:
-        busy = self.busy_keys()
+    @rule()
+    def choose_steps(self) -> None:
         with self.kv.read() as txn:
             renames = [self.mount_id] if self.renames else []
-            ready = following.list_ready(txn, self.running.keys(), renames=renames)
-        ready = [plan for plan in ready if plan.is_free(busy)]
+            self.chosen = following.list_ready(txn, self.running.keys(), renames=renames)
+
+    @rule(data=st.data(), anew=st.booleans())
+    def begin_step(self, data: st.DataObject, anew: bool) -> None:
+        if anew:
+            self.choose_steps()
+        busy = self.busy_keys()
+        ready = [plan for plan in self.chosen if plan.step.number not in self.running and plan.is_free(busy)]
         if ready:
-            self.begin(data.draw(st.sampled_from(ready)))
+            plan = data.draw(st.sampled_from(ready))
+            self.chosen.remove(plan)
+            self.begin(plan)
 
     def begin(self, plan: Plan) -> None:
         with self.kv.write() as txn:
             begun = following.begin(txn, plan)
-            assert begun is not None
-            assert following.is_current(txn, begun)
+            if begun is None or not following.is_current(txn, begun):
+                return  # It is made anew.
         self.running[plan.step.number] = Running(begun)
 
     @precondition(lambda self: self.running)
@@ -293,6 +302,7 @@ class ChangesMachine(RuleBasedStateMachine):
     def crash(self) -> None:
         """Whatever runs is forgotten, and nobody knows how far it came."""
         self.running.clear()
+        self.chosen.clear()
         self.crashed = True
 
     @precondition(lambda self: self.running)

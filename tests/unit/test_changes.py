@@ -281,3 +281,56 @@ def test_what_arrives_under_a_name_that_something_without_bytes_took(txn: WriteT
     versions.note_persisted(txn, replaced, sealed.version, plan, Fingerprint("arrived", 3), NOW + 12)
     deletions = [one for one in following.list_ready(txn, (), renames=()) if one.step.op is Op.DELETE and not one.nothing]
     assert [(one.source, one.expected) for one in deletions] == [("name", Fingerprint("arrived", 3))]
+
+
+def test_what_has_arrived_since_a_move_was_planned_is_replaced_by_it(txn: WriteTransaction) -> None:
+    """The upload of what a rename replaced ends between the plan of the move and its beginning: the move then found another
+    content than the one before that upload, and what was renamed was set aside as if others had written there."""
+    apply_listing(txn, ROOT_INODE, ["name", "new"])
+    replaced = get(txn, "name").attr.inode
+    sealed = versions.seal(txn, replaced, 3, NOW + 6, ("w1",), NOW + 6)
+    upload = versions.plan_upload(txn, replaced, sealed.version)
+    rename(txn, "new", "name")
+    (early,) = following.list_ready(txn, (), renames=(1,))
+    assert early.expected == Fingerprint("e-name", 5)
+    arrived = Fingerprint("arrived", 3)
+    versions.note_persisted(txn, replaced, sealed.version, upload, arrived, NOW + 12)
+    assert following.begin(txn, early) is None
+    (plan,) = following.list_ready(txn, (), renames=(1,))
+    begun = following.begin(txn, plan)
+    assert begun is not None
+    assert (begun.source, begun.target, begun.expected, begun.step.base) == ("new", "name", arrived, arrived)
+
+
+def test_a_move_that_a_swap_needs_begins_with_a_step_aside(txn: WriteTransaction) -> None:
+    apply_listing(txn, ROOT_INODE, ["one", "two"])
+    names = (ROOT_INODE, b"one", ROOT_INODE, b"two")
+    changes.exchange(txn, *names, NOW + 9, max_key_bytes=KEY_BYTES)
+    (plan,) = following.list_ready(txn, (), renames=(1,))
+    begun = following.begin(txn, plan)
+    assert begun is not None
+    assert begun.step.tried == begun.target not in {"one", "two"}
+
+
+def test_what_is_in_the_way_of_a_move_is_what_is_not_expected_by_now(txn: WriteTransaction) -> None:
+    """A move has found something unexpected at its target: that is foreign only while the file still belongs there, in the place
+    of what the move was to replace."""
+    apply_listing(txn, ROOT_INODE, ["name", "new"])
+    replaced = get(txn, "name").attr.inode
+    sealed = versions.seal(txn, replaced, 3, NOW + 6, ("w1",), NOW + 6)
+    upload = versions.plan_upload(txn, replaced, sealed.version)
+    rename(txn, "new", "name")
+    (chosen,) = following.list_ready(txn, (), renames=(1,))
+    plan = following.begin(txn, chosen)
+    assert plan is not None
+    assert following.is_in_the_way(txn, plan)
+    # As when a master was killed that knew of the upload, and the next one hears of it late.
+    versions.note_persisted(txn, replaced, sealed.version, upload, Fingerprint("arrived", 3), NOW + 12)
+    assert not following.is_in_the_way(txn, plan)
+    following.give_up(txn, plan)
+    (again,) = following.list_ready(txn, (), renames=(1,))
+    assert (again.target, again.expected) == ("name", Fingerprint("arrived", 3))
+    rename(txn, "name", "elsewhere")
+    assert not following.is_in_the_way(txn, again)
+    changes.unlink(txn, ROOT_INODE, b"elsewhere", NOW + 13)
+    assert not following.is_in_the_way(txn, again)

@@ -351,6 +351,12 @@ async def test_what_was_to_follow_is_followed_after_a_restart(tmp_path: Path) ->
 async def test_a_foreign_content_and_ours_are_both_kept(cluster: Cluster, store: MemoryUfs) -> None:
     entry = await create(cluster, "/data/a")
     sealed = await seal(cluster, entry.attr.inode, 4)
+    store.put("a", b"somebody else's")
+    with pytest.raises(errors.Conflict, match="plan"):
+        # Nobody knows of an upload: what is there may be on its way to somewhere else.
+        await cluster.changes.note_conflict(op(), sealed.ref.file_id)
+    store.delete("a")
+    await cluster.changes.plan_upload(sealed.ref.file_id)
     with pytest.raises(errors.Conflict, match="plan"):
         await cluster.changes.note_conflict(op(), sealed.ref.file_id)
     store.put("a", b"somebody else's")

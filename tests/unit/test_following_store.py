@@ -50,7 +50,8 @@ async def test_what_others_have_put_in_its_place_stays(ufs: WritableUfs, root: P
     (root / "a").write_bytes(b"ours")
     (root / "b").write_bytes(b"theirs")
     fingerprint = await get_fingerprint(ufs, "a")
-    assert await carry_out(ufs, Op.SETTLE, "a", "b", fingerprint=fingerprint) == Done(is_taken=True)
+    taken = Done(is_taken=True, there=await get_fingerprint(ufs, "b"))
+    assert await carry_out(ufs, Op.SETTLE, "a", "b", fingerprint=fingerprint) == taken
     assert ((root / "a").read_bytes(), (root / "b").read_bytes()) == (b"ours", b"theirs")
     assert await carry_out(ufs, Op.DELETE, "b", expected=fingerprint) == Done(foreign=True)
     assert (root / "b").exists()

@@ -147,11 +147,11 @@ def is_current(txn: ReadTransaction, plan: Plan) -> bool:
 
 def begin(txn: WriteTransaction, plan: Plan) -> Plan | None:
     """Write down that a plan is about to be carried out, where that matters, to be durable before; the plan as it is then (None:
-    it is to be made anew)."""
+    it is to be made anew: since it was made, an upload may have changed what is at the target, or a rename where that is)."""
     if plan.step.op is not Op.SETTLE or plan.nothing or plan.is_directory or plan.step.tried:
         return plan
     step = journal.lookup_step(txn, plan.step.number)
-    if step != plan.step:
+    if step is None or plan not in (now := make_plan(txn, step), _step_aside(now)):
         return None
     return plan._replace(step=journal.note_tried(txn, step, plan.target, plan.expected))
 
@@ -161,6 +161,16 @@ def give_up(txn: WriteTransaction, plan: Plan) -> None:
     step = journal.lookup_step(txn, plan.step.number)
     if step is not None:
         journal.note_tried(txn, step, "", None)
+
+
+def is_in_the_way(txn: ReadTransaction, plan: Plan) -> bool:
+    """Whether what a plan has found at its target is in the way of what is to be done now: no, where something else is, by what
+    was told since it was begun. Then it is to be made anew."""
+    step = journal.lookup_step(txn, plan.step.number)
+    if step is None or step.op is not Op.SETTLE:
+        return False
+    now = make_plan(txn, step._replace(tried="", base=None))
+    return (plan.target, plan.expected) in {(one.target, one.expected) for one in (now, _step_aside(now))}
 
 
 def finish(txn: WriteTransaction, plan: Plan, now_ns: int, *, stored: Fingerprint | None = None, copied: bool = False) -> None:
@@ -332,10 +342,14 @@ def _break_cycle(txn: ReadTransaction, blocked: list[Step]) -> list[Plan]:
     """Nothing can begin and nothing runs: names were swapped. The first of those that move steps aside."""
     for step in blocked:
         if step.op is Op.SETTLE:
-            plan = make_plan(txn, step)
-            aside = f"{plan.source.rstrip('/')}.alluxio-like.{step.number:x}"
-            return [plan._replace(target=aside + "/" if plan.source.endswith("/") else aside, expected=None)]
+            return [_step_aside(make_plan(txn, step))]
     return []
+
+
+def _step_aside(plan: Plan) -> Plan:
+    """A move, not to where its file or directory belongs, but beside where it is."""
+    aside = f"{plan.source.rstrip('/')}.alluxio-like.{plan.step.number:x}"
+    return plan._replace(target=aside + "/" if plan.source.endswith("/") else aside, expected=None)
 
 
 def _is_to_be_made(txn: ReadTransaction, step: Step, record: Inode) -> bool:
