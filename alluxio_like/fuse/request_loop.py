@@ -269,7 +269,8 @@ class RequestLoop:
         if request.task is None or request.task.done():
             return
         if is_killed(request.thread):
-            request.task.cancel()
+            # After its first step: the FLUSH of a killed writer begins the seal there, which goes on without anybody who waits.
+            asyncio.get_running_loop().call_soon(request.task.cancel)
         else:
             request.watch = asyncio.get_running_loop().call_later(_KILL_CHECK_S, self._watch, request)
 

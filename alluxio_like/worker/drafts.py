@@ -146,8 +146,13 @@ class DraftsService:
         async with self._locked(inode):
             self._asked_s.pop(inode, None)
             draft = self._drafts.lookup(inode)
-            if draft is not None:
-                await self._end(draft)
+            if draft is None:
+                return
+            await self._end(draft)
+            if self._drafts.lookup(inode) is draft:
+                # Others have it open, or the kernel keeps the writer's file for those who read. What a killed writer left is
+                # nevertheless to be seen now.
+                await self._seal_quietly(draft)
 
     async def sync(self, inode: InodeId) -> None:
         """See DraftsHandler."""
@@ -351,11 +356,17 @@ class DraftsService:
                 # An upload that came while the file was being moved did not find it.
                 self._uploader.look_at(draft.inode)
                 return
-            try:
-                await self._seal(draft, uuid.uuid4().hex)
-            except errors.NotFound:
+            if not await self._seal_quietly(draft):
                 return
-            self._uploader.look_at(draft.inode)
+
+    async def _seal_quietly(self, draft: Draft) -> bool:
+        """Under the inode's lock. Seal what nobody has sealed; False: the inode is gone, and the draft with it."""
+        try:
+            await self._seal(draft, uuid.uuid4().hex)
+        except errors.NotFound:
+            return False
+        self._uploader.look_at(draft.inode)
+        return True
 
     async def drain(self, limit_s: float) -> None:
         """Before this worker ends: have what was written uploaded, the newest first, for at most so long."""

@@ -5,8 +5,10 @@ import errno
 import mmap
 import os
 import shutil
+import signal
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 import pytest
 
 from alluxio_like.fuse import libc
+from tests.servers.net import wait_until
+from tests.servers.processes import freeze, get_state
 
 pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="needs the kernel session")]
 
@@ -304,6 +308,32 @@ def test_many_append_to_one_file_and_nothing_is_lost(place: Path) -> None:
     assert sorted(found[place : place + 10] for place in range(0, 3000, 10)) == sorted(
         [letter * 10 for letter in (b"a", b"b", b"c") for _ in range(100)]
     )
+
+
+def test_what_a_killed_writer_wrote_is_sealed(mount: Callable[..., Any], tmp_path: Path) -> None:
+    """Its FLUSH and the interruption of that come in one go when the daemon stands still as it is killed."""
+    (tmp_path / "drafts").mkdir()
+    made = mount(write_dir=str(tmp_path / "drafts"))
+    script = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_CREAT | os.O_RDWR)
+os.write(fd, b"written")
+print(flush=True)
+os.read(0, 1)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", script, made.path / "f"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        freeze(made.process.pid)
+        try:
+            writer.kill()
+            wait_until("the close waits", lambda: get_state(writer.pid) == "D", timeout_s=60)
+        finally:
+            made.process.send_signal(signal.SIGCONT)
+    wait_until("the draft's end", lambda: not list((tmp_path / "drafts").iterdir()), timeout_s=60)
+    assert (made.path / "f").read_bytes() == b"written"
 
 
 def test_a_mount_that_is_to_change_nothing_does_not(mount: Callable[..., Any], tmp_path: Path) -> None:

@@ -13,6 +13,14 @@ def freeze(pid: int) -> None:
     wait_until(f"process {pid} stands still", lambda: _is_frozen(pid), timeout_s=60, interval_s=0.001)
 
 
+def get_state(pid: int) -> str:
+    """What a process does, as ps shows it: "T" is stopped, "D" waits for the kernel."""
+    return _get_state(Path(f"/proc/{pid}"))
+
+
 def _is_frozen(pid: int) -> bool:
-    stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+    return all(_get_state(task) == "T" for task in Path(f"/proc/{pid}/task").iterdir())
+
+
+def _get_state(place: Path) -> str:
+    return (place / "stat").read_text().rpartition(")")[2].split()[0]

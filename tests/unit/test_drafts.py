@@ -148,6 +148,26 @@ async def test_a_master_that_is_away_delays_a_seal_under_one_operation_id(tmp_pa
         assert one.ufs.get("late") == b"other"
 
 
+async def test_what_a_killed_writer_left_is_sealed_though_the_file_is_still_open(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        place = await one.service.begin(one.changes.create(5, "left"), truncate=True)
+        fd = one.open(place)
+        os.pwrite(fd, b"written", 0)
+        await one.service.end(InodeId(5))
+        assert [seal.size for seal in one.changes.seals] == [7]
+        await one.service.end(InodeId(5))  # nothing has changed since
+        assert len(one.changes.seals) == 1
+        assert one.store.drafts.list_drafts()
+        await wait_until(lambda: not one.store.drafts.list_uploads())
+        assert one.ufs.get("left") == b"written"
+        os.pwrite(fd, b"W", 0)
+        await one.service.seal("op-1", InodeId(5))
+        os.close(fd)
+        await one.service.end(InodeId(5))
+        assert one.ufs.get("left") == b"Written"
+        assert not one.store.drafts.list_drafts()
+
+
 async def test_a_draft_whose_inode_is_gone_goes_with_it(tmp_path: Path) -> None:
     async with running_drafts(tmp_path) as one:
         place = await one.service.begin(one.changes.create(5, "gone"), truncate=True)
