@@ -73,6 +73,7 @@ class Attr:
     """An inode's attributes; `mode` holds permission bits only, times are nanoseconds since the epoch.
 
     `atime_ns` is None where it was never set: it is mtime then. `device` is the device number of a special file.
+    `has_xattrs`: programs have, or may have, set extended attributes of it.
     """
 
     inode: InodeId
@@ -87,6 +88,7 @@ class Attr:
     version: VersionId
     atime_ns: int | None = None
     device: int = 0
+    has_xattrs: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)

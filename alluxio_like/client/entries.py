@@ -73,6 +73,7 @@ class _Written(NamedTuple):
     holders: tuple[WorkerId, ...] = ()
     atime_ns: int | None = None
     device: int = 0
+    has_xattrs: bool = False
 
 
 _NOT_WRITTEN = _Written()
@@ -154,7 +155,7 @@ class EntryStore:
         if flags & _WRITTEN:
             (length,) = _SHORT.unpack_from(chunk, at)
             written = _unpack_written(bytes(chunk[at + 2 : at + 2 + length]))
-            attr = replace(attr, atime_ns=written.atime_ns, device=written.device)
+            attr = replace(attr, atime_ns=written.atime_ns, device=written.device, has_xattrs=written.has_xattrs)
             at += 2 + length
         if profile.mount_id is None:
             return Record(Entry(name, attr), parent, stamp, expires)
@@ -237,7 +238,8 @@ class EntryStore:
         if attr.version != (0 if ref is None else 1):
             flags |= _OTHER_VERSION
             rest += _LONG.pack(attr.version)
-        written = _Written(None if ref is None else ref.source, () if ref is None else ref.holders, attr.atime_ns, attr.device)
+        source, holders = (None, ()) if ref is None else (ref.source, ref.holders)
+        written = _Written(source, holders, attr.atime_ns, attr.device, attr.has_xattrs)
         if written != _NOT_WRITTEN:
             flags |= _WRITTEN
             rest += _pack_written(written)
@@ -293,14 +295,14 @@ def _iter_offsets(chunk: bytearray) -> Iterator[tuple[int, int]]:
 
 def _pack_written(written: _Written) -> bytes:
     source = None if written.source is None else [written.source.token, written.source.size]
-    text = json.dumps([source, written.holders, written.atime_ns, written.device]).encode()
+    text = json.dumps([source, written.holders, written.atime_ns, written.device, written.has_xattrs]).encode()
     return _SHORT.pack(len(text)) + text
 
 
 def _unpack_written(data: bytes) -> _Written:
-    source, holders, atime_ns, device = json.loads(data)
+    source, holders, atime_ns, device, has_xattrs = json.loads(data)
     stored = None if source is None else Fingerprint(source[0], source[1])
-    return _Written(stored, tuple(holders), atime_ns, device)
+    return _Written(stored, tuple(holders), atime_ns, device, has_xattrs)
 
 
 def _pack_token(token: str) -> tuple[int, bytes]:

@@ -264,7 +264,8 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
     writing: Writing | None = None
     if operations.drafts is not None and backend.changes is not None:
         identity = connection.handshake.identity or int.from_bytes(os.urandom(7), "little")
-        changing = Changing(operations, backend.changes, operations.drafts, opener, identity)
+        agreed = connection.handshake.flags
+        changing = Changing(operations, backend.changes, operations.drafts, opener, identity, agreed)
         locking = None
         if connection.handshake.flags & LOCKS:
             locking = Locking(operations, nodes, backend.open_locks(f"{identity:x}"))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from alluxio_like.errors import InvalidArgument, NameTooLong, Unsupported
+from alluxio_like.errors import InvalidArgument, NameTooLong, NoData, Unsupported
 from alluxio_like.fuse import answers, wire, xattrs
 from alluxio_like.fuse.answers import NodeGiver
 from alluxio_like.fuse.attributes import get_kind
@@ -35,14 +35,18 @@ Answerer = Callable[[wire.Request], Coroutine[Any, Any, object]]
 
 
 class Changing:
-    """Changes through one mount. `identity` is the mount's, see Handshake."""
+    """Changes through one mount. `identity` is the mount's, see Handshake; `agreed` are the flags of INIT that hold."""
 
-    def __init__(self, operations: Operations, changes: Changes, drafts: Drafts, node_giver: NodeGiver, identity: int) -> None:
+    def __init__(
+        self, operations: Operations, changes: Changes, drafts: Drafts, node_giver: NodeGiver, identity: int, agreed: int
+    ) -> None:
         self._operations = operations
         self._changes = changes
         self._drafts = drafts
         self._node_giver = node_giver
         self._identity = identity
+        self._masks = bool(agreed & wire.DONT_MASK)
+        self._has_lists = bool(agreed & wire.POSIX_ACL)
 
     def list_answerers(self) -> dict[int, tuple[str, Answerer]]:
         """What answers each kind of request: its name, and what gives the body of the answer."""
@@ -69,9 +73,30 @@ class Changing:
         self._operations.note_changed(changed.recalls, changed.entry)
         return changed
 
-    async def create(self, header: wire.InHeader, name: bytes, kind: Kind, mode: int, target: str = "", device: int = 0) -> Entry:
+    async def create(
+        self,
+        header: wire.InHeader,
+        name: bytes,
+        kind: Kind,
+        mode: int,
+        target: str = "",
+        device: int = 0,
+        *,
+        umask: int = 0,
+    ) -> Entry:
         """A new name. Raises what Changes.create raises."""
-        new = NewName(self._get_parent(header), _get_name(name), kind, mode & 0o7777, header.uid, header.gid, target, device)
+        asked = mode & 0o7777
+        new = NewName(
+            self._get_parent(header),
+            _get_name(name),
+            kind,
+            asked & ~umask if self._masks else asked,
+            header.uid,
+            header.gid,
+            target,
+            device,
+            asked if self._masks and umask else None,
+        )
         changed = await self.change(self._changes.create(new, self.make_operation_id(header)))
         if changed.entry is None:
             raise InvalidArgument("what was made is not there any more", subject=new.name)
@@ -84,12 +109,12 @@ class Changing:
         kind = get_kind(body.mode)
         if kind is None or kind is Kind.DIRECTORY:
             raise InvalidArgument("a kind of file that is not known", subject=oct(body.mode))
-        return self.pack_entry(await self.create(header, body.name, kind, body.mode, device=body.rdev))
+        return self.pack_entry(await self.create(header, body.name, kind, body.mode, device=body.rdev, umask=body.umask))
 
     async def mkdir(self, request: wire.Request) -> bytes:
         header, body = request
         assert isinstance(body, wire.Mkdir)
-        return self.pack_entry(await self.create(header, body.name, Kind.DIRECTORY, body.mode))
+        return self.pack_entry(await self.create(header, body.name, Kind.DIRECTORY, body.mode, umask=body.umask))
 
     async def symlink(self, request: wire.Request) -> bytes:
         header, body = request
@@ -187,7 +212,11 @@ class Changing:
         header, body = request
         assert isinstance(body, wire.Setxattr)
         change = XattrChange(
-            body.name, bytes(body.value), create=bool(body.flags & _XATTR_CREATE), replace=bool(body.flags & _XATTR_REPLACE)
+            body.name,
+            bytes(body.value),
+            create=bool(body.flags & _XATTR_CREATE),
+            replace=bool(body.flags & _XATTR_REPLACE),
+            kill_sgid=bool(body.setxattr_flags & wire.SETXATTR_ACL_KILL_SGID),
         )
         return await self._change_xattr(header, change)
 
@@ -202,9 +231,16 @@ class Changing:
         if change.name in (b"user.", b"trusted."):
             raise InvalidArgument("the attribute has no name behind its namespace")
         if not xattrs.is_users(change.name):
-            raise Unsupported("extended attributes are those of user. and trusted.", subject=to_str(change.name))
+            raise Unsupported("extended attributes are those of user. and trusted., and lists", subject=to_str(change.name))
+        if xattrs.is_list(change.name) and not self._has_lists:
+            raise Unsupported("this mount was made by a release without access control lists: mount it again")
         inode = self._operations.get_inode(Nodes.get_inode(header.nodeid))
-        await self.change(self._changes.set_xattr(inode, change, self.make_operation_id(header)))
+        try:
+            await self.change(self._changes.set_xattr(inode, change, self.make_operation_id(header)))
+        except NoData:
+            # To take away a list that is not there is no mistake.
+            if change.value is not None or not xattrs.is_list(change.name):
+                raise
         return b""
 
     def pack_entry(self, entry: Entry) -> bytes:

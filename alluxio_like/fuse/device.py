@@ -43,13 +43,15 @@ _WANTED = (
     | wire.CACHE_SYMLINKS
     | wire.ABORT_ERROR
     | wire.INIT_EXT
+    | wire.POSIX_ACL
 )
 
 LOCKS = wire.POSIX_LOCKS | wire.FLOCK_LOCKS
 """What is asked for beside that for a mount whose locks all mounts are to see."""
-WRITING = wire.ATOMIC_O_TRUNC | wire.HANDLE_KILLPRIV_V2
+WRITING = wire.ATOMIC_O_TRUNC | wire.HANDLE_KILLPRIV_V2 | wire.DONT_MASK | wire.SETXATTR_EXT
 """What is asked for beside that for a mount that can be written: O_TRUNC comes with the OPEN, and set-id bits are ours to take
-away (else the kernel asks for security.capability before each write)."""
+away (else the kernel asks for security.capability before each write). The umask is ours to apply: not where a directory has a
+default access control list."""
 
 
 def get_extra_flags(*, read_only: bool, locks: bool) -> int:

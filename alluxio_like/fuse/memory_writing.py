@@ -172,6 +172,8 @@ class MemoryWriting:
                 del known[change.name]
             else:
                 known[change.name] = change.value
+            node = self._backend.get_node(inode)
+            node.entry = replace(node.entry, attr=replace(node.entry.attr, has_xattrs=bool(known)))
             return Changed(self._backend.get_node(inode).entry)
 
         return self._once(operation_id, do)

@@ -521,14 +521,21 @@ class Operations:
         known = self._totals.get(node) or next(iter(self._totals.values()), None)
         return known or Totals(0, 0)
 
-    def is_xattr(self, name: bytes) -> bool:
+    def may_have_xattr(self, node: int, name: bytes) -> bool:
         """Whether an extended attribute can be there; what cannot need not be asked for."""
-        return xattrs.is_known(name) or (self.drafts is not None and xattrs.is_users(name))
+        if xattrs.is_known(name):
+            return True
+        if not xattrs.is_users(name):
+            return False
+        if node == ROOT_NODE:
+            return self._clock.monotonic() >= self._root_until_s or self._root.attr.has_xattrs
+        answer = self._backend.get_known(InodeId(node))
+        return answer is None or answer.entry is None or answer.entry.attr.has_xattrs
 
     async def getxattr(self, node: int, name: bytes) -> bytes:
         """The value of an extended attribute. Raises NoData for one that is not there."""
         if not xattrs.is_known(name):
-            # The kernel and ls ask for security.* and system.* of every file; that must cost nothing.
+            # The kernel and ls ask for security.* and lists of every file; that must cost nothing.
             value = (await self._get_users_xattrs(node)).get(name) if xattrs.is_users(name) else None
             if value is None:
                 raise NoData("no such extended attribute")
@@ -547,14 +554,17 @@ class Operations:
             state = await self._backend.get_cache_state(entry)
         return xattrs.format_value(name, entry, state)
 
-    async def listxattr(self, node: int) -> list[bytes]:
-        """The names of an inode's extended attributes."""
+    async def listxattr(self, node: int, uid: int = 0) -> list[bytes]:
+        """The names of an inode's extended attributes that a user sees."""
         names = xattrs.list_names(await self.get_shown_entry(node), is_root=node == ROOT_NODE)
-        return [*names, *await self._get_users_xattrs(node)]
+        return [*names, *(name for name in await self._get_users_xattrs(node) if xattrs.is_shown(name, uid))]
 
     async def _get_users_xattrs(self, node: int) -> dict[bytes, bytes]:
         changes = self._backend.changes
-        return {} if changes is None else await changes.get_xattrs(self.get_inode(node))
+        # (That there are none is known without the master, also while it restarts.)
+        if changes is None or not (await self.getattr(node))[0].has_xattrs:
+            return {}
+        return await changes.get_xattrs(self.get_inode(node))
 
     async def readlink(self, node: int) -> bytes:
         """Where a symbolic link leads. Raises InvalidArgument for anything else."""

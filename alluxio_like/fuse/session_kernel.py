@@ -291,12 +291,13 @@ class Session(RequestLoop):
         started_s = time.perf_counter()
         size, *_ = wire.GETXATTR_IN.unpack_from(self._buffer, HEADER_BYTES)
         name = self._get_name(length, HEADER_BYTES + wire.GETXATTR_IN.size)
-        if not self._operations.is_xattr(name):
-            # Two for each name that `ls -l` shows; without an exception, which costs more than all else here.
+        inode = self._nodes.get_inode(node)
+        if not self._operations.may_have_xattr(inode, name):
+            # Two for each name that `ls -l` shows, and one for who is not the owner; without an exception, which costs more than
+            # all else here.
             self._write(wire.pack_error(unique, errno.ENODATA))
             self._meter.count("getxattr", started_s)
             return
-        inode = self._nodes.get_inode(node)
 
         async def ask() -> None:
             self._reply_sized(unique, size, await self._operations.getxattr(inode, name))
@@ -306,9 +307,10 @@ class Session(RequestLoop):
     def _listxattr(self, unique: int, node: int, thread: int, _length: int) -> None:
         size, *_ = wire.GETXATTR_IN.unpack_from(self._buffer, HEADER_BYTES)
         inode = self._nodes.get_inode(node)
+        uid = wire.parse_header(memoryview(self._buffer)).uid
 
         async def ask() -> None:
-            names = await self._operations.listxattr(inode)
+            names = await self._operations.listxattr(inode, uid)
             self._reply_sized(unique, size, b"".join(name + b"\0" for name in names))
 
         self._spawn("listxattr", unique, thread, time.perf_counter(), ask())

@@ -212,7 +212,7 @@ class _Handlers(pyfuse3.Operations):
 
     supports_dot_lookup = False
     enable_writeback_cache = False
-    enable_acl = False
+    enable_acl = True
 
     def __init__(self, operations: Operations, io_timeout_s: float, meter: Meter, accounting: Accounting) -> None:
         super().__init__()

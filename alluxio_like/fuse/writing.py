@@ -113,7 +113,7 @@ class Writing:
         assert isinstance(body, wire.Create)
         await self._drafts.check(self._operations.get_inode(header.nodeid))
         try:
-            entry, created = await self._changing.create(header, body.name, Kind.FILE, body.mode), True
+            entry, created = await self._changing.create(header, body.name, Kind.FILE, body.mode, umask=body.umask), True
         except AlreadyExists:
             if body.flags & os.O_EXCL:
                 raise
@@ -132,7 +132,7 @@ class Writing:
         if get_kind(body.mode) is not Kind.FILE:
             return await self._changing.mknod(request)
         await self._drafts.check(self._operations.get_inode(header.nodeid))
-        entry = await self._changing.create(header, body.name, Kind.FILE, body.mode)
+        entry = await self._changing.create(header, body.name, Kind.FILE, body.mode, umask=body.umask)
         await self._change_closed(header, entry, truncate=True, created=True)
         return self._changing.pack_entry(entry)
 

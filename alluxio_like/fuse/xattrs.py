@@ -64,7 +64,17 @@ def is_known(name: bytes) -> bool:
 
 def is_users(name: bytes) -> bool:
     """Whether programs may set an attribute of that name."""
-    return name.startswith((b"user.", b"trusted.")) and not name.startswith(PREFIX)
+    return is_list(name) or (name.startswith((b"user.", b"trusted.")) and not name.startswith(PREFIX))
+
+
+def is_list(name: bytes) -> bool:
+    """Whether it is an access control list: one for who may, or a directory's for what is made in it."""
+    return name in (b"system.posix_acl_access", b"system.posix_acl_default")
+
+
+def is_shown(name: bytes, uid: int) -> bool:
+    """Whether listxattr(2) shows a user that name: trusted attributes are root's."""
+    return uid == 0 or not name.startswith(b"trusted.")
 
 
 def needs_cache_state(name: bytes) -> bool:

@@ -106,7 +106,7 @@ class ChangesService:
     # -- names ---------------------------------------------------------------------------------------------------------------
 
     async def create(self, operation_id: str, new: NewName) -> Changed:
-        made = changes.NewInode(new.kind, new.mode, new.uid, new.gid, to_bytes(new.target), new.device)
+        made = changes.NewInode(new.kind, new.mode, new.uid, new.gid, to_bytes(new.target), new.device, new.asked_mode)
         if len(made.target) > changes.MAX_SYMLINK_BYTES:
             raise errors.NameTooLong(f"a symbolic link has at most {changes.MAX_SYMLINK_BYTES} bytes", subject=new.name)
         if new.kind is Kind.SYMLINK and not made.target:
@@ -184,7 +184,16 @@ class ChangesService:
 
     async def set_xattr(self, operation_id: str, inode: InodeId, change: XattrChange) -> Changed:
         def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
-            return xattrs.set_xattr(txn, inode, change.name, change.value, now_ns, create=change.create, replace=change.replace)
+            return xattrs.set_xattr(
+                txn,
+                inode,
+                change.name,
+                change.value,
+                now_ns,
+                create=change.create,
+                replace=change.replace,
+                kill_sgid=change.kill_sgid,
+            )
 
         return await self._change(operation_id, "setxattr", apply)
 

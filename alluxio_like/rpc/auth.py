@@ -39,7 +39,9 @@ _PROTECTED_METHODS = frozenset(
         "Workers/Leave",
     )
 )
-_READING_METHODS = frozenset({f"/{_PACKAGE}.Changes/ListUnpersisted"})
+_READING_METHODS = frozenset(
+    f"/{_PACKAGE}.{name}" for name in ("Changes/ListUnpersisted", "Changes/GetXattrs", "Changes/ReadLink")
+)
 """Of services below, what only tells what is there."""
 _PROTECTED_SERVICES = tuple(f"/{_PACKAGE}.{name}/" for name in ("WorkerAdmin", "Changes", "Drafts", "Locks"))
 

@@ -109,6 +109,7 @@ class _Changes:
             request.gid,
             to_str(request.target),
             request.device,
+            request.asked_mode if request.HasField("asked_mode") else None,
         )
         return _change_reply(await self._handler.create(request.operation_id, new))
 
@@ -155,7 +156,7 @@ class _Changes:
 
     async def SetXattr(self, request: writing_pb2.SetXattrRequest, _: Any) -> writing_pb2.ChangeReply:
         value = None if request.remove else request.value
-        change = XattrChange(request.name, value, request.create, request.replace)
+        change = XattrChange(request.name, value, request.create, request.replace, request.kill_sgid)
         return _change_reply(await self._handler.set_xattr(request.operation_id, InodeId(request.inode), change))
 
     async def Seal(self, request: writing_pb2.SealRequest, _: Any) -> writing_pb2.SealReply:
@@ -246,6 +247,7 @@ class ChangesStub:
             gid=new.gid,
             target=to_bytes(new.target),
             device=new.device,
+            asked_mode=new.asked_mode,
         )
         return _to_changed(await self._call("Create", request))
 
@@ -300,6 +302,7 @@ class ChangesStub:
             create=change.create,
             replace=change.replace,
             remove=change.value is None,
+            kill_sgid=change.kill_sgid,
         )
         return _to_changed(await self._call("SetXattr", request))
 

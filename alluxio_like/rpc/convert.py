@@ -83,6 +83,7 @@ def attr(value: Attr) -> common_pb2.Attr:
         version=value.version,
         atime_ns=value.atime_ns,
         device=value.device,
+        no_xattrs=not value.has_xattrs,
     )
 
 
@@ -100,6 +101,7 @@ def to_attr(message: common_pb2.Attr) -> Attr:
         VersionId(message.version),
         message.atime_ns if message.HasField("atime_ns") else None,
         message.device,
+        not message.no_xattrs,
     )
 
 

@@ -55,7 +55,8 @@ class PolicyAt:
 
 @dataclass(frozen=True, slots=True)
 class NewName:
-    """What is to be created. `mode` holds permission bits, umask already applied."""
+    """What is to be created. `mode` holds permission bits, umask already applied; `asked_mode` is without it, for a directory
+    with a default access control list (None: `mode` is)."""
 
     parent: InodeId
     name: str
@@ -66,6 +67,7 @@ class NewName:
     target: str = ""
     """Where a symbolic link leads."""
     device: int = 0
+    asked_mode: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +116,14 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class XattrChange:
-    """`value` None takes it away. `create`: it must not be there; `replace`: it must be."""
+    """`value` None takes it away. `create`: it must not be there; `replace`: it must be. `kill_sgid`: with an access control list
+    the set-group-id bit goes."""
 
     name: bytes
     value: bytes | None
     create: bool = False
     replace: bool = False
+    kill_sgid: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import errno
 import mmap
 import os
 import random
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.writing import list_names, mounted_again, read_tree, start_written, wait_until
+from tests.posix.system import BOB, acting, open_close, write
 from tests.servers.fixtures import S3Server
 from tests.servers.stack import Stack
 
@@ -246,6 +248,36 @@ def test_names_links_and_attributes_on_both_mounts(places: tuple[Path, Path]) ->
     assert list_names(there) == ["d2", "l", "s"]
     with pytest.raises(FileExistsError):
         os.close(os.open(there / "l", os.O_CREAT | os.O_EXCL))
+
+
+def test_access_control_lists_are_known_on_both_mounts(places: tuple[Path, Path]) -> None:
+    def may_read(path: Path) -> bool:
+        with acting(BOB), contextlib.suppress(PermissionError):
+            open_close(path)
+            return True
+        return False
+
+    here, there = places
+    here.parents[1].chmod(0o755)  # others than root have to reach it
+    write(here / "f", b"x", 0o600)
+    assert not may_read(there / "f")
+    entries = [(1, 6, -1), (2, 4, BOB.uid), (4, 0, -1), (16, 4, -1), (32, 0, -1)]
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, bits, number & 0xFFFFFFFF) for tag, bits, number in entries)
+    os.setxattr(here / "f", "system.posix_acl_access", value)
+    assert may_read(there / "f")
+    assert may_read(here / "f")
+    (there / "f").chmod(0o600)
+    assert not may_read(here / "f")
+    (here / "f").chmod(0o640)
+    assert may_read(there / "f")
+    os.removexattr(there / "f", "system.posix_acl_access")
+    assert not may_read(here / "f")
+    os.setxattr(here, "system.posix_acl_default", value)
+    write(there / "g", b"x", 0o640)
+    assert may_read(here / "g")
+    os.removexattr(there, "system.posix_acl_default")
+    write(here / "h", b"x", 0o640)
+    assert not may_read(there / "h")
 
 
 def test_holes_are_found_after_the_close_too(stack: Stack) -> None:

@@ -4,7 +4,6 @@ Such a check runs and has to fail: what begins to hold is taken out of the table
 itself; a check's name is as pytest writes it, without the target.
 """
 
-NO_ACLS = "access control lists are not kept: the mode alone says who may"
 NO_LABELS = "security attributes (capabilities of programs, labels) are not kept"
 NO_TMPFILE = "O_TMPFILE is refused as by NFS; programs make a file under a name instead"
 NO_SHIFTS = "FUSE has no collapsing and inserting of ranges"
@@ -15,12 +14,9 @@ NO_FLUSH = "a range is unlocked by the close of the descriptor that locked it, n
 KEY_LENGTH = "a path is at most as long as a path or key of the store"
 
 OURS = {
-    "test_xattrs::test_a_list_*": NO_ACLS,
-    "test_xattrs::test_what_is_made_inherits_the_default_list": NO_ACLS,
     "test_xattrs::test_names[[]security.x, ok]": NO_LABELS,
     "test_xattrs::test_who_may[[]security.x*": NO_LABELS,
     "test_xattrs::test_capabilities_of_a_program_go_when_it_is_written": NO_LABELS,
-    "test_xattrs::test_who_may[[]trusted.x, *, ann, *": "names of trusted attributes are listed for all; their values are root's",
     "test_open::test_a_file_without_a_name_*": NO_TMPFILE,
     "test_open::test_every_flag_on_every_kind[[]*TMPFILE*, ok]": NO_TMPFILE,
     "test_open::test_link_counts_of_directories": NO_LINK_COUNT,

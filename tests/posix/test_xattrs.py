@@ -1,4 +1,4 @@
-"""Extended attributes: namespaces and who may use them, flags, sizes, names; access control lists."""
+"""Extended attributes: namespaces and who may use them, flags, sizes, names. (Access control lists: test_lists.py.)"""
 
 import os
 import struct
@@ -16,10 +16,8 @@ from tests.posix.system import (
     ROOT,
     acting,
     attempt,
-    get_mode,
     give,
     make,
-    open_close,
     opened,
     write,
 )
@@ -162,85 +160,3 @@ def test_capabilities_of_a_program_go_when_it_is_written(place: Path) -> None:
     with opened(path, os.O_WRONLY) as fd:
         os.write(fd, b"x")
     assert attempt(os.getxattr, path, "security.capability") == "ENODATA"
-
-
-# -- access control lists --------------------------------------------------------------------------------------------------------
-
-ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
-USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 1, 2, 4, 8, 16, 32
-
-
-def acl(*entries: tuple[int, int] | tuple[int, int, int]) -> bytes:
-    """(tag, permissions) or (tag, permissions, id) of each entry, as the kernel takes it."""
-    packed = [struct.pack("<HHI", entry[0], entry[1], entry[2] if len(entry) == 3 else 0xFFFFFFFF) for entry in entries]
-    return struct.pack("<I", 2) + b"".join(packed)
-
-
-@table("entry who mode expected", [
-    ("user bob rw", "bob", "R", "ok"), ("user bob rw", "bob", "W", "ok"), ("user bob rw", "guest", "R", "EACCES"),
-    ("user bob masked", "bob", "R", "ok"), ("user bob masked", "bob", "W", "EACCES"), ("group ann r", "guest", "R", "ok"),
-    ("group ann r", "guest", "W", "EACCES"), ("user bob nothing", "bob", "R", "EACCES"), ("user bob nothing", "guest", "R", "ok"),
-])  # fmt: skip
-def test_a_list_grants_and_refuses(place: Path, entry: str, who: str, mode: str, expected: str) -> None:
-    lists = {
-        "user bob rw": acl((USER_OBJ, 6), (USER, 6, BOB.uid), (GROUP_OBJ, 0), (MASK, 6), (OTHER, 0)),
-        "user bob masked": acl((USER_OBJ, 6), (USER, 6, BOB.uid), (GROUP_OBJ, 0), (MASK, 4), (OTHER, 0)),
-        "group ann r": acl((USER_OBJ, 6), (GROUP_OBJ, 0), (GROUP, 4, ANN.gid), (MASK, 4), (OTHER, 0)),
-        "user bob nothing": acl((USER_OBJ, 6), (USER, 0, BOB.uid), (GROUP_OBJ, 0), (MASK, 6), (OTHER, 4)),
-    }
-    path = write(place / "file", b"content", 0o600)
-    os.setxattr(path, ACCESS, lists[entry])
-    with acting(USERS[who]):
-        assert attempt(open_close, path, {"R": os.O_RDONLY, "W": os.O_WRONLY}[mode]) == expected
-
-
-def test_a_list_and_the_mode_are_one_thing(place: Path) -> None:
-    path = write(place / "file", b"", 0o640)
-    os.setxattr(path, ACCESS, acl((USER_OBJ, 6), (USER, 6, BOB.uid), (GROUP_OBJ, 4), (MASK, 6), (OTHER, 0)))
-    assert get_mode(path) == 0o660  # the mask stands for the group
-    path.chmod(0o600)
-    with acting(BOB):
-        assert attempt(open_close, path, os.O_RDONLY) == "EACCES"
-    path.chmod(0o640)
-    with acting(BOB):
-        assert attempt(open_close, path, os.O_RDONLY) == "ok"
-    os.removexattr(path, ACCESS)
-    with acting(BOB):
-        assert attempt(open_close, path, os.O_RDONLY) == "EACCES"
-
-
-def test_what_is_made_inherits_the_default_list(place: Path) -> None:
-    default = acl((USER_OBJ, 7), (USER, 7, BOB.uid), (GROUP_OBJ, 5), (MASK, 7), (OTHER, 0))
-    os.setxattr(place, DEFAULT, default)
-    write_path = place / "file"
-    open_close(write_path, os.O_CREAT | os.O_WRONLY, 0o666)
-    assert get_mode(write_path) == 0o660
-    (place / "below").mkdir()
-    assert os.getxattr(place / "below", DEFAULT) == default
-    with acting(BOB):
-        assert attempt(open_close, write_path, os.O_RDWR) == "ok"
-
-
-@table(
-    "what expected",
-    [("no mask", "EINVAL"), ("out of order", "EINVAL"), ("default of a file", "EACCES"), ("not a list", "ENOTSUP")],
-)
-def test_lists_that_are_none(place: Path, what: str, expected: str) -> None:
-    path = write(place / "file")
-    name = DEFAULT if what == "default of a file" else ACCESS
-    value = {
-        "no mask": acl((USER_OBJ, 6), (USER, 6, BOB.uid), (GROUP_OBJ, 4), (OTHER, 0)),
-        "out of order": acl((OTHER, 0), (USER_OBJ, 6), (GROUP_OBJ, 4)),
-        "default of a file": acl((USER_OBJ, 6), (GROUP_OBJ, 4), (OTHER, 0)),
-        "not a list": b"\1\0\0\0abcd",
-    }[what]
-    assert attempt(os.setxattr, path, name, value) == expected
-
-
-def test_a_list_is_for_the_owner_to_set(place: Path) -> None:
-    path = give(write(place / "file"), ANN, 0o666)
-    value = acl((USER_OBJ, 6), (GROUP_OBJ, 6), (OTHER, 6))
-    with acting(BOB):
-        assert attempt(os.setxattr, path, ACCESS, value) == "EPERM"
-    with acting(ANN):
-        assert attempt(os.setxattr, path, ACCESS, value) == "ok"

@@ -5,6 +5,7 @@
 import asyncio
 import errno
 import itertools
+import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -21,6 +22,7 @@ from alluxio_like.client.metadata import MetadataCache
 from alluxio_like.client.news import News
 from alluxio_like.config import ClientConfig
 from alluxio_like.errors import get_disposition
+from alluxio_like.master.core import acls
 from alluxio_like.master.following_store import StoreFollower
 from alluxio_like.rpc.messages import MountSpec
 from alluxio_like.rpc.messages_writing import (
@@ -487,6 +489,73 @@ async def test_extended_attributes(cluster: Cluster, store: MemoryUfs) -> None:
         await cluster.changes.set_xattr(op(), inode, XattrChange(b"user.x", b"x" * 65_537))
     await cluster.changes.set_xattr(op(), inode, XattrChange(b"user.x", None))
     assert await cluster.changes.get_xattrs(inode) == {b"user.y": b""}
+
+
+def make_list(*entries: tuple[int, int] | tuple[int, int, int]) -> bytes:
+    """An access control list: (tag, permissions) or (tag, permissions, id) each."""
+    packed = (struct.pack("<HHI", entry[0], entry[1], entry[2] if len(entry) == 3 else 0xFFFFFFFF) for entry in entries)
+    return struct.pack("<I", 2) + b"".join(packed)
+
+
+FOR_USER_7 = make_list((1, 6), (2, 6, 7), (4, 0), (16, 6), (32, 0))
+
+
+async def test_access_control_lists(cluster: Cluster, store: MemoryUfs) -> None:
+    """(What they mean: tests/posix/test_lists.py.)"""
+    entry = await create(cluster, "/data/a")
+    assert not entry.attr.has_xattrs
+    changed = await cluster.changes.set_xattr(op(), entry.attr.inode, XattrChange(acls.ACCESS, FOR_USER_7))
+    assert changed.entry is not None
+    assert (changed.entry.attr.mode, changed.entry.attr.has_xattrs) == (0o660, True)
+    changed = await cluster.changes.set_attributes(op(), entry.attr.inode, NewAttributes(mode=0o640))
+    masked = make_list((1, 6), (2, 6, 7), (4, 0), (16, 4), (32, 0))
+    assert await cluster.changes.get_xattrs(entry.attr.inode) == {acls.ACCESS: masked}
+    default = XattrChange(acls.DEFAULT, FOR_USER_7)
+    with pytest.raises(errors.InvalidArgument):
+        await cluster.changes.set_xattr(op(), entry.attr.inode, default)
+    root = (await get(cluster, "/data")).attr.inode
+    await cluster.changes.set_xattr(op(), root, default)
+    made = (await cluster.changes.create(op(), NewName(root, "b", Kind.FILE, 0o600, 1, 2, asked_mode=0o666))).entry
+    assert made is not None
+    assert (made.attr.mode, made.attr.has_xattrs) == (0o660, True)
+    # An earlier release of a client says what is left of the mode only.
+    made = (await cluster.changes.create(op(), NewName(root, "c", Kind.FILE, 0o600, 1, 2))).entry
+    assert made is not None
+    assert made.attr.mode == 0o600
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        FOR_USER_7[:-1],
+        b"\1" + FOR_USER_7[1:],
+        make_list(),
+        make_list((1, 6), (4, 6)),
+        make_list((1, 6), (1, 6), (4, 6), (32, 6)),
+        make_list((1, 6), (2, 6, 7), (4, 6), (32, 6)),
+        make_list((4, 6), (1, 6), (32, 6)),
+        make_list((1, 8), (4, 6), (32, 6)),
+        make_list((1, 6), (3, 6), (4, 6), (32, 6)),
+    ],
+)
+async def test_lists_that_are_none_are_refused(cluster: Cluster, store: MemoryUfs, value: bytes) -> None:
+    entry = await create(cluster, "/data/a")
+    with pytest.raises(errors.InvalidArgument):
+        await cluster.changes.set_xattr(op(), entry.attr.inode, XattrChange(acls.ACCESS, value))
+    assert not (await get(cluster, "/data/a")).attr.has_xattrs
+
+
+async def test_what_replaces_a_file_keeps_its_access_control_list(cluster: Cluster, store: MemoryUfs) -> None:
+    entry = await write(cluster, store, "/data/a")
+    await cluster.changes.set_xattr(op(), entry.attr.inode, XattrChange(acls.ACCESS, FOR_USER_7))
+    await cluster.changes.set_xattr(op(), entry.attr.inode, XattrChange(b"user.x", b"of the old content"))
+    store.put("a", b"foreign")
+    await cluster.stub.sync("/data", recursive=False)
+    replaced = await get(cluster, "/data/a")
+    assert replaced.attr.inode != entry.attr.inode
+    assert replaced.attr.mode == 0o660
+    assert await cluster.changes.get_xattrs(replaced.attr.inode) == {acls.ACCESS: FOR_USER_7}
 
 
 async def test_policies(cluster: Cluster, store: MemoryUfs) -> None:

@@ -29,7 +29,7 @@ from alluxio_like.errors import (
     Unavailable,
 )
 from alluxio_like.fuse.attributes import count_stat_blocks, get_errno
-from alluxio_like.fuse.backend import CacheState
+from alluxio_like.fuse.backend import Answer, CacheState
 from alluxio_like.fuse.client_backend import count_cached_bytes
 from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, FileHandle, HandleTable
 from alluxio_like.fuse.memory import MemoryBackend
@@ -316,6 +316,17 @@ async def test_extended_attributes(world: World) -> None:
     entry = (await world.backend.get_entry(world.file)).entry
     assert entry is not None
     assert format_value(b"user.alluxio_like.locations", entry, CacheState(0, ())) == b""
+
+
+async def test_nobody_is_asked_for_attributes_that_are_known_not_to_be_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.backend, "get_known", lambda inode: Answer(world.backend.get_node(inode).entry, 1.0))
+    names = (b"user.a", b"trusted.a", b"system.posix_acl_access", b"system.posix_acl_default", b"security.capability")
+    assert [world.operations.may_have_xattr(world.file, name) for name in names] == [False] * 5
+    node = world.backend.get_node(world.file)
+    node.entry = replace(node.entry, attr=replace(node.entry.attr, has_xattrs=True))
+    assert [world.operations.may_have_xattr(world.file, name) for name in names] == [True, True, True, True, False]
 
 
 async def test_closing_lets_go_of_everything(world: World) -> None:

@@ -307,5 +307,6 @@ def test_pages_are_for_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_not_stored_yet_is_told_to_whoever_may_read() -> None:
     """`cache status` asks for it; all else that has to do with writing needs the cluster's token."""
     assert not needs_token("/alluxio_like.rpc.v1.Changes/ListUnpersisted")
+    assert not needs_token("/alluxio_like.rpc.v1.Changes/GetXattrs")
     assert needs_token("/alluxio_like.rpc.v1.Changes/ListUnpersistedAndMore")
     assert needs_token("/alluxio_like.rpc.v1.Changes/Mkdir")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import journal, keys, mounts, namespace, paths, quotas, records, tables, trash
+from alluxio_like.master.core import acls, journal, keys, mounts, namespace, paths, quotas, records, tables, trash
 from alluxio_like.master.core.journal import Op, Step
 from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.core.records import Dirty, Inode, Moved
@@ -27,7 +27,8 @@ _FIXED = records.MOUNT_POINT | records.ANCHOR
 
 
 class NewInode(NamedTuple):
-    """What is to be created. `mode` holds permission bits; `target` is a symbolic link's, `device` a special file's."""
+    """What is to be created. `mode` holds permission bits; `target` is a symbolic link's, `device` a special file's.
+    `asked_mode` is the mode without the umask: it counts where the directory has a default access control list."""
 
     kind: Kind
     mode: int
@@ -35,6 +36,7 @@ class NewInode(NamedTuple):
     gid: int
     target: bytes = b""
     device: int = 0
+    asked_mode: int | None = None
 
 
 class Outcome(NamedTuple):
@@ -70,18 +72,22 @@ def create(txn: WriteTransaction, parent: InodeId, name: bytes, new: NewInode, n
     _check_name(txn, directory, name, max_key_bytes)
     if namespace.find_child(txn, directory.table, name) is not None:
         raise errors.AlreadyExists("it exists", subject=_show(name))
-    mode, gid = new.mode, new.gid
+    gid = new.gid
+    mode, lists = _inherit_lists(txn, directory, new)
     if directory.record.mode & stat.S_ISGID:
         gid = directory.record.gid
         mode |= stat.S_ISGID if new.kind is Kind.DIRECTORY else 0
     size = len(new.target) if new.kind is Kind.SYMLINK else 0
     version = VersionId(1 if new.kind is Kind.FILE else 0)
     flags = records.LOCAL | (records.OWN if new.kind is Kind.FILE else 0)
+    flags |= records.XATTRS if lists else 0
     record = Inode(
         new.kind, flags, mode, 1, new.uid, gid, directory.record.mount_id, size, now_ns, now_ns, version, 0, parent, b"", name
     )
     inode = edit.link(directory, record)
     txn.put(records.dirty_key(inode), records.pack_dirty(Dirty()))
+    for list_name, value in lists.items():
+        txn.put(records.xattr_key(inode, list_name), value)
     if new.kind is Kind.SYMLINK:
         txn.put(records.target_key(inode), new.target)
     elif new.device:
@@ -96,6 +102,19 @@ def create(txn: WriteTransaction, parent: InodeId, name: bytes, new: NewInode, n
     edit.finish()
     quotas.check(txn, edit.grown)
     return Outcome(inode, (_recall(parent, name),))
+
+
+def _inherit_lists(txn: ReadTransaction, directory: Directory, new: NewInode) -> tuple[int, dict[bytes, bytes]]:
+    """Mode and access control lists of what is made in a directory."""
+    has_lists = directory.record.flags & records.XATTRS and new.kind is not Kind.SYMLINK
+    default = txn.get(records.xattr_key(directory.inode, acls.DEFAULT)) if has_lists else None
+    if default is None:
+        return new.mode, {}
+    lists = {acls.DEFAULT: default} if new.kind is Kind.DIRECTORY else {}
+    entries, mode = acls.inherit(acls.parse(default), new.mode if new.asked_mode is None else new.asked_mode)
+    if acls.adds_to_mode(entries):
+        lists[acls.ACCESS] = acls.pack(entries)
+    return mode, lists
 
 
 def link(txn: WriteTransaction, inode: InodeId, parent: InodeId, name: bytes, now_ns: int, *, max_key_bytes: int) -> Outcome:
@@ -261,6 +280,10 @@ def set_attributes(txn: WriteTransaction, inode: InodeId, wanted: Attributes, no
     if "mtime_ns" in given:
         given["flags"] = record.flags & ~records.STORE_TIMES
     changed = record._replace(**given, ctime_ns=now_ns)
+    if wanted.mode is not None and record.flags & records.XATTRS:
+        access = txn.get(records.xattr_key(inode, acls.ACCESS))
+        if access is not None:
+            txn.put(records.xattr_key(inode, acls.ACCESS), acls.pack(acls.set_mode(acls.parse(access), wanted.mode)))
     edit.change(inode, record, changed)
     edit.finish()
     return Outcome(inode, list_recalls(txn, inode, changed))

@@ -300,6 +300,7 @@ def _make_entry(txn: ReadTransaction, inode: InodeId, record: Inode, name: str, 
         record.version,
         record.atime_ns,
         tables.get_device(txn, inode, record),
+        bool(record.flags & records.XATTRS),
     )
     if record.kind is not Kind.FILE:
         return Entry(name, attr)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import keys, paths, records, tables, trash
+from alluxio_like.master.core import acls, keys, paths, records, tables, trash
 from alluxio_like.master.core.model import NO_MOUNT, Changes, Listed, ListingPlan, MountRecord
 from alluxio_like.master.core.records import Inode
 from alluxio_like.master.core.tables import Directory, Edit
@@ -265,7 +265,14 @@ class _Applier:
         else:
             carried = self._make(listed)._replace(mode=record.mode, uid=record.uid, gid=record.gid)
             carried = carried._replace(flags=carried.flags | record.flags & records.PINNED)
-            self._replaced.append((known.inode, self._edit.replace(self._directory, known.inode, record, carried)))
+            has_list = record.flags & records.XATTRS
+            access = self._edit.txn.get(records.xattr_key(known.inode, acls.ACCESS)) if has_list else None
+            if access is not None:
+                carried = carried._replace(flags=carried.flags | records.XATTRS)
+            inode = self._edit.replace(self._directory, known.inode, record, carried)
+            if access is not None:
+                self._edit.txn.put(records.xattr_key(inode, acls.ACCESS), access)
+            self._replaced.append((known.inode, inode))
             self._renamed.append(record)
 
     def remove(self, known: _Known) -> bool:

@@ -1,14 +1,18 @@
 """Extended attributes: what programs hang on an inode.
 
-Owns their limits, which are Linux's. They live in the namespace alone and go with their inode. Functions over a transaction.
+Owns their limits, which are Linux's. They live in the namespace alone and go with their inode. Access control lists are such
+attributes too, and one thing with the mode (acls.py). Functions over a transaction.
 """
+
+import stat
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.master.core import changes, records, tables
+from alluxio_like.master.core import acls, changes, records, tables
 from alluxio_like.master.core.changes import Outcome
+from alluxio_like.master.core.records import Inode
 from alluxio_like.master.core.tables import Edit
-from alluxio_like.types import InodeId, to_str
+from alluxio_like.types import InodeId, Kind, to_str
 
 MAX_NAME_BYTES = 255
 MAX_VALUE_BYTES = 65_536
@@ -24,9 +28,18 @@ def get_xattrs(txn: ReadTransaction, inode: InodeId) -> dict[bytes, bytes]:
 
 
 def set_xattr(
-    txn: WriteTransaction, inode: InodeId, name: bytes, value: bytes | None, now_ns: int, *, create: bool, replace: bool
+    txn: WriteTransaction,
+    inode: InodeId,
+    name: bytes,
+    value: bytes | None,
+    now_ns: int,
+    *,
+    create: bool,
+    replace: bool,
+    kill_sgid: bool = False,
 ) -> Outcome:
-    """Set one, or take it away (None). `create`: it must not be there, `replace`: it must be.
+    """Set one, or take it away (None). `create`: it must not be there, `replace`: it must be. `kill_sgid`: whoever sets an access
+    control list may not keep the set-group-id bit.
 
     Raises NotFound, ReadOnly, AlreadyExists, NoData, InvalidArgument, NameTooLong and NoSpace (too many names).
     """
@@ -37,6 +50,14 @@ def set_xattr(
         raise errors.NameTooLong(f"the name of an extended attribute has at most {MAX_NAME_BYTES} bytes", subject=to_str(name))
     if value is not None and len(value) > MAX_VALUE_BYTES:
         raise errors.InvalidArgument(f"an extended attribute has at most {MAX_VALUE_BYTES} bytes", subject=to_str(name))
+    mode = record.mode
+    if value is not None and acls.is_list(name):
+        value, mode = _check_list(record, name, value, kill_sgid=kill_sgid)
+        if value is None and not txn.get(records.xattr_key(inode, name)):
+            edit = Edit(txn, now_ns)
+            edit.change(inode, record, record._replace(ctime_ns=now_ns, mode=mode))
+            edit.finish()
+            return Outcome(inode, changes.list_recalls(txn, inode, record))
     there = get_xattrs(txn, inode)
     if create and name in there:
         raise errors.AlreadyExists("it has that attribute", subject=to_str(name))
@@ -52,6 +73,21 @@ def set_xattr(
         txn.put(records.xattr_key(inode, name), value)
     edit = Edit(txn, now_ns)
     flags = record.flags | records.XATTRS if there else record.flags & ~records.XATTRS
-    edit.change(inode, record, record._replace(ctime_ns=now_ns, flags=flags))
+    edit.change(inode, record, record._replace(ctime_ns=now_ns, flags=flags, mode=mode))
     edit.finish()
     return Outcome(inode, changes.list_recalls(txn, inode, record))
+
+
+def _check_list(record: Inode, name: bytes, value: bytes, *, kill_sgid: bool) -> tuple[bytes | None, int]:
+    """What is kept of an access control list that is set (None: the mode says it all), and the mode then."""
+    entries = acls.parse(value)
+    if name == acls.DEFAULT:
+        if record.kind is not Kind.DIRECTORY:
+            raise errors.InvalidArgument("only directories have default access control lists")
+        return acls.pack(entries), record.mode
+    if record.kind is Kind.SYMLINK:
+        raise errors.InvalidArgument("a symbolic link has no access control list: set that of what it leads to")
+    mode = acls.get_mode(entries, record.mode)
+    if kill_sgid:
+        mode &= ~stat.S_ISGID
+    return (acls.pack(entries) if acls.adds_to_mode(entries) else None), mode

@@ -35,7 +35,7 @@ class Fingerprint(_message.Message):
     def __init__(self, token: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class Attr(_message.Message):
-    __slots__ = ("inode", "kind", "mode", "uid", "gid", "size", "mtime_ns", "ctime_ns", "nlink", "version", "atime_ns", "device")
+    __slots__ = ("inode", "kind", "mode", "uid", "gid", "size", "mtime_ns", "ctime_ns", "nlink", "version", "atime_ns", "device", "no_xattrs")
     INODE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class Attr(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ATIME_NS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    NO_XATTRS_FIELD_NUMBER: _ClassVar[int]
     inode: int
     kind: Kind
     mode: int
@@ -60,7 +61,8 @@ class Attr(_message.Message):
     version: int
     atime_ns: int
     device: int
-    def __init__(self, inode: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., nlink: _Optional[int] = ..., version: _Optional[int] = ..., atime_ns: _Optional[int] = ..., device: _Optional[int] = ...) -> None: ...
+    no_xattrs: bool
+    def __init__(self, inode: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., nlink: _Optional[int] = ..., version: _Optional[int] = ..., atime_ns: _Optional[int] = ..., device: _Optional[int] = ..., no_xattrs: _Optional[bool] = ...) -> None: ...
 
 class Entry(_message.Message):
     __slots__ = ("name", "attr", "mount_id", "key", "fingerprint", "pinned", "source", "holders", "content_inode")

@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateRequest(_message.Message):
-    __slots__ = ("operation_id", "parent", "name", "kind", "mode", "uid", "gid", "target", "device")
+    __slots__ = ("operation_id", "parent", "name", "kind", "mode", "uid", "gid", "target", "device", "asked_mode")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class CreateRequest(_message.Message):
     GID_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ASKED_MODE_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     parent: int
     name: bytes
@@ -29,7 +30,8 @@ class CreateRequest(_message.Message):
     gid: int
     target: bytes
     device: int
-    def __init__(self, operation_id: _Optional[str] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., target: _Optional[bytes] = ..., device: _Optional[int] = ...) -> None: ...
+    asked_mode: int
+    def __init__(self, operation_id: _Optional[str] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., target: _Optional[bytes] = ..., device: _Optional[int] = ..., asked_mode: _Optional[int] = ...) -> None: ...
 
 class LinkRequest(_message.Message):
     __slots__ = ("operation_id", "inode", "parent", "name")
@@ -154,7 +156,7 @@ class GetXattrsReply(_message.Message):
     def __init__(self, xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ...) -> None: ...
 
 class SetXattrRequest(_message.Message):
-    __slots__ = ("operation_id", "inode", "name", "value", "create", "replace", "remove")
+    __slots__ = ("operation_id", "inode", "name", "value", "create", "replace", "remove", "kill_sgid")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +164,7 @@ class SetXattrRequest(_message.Message):
     CREATE_FIELD_NUMBER: _ClassVar[int]
     REPLACE_FIELD_NUMBER: _ClassVar[int]
     REMOVE_FIELD_NUMBER: _ClassVar[int]
+    KILL_SGID_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     inode: int
     name: bytes
@@ -169,7 +172,8 @@ class SetXattrRequest(_message.Message):
     create: bool
     replace: bool
     remove: bool
-    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., name: _Optional[bytes] = ..., value: _Optional[bytes] = ..., create: _Optional[bool] = ..., replace: _Optional[bool] = ..., remove: _Optional[bool] = ...) -> None: ...
+    kill_sgid: bool
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., name: _Optional[bytes] = ..., value: _Optional[bytes] = ..., create: _Optional[bool] = ..., replace: _Optional[bool] = ..., remove: _Optional[bool] = ..., kill_sgid: _Optional[bool] = ...) -> None: ...
 
 class SealRequest(_message.Message):
     __slots__ = ("operation_id", "inode", "size", "mtime_ns", "worker_id", "base_version", "lease")
