@@ -296,6 +296,10 @@ class Drafts:
 
     async def _release(self, draft: Draft) -> None:
         try:
+            async with draft.sealing:
+                # The close of a killed writer is sealed without anybody who waits. Until that is told, the draft alone says how
+                # large the file is.
+                pass
             async with self._lock(draft.inode):
                 draft.writers -= 1
                 if not draft.writers:

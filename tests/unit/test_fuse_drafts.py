@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from alluxio_like.fuse.drafts import Draft, Drafts
+from alluxio_like.rpc.messages_writing import DraftSealed
 from alluxio_like.types import InodeId, VersionId, WorkerId
 
 
@@ -21,3 +22,40 @@ async def test_an_operation_has_its_descriptor_from_the_moment_it_is_asked_for(t
     await call
     assert (tmp_path / "draft").stat().st_mtime_ns == 10**18
     assert draft.fd == -1, "closed by the last who needed it"
+
+
+class _Files:
+    """A worker whose answer to a seal is late."""
+
+    def __init__(self) -> None:
+        self.answer = asyncio.Event()
+        self.ended = False
+
+    async def seal(self, *_: object) -> DraftSealed:
+        await self.answer.wait()
+        return DraftSealed(None, 0)
+
+    async def end(self, *_: object) -> None:
+        self.ended = True
+
+
+async def test_a_draft_says_how_large_the_file_is_until_its_seal_is_told(tmp_path: Path) -> None:
+    """The writer was killed: nobody waits for its close, and its descriptor is gone before the seal is done."""
+    (tmp_path / "draft").write_bytes(b"content")
+    files = _Files()
+    drafts = Drafts(cast(Any, files), lambda _: (), lambda *_: None)
+    draft = Draft(InodeId(5), WorkerId("w1"), os.open(tmp_path / "draft", os.O_RDWR), VersionId(2), (1, 2), writers=1, users=1)
+    drafts._drafts[draft.inode] = draft
+    flush = asyncio.create_task(drafts.seal(draft, "op"))
+    await asyncio.sleep(0)
+    flush.cancel()
+    release = asyncio.create_task(drafts.begin_release(draft))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert drafts.lookup(draft.inode) is draft
+    assert not files.ended
+    files.answer.set()
+    await release
+    assert drafts.lookup(draft.inode) is None
+    assert files.ended
+    assert draft.fd == -1
