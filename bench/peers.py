@@ -29,6 +29,8 @@ from bench.stack import SAMPLE_BYTES, make_bytes, run_baseline
 from tests.servers.stack import Stack, start_stack
 
 ROUNDS = 3
+_QUIET_CPU_S = 0.2
+"""CPU seconds of all in two seconds with nothing to do, and some to spare."""
 LATENCY_READS = 3000
 CARRIERS = {"data socket": {}, "gRPC": {"ALLUXIO_LIKE_DATA_BIND": "off"}}
 
@@ -142,6 +144,7 @@ def _measure_reads(held: Held) -> Iterator[tuple[str, float, float]]:
     before = get_cpu_seconds(held.pids)
     done = run_baseline("sequential", str(large))
     yield "stream", done["bytes"] / MB / done["seconds"], _per_gb(held, before, done["cpu_seconds"], done["bytes"])
+    _wait_quiet(held)
     before = get_cpu_seconds(held.pids)
     total, seconds = asyncio.run(_fill(held, held.large[1:2], 1))
     yield "fill", total / MB / seconds, _per_gb(held, before, 0.0, total)
@@ -154,6 +157,14 @@ def _measure_reads(held: Held) -> Iterator[tuple[str, float, float]]:
     before = get_cpu_seconds(held.pids)
     total, seconds = asyncio.run(_fill(held, held.small[half:], 16))
     yield "fill files", (len(held.small) - half) / seconds, _per_gb(held, before, 0.0, total)
+
+
+def _wait_quiet(held: Held) -> None:
+    """Until nothing is brought any more of what was read: that is not part of what comes next."""
+    before = -1.0
+    while (now := get_cpu_seconds(held.pids)) - before > _QUIET_CPU_S:
+        before = now
+        time.sleep(2)
 
 
 def _per_gb(held: Held, before: float, more: float, size: float) -> float:

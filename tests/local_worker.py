@@ -81,6 +81,7 @@ def obey(words: list[Any], master: FakeMaster, workers: list[LocalWorker]) -> An
     if command == "counts":
         return [
             {
+                "workers": 1,
                 "reads": len(one.reads),
                 "fills": len(one.fills),
                 "touched": sum(touched.read_bytes for touched in one.touched),

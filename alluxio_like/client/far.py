@@ -6,7 +6,7 @@ two. What was read once is let go of. Where anything goes wrong, or something is
 (reading.py) takes over, which knows all other ways.
 
 Bytes belong to one content (inode, version, fingerprint) and to one open handle: nothing here outlives a file that was replaced.
-Rule of concurrency: one event loop; `try_read` and `try_read_into` neither await nor block.
+Rule of concurrency: one event loop; `try_read` neither awaits nor blocks.
 """
 
 import asyncio
@@ -137,15 +137,6 @@ class FarReader:
     async def fill_whole(self, priority: Priority) -> bool:
         """See FileReader."""
         return await self._get_full().fill_whole(priority)
-
-    def try_read_into(self, offset: int, buffer: memoryview) -> bool:
-        """See FileReader."""
-        data = self._data
-        if data is None:
-            return self._full is not None and self._full.try_read_into(offset, buffer)
-        buffer[:] = data[offset : offset + len(buffer)]
-        self._note_served(len(buffer))
-        return True
 
     def share(self, offset: int, length: int) -> SharedRange | None:
         """See FileReader."""

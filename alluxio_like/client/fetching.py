@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Final, Protocol, TypeVar
 
+from alluxio_like.client.buffers import Buffers
 from alluxio_like.client.cluster import ClusterTracker, require_workers
 from alluxio_like.client.flight import Flight
 from alluxio_like.client.local import LocalCaches
@@ -41,6 +42,9 @@ T = TypeVar("T")
 
 _DONE: Final = AlluxioLikeError("done")
 """What stands for "no failure"."""
+
+_TRIM_S = 5.0
+"""How often memory that no piece needs now goes back to the system. A guess."""
 
 OTHER_WORKER_MAY = (Unavailable, TimedOut, Cancelled, DiskError, Corrupt, NoSpace, Internal, Unsupported, NotFound)
 """Failures of one worker that say nothing about another."""
@@ -102,6 +106,8 @@ class Fetcher:
         self._streamed = None if metrics is None else metrics.read_bytes.labels("peer")
         # So that a worker that is stopped, or cut off, leaves time to ask others.
         self._silence_s = io_timeout_s / 3
+        self._buffers = Buffers()
+        self._trim: asyncio.TimerHandle | None = None
 
     async def run(self, target: FillTarget, flight: Flight, *, fill: bool) -> None:
         """Bring a flight's bytes, within io_timeout_s. Ends the flight; raises nothing but cancellation."""
@@ -206,6 +212,7 @@ class Fetcher:
             def on_filled(filled: Filled) -> bool:
                 nonlocal kept
                 flight.told.add_all(filled.waited)
+                flight.read_through = filled.read_through
                 kept = not filled.read_through and target.learn(worker, filled)
                 if kept:
                     flight.note_progress()
@@ -231,6 +238,7 @@ class Fetcher:
                 if filled is None:
                     break
                 flight.told.add_all(filled.waited)
+                flight.read_through = filled.read_through
                 if filled.read_through or not target.learn(worker, filled):
                     return False
                 flight.note_progress()
@@ -240,7 +248,9 @@ class Fetcher:
     async def _stream(self, ref: FileRef, flight: Flight, deadline: float) -> None:
         """Read the range into memory, from the best worker that answers, block by block."""
         if flight.buffer is None:
-            flight.buffer = memoryview(bytearray(flight.stop - flight.start))
+            flight.buffer = self._buffers.take(flight.stop - flight.start)
+            if self._trim is None and self._buffers.count:
+                self._trim = asyncio.get_running_loop().call_later(_TRIM_S, self._trim_buffers)
         pause_s, newer = 0.05, False
         while flight.start + flight.landed < flight.stop:
             failure: AlluxioLikeError
@@ -262,6 +272,12 @@ class Fetcher:
                 raise failure
             await asyncio.sleep(pause)
             newer = True
+
+    def _trim_buffers(self) -> None:
+        self._buffers.trim()
+        self._trim = None
+        if self._buffers.count:
+            self._trim = asyncio.get_running_loop().call_later(_TRIM_S, self._trim_buffers)
 
     async def _stream_block(self, view: Cluster, ref: FileRef, flight: Flight) -> AlluxioLikeError:
         """Read on to the end of the block (or of the flight). _DONE, or why the last of all workers failed."""
@@ -302,7 +318,9 @@ class Fetcher:
                 self._streamed.inc(length)
             flight.note_progress()
 
+        told_s = flight.told.total_s
         await pool.read(view, worker, ref, position, target, priority=flight.priority, on_frame=on_frame, waits=flight.told)
+        flight.at_hand = flight.told.total_s == told_s
 
     async def _stream_from(self, worker: Worker, ref: FileRef, flight: Flight, stop: int) -> None:
         position, buffer = flight.start + flight.landed, flight.buffer

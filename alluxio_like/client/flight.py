@@ -27,6 +27,10 @@ class Flight:
     done: bool = False
     error: AlluxioLikeError | None = None
     waiters: int = 0
+    read_through: bool = False
+    """Whether a worker here was asked for it and does not keep it."""
+    at_hand: bool = False
+    """Whether the worker that sent it had it, by its own account."""
     told: Waits = field(default_factory=Waits)
     """What workers said of how its time went by."""
     task: "asyncio.Task[None] | None" = None

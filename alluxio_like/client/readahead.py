@@ -11,6 +11,9 @@ SMALL_FILE_BYTES = 8 << 20
 PIECE_BYTES = 8 << 20
 """Read-ahead is asked for in pieces that end at multiples of this: the largest request a worker makes to a store."""
 FIRST_WINDOW_BYTES = 2 << 20
+AT_HAND_WINDOW_BYTES = 16 << 20
+"""The furthest ahead of a reader of what another machine has at hand: two pieces, one being received while the other is read.
+More would only be memory that has left the processor's caches when it is read."""
 SLACK_BYTES = 4 << 20
 """The kernel sends several reads of one read-ahead window at once, and they arrive in any order."""
 FEW_BYTES = 64 << 10
@@ -54,6 +57,10 @@ class Pattern:
     def hit(self, stop: int) -> None:
         """A read up to `stop` that was at hand."""
         self._next = stop
+
+    def limit(self, max_window_bytes: int) -> None:
+        """How far to run ahead at most, from now on."""
+        self._max_window = max_window_bytes
 
     def advance(self) -> tuple[int, int] | None:
         """The range [start, stop) to read ahead now, if any. Sets the next trigger."""

@@ -14,7 +14,7 @@ from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.flight import Flight
 from alluxio_like.client.local import LocalCaches
-from alluxio_like.client.readahead import FEW_BYTES, NEVER, PIECE_BYTES, SMALL_FILE_BYTES, Budget, Pattern
+from alluxio_like.client.readahead import AT_HAND_WINDOW_BYTES, FEW_BYTES, NEVER, PIECE_BYTES, SMALL_FILE_BYTES, Budget, Pattern
 from alluxio_like.errors import (
     AlluxioLikeError,
     Corrupt,
@@ -89,12 +89,15 @@ class FileReader:
         self._on_stale = on_stale
         self._on_close = on_close
         self._pattern = Pattern(ref.size, readahead_max_bytes)
+        self._readahead_max_bytes = readahead_max_bytes
         self._files: dict[WorkerId, LocalFile] = {}
         self._file: LocalFile | None = None
         """Of `_files` the one that answered last: blocks of a large file may be with several workers."""
         self._distrusted = False
         self._unkept = False
         """Whether a worker here said that it does not keep this file."""
+        self._past = False
+        """Whether a worker here was asked for a part of this large file and does not keep it."""
         self._flights: list[Flight] = []
         self._read_bytes = 0
         self._reads = 0
@@ -163,16 +166,6 @@ class FileReader:
 
     # what is at hand
 
-    def try_read_into(self, offset: int, buffer: memoryview) -> bool:
-        """Fill `buffer` from `offset` on, all of it within the file, if the bytes are at hand without waiting; see `try_read`."""
-        length = len(buffer)
-        data = self._try_read(offset, offset + length, buffer) if length <= SLICE_BYTES else None
-        if data is None:
-            return False
-        if data is not buffer:
-            buffer[:] = data
-        return True
-
     def try_read(self, offset: int, length: int) -> bytes | memoryview | None:
         """The bytes of the range (clipped at the end of the file) if they are at hand without waiting, else None.
 
@@ -186,7 +179,7 @@ class FileReader:
         if stop - offset > SLICE_BYTES:
             # Neither is the loop to be held up for so long, nor so much memory to be kept for ever.
             return None
-        return self._try_read(offset, stop, None)
+        return self._try_read(offset, stop)
 
     def share(self, offset: int, length: int) -> SharedRange | None:
         """What another process needs to read a range within the file by itself; None: not all of it is in a cache file here.
@@ -214,14 +207,14 @@ class FileReader:
         if self._reads >= REPORT_READS:
             self._report()
 
-    def _try_read(self, offset: int, stop: int, into: memoryview | None) -> memoryview | None:
-        """Bytes [offset, stop), in `into` (None: scratch memory) or in a flight's memory."""
+    def _try_read(self, offset: int, stop: int) -> memoryview | None:
+        """Bytes [offset, stop), in scratch memory or in a flight's."""
         data: memoryview | None = None
         file = self._file
         if file is None and not self._flights:
             file = self._find(offset)
         if file is not None:
-            data = self._scratch.get(stop - offset) if into is None else into
+            data = self._scratch.get(stop - offset)
             if file.try_read_into(offset, data) or (len(self._files) > 1 and self._try_others(offset, data)):
                 self._note_local_read(stop - offset)
             else:
@@ -454,10 +447,26 @@ class FileReader:
             self._served_bytes = 0
         flight = Flight(start, stop, priority, taken_bytes)
         self._flights.append(flight)
-        fill = not (self._distrusted or self._unkept)
+        fill = not (self._distrusted or self._unkept or (priority is Priority.AHEAD and self._passes(start, stop)))
         flight.task = asyncio.create_task(self._fetcher.run(self, flight, fill=fill), name=f"fetch {start}-{stop}")
         flight.task.add_done_callback(lambda _: self._landed(flight))
         return flight
+
+    def _passes(self, start: int, stop: int) -> bool:
+        """Whether a range that is read in order goes past the workers here: they did not keep what was read before, and have
+        nothing of the file. To have it written here meanwhile would take as long as reading it; they are told what is read, and
+        the file is brought afterwards, if at all.
+        """
+        self._past = self._past or any(self._was_passed(one) for one in self._flights)
+        if not self._past or self._files or self._find(start) is not None:
+            return False
+        self._few_bytes += stop - start
+        if self._few_bytes >= FILL_BYTES:
+            self._report_few()
+        return True
+
+    def _was_passed(self, flight: Flight) -> bool:
+        return flight.read_through and self.size > SMALL_FILE_BYTES
 
     def _landed(self, flight: Flight) -> None:
         if not flight.done:
@@ -468,6 +477,10 @@ class FileReader:
         if flight.taken_bytes and (flight.buffer is None or flight not in self._flights):
             self._budget.release(flight.taken_bytes)
             flight.taken_bytes = 0
+        self._past = self._past or self._was_passed(flight)
+        if flight.buffer is not None:
+            # Where the worker that was asked had to wait for a store, many requests are to be under way there.
+            self._pattern.limit(min(AT_HAND_WINDOW_BYTES if flight.at_hand else NEVER, self._readahead_max_bytes))
         alone = flight.priority is Priority.DEMAND and not flight.taken_bytes
         served = self.size <= SMALL_FILE_BYTES and self._served_bytes >= self.size
         if flight.waiters == 0 and (alone or served or flight.error is not None or flight.buffer is None):

@@ -102,10 +102,6 @@ class Reader(Protocol):
         """
         ...
 
-    def try_read_into(self, offset: int, buffer: memoryview) -> bool:
-        """Fill `buffer`, a range within the file, when the bytes are at hand without waiting for anything; else False."""
-        ...
-
     def share(self, offset: int, length: int) -> SharedRange | None:
         """What another process needs to read a range within the file by itself; None: it is not at hand in a cache file."""
         ...

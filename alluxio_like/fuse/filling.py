@@ -1,7 +1,8 @@
 """Bringing large files to this machine in the background, so that their next open can be read by the kernel itself.
 
 Owns which files are brought and how many at a time. Whether a file is kept is the worker's to say (admission). A file is brought
-when it is opened a second time, or once a quarter of it was read. Rule of concurrency: one event loop.
+when it is opened a second time, or once a quarter of it was read; while it is read in order, not before that pauses or ends.
+Rule of concurrency: one event loop.
 """
 
 import asyncio
@@ -23,6 +24,12 @@ _AT_ONCE = 2
 _WAITING = 256
 _READ_FRACTION = 0.25
 """As in worker/core/admission.py. One open that reads here and there brings what it reads and no more (SEMANTICS 9.3)."""
+_FEW_BYTES = 64 << 10
+"""The kernel asks for more than this at a time of a file that is read in order."""
+_PAUSE_S = 1.0
+"""A file that is being read in order is brought when that has ended or pauses for so long: brought meanwhile, its bytes would be
+written beside the reading, which took from the reader more than half of its rate (decision 0057). A guess."""
+_LOOK_S = 0.5
 _AGAIN_S = 60.0
 """How long a file that was not kept is left alone. A guess."""
 _REMEMBERED = 10_000
@@ -41,6 +48,9 @@ class Filler:
         self._known: set[InodeId] = set()
         """Files that wait or are being brought."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._read: dict[InodeId, tuple[Entry, float]] = {}
+        """Files that are being read in order, and when that was last so."""
+        self._pauses: asyncio.Task[None] | None = None
         self._closed = False
 
     def note_open(self, entry: Entry) -> None:
@@ -55,10 +65,31 @@ class Filler:
         """It was just tried in vain to bring this file."""
         self._opened.set(entry.attr.inode, self._clock.monotonic() + _AGAIN_S)
 
-    def note_read(self, entry: Entry, read_bytes: int) -> None:
-        """So many bytes of it were read through one handle by now."""
-        if read_bytes >= entry.attr.size * _READ_FRACTION:
+    def note_read(self, entry: Entry, read_bytes: int, last_bytes: int) -> None:
+        """So many bytes of it were read through one handle by now, and by its last read."""
+        if read_bytes < entry.attr.size * _READ_FRACTION:
+            return
+        if self._closed:
+            return
+        if last_bytes <= _FEW_BYTES or read_bytes >= entry.attr.size:
+            self._read.pop(entry.attr.inode, None)
             self._want(entry)
+        elif entry.attr.inode in self._read or len(self._read) < _WAITING:
+            self._read[entry.attr.inode] = (entry, self._clock.monotonic())
+            if self._pauses is None:
+                self._pauses = asyncio.create_task(self._wait_for_pauses(), name="fill after reading")
+
+    async def _wait_for_pauses(self) -> None:
+        try:
+            while self._read:
+                await asyncio.sleep(_LOOK_S)
+                before_s = self._clock.monotonic() - _PAUSE_S
+                for inode, (entry, read_s) in list(self._read.items()):
+                    if read_s <= before_s:
+                        del self._read[inode]
+                        self._want(entry)
+        finally:
+            self._pauses = None
 
     def _want(self, entry: Entry) -> None:
         inode = entry.attr.inode
@@ -101,7 +132,7 @@ class Filler:
         """End what is under way. Does not raise."""
         self._closed = True
         self._waiting.clear()
-        tasks = list(self._tasks)
+        tasks = [*self._tasks, *([] if self._pauses is None else [self._pauses])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -109,13 +109,6 @@ class MemoryReader:
             backend.complete(self._node.entry.attr.inode)
         return self.find_whole() is not None
 
-    def try_read_into(self, offset: int, buffer: memoryview) -> bool:
-        data = self.try_read(offset, len(buffer))
-        if data is None:
-            return False
-        buffer[:] = data
-        return True
-
     def share(self, offset: int, length: int) -> SharedRange | None:
         backend = self._backend
         whole = self.find_whole()

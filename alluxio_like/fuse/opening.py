@@ -448,11 +448,12 @@ class Opener:
 
     # What a file is on its way to
 
-    def note_read(self, entry: Entry, read_bytes: int) -> None:
-        """So many bytes of a file that the kernel does not read by itself were read through one handle by now."""
+    def note_read(self, entry: Entry, read_bytes: int, last_bytes: int) -> None:
+        """So many bytes of a file that the kernel does not read by itself were read through one handle by now, and by its last
+        read."""
         # (Small ones are brought at their open, or the backend sees to it.)
         if self._passes and self._settings.fill_in_background and entry.attr.size > self._settings.fill_at_open_bytes:
-            self._filler.note_read(entry, read_bytes)
+            self._filler.note_read(entry, read_bytes, last_bytes)
 
     def _note_not_whole(self, entry: Entry) -> None:
         if self._passes and self._settings.fill_in_background and entry.attr.size:

@@ -353,22 +353,17 @@ class Operations:
 
     def try_read(self, handle: int, offset: int, length: int) -> Buffer | None:
         """What `read` gives, when it is at hand without waiting; valid until the next call of it."""
-        file = self._files.get(handle)
+        return self.try_read_file(self._files.get(handle), offset, length)
+
+    def try_read_file(self, file: FileHandle, offset: int, length: int, scratch: memoryview | None = None) -> Buffer | None:
+        """As `try_read`. `scratch`: memory of at least that length; without it what is being written is not at hand."""
         if file.draft is not None:
-            return None
+            if self.drafts is None or scratch is None:
+                return None
+            count = self.drafts.try_read_into(file.draft, offset, scratch[:length])
+            return scratch[:count] if count >= 0 else None
         length = min(length, file.entry.attr.size - offset)
         return self._get_reader(file).try_read(offset, length) if length > 0 else b""
-
-    def try_read_into(self, file: FileHandle, offset: int, buffer: memoryview) -> int:
-        """Read into `buffer`, as `try_read`: how many bytes (fewer than it holds only at the end of the file); -1: ask `read`."""
-        if file.draft is not None and self.drafts is not None:
-            return self.drafts.try_read_into(file.draft, offset, buffer)
-        length = file.entry.attr.size - offset
-        if length <= 0:
-            return 0
-        if length < len(buffer):
-            buffer = buffer[:length]
-        return len(buffer) if self._get_reader(file).try_read_into(offset, buffer) else -1
 
     def share(self, file: FileHandle, offset: int, length: int) -> SharedRange | None:
         """What another process needs to answer a read by itself; None: it is to be answered here."""

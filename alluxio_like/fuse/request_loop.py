@@ -25,7 +25,6 @@ BURST = 64
 _KILL_CHECK_S = 0.5
 """How often the caller of a request that was interrupted is looked at again: the kernel tells of the first signal only."""
 HEADER_BYTES = wire.IN_HEADER.size
-OUT_BYTES = wire.OUT_HEADER.size
 RESENT_MASK = ~wire.UNIQUE_RESEND
 # fmt: off
 WRITES = [
@@ -62,7 +61,8 @@ class RequestLoop:
         self._accounting = accounting
         self._handlers: dict[int, Handler] = {}
         self._buffer = bytearray(BUFFER_BYTES)
-        self._reply_memory = memoryview(bytearray(OUT_BYTES + BUFFER_BYTES))
+        self._scratch = memoryview(bytearray(BUFFER_BYTES))
+        """For an answer that is written before the next request is taken."""
         self._under_way: dict[int, _Request] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] | None = None
@@ -189,11 +189,18 @@ class RequestLoop:
 
     def _write(self, message: bytes | memoryview) -> bool:
         """Write an answer. False: nobody waits for it any more, or the kernel did not understand it (it has another one then)."""
+        return self._write_parts([message])
+
+    def _write_data(self, unique: int, data: bytes | bytearray | memoryview) -> bool:
+        """Answer with bytes of a file, from where they are."""
+        return self._write_parts([wire.pack_header(unique, len(data)), data])
+
+    def _write_parts(self, parts: list[bytes | bytearray | memoryview]) -> bool:
         try:
-            os.write(self._fd, message)
+            os.writev(self._fd, parts)
         except OSError as error:
             if error.errno not in wire.GONE:
-                unique = wire.OUT_HEADER.unpack_from(message)[2]
+                unique = wire.OUT_HEADER.unpack_from(parts[0])[2]
                 log.error("the kernel does not take an answer", exc_info=error)
                 try:  # noqa: SIM105  (once a request)
                     os.write(self._fd, wire.pack_error(unique, errno.EIO))

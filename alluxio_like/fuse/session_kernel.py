@@ -23,7 +23,7 @@ from alluxio_like.fuse.modes import Way
 from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.opening import Choice, Opener
 from alluxio_like.fuse.operations import Operations
-from alluxio_like.fuse.request_loop import HEADER_BYTES, OUT_BYTES, RESENT_MASK, WRITES, Handler, RequestLoop
+from alluxio_like.fuse.request_loop import HEADER_BYTES, RESENT_MASK, WRITES, Handler, RequestLoop
 from alluxio_like.fuse.writing import Opened, Writing
 from alluxio_like.types import Attr
 
@@ -158,12 +158,10 @@ class Session(RequestLoop):
         """Answer a READ, now or in a task."""
         file = self._operations.lookup_file(handle)
         if file is not None:
-            memory = self._reply_memory
-            count = self._operations.try_read_into(file, offset, memory[OUT_BYTES : OUT_BYTES + size])
-            if count >= 0:
-                wire.OUT_HEADER.pack_into(memory, 0, OUT_BYTES + count, 0, unique)
-                self._write(memory[: OUT_BYTES + count])
-                self._note_read(file, count)
+            data = self._operations.try_read_file(file, offset, size, self._scratch)
+            if data is not None:
+                self._write_data(unique, data)
+                self._note_read(file, len(data))
                 self._meter.count("read", started_s)
                 return
         writes = flags & os.O_ACCMODE != os.O_RDONLY
@@ -180,11 +178,7 @@ class Session(RequestLoop):
             if adopted is not None and adopted.account is None:
                 self._accounting.opened(thread, adopted)
         data = await operations.read(handle, offset, size)
-        try:
-            os.writev(self._fd, [wire.pack_header(unique, len(data)), data])
-        except OSError as error:
-            if error.errno not in wire.GONE:
-                raise
+        self._write_data(unique, data)
         file = operations.lookup_file(handle)
         if file is not None:
             file.waited_bytes += len(data)
@@ -193,7 +187,7 @@ class Session(RequestLoop):
     def _note_read(self, file: FileHandle, count: int) -> None:
         file.read_bytes += count
         if file.way is Way.CACHED:
-            self._opener.note_read(file.entry, file.read_bytes)
+            self._opener.note_read(file.entry, file.read_bytes, count)
 
     def _release(self, unique: int, node: int, _thread: int, _length: int) -> None:
         started_s = time.perf_counter()

@@ -200,6 +200,20 @@ def test_random_small_reads_of_a_far_file(make_stack: StackMaker, workplace: Pat
     assert 0 < sent < LARGE // 2, "only what was asked for came, and what was near"
 
 
+def test_a_large_far_file_is_brought_when_it_has_been_read(
+    make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str
+) -> None:
+    stack = start_far(make_stack, workplace)
+    objects = put_far(stack, s3_server, s3_bucket, 1)
+    stack.load("/")
+    [name] = objects
+    path = stack.mountpoint / name
+    assert read_checked(path, objects[name])[0] == []
+    if os.getxattr(stack.mountpoint, "user.alluxio_like.session") == b"kernel with passthrough":
+        wait_until("a copy here", lambda: os.getxattr(path, "user.alluxio_like.passthrough") == b"passthrough", timeout_s=60)
+    assert read_checked(path, objects[name])[0] == []
+
+
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 def test_a_far_worker_that_is_killed_or_stopped_while_it_sends(
     make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str, how: str

@@ -24,7 +24,7 @@ from alluxio_like.types import PAGE_BYTES, Entry, VersionId
 from tests.fakes_rpc import make_content, wait_until
 
 ROOT = Path(__file__).parents[2]
-FILES = 15
+FILES = 16
 SIZE = 20 * PAGE_BYTES + 777
 
 
@@ -172,6 +172,26 @@ async def test_read_through_when_nothing_can_be_kept(client: Client, workers: Wo
         workers.tell("refuse", False)
     # The same handle, now that it can be kept; part is in memory, part in the file.
     assert await reader.read(0, SIZE) == content
+
+
+async def test_what_is_read_in_order_goes_past_a_worker_that_does_not_keep_it(client: Client, workers: Workers) -> None:
+    entry, content = await get_file(client, 15)
+    workers.tell("refuse", True)
+    try:
+        fills, touched = workers.count("fills"), workers.count("touched")
+        reader = client.open_file(entry)
+        for offset in range(0, SIZE, 262_144):
+            assert await reader.read(offset, 262_144) == content[offset : offset + 262_144]
+        await reader.close()
+        # The first two reads, which may be anything, ask; what is read ahead does not ask again for each piece.
+        assert workers.count("fills") - fills <= 2 * workers.count("workers")
+        await wait_until(lambda: workers.count("touched") - touched >= SIZE - 3 * PAGE_BYTES)
+    finally:
+        workers.tell("refuse", False)
+    # Once a copy is here, a reader that went past finds it.
+    reader = client.open_file(entry)
+    assert await reader.fill_whole(Priority.DEMAND)
+    await reader.close()
 
 
 async def test_half_in_the_file_and_half_through_the_worker(client: Client, workers: Workers) -> None:

@@ -48,6 +48,23 @@ def read_all(pattern: Pattern, size: int, step: int) -> tuple[list[tuple[int, in
     return ahead, asked
 
 
+def test_a_limit_holds_from_then_on() -> None:
+    pattern = Pattern(1 << 30, 128 << 20)
+    pattern.miss(0, 1 << 20)
+    pattern.miss(1 << 20, 2 << 20)
+    ranges = []
+    for mib in range(2, 600):
+        if mib == 100:
+            pattern.limit(16 << 20)
+        pattern.hit(mib << 20)
+        if (mib << 20) > pattern.trigger and (more := pattern.advance()) is not None:
+            ranges.append((mib, more[1] - (mib << 20)))
+    assert max(ahead for mib, ahead in ranges if mib < 100) > 100 << 20
+    late = [ahead for mib, ahead in ranges if mib > 100]
+    assert late
+    assert max(late) <= 16 << 20
+
+
 @settings(max_examples=60)
 @given(st.integers(9 << 20, 400 << 20), st.sampled_from([65536, 131072, 1 << 20, 3_000_000]), st.sampled_from([8, 64]))
 def test_a_sequential_read_wants_every_byte_once(size: int, step: int, window_mib: int) -> None:
