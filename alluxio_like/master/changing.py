@@ -264,7 +264,7 @@ class ChangesService:
 
     async def _check_conflict(self, file_id: FileId) -> tuple[str, Fingerprint | None, Fingerprint | None]:
         """Whether something that is not ours is where a version is to go: its key, what was expected there, and what is (None
-        also of a directory). Raises Conflict where that is not so: the upload is to be planned again."""
+        also of a directory). Raises Conflict where that is not so: the upload is to be planned again; Unavailable: try again."""
         with self._meta.read() as txn:
             record = tables.get_inode(txn, file_id.inode)
             if record.version != file_id.version:
@@ -289,6 +289,7 @@ class ChangesService:
             await self._meta.write(lambda txn: versions.note_persisted(txn, file_id.inode, VersionId(1), core, empty, now_ns))
         if there == base or empty is not None:
             raise errors.Conflict("the store has what was expected there: plan the upload again", subject=key)
+        self._follower.check_heard(key)
         return key, base, there
 
     # -- policies ------------------------------------------------------------------------------------------------------------

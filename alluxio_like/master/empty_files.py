@@ -124,6 +124,7 @@ class EmptyFiles:
         if stored is not None:
             await self._meta.write(lambda txn: versions.note_persisted(txn, file_id.inode, file_id.version, plan, stored, now_ns))
             return True
+        self._follower.check_heard(plan.key)
 
         def set_aside(txn: WriteTransaction) -> Outcome:
             record = tables.get_inode(txn, file_id.inode)

@@ -23,7 +23,7 @@ from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.asking import Asker
 from alluxio_like.master.coherence import Coherence
-from alluxio_like.master.core import changes, conflicts, following, journal, tables
+from alluxio_like.master.core import changes, conflicts, following, journal, tables, unpersisted
 from alluxio_like.master.core.following import Plan
 from alluxio_like.master.core.journal import Op
 from alluxio_like.master.following_store import Done, StoreFollower
@@ -49,6 +49,9 @@ MAX_PAUSE_S = 30.0
 """Between tries of a step that fails; the same between those of a store that does not answer (guesses)."""
 UPLOAD_S = 3600.0
 """An upload that says nothing for so long is taken for given up (a guess: a file of a terabyte at 300 MB/s)."""
+HEARD_S = 15.0
+"""After a start uploads that the master before had planned may still come, and their workers tell of them after a pause of up to
+10 s: what is unexpectedly at a store is not taken for foreign before."""
 _OF_THE_STORE = (errors.StoreUnavailable, errors.StoreThrottled, errors.StoreMissing, errors.TimedOut)
 
 
@@ -112,6 +115,8 @@ class Follower:
         self._following: dict[MountId, _Mount] = {}
         self._uploads: dict[InodeId, _Upload] = {}
         self._wanted = asyncio.Event()
+        self._heard_s = 0.0
+        """From when on all that was on its way before the start is known."""
         self.progress = asyncio.Event()
 
     # -- what others tell --------------------------------------------------------------------------------------------------
@@ -134,6 +139,11 @@ class Follower:
         """Whether a version is being uploaded to that key, so that nothing else is done there."""
         upload = self._uploads.get(file_id.inode)
         return upload is not None and (upload.version, upload.mount_id, upload.key) == (file_id.version, mount_id, key)
+
+    def check_heard(self, key: str) -> None:
+        """Raises Unavailable while what is unexpectedly at a key may be an upload that this master has not heard of yet."""
+        if self._clock.monotonic() < self._heard_s:
+            raise errors.Unavailable("after a start of the master: whether it is ours is known in some seconds", subject=key)
 
     def end_upload(self, file_id: FileId) -> None:
         upload = self._uploads.get(file_id.inode)
@@ -176,6 +186,9 @@ class Follower:
     async def run(self) -> None:
         """Have all stores follow, for ever."""
         tasks: dict[MountId, asyncio.Task[None]] = {}
+        with self._meta.read() as txn:
+            if not (journal.is_empty(txn) and unpersisted.is_empty(txn)):
+                self._heard_s = self._clock.monotonic() + HEARD_S
         try:
             while True:
                 self._wanted.clear()
@@ -392,16 +405,23 @@ class Follower:
         recalls: list[Recall] = []
         postponed: set[int] = set()
         in_the_way: list[tuple[Plan, Done]] = []
+        unclear: list[tuple[Plan, errors.Unavailable]] = []
 
         def apply(txn: WriteTransaction) -> None:
             for plan, outcome in done:
                 if outcome.is_taken:
                     is_conflict = following.is_in_the_way(txn, plan)
                     following.give_up(txn, plan)
-                    if is_conflict:
-                        # What belongs there goes beside what is there.
-                        recalls.extend(conflicts.set_aside(txn, plan.step.inode, None, now_ns).recalls)
-                        in_the_way.append((plan, outcome))
+                    if not is_conflict:
+                        continue
+                    try:
+                        self.check_heard(plan.target)
+                    except errors.Unavailable as error:
+                        unclear.append((plan, error))
+                        continue
+                    # What belongs there goes beside what is there.
+                    recalls.extend(conflicts.set_aside(txn, plan.step.inode, None, now_ns).recalls)
+                    in_the_way.append((plan, outcome))
                     continue
                 if outcome.foreign and plan.step.op is Op.REMOVE_DIRECTORY and following.postpone_removal(txn, plan):
                     postponed.add(plan.step.number)
@@ -420,6 +440,8 @@ class Follower:
                 log.warning("the store has something there that was not written here: it stays", extra={"key": plan.source})
                 self._list_directory_of(plan)
         self._forget_trouble(mount, [plan for plan, _ in done])
+        for plan, error in unclear:
+            self._note_trouble(mount, plan, error)
 
     async def _push_down(self, plan: Plan) -> None:
         """A directory moves in a store that moves none: each child by itself."""

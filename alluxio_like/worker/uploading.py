@@ -26,11 +26,11 @@ from typing import Protocol
 from alluxio_like import errors
 from alluxio_like.cache.draft_files import get_stamp
 from alluxio_like.cache.store import CacheStore
-from alluxio_like.cache.writing_records import UploadRecord, make_token
+from alluxio_like.cache.writing_records import Destination, UploadRecord, make_token
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import Changed, UploadPlan, WriteMode
-from alluxio_like.types import FileId, Fingerprint, InodeId, PageRange, VersionId, get_page_count
+from alluxio_like.types import FileId, Fingerprint, InodeId, MountId, PageRange, VersionId, get_page_count
 from alluxio_like.ufs.writing import Expected, Source, Upload, WritableUfs, WriteOptions, get_writable, make_directories
 from alluxio_like.worker.dirty import Pace
 from alluxio_like.worker.disk import DiskQueue
@@ -132,8 +132,8 @@ class Uploader:
         self._pace = pace
         self._on_persisted = on_persisted
         self._jobs: dict[InodeId, _Job] = {}
-        self._maybe_sent = {record.file_id for record in self._drafts.list_uploads()}
-        """Versions of which the store may have something: all that were there before the start, since nobody knows."""
+        self._sent = {record.file_id: _get_place(record) for record in self._drafts.list_uploads()}
+        """Versions of which the store may have something, and where: all that were there before the start, since nobody knows."""
         self._slots = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._copies = asyncio.Semaphore(_COPIES_AT_ONCE)
         self._closed = False
@@ -348,6 +348,7 @@ class Uploader:
                 return
             stored = await self._send(opened, plan, job)
             await self._changes.note_persisted(record.file_id, plan, stored)
+            await self._settle_older(record)
             self._note_uploaded(record)
             self._metrics.uploaded_bytes.inc(record.ref.size)
             self._metrics.upload_seconds.observe(self._turns.monotonic() - started)
@@ -370,7 +371,11 @@ class Uploader:
 
     async def _send(self, opened: Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
         """Make the version the content of its key; its fingerprint there."""
-        self._maybe_sent.add(opened.record.file_id)
+        file_id, place = opened.record.file_id, (plan.mount_id, plan.key)
+        if self._sent.get(file_id, place) != place and await self._settle_sent(opened.record):
+            # It has arrived where it belonged before, and is moved from there.
+            raise Replan
+        self._sent[file_id] = place
         ufs = get_writable(await self._stores.get_ufs(plan.mount_id))
         try:
             capabilities = await ufs.get_capabilities()
@@ -390,6 +395,11 @@ class Uploader:
 
     async def _put(self, ufs: WritableUfs, opened: Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
         record = opened.record
+        if _get_place(record) != (plan.mount_id, plan.key):
+            # Renamed since it was sealed: a worker that comes after this one has to know where something of it may be.
+            to = Destination(plan.mount_id, plan.key, plan.expected, plan.metadata)
+            record = opened.record = replace(record, destination=to, upload_id="", asked_ns=0)
+            await self._disk.submit(functools.partial(self._drafts.put_upload, record))
         options = WriteOptions(record.token, plan.metadata)
         async with self._copies:
             copy = await self._disk.submit(lambda: _copy(opened.fd, record.ref.size))
@@ -435,25 +445,36 @@ class Uploader:
 
     async def _settle_unwanted(self, record: UploadRecord) -> None:
         """The version is not wanted any more: replaced, removed, or the store has it and only the answer was lost."""
-        if record.file_id in self._maybe_sent:
-            try:
-                await self._settle_sent(record)
-            except (errors.NotFound, errors.Unsupported, errors.StoreMissing) as error:
-                _LOG.warning("%s was perhaps sent to a store that is not there any more: %s", record.ref.key, error)
+        await self._settle_sent(record)
+        await self._settle_older(record)
         await self._forget(record)
 
-    async def _settle_sent(self, record: UploadRecord) -> None:
-        """Something of a version that is not wanted may have come to the store: say so, or have it dropped."""
+    async def _settle_older(self, record: UploadRecord) -> None:
+        """What a version has replaced may have come to the store, under another name."""
+        for one in self._drafts.uploads.list_of(record.file_id.inode):
+            if one.file_id.version < record.file_id.version:
+                await self._settle_sent(one)
+
+    async def _settle_sent(self, record: UploadRecord) -> bool:
+        """Something of a version may have come to the store, where it does not belong any more: say so, or have it dropped.
+        Whether it is there."""
+        if record.file_id not in self._sent:
+            return False
+        mount_id, key = self._sent[record.file_id]
         to = record.destination
-        mount_id, key = (record.ref.mount_id, record.ref.key) if to is None else (to.mount_id, to.key)
-        ufs = get_writable(await self._stores.get_ufs(mount_id))
-        if to is not None and record.upload_id:
-            await ufs.abort_upload(Upload(to.key, record.upload_id))
-        elif to is not None:
-            await self._parts.abort_unknown(ufs, record)
-        entry = await ufs.lookup_written(key, record.token)
+        try:
+            ufs = get_writable(await self._stores.get_ufs(mount_id))
+            if to is not None and record.upload_id:
+                await ufs.abort_upload(Upload(to.key, record.upload_id))
+            elif to is not None and record.asked_ns:
+                await self._parts.abort_unknown(ufs, record)
+            entry = await ufs.lookup_written(key, record.token)
+        except (errors.NotFound, errors.Unsupported, errors.StoreMissing) as error:
+            _LOG.warning("%s was perhaps sent to a store that is not there any more: %s", key, error)
+            return False
         if entry is not None:
             await self._changes.note_persisted(record.file_id, UploadPlan(mount_id, key, None), get_fingerprint(entry))
+        return entry is not None
 
     async def _forget(self, record: UploadRecord) -> None:
         """It, and versions before it, are done with; the oldest first: killed in between, the newest is left, of which the bytes
@@ -461,7 +482,7 @@ class Uploader:
         for one in self._drafts.uploads.list_of(record.file_id.inode):
             if one.file_id.version <= record.file_id.version:
                 await self._disk.submit(functools.partial(self._drafts.drop_upload, one.file_id))
-                self._maybe_sent.discard(one.file_id)
+                self._sent.pop(one.file_id, None)
                 self._on_persisted(one.file_id)
 
     # -- bytes -------------------------------------------------------------------------------------------------------------
@@ -562,6 +583,12 @@ class _Steps:
 
     async def plan(self) -> UploadPlan | None:
         return await self._uploader.plan(self._opened.record, self._job)
+
+
+def _get_place(record: UploadRecord) -> tuple[MountId, str]:
+    """Where a version was last sent, or belonged when it was sealed."""
+    to = record.destination
+    return (record.ref.mount_id, record.ref.key) if to is None else (to.mount_id, to.key)
 
 
 async def _cancel(jobs: Sequence[_Job]) -> None:

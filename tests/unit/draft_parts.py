@@ -39,6 +39,10 @@ class FakeChanges:
     dirty: set[InodeId] = field(default_factory=set)
     gone: set[InodeId] = field(default_factory=set)
     operations: dict[str, Sealed] = field(default_factory=dict)
+    following: bool = False
+    """The store has something else to follow first: nothing is uploaded."""
+    persisted: list[tuple[FileId, str]] = field(default_factory=list)
+    """Versions of which was said that the store has them, and at which key."""
     conflicts: list[FileId] = field(default_factory=list)
     seals: list[SealedDraft] = field(default_factory=list)
     lose_answers: int = 0
@@ -92,11 +96,15 @@ class FakeChanges:
         inode = file_id.inode
         if inode not in self.keys or self.versions[inode] != file_id.version or inode not in self.dirty:
             raise errors.Stale("not wanted", subject=str(inode))
+        if self.following:
+            raise errors.Unavailable("later", subject=str(inode))
         return UploadPlan(MOUNT, self.keys[inode], self.stored[inode], {"mode": "644"})
 
     async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None:
         await self._reach()
-        self.stored[file_id.inode] = stored
+        self.persisted.append((file_id, plan.key))
+        if self.keys.get(file_id.inode, plan.key) == plan.key:
+            self.stored[file_id.inode] = stored
         if self.versions[file_id.inode] == file_id.version:
             self.dirty.discard(file_id.inode)
         self._answer()

@@ -334,3 +334,21 @@ def test_what_is_in_the_way_of_a_move_is_what_is_not_expected_by_now(txn: WriteT
     assert not following.is_in_the_way(txn, again)
     changes.unlink(txn, ROOT_INODE, b"elsewhere", NOW + 13)
     assert not following.is_in_the_way(txn, again)
+
+
+def test_a_version_that_came_late_to_where_a_later_one_is_on_its_way_is_replaced(txn: WriteTransaction) -> None:
+    inode = create(txn, "name")
+    first = versions.seal(txn, inode, 3, NOW + 6, ("w1",), NOW + 6)
+    early = versions.plan_upload(txn, inode, first.version)
+    rename(txn, "name", "other")
+    (plan,) = following.list_ready(txn, (), renames=(1,))
+    assert plan.nothing
+    # As a master does that knows nothing of the upload, since the one before was killed.
+    following.finish(txn, plan, NOW + 10)
+    second = versions.seal(txn, inode, 4, NOW + 11, ("w1",), NOW + 11)
+    late = versions.plan_upload(txn, inode, second.version)
+    versions.note_persisted(txn, inode, second.version, late, Fingerprint("second", 4), NOW + 12)
+    rename(txn, "other", "name")
+    versions.note_persisted(txn, inode, first.version, early, Fingerprint("first", 3), NOW + 13)
+    (plan,) = following.list_ready(txn, (), renames=(1,))
+    assert (plan.source, plan.target, plan.expected) == ("other", "name", Fingerprint("first", 3))

@@ -22,6 +22,7 @@ from alluxio_like.client.metadata import MetadataCache
 from alluxio_like.client.news import News
 from alluxio_like.config import ClientConfig
 from alluxio_like.errors import get_disposition
+from alluxio_like.master import follower as follower_module
 from alluxio_like.master.core import acls
 from alluxio_like.master.following_store import StoreFollower
 from alluxio_like.rpc.messages import MountSpec
@@ -430,6 +431,41 @@ async def test_an_empty_file_is_recorded_before_anybody_else_may_do_something_th
     await swapped.wait()
     await wait_followed(cluster)
     assert {key: store.get(key) for key in list_keys(store)} == {"new": b"there", "there": b""}
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_what_is_unexpectedly_there_after_a_start_may_be_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """An upload that the master before had planned arrives, of what a rename has replaced; and its worker tells the next one."""
+    if not told:
+        monkeypatch.setattr(follower_module, "HEARD_S", 0.5)
+    cluster = Cluster(tmp_path / "home")
+    cluster.is_written = True
+    await cluster.start()
+    store = await cluster.add_store(options={"write": "back"})
+    replaced = await write(cluster, store, "/data/name", b"before")
+    await write(cluster, store, "/data/new", b"after")
+    sealed = await seal(cluster, replaced.attr.inode, 4)
+    plan = await cluster.changes.plan_upload(sealed.ref.file_id)
+    store.fail("COPY", errors.StoreUnavailable("down"), always=True)
+    await rename(cluster, "/data/new", "/data/name")
+    await cluster.stop_master()
+    store.put("name", b"late")
+    store.heal()
+    await cluster.start()
+    stored = store.lookup_fingerprint("name")
+    assert stored is not None
+    if told:
+        async with asyncio.timeout(10):
+            while "whether it is ours" not in (await cluster.changes.list_unpersisted("/data")).trouble:
+                await asyncio.sleep(0.01)
+        await cluster.changes.note_persisted(sealed.ref.file_id, plan, stored)
+    await wait_followed(cluster)
+    assert store.get("name") == (b"after" if told else b"late")
+    assert len((await cluster.changes.list_unpersisted("/data")).conflicts) == (0 if told else 1)
+    assert list_keys(store) == {"name"} or not told
+    await cluster.close()
 
 
 async def test_an_empty_file_whose_master_was_killed_is_no_foreign_one(cluster: Cluster, store: MemoryUfs) -> None:

@@ -138,6 +138,52 @@ async def test_what_was_removed_before_its_upload_is_not_brought_back(tmp_path: 
         assert not cached.unpersisted
 
 
+async def lose_an_answer_after_a_rename(one: DraftParts) -> FileId:
+    """A file is renamed before it is uploaded; it comes to the store under its new name, and nobody is told."""
+    one.changes.policy, one.changes.following = BACK, True
+    ref = await one.write(one.changes.create(5, "new"), b"first")
+    one.changes.keys[InodeId(5)] = "name"
+    one.ufs.fail("PUT", Fault(errors.StoreUnavailable("broken"), is_late=True), errors.StoreUnavailable("broken"), always=True)
+    one.ufs.fail("HEAD", errors.StoreUnavailable("broken"), always=True)
+    one.changes.following = False
+    await wait_until(lambda: one.ufs.count_requests()["PUT"] >= 1)
+    assert one.ufs.get("name") == b"first"
+    return ref.file_id
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_what_has_arrived_under_a_later_name_is_told_also_when_it_is_not_wanted_any_more(
+    tmp_path: Path, restart: bool
+) -> None:
+    """What had replaced it was then set aside, since it found what nobody had told of."""
+    changes, ufs = FakeChanges(BACK), MemoryUfs(name="bucket")
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        file_id = await lose_an_answer_after_a_rename(one)
+        del changes.keys[InodeId(5)]
+        changes.dirty.clear()
+        if not restart:
+            ufs.heal()
+            await wait_uploaded(one)
+    ufs.heal()
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        await wait_uploaded(one)
+    assert changes.persisted == [(file_id, "name")]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+async def test_what_has_arrived_under_an_earlier_name_is_told_before_it_goes_elsewhere(tmp_path: Path, anew: bool) -> None:
+    async with running_drafts(tmp_path) as one:
+        file_id = await lose_an_answer_after_a_rename(one)
+        one.changes.keys[InodeId(5)] = "last"
+        if anew:
+            await one.write(one.changes.get_ref(5, 5), b"second")
+        one.ufs.heal()
+        await wait_uploaded(one)
+        assert (file_id, "name") in one.changes.persisted
+        assert one.ufs.has_below("las") == anew
+        assert not one.changes.conflicts
+
+
 async def test_a_large_version_goes_in_parts_at_once_and_leaves_none(tmp_path: Path) -> None:
     async with running_drafts(tmp_path, part_bytes=MIB) as one:
         data = make_data(9 * MIB + 5)

@@ -30,6 +30,11 @@ class Sums(NamedTuple):
     kept_bytes: int = 0
 
 
+def is_empty(txn: ReadTransaction) -> bool:
+    """Whether nothing was written that the stores do not have."""
+    return next(iter(txn.scan(b"W", b"X", limit=1)), None) is None
+
+
 def iter_files(txn: ReadTransaction, top: InodeId | None = None) -> Iterator[DirtyFile]:
     """All, or those at and below an inode, in the order of their inodes."""
     for key, data in txn.scan(b"W", b"X"):

@@ -91,11 +91,15 @@ def note_persisted(
     natural = keys.get_key(txn, inode, record, natural=True)
     is_there = natural == plan.key
     if record.version != version:
-        if record.flags & records.LOCAL and is_there:
+        if not is_there:
+            note_arrived(txn, plan.mount_id, inode, plan.key, stored)
+        elif record.flags & records.LOCAL:
             dirty = get_dirty(txn, inode)
             txn.put(records.dirty_key(inode), records.pack_dirty(dirty._replace(base=stored)))
-        elif not is_there:
-            note_arrived(txn, plan.mount_id, inode, plan.key, stored)
+        elif record.flags & records.MOVED:
+            # A later version is on its way to where this one has come late.
+            moved = keys.get_moved(txn, inode)
+            txn.put(records.moved_key(inode), records.pack_moved(moved._replace(base=stored)))
         return
     if not record.flags & records.LOCAL:
         _note_again(txn, inode, record, plan, stored, is_there)
