@@ -53,7 +53,6 @@ class Changing:
         return {
             wire.MKDIR: ("mkdir", self.mkdir),
             wire.SYMLINK: ("symlink", self.symlink),
-            wire.LINK: ("link", self.link),
             wire.UNLINK: ("unlink", self.unlink),
             wire.FSYNCDIR: ("fsyncdir", self.fsyncdir),
             wire.RMDIR: ("rmdir", self.rmdir),
@@ -83,8 +82,9 @@ class Changing:
         device: int = 0,
         *,
         umask: int = 0,
+        unnamed: bool = False,
     ) -> Entry:
-        """A new name. Raises what Changes.create raises."""
+        """A new name, or a file without one. Raises what Changes.create raises."""
         asked = mode & 0o7777
         new = NewName(
             self._get_parent(header),
@@ -96,6 +96,7 @@ class Changing:
             target,
             device,
             asked if self._masks and umask else None,
+            unnamed,
         )
         changed = await self.change(self._changes.create(new, self.make_operation_id(header)))
         if changed.entry is None:
@@ -121,7 +122,8 @@ class Changing:
         assert isinstance(body, wire.Symlink)
         return self.pack_entry(await self.create(header, body.name, Kind.SYMLINK, 0o777, to_str(body.target)))
 
-    async def link(self, request: wire.Request) -> bytes:
+    async def link(self, request: wire.Request) -> Entry:
+        """A further name of an inode, or its first one; the inode under it."""
         header, body = request
         assert isinstance(body, wire.Link)
         inode = self._operations.get_inode(Nodes.get_inode(body.old_nodeid))
@@ -129,7 +131,7 @@ class Changing:
         changed = await self.change(call)
         if changed.entry is None:
             raise InvalidArgument("what was linked is not there any more", subject=str(inode))
-        return self.pack_entry(changed.entry)
+        return changed.entry
 
     async def unlink(self, request: wire.Request) -> bytes:
         return await self._remove(request, directory=False)

@@ -55,6 +55,8 @@ class Draft:
     """Handles that read or write it, and operations under way."""
     is_new: bool = False
     """Made with this draft: the kernel was never given attributes of it to keep."""
+    is_unnamed: bool = False
+    """Nobody can open its file by a name (yet): nothing is sealed."""
     is_known_durably: bool = False
     """Its worker finds it again also after the loss of power."""
     over: bool = False
@@ -181,6 +183,7 @@ class Drafts:
             draft = self._drafts.get(inode)
             if draft is None:
                 draft = await self._begin(entry.ref, truncate=truncate, known=known, is_new=is_new)
+                draft.is_unnamed = not entry.attr.nlink
             elif draft.reading:
                 await self._begin_again(draft, entry.ref)
             if truncate and known:
@@ -219,6 +222,7 @@ class Drafts:
             if inode in self._drafts or entry.ref is None:
                 return
             draft = await self._begin(entry.ref, truncate=False, known=False)
+            draft.is_unnamed = not entry.attr.nlink
             self._stop_writing(draft)
         self._start(self._watch(draft))
 
@@ -247,8 +251,10 @@ class Drafts:
 
     async def seal(self, draft: Draft, operation_id: str) -> None:
         """What was written by now is the file's content when this returns, for all that open it from then on. Raises NoSpace,
-        Stale, Store*, Unavailable, ..."""
-        if draft.is_changed:
+        Stale, Store*, Unavailable, ...
+
+        Without a name nobody can, and a version that no name leads to is not kept: what was written waits for its name."""
+        if draft.is_changed and not draft.is_unnamed:
             await self.finish(self._seal(draft, operation_id))
 
     async def _seal(self, draft: Draft, operation_id: str) -> None:

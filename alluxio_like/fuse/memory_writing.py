@@ -62,12 +62,17 @@ class MemoryWriting:
             children = self._get_children(new.parent)
             if new.name in children:
                 raise errors.AlreadyExists("it exists", subject=new.name)
-            inode = children[new.name] = self._backend.add_node(new.name, new.kind, len(to_bytes(new.target)))
+            inode = self._backend.add_node(new.name, new.kind, len(to_bytes(new.target)))
+            if not new.unnamed:
+                children[new.name] = inode
             node = self._backend.get_node(inode)
             now = time.time_ns()
             attr = replace(
                 node.entry.attr, mode=new.mode, uid=new.uid, gid=new.gid, mtime_ns=now, ctime_ns=now, device=new.device
             )
+            if new.unnamed:
+                node.entry = replace(node.entry, attr=replace(attr, nlink=0))
+                return Changed(node.entry)
             node.entry = replace(node.entry, attr=attr)
             if new.kind is Kind.SYMLINK:
                 self._targets[inode] = new.target

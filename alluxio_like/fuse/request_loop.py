@@ -292,6 +292,7 @@ _BOUNDED_BELOW = frozenset(
         "read",
         "open for writing",
         "create",
+        "link",
         "mknod",
         "setattr",
         "write",

@@ -383,6 +383,4 @@ class Session(RequestLoop):
         answered: dict[int, Handler] = dict.fromkeys(self._answerers, self._change)
         if wire.WRITE in answered:
             answered[wire.WRITE] = self._write_request
-        # (Unnamed files are made under a name: the kernel says that there are none.)
-        unknown = (wire.TMPFILE,) if answered else ()
-        return {opcode: handler for opcode, handler in {**handlers, **refused, **answered}.items() if opcode not in unknown}
+        return {**handlers, **refused, **answered}

@@ -75,6 +75,8 @@ class Writing:
             **self._changing.list_answerers(),
             **({} if self._locking is None else self._locking.list_answerers()),
             wire.CREATE: ("create", self.create),
+            wire.TMPFILE: ("create", self.create_unnamed),
+            wire.LINK: ("link", self.link),
             wire.MKNOD: ("mknod", self.mknod),
             wire.SETATTR: ("setattr", self.setattr),
             wire.WRITE: ("write", self.write),
@@ -125,6 +127,34 @@ class Writing:
         node = self._opener.get_node(entry.attr)
         opened = await self._open(header, node, entry, truncate=created or bool(body.flags & os.O_TRUNC), created=created)
         return Opened(opened.file, opened.choice, self._changing.pack_entry(entry))
+
+    async def create_unnamed(self, request: wire.Request) -> Opened:
+        """O_TMPFILE: a file without a name, which `link` may give it. (That it is to get none, O_EXCL, the kernel sees to.)"""
+        header, body = request
+        assert isinstance(body, wire.Create)
+        await self._drafts.check(self._operations.get_inode(header.nodeid))
+        entry = await self._changing.create(header, b"", Kind.FILE, body.mode, umask=body.umask, unnamed=True)
+        opened = await self._open(header, self._opener.get_node(entry.attr), entry, truncate=True, created=True)
+        return Opened(opened.file, opened.choice, self._changing.pack_entry(entry))
+
+    async def link(self, request: wire.Request) -> bytes:
+        """A further name of a file. With its first one all that was written is sealed: others find it whole, not at the close."""
+        header, body = request
+        assert isinstance(body, wire.Link)
+        before = await self._operations.get_shown_entry(self._nodes.get_inode(body.old_nodeid))
+        if not before.attr.nlink and self._drafts.lookup(before.attr.inode) is None:
+            # Its worker has let go of it with the last who wrote it.
+            raise NotFound("a file without a name gets one while it is open for writing", subject=str(before.attr.inode))
+        entry = await self._changing.link(request)
+        if not before.attr.nlink and entry.ref is not None:
+            draft = await self._drafts.adopt(entry)
+            try:
+                draft.is_unnamed = False
+                await self._drafts.seal(draft, self._changing.make_operation_id(header, ".s"))
+            finally:
+                await self._drafts.finish(self._drafts.begin_release(draft))
+            entry = await self._operations.get_shown_entry(entry.attr.inode)
+        return self._changing.pack_entry(entry)
 
     async def mknod(self, request: wire.Request) -> bytes:
         header, body = request

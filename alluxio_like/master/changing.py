@@ -112,6 +112,12 @@ class ChangesService:
         if new.kind is Kind.SYMLINK and not made.target:
             raise errors.NotFound("a symbolic link leads somewhere", subject=new.name)
 
+        def make_unnamed(txn: WriteTransaction, now_ns: int) -> Outcome:
+            return changes.create_unnamed(txn, new.parent, made, now_ns)
+
+        if new.unnamed:
+            return await self._change(operation_id, "create", make_unnamed)
+
         def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
             limit = self._check_name(txn, new.parent, new.name)
             return changes.create(txn, new.parent, to_bytes(new.name), made, now_ns, max_key_bytes=limit)
@@ -128,7 +134,12 @@ class ChangesService:
             limit = self._check_name(txn, parent, name)
             return changes.link(txn, inode, parent, to_bytes(name), now_ns, max_key_bytes=limit)
 
-        return await self._change(operation_id, "link", apply, place=(parent, name), prepare=lambda: self._know((parent, name)))
+        place = (parent, name)
+        changed = await self._change(operation_id, "link", apply, place=place, prepare=lambda: self._know(place))
+        if changed.entry is not None and changed.entry.attr.nlink == 1:
+            # Its first name: nothing may ever be written into it.
+            self._empty.note_created(inode)
+        return changed
 
     async def remove(self, operation_id: str, parent: InodeId, name: str, *, directory: bool) -> Changed:
         def apply(txn: WriteTransaction, now_ns: int) -> Outcome:

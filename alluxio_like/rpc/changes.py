@@ -110,6 +110,7 @@ class _Changes:
             to_str(request.target),
             request.device,
             request.asked_mode if request.HasField("asked_mode") else None,
+            request.unnamed,
         )
         return _change_reply(await self._handler.create(request.operation_id, new))
 
@@ -248,6 +249,7 @@ class ChangesStub:
             target=to_bytes(new.target),
             device=new.device,
             asked_mode=new.asked_mode,
+            unnamed=new.unnamed,
         )
         return _to_changed(await self._call("Create", request))
 

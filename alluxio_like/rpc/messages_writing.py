@@ -68,6 +68,8 @@ class NewName:
     """Where a symbolic link leads."""
     device: int = 0
     asked_mode: int | None = None
+    unnamed: bool = False
+    """A file that gets its name by a link, if at all; `name` is empty."""
 
 
 @dataclass(frozen=True, slots=True)

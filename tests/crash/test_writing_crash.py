@@ -82,6 +82,32 @@ def test_a_file_that_is_open_is_written_on_through_the_deaths_of_daemons(running
     wait_until(lambda: running.read_store("f") == b"before after", "the upload")
 
 
+def test_a_file_without_a_name_is_written_and_linked_through_the_deaths_of_daemons(running: Running) -> None:
+    def make() -> int:
+        return os.open(running.place, os.O_TMPFILE | os.O_RDWR, 0o644)
+
+    named, never = make(), make()
+    os.write(named, b"before ")
+    os.write(never, b"in vain")
+    running.kill("daemon")
+    os.write(named, b"the death ")
+    assert (os.pread(named, 99, 0), os.pread(never, 99, 0)) == (b"before the death ", b"in vain")
+    os.link(f"/proc/self/fd/{named}", running.place / "f", src_dir_fd=0)  # (given one it is linkat, which follows)
+    assert (running.place / "f").read_bytes() == b"before the death "
+    running.kill("daemon")
+    os.write(named, b"and after")
+    os.close(named)
+    os.close(never)
+    assert list_names(running.place) == ["f"]
+    assert (running.place / "f").read_bytes() == b"before the death and after"
+    wait_until(lambda: running.read_store("f") == b"before the death and after", "the upload")
+    last = make()
+    os.write(last, b"in vain")
+    running.kill("daemon", "workers", "master")
+    os.close(last)
+    assert list_names(running.place) == ["f"]
+
+
 class Program:
     """Does what programs do, checks what it finds, and counts what fails."""
 

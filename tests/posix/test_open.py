@@ -10,7 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.posix.system import attempt, bind, link_followed, link_open_file, look, make, open_close, opened, remove, write
+from tests.posix.system import (
+    ANN,
+    BOB,
+    acting,
+    attempt,
+    bind,
+    give,
+    link_followed,
+    link_open_file,
+    look,
+    make,
+    open_close,
+    opened,
+    remove,
+    umask,
+    write,
+)
 from tests.posix.table import grid, table
 
 pytestmark = pytest.mark.mount
@@ -182,6 +198,71 @@ def test_a_file_without_a_name_and_o_excl_gets_none(place: Path) -> None:
         os.write(fd, b"content")
         assert attempt(link_open_file, fd, place / "name") == "ENOENT"
     assert os.listdir(place) == []
+
+
+def test_a_file_without_a_name_goes_with_its_last_descriptor(place: Path) -> None:
+    with opened(place, RW | TMPFILE, 0o640) as fd:
+        os.write(fd, b"content")
+        with opened(f"/proc/self/fd/{fd}", RW) as again:
+            assert os.read(again, 99) == b"content"
+            os.ftruncate(again, 3)
+        assert os.fstat(fd).st_size == 3
+    place.rmdir()
+
+
+def test_a_file_without_a_name_has_attributes(place: Path) -> None:
+    with umask(0o27), opened(place, RW | TMPFILE, 0o6777) as fd:
+        found = os.fstat(fd)
+        assert (stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode)) == (stat.S_IFREG, 0o6750)
+        os.fchmod(fd, 0o604)
+        os.fchown(fd, 5, 6)
+        os.utime(fd, ns=(7, 8))
+        os.setxattr(fd, "user.x", b"v")
+        link_open_file(fd, place / "name")
+        assert os.getxattr(place / "name", "user.x") == b"v"
+    found = look(place / "name")
+    assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o604, 5, 6)
+    assert (found.st_atime_ns, found.st_mtime_ns, found.st_nlink) == (7, 8, 1)
+
+
+def test_a_file_without_a_name_gets_several(place: Path) -> None:
+    (place / "other").mkdir()
+    write(place / "taken", b"taken")
+    with opened(place, RW | TMPFILE) as fd:
+        os.write(fd, b"content")
+        assert attempt(link_open_file, fd, place / "taken") == "EEXIST"
+        link_open_file(fd, place / "other/one")
+        assert (place / "other/one").read_bytes() == b"content"
+        link_open_file(fd, place / "two")
+        assert os.fstat(fd).st_nlink == 2
+        os.write(fd, b" more")
+        os.unlink(place / "two")
+    assert (place / "other/one").read_bytes() == b"content more"
+    assert os.listdir(place / "other") == ["one"]
+    assert (place / "taken").read_bytes() == b"taken"
+
+
+def test_a_file_without_a_name_is_linked_by_who_only_reads_it(place: Path) -> None:
+    with opened(place, RW | TMPFILE, 0o644) as writes:
+        os.write(writes, b"content")
+        reads = os.open(f"/proc/self/fd/{writes}", R)
+    link_open_file(reads, place / "name")
+    os.close(reads)
+    assert (place / "name").read_bytes() == b"content"
+
+
+@table("who mode expected", [("bob", 0o755, "EACCES"), ("bob", 0o777, "ok"), ("bob", 0o1777, "ok"), ("ann", 0o500, "EACCES")])
+def test_who_may_make_a_file_without_a_name(place: Path, who: str, mode: int, expected: str) -> None:
+    give(place, ANN, mode)
+    with acting({"ann": ANN, "bob": BOB}[who]):
+        assert attempt(open_close, place, RW | TMPFILE, 0o600) == expected
+
+
+def test_once_removed_a_file_gets_no_name_again(place: Path) -> None:
+    path = write(place / "file", b"content")
+    with opened(path) as fd:
+        path.unlink()
+        assert attempt(link_open_file, fd, place / "name") == "ENOENT"
 
 
 # -- O_EXCL ----------------------------------------------------------------------------------------------------------------------

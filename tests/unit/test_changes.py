@@ -10,7 +10,7 @@ import pytest
 from alluxio_like import errors
 from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.kv.memory import MemoryStore
-from alluxio_like.master.core import changes, following, journal, mounts, namespace, records, versions
+from alluxio_like.master.core import changes, checking, following, journal, mounts, namespace, records, versions
 from alluxio_like.master.core.changes import Attributes, NewInode, Outcome
 from alluxio_like.master.core.journal import Op
 from alluxio_like.types import ROOT_INODE, Entry, Fingerprint, InodeId, Kind
@@ -18,6 +18,7 @@ from alluxio_like.ufs.api import StoreEntry
 
 NOW = 1_700_000_000 * 10**9
 KEY_BYTES = 1024
+HOUR = 3600 * 10**9
 
 
 @pytest.fixture
@@ -352,3 +353,46 @@ def test_a_version_that_came_late_to_where_a_later_one_is_on_its_way_is_replaced
     versions.note_persisted(txn, inode, first.version, early, Fingerprint("first", 3), NOW + 13)
     (plan,) = following.list_ready(txn, (), renames=(1,))
     assert (plan.source, plan.target, plan.expected) == ("other", "name", Fingerprint("first", 3))
+
+
+def make_unnamed(txn: WriteTransaction, now_ns: int = NOW + 5) -> InodeId:
+    return changes.create_unnamed(txn, ROOT_INODE, NewInode(Kind.FILE, 0o644, 1, 2), now_ns).inode
+
+
+def link(txn: WriteTransaction, inode: InodeId, name: bytes, now_ns: int = NOW + 9) -> Outcome:
+    return changes.link(txn, inode, ROOT_INODE, name, now_ns, max_key_bytes=KEY_BYTES)
+
+
+@pytest.mark.parametrize("hours", [0, 2, 100])
+def test_a_file_without_a_name_gets_one(txn: WriteTransaction, hours: int) -> None:
+    before = namespace.get_totals(txn)
+    inode = make_unnamed(txn)
+    assert namespace.get_entry(txn, inode).attr.nlink == 0
+    assert list(checking.check(txn)) == []
+    changes.set_attributes(txn, inode, Attributes(mode=0o600), NOW + 6)
+    versions.seal(txn, inode, 7, NOW + 7, ("w1",), NOW + 7)
+    link(txn, inode, b"a", NOW + hours * HOUR)
+    assert get(txn, "a") == namespace.get_entry(txn, inode)
+    assert (get(txn, "a").attr.nlink, get(txn, "a").attr.size) == (1, 7)
+    after = namespace.get_totals(txn)
+    assert (after.files, after.known_bytes, after.orphans) == (before.files + 1, before.known_bytes + 7, before.orphans)
+    assert namespace.purge(txn, NOW + 1000 * HOUR, 0).files == ()
+    assert list(checking.check(txn)) == []
+    link(txn, inode, b"b")
+    assert get(txn, "b").attr.nlink == 2
+
+
+def test_a_file_without_a_name_goes_as_what_was_removed_does(txn: WriteTransaction) -> None:
+    inode = make_unnamed(txn)
+    assert namespace.purge(txn, NOW + HOUR - 1).files == ()
+    assert [one.inode for one in namespace.purge(txn, NOW + 3 * HOUR).files] == [inode]
+    with pytest.raises(errors.NotFound):
+        link(txn, inode, b"a")
+    assert list(checking.check(txn)) == []
+
+
+def test_what_was_removed_gets_no_name_again(txn: WriteTransaction) -> None:
+    inode = create(txn, "a")
+    changes.unlink(txn, ROOT_INODE, b"a", NOW + 6)
+    with pytest.raises(errors.NotFound):
+        link(txn, inode, b"b")

@@ -72,22 +72,9 @@ def create(txn: WriteTransaction, parent: InodeId, name: bytes, new: NewInode, n
     _check_name(txn, directory, name, max_key_bytes)
     if namespace.find_child(txn, directory.table, name) is not None:
         raise errors.AlreadyExists("it exists", subject=_show(name))
-    gid = new.gid
-    mode, lists = _inherit_lists(txn, directory, new)
-    if directory.record.mode & stat.S_ISGID:
-        gid = directory.record.gid
-        mode |= stat.S_ISGID if new.kind is Kind.DIRECTORY else 0
-    size = len(new.target) if new.kind is Kind.SYMLINK else 0
-    version = VersionId(1 if new.kind is Kind.FILE else 0)
-    flags = records.LOCAL | (records.OWN if new.kind is Kind.FILE else 0)
-    flags |= records.XATTRS if lists else 0
-    record = Inode(
-        new.kind, flags, mode, 1, new.uid, gid, directory.record.mount_id, size, now_ns, now_ns, version, 0, parent, b"", name
-    )
+    record, lists = _make_record(txn, directory, name, new, now_ns)
     inode = edit.link(directory, record)
-    txn.put(records.dirty_key(inode), records.pack_dirty(Dirty()))
-    for list_name, value in lists.items():
-        txn.put(records.xattr_key(inode, list_name), value)
+    _put_beside(txn, inode, lists)
     if new.kind is Kind.SYMLINK:
         txn.put(records.target_key(inode), new.target)
     elif new.device:
@@ -104,6 +91,41 @@ def create(txn: WriteTransaction, parent: InodeId, name: bytes, new: NewInode, n
     return Outcome(inode, (_recall(parent, name),))
 
 
+def create_unnamed(txn: WriteTransaction, parent: InodeId, new: NewInode, now_ns: int) -> Outcome:
+    """Make a file that has no name until `link` gives it one; else it goes as an orphan does. Raises as `create`."""
+    edit = Edit(txn, now_ns)
+    directory = _open_writable(edit, parent)
+    record, lists = _make_record(txn, directory, b"", new, now_ns)
+    inode = edit.make_unnamed(directory, record)
+    _put_beside(txn, inode, lists)
+    edit.finish()
+    return Outcome(inode, ())
+
+
+def _make_record(
+    txn: ReadTransaction, directory: Directory, name: bytes, new: NewInode, now_ns: int
+) -> tuple[Inode, dict[bytes, bytes]]:
+    """The record and the access control lists of what is made in a directory."""
+    gid, above = new.gid, directory.record
+    mode, lists = _inherit_lists(txn, directory, new)
+    if above.mode & stat.S_ISGID:
+        gid = above.gid
+        mode |= stat.S_ISGID if new.kind is Kind.DIRECTORY else 0
+    size = len(new.target) if new.kind is Kind.SYMLINK else 0
+    version = VersionId(1 if new.kind is Kind.FILE else 0)
+    flags = records.LOCAL | (records.OWN if new.kind is Kind.FILE else 0) | (records.XATTRS if lists else 0)
+    times = now_ns, now_ns
+    record = Inode(new.kind, flags, mode, 1, new.uid, gid, above.mount_id, size, *times, version, 0, directory.inode, b"", name)
+    return record, lists
+
+
+def _put_beside(txn: WriteTransaction, inode: InodeId, lists: dict[bytes, bytes]) -> None:
+    """What belongs to a new inode that the store does not have, and lies in tables of its own."""
+    txn.put(records.dirty_key(inode), records.pack_dirty(Dirty()))
+    for name, value in lists.items():
+        txn.put(records.xattr_key(inode, name), value)
+
+
 def _inherit_lists(txn: ReadTransaction, directory: Directory, new: NewInode) -> tuple[int, dict[bytes, bytes]]:
     """Mode and access control lists of what is made in a directory."""
     has_lists = directory.record.flags & records.XATTRS and new.kind is not Kind.SYMLINK
@@ -118,13 +140,14 @@ def _inherit_lists(txn: ReadTransaction, directory: Directory, new: NewInode) ->
 
 
 def link(txn: WriteTransaction, inode: InodeId, parent: InodeId, name: bytes, now_ns: int, *, max_key_bytes: int) -> Outcome:
-    """Give an inode a further name. Raises NotPermitted (a directory), CrossDevice, and as `create`."""
+    """Give an inode a further name, or its first one. Raises NotPermitted (a directory), CrossDevice, and as `create`."""
     edit = Edit(txn, now_ns)
     directory = _open_writable(edit, parent)
     record = tables.get_inode(txn, inode)
     if record.kind is Kind.DIRECTORY:
         raise errors.NotPermitted("a directory has one name", subject=_show(record.name))
-    if record.flags & records.ORPHAN:
+    is_unnamed = bool(record.flags & records.ORPHAN) and not record.name
+    if record.flags & records.ORPHAN and not is_unnamed:
         raise errors.NotFound("the file was removed", subject=_show(record.name))
     if record.mount_id != directory.record.mount_id:
         raise errors.CrossDevice("the name lies in another mount", subject=_show(name))
@@ -133,6 +156,12 @@ def link(txn: WriteTransaction, inode: InodeId, parent: InodeId, name: bytes, no
         raise errors.AlreadyExists("it exists", subject=_show(name))
     if record.nlink >= MAX_LINKS:
         raise errors.NotPermitted(f"a file has at most {MAX_LINKS} names", subject=_show(record.name))
+    if is_unnamed:
+        edit.name(directory, inode, record._replace(name=name, nlink=1, ctime_ns=now_ns))
+        directory.set_changed(now_ns)
+        edit.finish()
+        quotas.check(txn, edit.grown)
+        return Outcome(inode, (_recall(parent, name, inode),))
     edit.attach(directory, inode, record._replace(parent=parent, name=name))
     txn.put(records.name_key(inode, edit.sequence), records.pack_name(parent, name))
     edit.change(inode, record, record._replace(nlink=record.nlink + 1, ctime_ns=now_ns, flags=record.flags | records.LINKED))
@@ -594,6 +623,8 @@ def _recall_names(txn: ReadTransaction, inode: InodeId, record: Inode) -> tuple[
 
 def list_recalls(txn: ReadTransaction, inode: InodeId, record: Inode) -> tuple[Recall, ...]:
     """What clients may know of an inode's attributes: under each of its names."""
+    if not record.name:
+        return (Recall(record.parent, inodes=(inode,)),)
     recalls = [_recall(record.parent, record.name, inode)]
     if record.flags & records.LINKED:
         for _, data in txn.scan(records.name_key(inode, 0), records.name_stop(inode)):

@@ -117,6 +117,11 @@ def get_sequence(txn: ReadTransaction) -> int:
     return records.unpack_id(data) if data is not None else 0
 
 
+_UNNAMED_NS = 3600 * 10**9
+"""Files without a name are said to be removed at the end of an hour, so that what says so is found again by their inode alone."""
+_LIKELY = 4
+
+
 class Directory:
     """A directory whose children are being changed: its record, its table and the counts, written by `Edit.finish`."""
 
@@ -191,6 +196,33 @@ class Edit:
         self.txn.put(records.inode_key(inode), records.pack_inode(record))
         self._count_totals(record, 1)
         return inode
+
+    def make_unnamed(self, directory: Directory, record: Inode) -> InodeId:
+        """An inode that has no name yet: an orphan, until `name` gives it one."""
+        inode = self.new_inode_id()
+        self.abandon(inode, self._complete(directory, record), removed_ns=(self.now_ns // _UNNAMED_NS + 1) * _UNNAMED_NS)
+        return inode
+
+    def name(self, directory: Directory, inode: InodeId, record: Inode) -> None:
+        """Give what `make_unnamed` made its first name."""
+        self._forget_unnamed(inode)
+        record = self._complete(directory, record._replace(flags=record.flags & ~records.ORPHAN))
+        self.txn.put(records.inode_key(inode), records.pack_inode(record))
+        self.attach(directory, inode, record)
+        self._orphans -= 1
+        self._count_totals(record, 1)
+        self._tally.add(inode, record)
+
+    def _forget_unnamed(self, inode: InodeId) -> None:
+        newest = self.now_ns // _UNNAMED_NS + 1
+        likely = (records.orphan_key((newest - back) * _UNNAMED_NS, inode) for back in range(_LIKELY))
+        row = next((row for row in likely if self.txn.get(row) is not None), None)
+        if row is None:
+            # The clock was set, or nothing was purged for long.
+            rows = (row for row, _ in self.txn.scan(b"X", b"Y"))
+            row = next((row for row in rows if records.unpack_orphan_key(row)[1] == inode), None)
+        if row is not None:
+            self.txn.delete(row)
 
     def link_files(self, directory: Directory, common: Inode, files: Sequence[NewFile]) -> range:
         """`link` for many new files at once, whose ids are the range returned: a third of the time.

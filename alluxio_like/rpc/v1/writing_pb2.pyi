@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateRequest(_message.Message):
-    __slots__ = ("operation_id", "parent", "name", "kind", "mode", "uid", "gid", "target", "device", "asked_mode")
+    __slots__ = ("operation_id", "parent", "name", "kind", "mode", "uid", "gid", "target", "device", "asked_mode", "unnamed")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class CreateRequest(_message.Message):
     TARGET_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ASKED_MODE_FIELD_NUMBER: _ClassVar[int]
+    UNNAMED_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     parent: int
     name: bytes
@@ -31,7 +32,8 @@ class CreateRequest(_message.Message):
     target: bytes
     device: int
     asked_mode: int
-    def __init__(self, operation_id: _Optional[str] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., target: _Optional[bytes] = ..., device: _Optional[int] = ..., asked_mode: _Optional[int] = ...) -> None: ...
+    unnamed: bool
+    def __init__(self, operation_id: _Optional[str] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., target: _Optional[bytes] = ..., device: _Optional[int] = ..., asked_mode: _Optional[int] = ..., unnamed: _Optional[bool] = ...) -> None: ...
 
 class LinkRequest(_message.Message):
     __slots__ = ("operation_id", "inode", "parent", "name")
