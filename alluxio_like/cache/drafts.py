@@ -105,6 +105,8 @@ class Draft:
     record: DraftRecord
     directory: int
     path: str
+    becomes: str = ""
+    """Where its file is once it is a cache file; empty: it is not about to be one."""
 
     @property
     def inode(self) -> InodeId:
@@ -326,8 +328,15 @@ class Drafts:
     def open_draft(self, draft: Draft) -> int:
         """A read-only descriptor of it, the caller's."""
         directory = self._dirs[draft.directory]
+        flags = os.O_RDONLY | files.FLAGS
         with self._translated(directory):
-            return os.open(draft.path, os.O_RDONLY | files.FLAGS, dir_fd=directory.fd)
+            try:
+                return os.open(draft.path, flags, dir_fd=directory.fd)
+            except FileNotFoundError:
+                if not draft.becomes:
+                    raise
+                # Moved, and not committed yet.
+                return os.open(draft.becomes, flags, dir_fd=directory.fd)
 
     def observe(self, draft: Draft) -> Observation | None:
         """Sync what is in a draft, and look at all of it at one moment; None: others go on changing it. Raises DiskError."""
@@ -547,6 +556,7 @@ class Drafts:
             raise errors.Internal("a draft has checksums of another content", subject=ref.key)
         values: dict[bytes, bytes | None] = {records.make_draft_key(ref.inode): None, records.make_sums_key(ref.inode): None}
         unpersisted = ref.file_id in self.uploads
+        draft.becomes = fmt.make_file_path(ref.file_id, record.generation)
         self._move_to_files(directory, draft.path, ref, record.generation, sums, values, unpersisted=unpersisted)
         directory.note_draft(record.generation, 0)
         del self._drafts[ref.inode]

@@ -310,6 +310,21 @@ def test_killed_while_a_draft_becomes_a_cache_file_it_is_one_or_the_other(kills:
     kills.check_space()
 
 
+def test_a_draft_is_found_at_every_moment_of_becoming_a_cache_file(kills: Kills) -> None:
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    seal(kills, 2)
+    drafts, draft, seen = kills.store.drafts, kills.get_draft(), []
+
+    def look(_: str) -> None:
+        with os.fdopen(drafts.open_draft(draft), "rb") as file:
+            seen.append(file.read())
+
+    drafts.checkpoint = look
+    assert drafts.end(draft) is Ending.DONE
+    assert seen == [DATA, DATA]
+
+
 def test_killed_while_a_draft_is_deleted_it_is_gone(kills: Kills) -> None:
     kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
     write_draft(kills, DATA)
