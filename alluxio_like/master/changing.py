@@ -242,7 +242,12 @@ class ChangesService:
     async def plan_upload(self, file_id: FileId) -> UploadPlan:
         def make() -> UploadPlan:
             with self._meta.read() as txn:
-                plan = versions.plan_upload(txn, file_id.inode, file_id.version)
+                try:
+                    plan = versions.plan_upload(txn, file_id.inode, file_id.version)
+                except (errors.Stale, errors.NotFound):
+                    # Who asks is not sending it.
+                    self._follower.end_upload(file_id)
+                    raise
                 metadata = _make_metadata(txn, file_id.inode)
             if self._empty.is_putting(file_id.inode):
                 raise errors.Unavailable("the file is just being put as it was made", subject=plan.key)
@@ -250,6 +255,9 @@ class ChangesService:
             return UploadPlan(plan.mount_id, plan.key, plan.expected, metadata)
 
         return await self._wait_for_store(make)
+
+    async def end_upload(self, file_id: FileId) -> None:
+        self._follower.end_upload(file_id)
 
     async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None:
         core = versions.UploadPlan(plan.mount_id, plan.key, plan.expected)

@@ -71,6 +71,10 @@ class ChangesHandler(Protocol):
         """Raises Stale (this version is not wanted any more), Unavailable (try again soon)."""
         ...
 
+    async def end_upload(self, file_id: FileId) -> None:
+        """A version's upload that was planned has been given up."""
+        ...
+
     async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None: ...
 
     async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed:
@@ -186,6 +190,10 @@ class _Changes:
             expected=None if plan.expected is None else convert.fingerprint(plan.expected),
             metadata=plan.metadata,
         )
+
+    async def EndUpload(self, request: writing_pb2.EndUploadRequest, _: Any) -> writing_pb2.EndUploadReply:
+        await self._handler.end_upload(_to_file_id(request))
+        return writing_pb2.EndUploadReply()
 
     async def NotePersisted(self, request: writing_pb2.NotePersistedRequest, _: Any) -> writing_pb2.NotePersistedReply:
         expected = convert.to_fingerprint(request.expected) if request.HasField("expected") else None
@@ -330,6 +338,9 @@ class ChangesStub:
         reply = await self._call("PlanUpload", writing_pb2.PlanUploadRequest(inode=file_id.inode, version=file_id.version))
         expected = convert.to_fingerprint(reply.expected) if reply.HasField("expected") else None
         return UploadPlan(MountId(reply.mount_id), to_str(reply.key), expected, dict(reply.metadata))
+
+    async def end_upload(self, file_id: FileId) -> None:
+        await self._call("EndUpload", writing_pb2.EndUploadRequest(inode=file_id.inode, version=file_id.version))
 
     async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None:
         request = writing_pb2.NotePersistedRequest(

@@ -71,6 +71,8 @@ class Changes(Protocol):
 
     async def plan_upload(self, file_id: FileId) -> UploadPlan: ...
 
+    async def end_upload(self, file_id: FileId) -> None: ...
+
     async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None: ...
 
     async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed: ...
@@ -134,6 +136,8 @@ class Uploader:
         self._jobs: dict[InodeId, _Job] = {}
         self._sent = {record.file_id: _get_place(record) for record in self._drafts.list_uploads()}
         """Versions of which the store may have something, and where: all that were there before the start, since nobody knows."""
+        self._planned = set(self._sent)
+        """Versions for whose uploads the master keeps keys free."""
         self._slots = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._copies = asyncio.Semaphore(_COPIES_AT_ONCE)
         self._closed = False
@@ -339,6 +343,7 @@ class Uploader:
     async def _upload(self, record: UploadRecord, job: _Job) -> None:
         opened = await self._disk.submit(lambda: self._open(record))
         if opened is None:
+            await self._give_up(record)
             raise Superseded
         started = self._turns.monotonic()
         try:
@@ -353,14 +358,25 @@ class Uploader:
             self._metrics.uploaded_bytes.inc(record.ref.size)
             self._metrics.upload_seconds.observe(self._turns.monotonic() - started)
             await self._forget(record)
+        except Superseded:
+            await self._give_up(record)
+            raise
         finally:
             os.close(opened.fd)
+
+    async def _give_up(self, record: UploadRecord) -> None:
+        """The bytes are others by now: should no version come after this one, its key is not to stay taken."""
+        if record.file_id in self._planned:
+            self._planned.discard(record.file_id)
+            with contextlib.suppress(errors.AlluxioLikeError):
+                await self._changes.end_upload(record.file_id)
 
     async def plan(self, record: UploadRecord, job: _Job) -> UploadPlan | None:
         """Where it goes; None: nowhere any more. Waits while the store has something else to follow first."""
         pause_s = 0.01
         while True:
             try:
+                self._planned.add(record.file_id)
                 return await self._changes.plan_upload(record.file_id)
             except (errors.Stale, errors.NotFound):
                 return None
@@ -483,6 +499,7 @@ class Uploader:
             if one.file_id.version <= record.file_id.version:
                 await self._disk.submit(functools.partial(self._drafts.drop_upload, one.file_id))
                 self._sent.pop(one.file_id, None)
+                self._planned.discard(one.file_id)
                 self._on_persisted(one.file_id)
 
     # -- bytes -------------------------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ class FakeChanges:
     """The store has something else to follow first: nothing is uploaded."""
     persisted: list[tuple[FileId, str]] = field(default_factory=list)
     """Versions of which was said that the store has them, and at which key."""
+    ended: list[FileId] = field(default_factory=list)
+    """Versions whose uploads were given up."""
     conflicts: list[FileId] = field(default_factory=list)
     seals: list[SealedDraft] = field(default_factory=list)
     lose_answers: int = 0
@@ -99,6 +101,10 @@ class FakeChanges:
         if self.following:
             raise errors.Unavailable("later", subject=str(inode))
         return UploadPlan(MOUNT, self.keys[inode], self.stored[inode], {"mode": "644"})
+
+    async def end_upload(self, file_id: FileId) -> None:
+        await self._reach()
+        self.ended.append(file_id)
 
     async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None:
         await self._reach()

@@ -433,6 +433,22 @@ async def test_an_empty_file_is_recorded_before_anybody_else_may_do_something_th
     assert {key: store.get(key) for key in list_keys(store)} == {"new": b"there", "there": b""}
 
 
+@pytest.mark.parametrize("asks", [True, False])
+async def test_an_upload_that_was_given_up_keeps_no_key(cluster: Cluster, store: MemoryUfs, asks: bool) -> None:
+    """The store followed nothing at that key any more for an hour."""
+    entry = await create(cluster, "/data/a")
+    sealed = await seal(cluster, entry.attr.inode, 4)
+    await cluster.changes.plan_upload(sealed.ref.file_id)
+    await rename(cluster, "/data/a", "/data/b")
+    await remove(cluster, "/data/b")
+    if asks:
+        with pytest.raises(errors.Stale):
+            await cluster.changes.plan_upload(sealed.ref.file_id)
+    else:
+        await cluster.changes.end_upload(sealed.ref.file_id)
+    await wait_followed(cluster)
+
+
 @pytest.mark.parametrize("told", [True, False])
 async def test_what_is_unexpectedly_there_after_a_start_may_be_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool

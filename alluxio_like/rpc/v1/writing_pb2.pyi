@@ -260,6 +260,18 @@ class PlanUploadReply(_message.Message):
     metadata: _containers.ScalarMap[str, str]
     def __init__(self, mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., expected: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
+class EndUploadRequest(_message.Message):
+    __slots__ = ("inode", "version")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    version: int
+    def __init__(self, inode: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+
+class EndUploadReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class NotePersistedRequest(_message.Message):
     __slots__ = ("inode", "version", "mount_id", "key", "expected", "stored")
     INODE_FIELD_NUMBER: _ClassVar[int]

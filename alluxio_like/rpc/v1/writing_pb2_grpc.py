@@ -98,6 +98,11 @@ class ChangesStub:
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PlanUploadRequest.SerializeToString,
                 response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PlanUploadReply.FromString,
                 _registered_method=True)
+        self.EndUpload = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Changes/EndUpload',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndUploadRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndUploadReply.FromString,
+                _registered_method=True)
         self.NotePersisted = channel.unary_unary(
                 '/alluxio_like.rpc.v1.Changes/NotePersisted',
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.NotePersistedRequest.SerializeToString,
@@ -222,6 +227,13 @@ class ChangesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EndUpload(self, request, context):
+        """Nothing of it is being uploaded any more, since there is another content by now: what was planned does not keep its key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def NotePersisted(self, request, context):
         """The store has it.
         """
@@ -327,6 +339,11 @@ def add_ChangesServicer_to_server(servicer, server):
                     servicer.PlanUpload,
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PlanUploadRequest.FromString,
                     response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PlanUploadReply.SerializeToString,
+            ),
+            'EndUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndUpload,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndUploadRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndUploadReply.SerializeToString,
             ),
             'NotePersisted': grpc.unary_unary_rpc_method_handler(
                     servicer.NotePersisted,
@@ -687,6 +704,33 @@ class Changes:
             '/alluxio_like.rpc.v1.Changes/PlanUpload',
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PlanUploadRequest.SerializeToString,
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PlanUploadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Changes/EndUpload',
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndUploadRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.EndUploadReply.FromString,
             options,
             channel_credentials,
             insecure,
