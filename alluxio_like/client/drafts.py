@@ -187,7 +187,7 @@ class DraftFiles:
                 return chosen
             if newer:
                 # One that is starting again is waited for, as any answer is.
-                if not self._had_one and not _may_come(view.workers):
+                if not self._had_one and not self._may_come(view.workers):
                     raise ReadOnly(
                         "files are written through a worker on the same machine, and none runs here whose cache this user may"
                         " write: start one, under this user"
@@ -200,6 +200,13 @@ class DraftFiles:
     def _pick(self, workers: tuple[Worker, ...], inode: InodeId) -> Worker | None:
         here = [worker for worker in workers if worker.live and self._local.is_local(worker)]
         return next(iter(rank_workers(here, FileId(inode, VersionId(0)), None)), None)
+
+    def _may_come(self, workers: tuple[Worker, ...]) -> bool:
+        """Whether a worker of this machine may be starting, or hang: the master knows none yet, or one is gone, or nobody answers
+        at its door."""
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        here = [one for one in workers if one.host_id == boot_id]
+        return not workers or any(not one.live or self._local.is_silent(one) or _is_deaf(one.door_path) for one in here)
 
     def _get_stub(self, worker: Worker) -> DraftsStub:
         return self._cluster.get_drafts_stub(worker)
@@ -221,12 +228,6 @@ class DraftFiles:
                     raise
             newer = True
             await asyncio.sleep(_LOOK_S)
-
-
-def _may_come(workers: tuple[Worker, ...]) -> bool:
-    """Whether a worker of this machine may be starting: the master knows none yet, or one is gone or does not listen."""
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return not workers or any(not one.live or _is_deaf(one.door_path) for one in workers if one.host_id == boot_id)
 
 
 def _is_deaf(door_path: str) -> bool:

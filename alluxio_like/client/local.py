@@ -44,6 +44,7 @@ class LocalCaches:
         self._found_at: dict[FileId, WorkerId] = {}
         """With several workers here: where `find_whole` found files lately."""
         self._failed: dict[tuple[WorkerId, str], float] = {}
+        self._silent: set[WorkerId] = set()
         self._seen: Cluster | None = None
         self._entering: asyncio.Task[None] | None = None
         self._touched: dict[WorkerId, dict[FileId, list[int]]] = {}
@@ -67,6 +68,10 @@ class LocalCaches:
     def gives_files(self, worker: Worker) -> bool:
         """Whether this worker's door gives this user its cache files one by one (`ask_door`), and not its directories."""
         return self._doors.get(worker.worker_id) == worker.door_path
+
+    def is_silent(self, worker: Worker) -> bool:
+        """Whether there is a door of this worker on this machine at which nobody answered: it starts, stops, or hangs."""
+        return worker.worker_id in self._silent
 
     async def ask_door(self, worker: Worker, ref: FileRef) -> HandedFile | None:
         """The cache file of a content, whole, through a worker's door; None: it is not wholly there, or cannot be had now."""
@@ -226,6 +231,7 @@ class LocalCaches:
         gone = set(self._readers) - {worker.worker_id for worker in view.workers if worker.live}
         for worker_id in gone:
             self._readers.pop(worker_id)[1].close()
+        self._silent &= {worker.worker_id for worker in view.workers}
         self._doors = {one.worker_id: one.door_path for one in view.workers if one.live and self.gives_files(one)}
         for worker in view.workers:
             known = self._readers.get(worker.worker_id)
@@ -233,7 +239,12 @@ class LocalCaches:
             entered = (known and known[0] == worker.address) or self.gives_files(worker)
             if not worker.live or not worker.door_path or key in self._failed or entered:
                 continue
-            greeting = await asyncio.to_thread(_enter, worker)
+            try:
+                greeting = await asyncio.to_thread(_enter, worker)
+                self._silent.discard(worker.worker_id)
+            except Unavailable:
+                greeting = None
+                self._silent.add(worker.worker_id)
             if greeting is None:
                 self._failed[key] = now + RETRY_S
                 continue
@@ -279,7 +290,8 @@ def _close_handed(asking: "asyncio.Future[HandedFile]") -> None:
 
 
 def _enter(worker: Worker) -> DoorGreeting | None:
-    """In a thread: what the worker's door gave, or None when it is not on this machine, not ours, or another's."""
+    """In a thread: what the worker's door gave, or None when it is not on this machine, not ours, or another's. Raises
+    Unavailable when nobody answers there."""
     try:
         if not Path(worker.door_path).exists():
             return None
@@ -290,6 +302,8 @@ def _enter(worker: Worker) -> DoorGreeting | None:
         greeting = enter_door(worker.door_path)
     except AlluxioLikeError as error:
         _log.info("a worker's door stays shut: %s", error, extra={"worker": worker.worker_id})
+        if isinstance(error, Unavailable):
+            raise
         return None
     if greeting.worker_id != worker.worker_id:
         for fd in greeting.directory_fds:

@@ -219,6 +219,6 @@ def test_kills_at_random_moments(workplace: Path, policy: str) -> None:  # noqa:
                 assert_whole_disks(workplace / "home", online=True)
             except AssertionError as error:
                 raise AssertionError(f"run {run}, {policy}, killed {', '.join(killed)}: {error}") from error
-        stack.run_command("alluxio-like", "fs", "wait", "/data")
+        stack.run_command("alluxio-like", "fs", "wait", "/data", "--timeout", "5m")
         assert _read_store(programs, running.store)
     assert_whole_disks(workplace / "home")

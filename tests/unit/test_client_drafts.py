@@ -1,15 +1,18 @@
 """Drafts at a worker that hangs: whoever writes is told in time, and nobody is cut off from one that is at work."""
 
 import asyncio
+import socket
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from alluxio_like.client.drafts import DraftFiles
-from alluxio_like.errors import Unavailable
+from alluxio_like.client.local import LocalCaches
+from alluxio_like.errors import ReadOnly, Unavailable
 from alluxio_like.rpc.messages_writing import DraftSealed
-from alluxio_like.types import InodeId, WorkerId
+from alluxio_like.types import Cluster, InodeId, Worker, WorkerId
 from tests.unit.draft_parts import MOUNT, make_own_ref
 
 HANGS_S = 60.0
@@ -80,6 +83,29 @@ async def test_an_open_fails_when_the_worker_says_nothing() -> None:
     async with asyncio.timeout(HANGS_S):
         with pytest.raises(Unavailable, match="does not answer"):
             await files.begin(make_own_ref(5, 1, "a", 3), truncate=False)
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_a_worker_that_hangs_is_no_mount_that_cannot_be_written(tmp_path: Path, hangs: bool) -> None:
+    """A daemon that has just started has not got the cache's directories yet: a worker that hangs does not answer at its door."""
+    door = tmp_path / "door.sock"
+    worker = Worker(WorkerId("w"), "127.0.0.1:1", Path("/proc/sys/kernel/random/boot_id").read_text().strip(), str(door), 0)
+
+    async def get_view(*, newer: bool) -> Cluster:
+        return Cluster("c", 1, (worker,))
+
+    cluster: Any = SimpleNamespace(get_view=get_view, view=None)
+    unused: Any = None
+    local = LocalCaches(cluster)
+    files = DraftFiles(cluster, local, unused, unused, unused, io_timeout_s=0.3)
+    with socket.socket(socket.AF_UNIX) as listening:
+        if hangs:
+            listening.bind(str(door))
+            listening.listen()
+        async with asyncio.timeout(HANGS_S):
+            with pytest.raises(Unavailable if hangs else ReadOnly, match="it is away" if hangs else "none runs here"):
+                await files.find(InodeId(5))
+    await local.close()
 
 
 async def test_a_close_takes_as_long_as_a_worker_is_at_work() -> None:
