@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Coroutine
 
 from alluxio_like.cache.reader import LocalFile
-from alluxio_like.client.fetching import Fetcher
+from alluxio_like.client.fetching import Fetcher, OnEnd
 from alluxio_like.client.readahead import Budget
 from alluxio_like.client.reading import FileReader
 from alluxio_like.errors import Internal, TimedOut
@@ -76,7 +76,7 @@ class FarReader:
         """Whether it was asked to give back while it could not."""
         self._full: FileReader | None = None
         self._served_bytes = 0
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[Callable[[], None]] = []
         self._waits = SharedWaits()
         self._told = Waits()
         self._closed = False
@@ -85,7 +85,7 @@ class FarReader:
         """Ask for the file. False: it is no such file, or there is no memory for it; this reader is of no use then."""
         if not self._budget.try_take(self.size, self, self._give_back):
             return False
-        self._begun = fetcher.begin_whole(self.ref, self._told, self._end)
+        self._begun = fetcher.begin(self.ref, 0, self.size, self._told, self._end)
         if self._begun is None:
             self._budget.release(self.size)
             self._budget.forget(self)
@@ -102,9 +102,8 @@ class FarReader:
         elif self._passed_over:
             self._budget.try_take(0, self, self._give_back)
         waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        for tell in waiters:
+            tell()
 
     def _release(self) -> None:
         self._data = None
@@ -170,10 +169,32 @@ class FarReader:
         except TimeoutError:
             raise TimedOut(f"not read within {self._io_timeout_s:g} s", subject=self.ref.key) from None
 
+    def begin_read(self, offset: int, length: int, on_end: OnEnd) -> Callable[[], None] | None:
+        """See FileReader."""
+        if self._begun is None:
+            return None
+        told = self._told.get()
+        self._waits.begin(time.monotonic())
+
+        def end() -> None:
+            self._waits.end(time.monotonic(), subtract(self._told.get(), told), Cause.PEER)
+            data = self._data
+            if data is not None:
+                data = data[offset : offset + length]
+                self._note_served(length)
+            on_end(data)
+
+        def give_up() -> None:
+            self._waiters.remove(end)
+            self._waits.end(time.monotonic(), subtract(self._told.get(), told), Cause.PEER)
+
+        self._waiters.append(end)
+        return give_up
+
     async def _wait(self) -> None:
         """Until it has landed, or will not."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(lambda: None if waiter.done() else waiter.set_result(None))
         self._waits.begin(time.monotonic())
         told = self._told.get()
         try:

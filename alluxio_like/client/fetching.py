@@ -64,28 +64,32 @@ class FillTarget(Protocol):
         ...
 
 
-class _Whole:
-    """All of a small content on its way from another machine."""
+OnEnd = Callable[[memoryview | None], None]
+"""Called on the loop, once: with all that was asked for, verified, or with None when it did not come (that it was cancelled is
+one reason)."""
 
-    __slots__ = ("_fetcher", "_landed", "_on_end", "_ref", "_worker", "buffer")
 
-    def __init__(self, fetcher: "Fetcher", worker: Worker, ref: FileRef, on_end: Callable[[memoryview | None], None]) -> None:
+class _Coming:
+    """Bytes on their way from another machine, for which no task waits."""
+
+    __slots__ = ("_fetcher", "_landed", "_on_end", "_worker", "buffer")
+
+    def __init__(self, fetcher: "Fetcher", worker: Worker, size: int, on_end: OnEnd) -> None:
         self._fetcher = fetcher
         self._worker = worker
-        self._ref = ref
-        self._on_end: Callable[[memoryview | None], None] | None = on_end
+        self._on_end: OnEnd | None = on_end
         self._landed = 0
-        self.buffer = memoryview(bytearray(ref.size))
+        self.buffer = memoryview(bytearray(size))
 
     def on_frame(self, _start: int, length: int, _sums: object) -> None:
         self._landed += length
-        if self._landed == self._ref.size:
+        if self._landed == len(self.buffer):
             # At once: whoever waits is not to wait for one more turn of the loop.
             self._end(self.buffer)
 
     def on_done(self, done: "asyncio.Future[None]") -> None:
         error = done.exception()
-        self._fetcher.note_whole(self._worker, self._ref.size, error)
+        self._fetcher.note_came(self._worker, len(self.buffer), error)
         self._end(None)
 
     def _end(self, data: memoryview | None) -> None:
@@ -160,27 +164,25 @@ class Fetcher:
             self._streamed.inc(len(buffer))
         return buffer
 
-    def begin_whole(self, ref: FileRef, told: Waits, on_end: Callable[[memoryview | None], None]) -> BegunRead | None:
-        """Ask the home of a small content, if that is no worker of this machine, for all of it: one message there and one back,
-        no task, nothing waited for. None: it is to be had another way.
-
-        `on_end` is called on the loop, once, with all of it, verified, or with None when it did not come (that it was cancelled
-        is one reason). `told` gets what the worker says was waited for.
+    def begin(self, ref: FileRef, offset: int, stop: int, told: Waits, on_end: OnEnd) -> BegunRead | None:
+        """Ask the home of a content, if that is no worker of this machine, for a range of at most a page: one message there and
+        one back, no task, nothing waited for. None: it is to be had another way. `told` gets what the worker says was waited for.
         """
         view, pool = self._cluster.view, self._cluster.pool
         if view is None or pool is None or not self._local.is_current:
             return None
-        worker = self._cluster.lookup_home(view, ref, 0)
+        worker = self._cluster.lookup_home(view, ref, offset)
         if worker is None or self._local.is_local(worker):
             return None
-        whole = _Whole(self, worker, ref, on_end)
-        begun = pool.try_begin(view, worker, ref, whole.buffer, on_frame=whole.on_frame, waits=told)
+        coming = _Coming(self, worker, stop - offset, on_end)
+        again = stop - offset < ref.size
+        begun = pool.try_begin(view, worker, ref, offset, coming.buffer, on_frame=coming.on_frame, waits=told, again=again)
         if begun is not None:
-            begun.done.add_done_callback(whole.on_done)
+            begun.done.add_done_callback(coming.on_done)
         return begun
 
-    def note_whole(self, worker: Worker, size: int, error: BaseException | None) -> None:
-        """How a read that `begin_whole` began has ended."""
+    def note_came(self, worker: Worker, size: int, error: BaseException | None) -> None:
+        """How a read that `begin` began has ended."""
         if error is None:
             self._cluster.note_success(worker)
             if self._streamed is not None:

@@ -42,11 +42,14 @@ class Pattern:
         """What lies before it will hardly be asked for again."""
         return self._next - SLACK_BYTES
 
+    def follows(self, offset: int, stop: int) -> bool:
+        """Whether a read of [offset, stop) follows on the one before."""
+        slack = SLACK_BYTES if stop - offset > FEW_BYTES else (stop - offset) * SLACK_FEW
+        return self._next > 0 and -slack <= offset - self._next <= slack
+
     def miss(self, offset: int, stop: int) -> None:
         """A read of [offset, stop) that was not at hand. A second one that follows on the first begins to read ahead."""
-        slack = SLACK_BYTES if stop - offset > FEW_BYTES else (stop - offset) * SLACK_FEW
-        follows = self._next > 0 and -slack <= offset - self._next <= slack
-        if follows:
+        if self.follows(offset, stop):
             self._next = max(self._next, stop)
             if self.trigger == NEVER:
                 self._issued = stop

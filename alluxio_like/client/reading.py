@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 
 from alluxio_like.cache.reader import LocalFile
-from alluxio_like.client.fetching import Fetcher
+from alluxio_like.client.fetching import Fetcher, OnEnd
 from alluxio_like.client.flight import Flight
 from alluxio_like.client.local import LocalCaches
 from alluxio_like.client.readahead import AT_HAND_WINDOW_BYTES, FEW_BYTES, NEVER, PIECE_BYTES, SMALL_FILE_BYTES, Budget, Pattern
@@ -27,6 +27,7 @@ from alluxio_like.errors import (
     TimedOut,
 )
 from alluxio_like.metrics import Metrics
+from alluxio_like.rpc.data_pool import BegunRead
 from alluxio_like.rpc.messages import Filled, Priority
 from alluxio_like.types import PAGE_BYTES, Entry, FileRef, SharedRange, Worker, WorkerId
 from alluxio_like.waits import Cause, Seconds, SharedWaits, Waits, subtract
@@ -98,6 +99,8 @@ class FileReader:
         """Whether a worker here said that it does not keep this file."""
         self._past = False
         """Whether a worker here was asked for a part of this large file and does not keep it."""
+        self._begun: dict[BegunRead, None] = {}
+        """Reads for which no task waits."""
         self._flights: list[Flight] = []
         self._read_bytes = 0
         self._reads = 0
@@ -311,6 +314,43 @@ class FileReader:
             self.ref = moved
         return moved is not None
 
+    def begin_read(self, offset: int, length: int, on_end: OnEnd) -> Callable[[], None] | None:
+        """Begin a read, of what `try_read` does not have, for which no task is needed: a few bytes in no order, of a large file
+        that nobody here has.
+
+        `on_end` is called later, once, with the bytes or with None: `read` is to be asked then, also for what was wrong. What is
+        returned gives the read up: `on_end` is not called any more. None: `read` is to be asked at once.
+        """
+        stop = offset + length
+        few = length <= FEW_BYTES and self.size > SMALL_FILE_BYTES and 0 <= offset < stop <= self.size
+        if not few or self._pattern.follows(offset, stop) or not self._is_nowhere(offset, stop):
+            return None
+        given_up = False
+        told = Waits()
+
+        def end(data: memoryview | None) -> None:
+            del self._begun[begun]
+            self._waits.end(time.monotonic(), told.get(), Cause.PEER)
+            if data is not None:
+                self._few_bytes += length
+            if not given_up:
+                on_end(data)
+
+        def give_up() -> None:
+            nonlocal given_up
+            given_up = True
+            begun.cancel()
+
+        coming = self._fetcher.begin(self.ref, offset, stop, told, end)
+        if coming is None:
+            return None
+        begun = coming
+        self._begun[begun] = None
+        self._waits.begin(time.monotonic())
+        self._pattern.miss(offset, stop)
+        self._note_few(offset, stop)
+        return give_up
+
     async def _read_slices(self, offset: int, stop: int) -> memoryview:
         # Each slice has the whole of io_timeout_s: a read of many gigabytes takes as long as it takes, while it goes on.
         whole = memoryview(bytearray(stop - offset))
@@ -345,18 +385,25 @@ class FileReader:
 
     async def _read_few(self, offset: int, stop: int, told: Waits) -> memoryview | None:
         """A small read in no order, of what nobody here has: without filling a page for it. None: the long way."""
-        if self._pattern.trigger != NEVER or self._closed or self._get_run(offset, 1):
+        if not self._is_nowhere(offset, stop):
             return None
-        if any(one.start < stop and offset < one.stop for one in self._flights):
-            return None
-        if self._few_bytes >= FEW_IN_ALL_BYTES:
-            # Behind this read, which is answered as any other: to bring a page takes ten times as long.
-            self._report_few()
-            self._begin(offset, stop, Priority.DEMAND)
+        self._note_few(offset, stop)
         data = await self._fetcher.read_few(self.ref, offset, stop, told)
         if data is not None:
             self._few_bytes += len(data)
         return data
+
+    def _is_nowhere(self, offset: int, stop: int) -> bool:
+        """Whether nothing of a range is here or on its way, and reads are in no order."""
+        if self._pattern.trigger != NEVER or self._closed or self._get_run(offset, 1):
+            return False
+        return not any(one.start < stop and offset < one.stop for one in self._flights)
+
+    def _note_few(self, offset: int, stop: int) -> None:
+        if self._few_bytes >= FEW_IN_ALL_BYTES:
+            # Behind this read, which is answered as any other: to bring a page takes ten times as long.
+            self._report_few()
+            self._begin(offset, stop, Priority.DEMAND)
 
     def _report_few(self) -> None:
         """Let a worker here know what was read past it: it decides whether a copy is worth its space."""
@@ -599,6 +646,8 @@ class FileReader:
         self._on_close(self)
         self._report_few()
         tasks = [flight.task for flight in self._flights if flight.task is not None and not flight.task.done()]
+        for begun in list(self._begun):
+            begun.cancel()
         for flight in list(self._flights):
             self._drop(flight)
         self._budget.forget(self)

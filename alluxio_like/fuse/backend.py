@@ -117,6 +117,14 @@ class Reader(Protocol):
         """
         ...
 
+    def begin_read(self, offset: int, length: int, on_end: Callable[[Buffer | None], None]) -> Callable[[], None] | None:
+        """Begin a read within the file, of what `try_read` does not have, for which no task is needed. None: use `read`.
+
+        `on_end` is called later, once, with exactly `length` bytes or with None: `read` is to be asked, also for what was wrong.
+        What is returned gives the read up: `on_end` is not called any more.
+        """
+        ...
+
     async def read(self, offset: int, length: int) -> Buffer:
         """Exactly `length` bytes within the file. Raises Stale when the content is gone, Store*, Unavailable, TimedOut, ..."""
         ...

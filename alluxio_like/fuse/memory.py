@@ -109,6 +109,9 @@ class MemoryReader:
             backend.complete(self._node.entry.attr.inode)
         return self.find_whole() is not None
 
+    def begin_read(self, offset: int, length: int, on_end: Callable[[Buffer | None], None]) -> Callable[[], None] | None:
+        return None
+
     def share(self, offset: int, length: int) -> SharedRange | None:
         backend = self._backend
         whole = self.find_whole()

@@ -365,13 +365,23 @@ class Operations:
         length = min(length, file.entry.attr.size - offset)
         return self._get_reader(file).try_read(offset, length) if length > 0 else b""
 
+    def begin_read(
+        self, file: FileHandle, offset: int, length: int, on_end: Callable[[Buffer | None], None]
+    ) -> Callable[[], None] | None:
+        """Begin what `try_read_file` does not have, where no task is needed for it: see Reader. None: ask `read`."""
+        length = min(length, file.entry.attr.size - offset)
+        if file.draft is not None or file.failures or length <= 0:
+            return None
+        return self._get_reader(file).begin_read(offset, length, on_end)
+
     def share(self, file: FileHandle, offset: int, length: int) -> SharedRange | None:
         """What another process needs to answer a read by itself; None: it is to be answered here."""
         length = min(length, file.entry.attr.size - offset)
         return self._get_reader(file).share(offset, length) if length > 0 and file.draft is None else None
 
-    async def read(self, handle: int, offset: int, length: int) -> Buffer:
-        """Bytes of the file, short only at its end. Raises Stale, Store*, Unavailable, TimedOut, ... within io_timeout_s."""
+    async def read(self, handle: int, offset: int, length: int, *, waited_s: float = 0.0) -> Buffer:
+        """Bytes of the file, short only at its end. Raises Stale, Store*, Unavailable, TimedOut, ... within io_timeout_s, less
+        `waited_s`."""
         file = self._files.get(handle)
         if file.draft is not None and self.drafts is not None:
             return await self.drafts.use(file.draft, lambda fd: os.pread(fd, length, offset))
@@ -384,7 +394,7 @@ class Operations:
             if failure is not None:
                 raise failure.error
         try:
-            async with asyncio.timeout(self._settings.io_timeout_s):
+            async with asyncio.timeout(self._settings.io_timeout_s - waited_s):
                 data = await self._get_reader(file).read(offset, length)
         except TimeoutError:
             error: AlluxioLikeError = TimedOut(f"not read within {self._settings.io_timeout_s:g} s", subject=file.entry.name)

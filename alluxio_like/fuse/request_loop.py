@@ -40,11 +40,13 @@ Handler = Callable[[int, int, int, int], None]
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """What is under way in a task."""
+    """What is under way: in a task, or without one."""
 
     what: str
     thread: int
     started_s: float
+    to_task: Callable[[], None] | None = None
+    """Without a task: gives it to one, which is found under the same number then."""
     task: "asyncio.Task[None] | None" = None
     watch: asyncio.TimerHandle | None = None
 
@@ -94,6 +96,7 @@ class RequestLoop:
 
     async def _wait_answered(self) -> None:
         """Wait until all that was taken is answered."""
+        self._give_to_tasks()
         while self._under_way or self._closing:
             tasks = [request.task for request in self._under_way.values() if request.task is not None]
             await asyncio.wait([*tasks, *self._closing])
@@ -109,6 +112,7 @@ class RequestLoop:
 
     def cancel_requests(self) -> None:
         """Answer what is still under way with EINTR."""
+        self._give_to_tasks()
         for request in list(self._under_way.values()):
             if request.task is not None:
                 request.task.cancel()
@@ -234,6 +238,21 @@ class RequestLoop:
         request.task = asyncio.get_running_loop().create_task(self._run(request, unique, call))
         request.task.add_done_callback(lambda task: self._forget(key, request, call, task))
 
+    def _begin(self, what: str, unique: int, thread: int, started_s: float, to_task: Callable[[], None]) -> None:
+        """Note what is under way without a task, until `_end_begun`; whoever does it answers and counts it. `to_task` gives it up
+        and spawns a task for it."""
+        self._under_way[unique & RESENT_MASK] = _Request(what, thread, started_s, to_task)
+        # Now: it may be killed before the answer is there.
+        self._accounting.get_pid(thread)
+
+    def _end_begun(self, unique: int) -> None:
+        del self._under_way[unique & RESENT_MASK]
+
+    def _give_to_tasks(self) -> None:
+        for request in list(self._under_way.values()):
+            if request.to_task is not None:
+                request.to_task()
+
     async def _run(self, request: _Request, unique: int, call: Coroutine[None, None, bytes | None]) -> None:
         try:
             # A read bounds itself, and remembers that it failed. A change ends when it is known what became of it.
@@ -265,6 +284,9 @@ class RequestLoop:
     def _interrupt(self, _unique: int, _node: int, _thread: int, _length: int) -> None:
         (target,) = wire.INTERRUPT_IN.unpack_from(self._buffer, HEADER_BYTES)
         request = self._under_way.get(target & RESENT_MASK)
+        if request is not None and request.to_task is not None:
+            request.to_task()
+            request = self._under_way.get(target & RESENT_MASK)
         if request is not None and request.what == "setlkw" and request.task is not None:
             # It may wait for ever; whoever gives up waiting has no lock.
             request.task.cancel()

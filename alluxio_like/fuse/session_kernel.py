@@ -15,6 +15,7 @@ import time
 from alluxio_like.fuse import answers, wire
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.attributes import get_stat_mode
+from alluxio_like.fuse.backend import Buffer
 from alluxio_like.fuse.changing import Answerer
 from alluxio_like.fuse.device import Device
 from alluxio_like.fuse.handles import FileHandle
@@ -164,12 +165,54 @@ class Session(RequestLoop):
                 self._note_read(file, len(data))
                 self._meter.count("read", started_s)
                 return
+            if self._begin_read(file, unique, node, thread, handle, offset, size, started_s):
+                return
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         call = self._read_slowly(unique, node, thread, handle, offset, size, writes=writes)
         self._spawn("read", unique, thread, started_s, call)
 
+    def _begin_read(
+        self, file: FileHandle, unique: int, node: int, thread: int, handle: int, offset: int, size: int, started_s: float
+    ) -> bool:
+        """Answer a READ when its bytes come, without a task. False: it takes one."""
+
+        def spawn() -> None:
+            waited_s = time.perf_counter() - started_s
+            call = self._read_slowly(unique, node, thread, handle, offset, size, waited_s=waited_s)
+            self._spawn("read", unique, thread, started_s, call)
+
+        def end(data: Buffer | None) -> None:
+            if data is None:
+                spawn()
+                return
+            self._end_begun(unique)
+            self._write_data(unique, data)
+            file.waited_bytes += len(data)
+            self._note_read(file, len(data))
+            self._meter.count("read", started_s)
+
+        give_up = self._operations.begin_read(file, offset, size, end)
+        if give_up is None:
+            return False
+
+        def to_task() -> None:
+            give_up()
+            spawn()
+
+        self._begin("read", unique, thread, started_s, to_task)
+        return True
+
     async def _read_slowly(
-        self, unique: int, node: int, thread: int, handle: int, offset: int, size: int, *, writes: bool = False
+        self,
+        unique: int,
+        node: int,
+        thread: int,
+        handle: int,
+        offset: int,
+        size: int,
+        *,
+        writes: bool = False,
+        waited_s: float = 0.0,
     ) -> None:
         operations = self._operations
         if operations.lookup_file(handle) is None:
@@ -177,7 +220,7 @@ class Session(RequestLoop):
             adopted = operations.lookup_file(handle)
             if adopted is not None and adopted.account is None:
                 self._accounting.opened(thread, adopted)
-        data = await operations.read(handle, offset, size)
+        data = await operations.read(handle, offset, size, waited_s=waited_s)
         self._write_data(unique, data)
         file = operations.lookup_file(handle)
         if file is not None:

@@ -161,9 +161,18 @@ class DataPool:
         )
 
     def try_begin(
-        self, cluster: Cluster, worker: Worker, ref: FileRef, buffer: memoryview, *, on_frame: OnFrame, waits: Waits
+        self,
+        cluster: Cluster,
+        worker: Worker,
+        ref: FileRef,
+        offset: int,
+        buffer: memoryview,
+        *,
+        on_frame: OnFrame,
+        waits: Waits,
+        again: bool,
     ) -> BegunRead | None:
-        """As `begin`, verified, for the first bytes of a content, if a connection is open: without waiting.
+        """As `begin`, verified, if a connection is open: without waiting. `again`: more of this content will be asked for.
 
         None: none is, or it has just broken; one is being opened then for those who come later.
         """
@@ -172,13 +181,13 @@ class DataPool:
             self._open_later(cluster, worker, len(buffer))
             return None
         try:
-            # Each small file is asked for once: nothing is gained by remembering how it is called.
-            encoded = wire.encode_ref(ref)
-            check = self._make_check(connection, ref, encoded, 0, buffer, on_frame)
+            # Of what is asked for once nothing is gained by remembering how it is called.
+            encoded = self._encode(ref) if again else wire.encode_ref(ref)
+            check = self._make_check(connection, ref, encoded, offset, buffer, on_frame)
             read = connection.start(
                 encoded,
                 ref.size,
-                0,
+                offset,
                 buffer,
                 priority=int(Priority.DEMAND),
                 cached_only=False,

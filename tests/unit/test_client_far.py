@@ -3,14 +3,16 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 
 from alluxio_like import errors
+from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.far import FarReader
 from alluxio_like.client.fetching import Fetcher, FillTarget
@@ -18,9 +20,9 @@ from alluxio_like.client.flight import Flight
 from alluxio_like.client.guests import Guests, ReadOnce
 from alluxio_like.client.local import LocalCaches
 from alluxio_like.client.readahead import Budget
-from alluxio_like.client.reading import FileReader
+from alluxio_like.client.reading import FileReader, Scratch
 from alluxio_like.rpc.data_pool import DataPool
-from alluxio_like.types import Cluster, Entry, FileRef, Fingerprint, PageRange, Worker
+from alluxio_like.types import Cluster, Entry, FileId, FileRef, Fingerprint, PageRange, Worker, WorkerId
 from alluxio_like.waits import NONE, Cause, Seconds
 from tests.fakes_rpc import make_entry
 from tests.unit.test_data_socket import Place, running
@@ -173,6 +175,96 @@ async def test_reads_that_come_before_the_bytes_wait_for_them(tmp_path: Path) ->
         waited = reader.get_waits()
         assert waited[Cause.STORE] > 0, "the other worker said what it waited for"
         await reader.close()
+
+
+async def test_reads_that_come_before_the_bytes_need_no_task(tmp_path: Path) -> None:
+    data = make_data(SIZE)
+    async with standing(tmp_path) as far:
+        far.place.handler.contents[1] = data
+        far.place.handler.gate = asyncio.Event()
+        reader = far.begin(name(1), data)
+        got: list[bytes | None] = []
+
+        def end(part: memoryview | None) -> None:
+            got.append(None if part is None else bytes(part))
+
+        assert reader.begin_read(0, 60_000, end)
+        give_up = reader.begin_read(10, 10, end)
+        assert give_up is not None
+        assert reader.begin_read(60_000, 50_000, end)
+        await wait_until(lambda: far.place.handler.under_way == 1, "asked")
+        give_up()
+        far.place.handler.gate.set()
+        await wait_until(lambda: len(got) == 2, "both")
+        assert got == [data[:60_000], data[60_000:]]
+        assert reader.get_waits()[Cause.STORE] > 0, "the other worker said what it waited for"
+        assert far.budget.used_bytes == 0, "all of it was read"
+        assert reader.begin_read(0, 10, end) is None
+        await reader.close()
+        # Of a worker that fails nothing comes, and the ordinary way is to be asked.
+        far.place.handler.error = errors.Unavailable("away")
+        reader = far.begin(name(1, "other"), data)
+        assert reader.begin_read(0, 10, end)
+        await wait_until(lambda: len(got) == 3, "told")
+        assert got[2] is None
+        await reader.close()
+
+
+class NoFiles(Local):
+    """No cache file is here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.touched = 0
+
+    def open_files(self, _: FileRef) -> dict[WorkerId, LocalFile]:
+        return {}
+
+    def touch_any(self, _: FileId, read_bytes: int) -> None:
+        self.touched += read_bytes
+
+
+async def test_a_few_bytes_in_no_order_need_no_task(tmp_path: Path) -> None:
+    data = make_data(12 << 20)
+    async with standing(tmp_path) as far:
+        ref = far.place.put(1, data)
+        local = NoFiles()
+        reader = FileReader(
+            make_entry("f", ref.inode, ref.size),
+            ref,
+            fetcher=far.fetcher,
+            local=cast("LocalCaches", local),
+            budget=far.budget,
+            scratch=Scratch(),
+            readahead_max_bytes=1 << 20,
+            io_timeout_s=IO_TIMEOUT_S,
+            metrics=None,
+            on_stale=AsyncMock(return_value=None),
+            on_close=lambda _: None,
+        )
+        got: dict[int, bytes | None] = {}
+
+        def begin(offset: int, length: int) -> Callable[[], None] | None:
+            return reader.begin_read(offset, length, lambda part: got.update({offset: None if part is None else bytes(part)}))
+
+        offsets = [5 << 20, 1 << 20, (7 << 20) + 3, 30, 11 << 20]
+        give_ups = [begin(offset, 4096) for offset in offsets]
+        assert all(give_ups)
+        assert give_ups[1] is not None
+        give_ups[1]()
+        del offsets[1]
+        await wait_until(lambda: len(got) == len(offsets), "all")
+        assert got == {offset: data[offset : offset + 4096] for offset in offsets}
+        assert begin(3 << 20, 1 << 20) is None, "that is not little"
+        assert begin(len(data) - 10, 20) is None, "not all of that is within the file"
+        assert begin((11 << 20) + 4096, 4096) is None, "that follows on the one before: it is read ahead then"
+        # One that is still under way when the file is closed.
+        assert begin(9 << 20, 4096)
+        await reader.close()
+        await wait_until(lambda: 9 << 20 in got, "told")
+        assert begin(2 << 20, 4096) is None, "it is closed"
+        assert local.touched == 4 * 4096 + (4096 if got[9 << 20] else 0)
+        assert far.tracker.failures == 0
 
 
 @pytest.mark.parametrize("when", ["at once", "asked"])

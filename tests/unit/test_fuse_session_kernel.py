@@ -8,9 +8,11 @@ import signal
 import socket
 import struct
 from collections import Counter
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +20,7 @@ from alluxio_like.clock import SystemClock
 from alluxio_like.fuse import wire
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.ledger import Ledger, SentAway, copy_sent, make_memory
-from alluxio_like.fuse.memory import MemoryBackend
+from alluxio_like.fuse.memory import MemoryBackend, MemoryReader
 from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.opening import Opener, OpenSettings
@@ -298,6 +300,83 @@ async def test_a_request_is_given_up_when_its_caller_is_gone() -> None:
                 await asyncio.sleep(0)
                 kernel.collect()
         assert kernel.answers[alive][0] == 0
+
+
+class Begun:
+    """Reads for which no task waits, as a client begins them: the test says when they end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ends: list[Callable[[bytes | None], None]] = []
+        self.given_up: list[int] = []
+
+        def begin_read(
+            _reader: MemoryReader, _offset: int, _length: int, on_end: Callable[[bytes | None], None]
+        ) -> Callable[[], None]:
+            number = len(self.ends)
+            self.ends.append(on_end)
+            return lambda: self.given_up.append(number)
+
+        monkeypatch.setattr(MemoryReader, "begin_read", begin_read)
+
+
+async def wait_answered(kernel: Kernel, unique: int) -> tuple[int, bytes]:
+    async with asyncio.timeout(20):
+        while unique not in kernel.answers:
+            await asyncio.sleep(0)
+            kernel.collect()
+    return kernel.answers[unique]
+
+
+async def test_reads_that_need_no_task_are_answered_when_their_bytes_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = Begun(monkeypatch)
+    async with serving() as kernel:
+        kernel.backend.never_now = True
+        node = await kernel.look_up(b"file")
+        _, handle, _ = await kernel.open(node)
+        body = wire.READ_IN.pack(handle, 0, 4, 0, 0, 0)
+        first, second = kernel.send(wire.READ, node, body), kernel.send(wire.READ, node, body)
+        kernel.session._take()
+        kernel.collect()
+        assert first not in kernel.answers
+        assert [what for _, what, _ in kernel.session.list_waiting()] == ["read", "read"]
+        begun.ends[0](b"abcd")
+        assert await wait_answered(kernel, first) == (0, b"abcd")
+        # Where they do not come the ordinary way finds out why, or has them.
+        begun.ends[1](None)
+        assert await wait_answered(kernel, second) == (0, bytes(range(4)))
+        assert begun.given_up == []
+
+
+async def test_a_read_without_a_task_gets_one_when_its_caller_may_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = Begun(monkeypatch)
+    async with serving() as kernel:
+        kernel.backend.never_now = True
+        node = await kernel.look_up(b"file")
+        _, handle, _ = await kernel.open(node)
+        stall = kernel.backend.faults.stall_reads = asyncio.Event()
+        body = wire.READ_IN.pack(handle, 0, 4, 0, 0, 0)
+        gone = kernel.send(wire.READ, node, body, thread=(1 << 22) - 1)
+        alive = kernel.send(wire.READ, node, body)
+        kernel.session._take()
+        kernel.send(wire.INTERRUPT, 1, wire.INTERRUPT_IN.pack(gone))
+        kernel.send(wire.INTERRUPT, 1, wire.INTERRUPT_IN.pack(alive))
+        assert (await wait_answered(kernel, gone))[0] == errno.EINTR
+        assert sorted(begun.given_up) == [0, 1]
+        assert alive not in kernel.answers
+        stall.set()
+        assert await wait_answered(kernel, alive) == (0, bytes(range(4)))
+
+
+async def test_reads_without_a_task_are_answered_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = Begun(monkeypatch)
+    async with serving() as kernel:
+        kernel.backend.never_now = True
+        node = await kernel.look_up(b"file")
+        _, handle, _ = await kernel.open(node)
+        last = kernel.send(wire.READ, node, wire.READ_IN.pack(handle, 0, 4, 0, 0, 0))
+        kernel.session._take()
+    assert begun.given_up == [0]
+    assert kernel.answers[last] == (0, bytes(range(4)))
 
 
 async def test_reads_that_wait_together_are_shared_and_answered_once_whatever_dies(tmp_path: Any) -> None:
