@@ -291,6 +291,7 @@ class Fetcher:
                 await self._read_from(view, worker, ref, flight, stop)
             except OTHER_WORKER_MAY as error:
                 self._note(worker, error)
+                flight.stumbled = True
                 failure = error
                 continue
             self._cluster.note_success(worker)

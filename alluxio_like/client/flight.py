@@ -29,6 +29,8 @@ class Flight:
     waiters: int = 0
     read_through: bool = False
     """Whether a worker here was asked for it and does not keep it."""
+    stumbled: bool = False
+    """Whether a worker that was read from has failed."""
     at_hand: bool = False
     """Whether the worker that sent it had it, by its own account."""
     told: Waits = field(default_factory=Waits)

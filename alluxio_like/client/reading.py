@@ -99,6 +99,8 @@ class FileReader:
         """Whether a worker here said that it does not keep this file."""
         self._past = False
         """Whether a worker here was asked for a part of this large file and does not keep it."""
+        self._stumbled = False
+        """Whether a worker that this file was read from has failed."""
         self._begun: dict[BegunRead, None] = {}
         """Reads for which no task waits."""
         self._flights: list[Flight] = []
@@ -505,7 +507,7 @@ class FileReader:
         the file is brought afterwards, if at all.
         """
         self._past = self._past or any(self._was_passed(one) for one in self._flights)
-        if not self._past or self._files or self._find(start) is not None:
+        if not self._past or self._stumbled or self._files or self._find(start) is not None:
             return False
         self._few_bytes += stop - start
         if self._few_bytes >= FILL_BYTES:
@@ -525,6 +527,8 @@ class FileReader:
             self._budget.release(flight.taken_bytes)
             flight.taken_bytes = 0
         self._past = self._past or self._was_passed(flight)
+        # From then on a worker here is in between: it finds out by itself whom to ask, and remembers it for all its callers.
+        self._stumbled = self._stumbled or flight.stumbled
         if flight.buffer is not None:
             # Where the worker that was asked had to wait for a store, many requests are to be under way there.
             self._pattern.limit(min(AT_HAND_WINDOW_BYTES if flight.at_hand else NEVER, self._readahead_max_bytes))
