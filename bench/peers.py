@@ -186,7 +186,7 @@ def _per_gb(held: Held, before: float, more: float, size: float) -> float:
 
 def _measure_latency(held: Held) -> list[float]:
     path = held.stack.mountpoint / "large" / held.large[2].name
-    return _run_peer_baseline("latency", str(path), "--count", str(LATENCY_READS))["seconds"]  # type: ignore[no-any-return]
+    return run_peer_baseline("latency", str(path), "--count", str(LATENCY_READS))["seconds"]  # type: ignore[no-any-return]
 
 
 def _read_names(names: str) -> dict[str, float]:
@@ -269,7 +269,7 @@ def _measure_bare(directory: Path, size: int, count: int) -> dict[str, float]:
                 assert server.stdout is not None
                 port = server.stdout.readline().strip()
                 before = get_cpu_seconds([server.pid])
-                done = _run_peer_baseline(*(one.format(port=port) for one in arguments))
+                done = run_peer_baseline(*(one.format(port=port) for one in arguments))
                 cpu = get_cpu_seconds([server.pid]) - before + done["cpu_seconds"]
                 server.wait(10)
             per_s = done["bytes"] / MB if key == "stream" else count
@@ -279,7 +279,8 @@ def _measure_bare(directory: Path, size: int, count: int) -> dict[str, float]:
     return {key: statistics.median(found[1:]) for key, found in rates.items()}
 
 
-def _run_peer_baseline(*arguments: str) -> dict[str, Any]:
+def run_peer_baseline(*arguments: str) -> dict[str, Any]:
+    """What `python -m bench.peer_baseline` measured."""
     command = [sys.executable, "-m", "bench.peer_baseline", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
