@@ -41,7 +41,7 @@ CARRIERS = ("data socket", "gRPC", "gRPC with TLS")
 
 @dataclass
 class Held:
-    """A namespace whose files lie with two workers, and which of them with the far one."""
+    """A namespace whose files lie with two workers, and which of them with the far one; `own`: small ones with the near one."""
 
     stack: Stack
     tls: TlsConfig
@@ -50,6 +50,7 @@ class Held:
     cluster: Cluster
     large: list[Entry]
     small: list[Entry]
+    own: list[Entry]
 
     @property
     def pids(self) -> list[int]:
@@ -80,6 +81,12 @@ def measure_peers(directory: Path, *, quick: bool) -> list[Result]:
             ("stream", "peer: sequential read through the mount", "MB/s", 0.6),
             ("fill", "peer: sequential fill of a cache from another worker", "MB/s", None),
             ("files", "peer: 110 KB files in random order through the mount", "files/s", 0.5),
+            (
+                "own files",
+                "the same files of this machine, passed through: what a mount's open, read and close take",
+                "files/s",
+                None,
+            ),
             ("fill files", "peer: fill of 110 KB files from another worker, 16 at once", "files/s", None),
         ):
             reference = bare["stream"] if unit == "MB/s" else bare["files"]
@@ -132,17 +139,17 @@ async def _look(stack: Stack, tls: TlsConfig) -> Held:
         doors = {worker.worker_id: "worker-1" in worker.door_path for worker in cluster.workers}
         near = next(worker for worker in cluster.workers if doors[worker.worker_id])
         far = next(worker for worker in cluster.workers if not doors[worker.worker_id])
-        held = Held(stack, tls, near, far, cluster, [], [])
+        held = Held(stack, tls, near, far, cluster, [], [], [])
         for name, found in (("large", held.large), ("small", held.small)):
             parent = (await client.get_path(f"/{name}")).attr.inode
             cursor = b""
             while True:
                 page = await client.list_dir(parent, cursor)
-                found += [
-                    entry
-                    for entry in page.entries
-                    if entry.ref is not None and rank_workers(cluster.workers, entry.ref.file_id, None)[0] == far
-                ]
+                for entry in page.entries:
+                    if entry.ref is not None and rank_workers(cluster.workers, entry.ref.file_id, None)[0] == far:
+                        found.append(entry)
+                    elif name == "small":
+                        held.own.append(entry)
                 cursor = page.next_cursor
                 if not cursor:
                     break
@@ -163,10 +170,11 @@ def _measure_reads(held: Held) -> Iterator[tuple[str, float, float]]:
     yield "fill", total / MB / seconds, _per_gb(held, before, 0.0, total)
     half = len(held.small) // 2
     back_memory(1 << 30)
-    names = "\n".join(str(mountpoint / "small" / entry.name) for entry in held.small[:half])
-    before = get_cpu_seconds(held.pids)
-    done = _read_names(names)
-    yield "files", done["files"] / done["seconds"], _per_gb(held, before, done["cpu_seconds"], done["bytes"])
+    for key, entries in (("files", held.small[:half]), ("own files", held.own[:half])):
+        names = "\n".join(str(mountpoint / "small" / entry.name) for entry in entries)
+        before = get_cpu_seconds(held.pids)
+        done = _read_names(names)
+        yield key, done["files"] / done["seconds"], _per_gb(held, before, done["cpu_seconds"], done["bytes"])
     before = get_cpu_seconds(held.pids)
     total, seconds = asyncio.run(_fill(held, held.small[half:], 16))
     yield "fill files", (len(held.small) - half) / seconds, _per_gb(held, before, 0.0, total)

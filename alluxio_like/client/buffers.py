@@ -14,8 +14,15 @@ _LEAST_BYTES = 1 << 20
 """Less than this is cheaper got anew."""
 _MOST_KEPT = 16
 """Together 128 MiB: how far one reader runs ahead."""
-_UNSEEN = 3
-"""Who refers to a buffer that nobody has a view of: the list, a loop's variable, and the call that counts."""
+
+
+def _count_references(kept: list[mmap.mmap], number: int) -> int:
+    return sys.getrefcount(kept[number])
+
+
+_UNSEEN = _count_references([mmap.mmap(-1, mmap.PAGESIZE)], 0)
+"""Of a buffer that nobody has a view of: the list's, and what the interpreter adds while it counts, which is not the same in all
+releases of it."""
 
 
 class Buffers:
@@ -35,9 +42,9 @@ class Buffers:
         if not _LEAST_BYTES <= size <= BUFFER_BYTES:
             return memoryview(bytearray(size))
         # The first that is free: those that were used last are still in the processor's caches.
-        for memory in self._kept:
-            if sys.getrefcount(memory) == _UNSEEN:
-                return memoryview(memory)[:size]
+        for number in range(len(self._kept)):
+            if _count_references(self._kept, number) == _UNSEEN:
+                return memoryview(self._kept[number])[:size]
         memory = mmap.mmap(-1, BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if len(self._kept) < _MOST_KEPT:
             self._kept.append(memory)
@@ -45,4 +52,6 @@ class Buffers:
 
     def trim(self) -> None:
         """Give back to the system what nobody has a view of."""
-        self._kept = [memory for memory in self._kept if sys.getrefcount(memory) > _UNSEEN]
+        for number in reversed(range(len(self._kept))):
+            if _count_references(self._kept, number) == _UNSEEN:
+                del self._kept[number]
