@@ -15,7 +15,7 @@ import pytest
 from alluxio_like.fuse import mountpoint as places
 
 DAEMON = Path(__file__).with_name("memory_daemon.py")
-START_S = 20
+START_S = 120
 
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 60.0) -> Any:

@@ -147,7 +147,7 @@ def test_killed_readers_leave_nothing(mount: Make) -> None:
     started = time.monotonic()
     for reader in readers:
         assert reader.wait(60) == -signal.SIGKILL
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     made.do("lift")
     wait_until(lambda: made.do("counts")["open"] == 0, "all files are closed again")
     wait_until(lambda: made.do("counts")["tasks"] <= before["tasks"] + 6, "tasks have ended")
@@ -238,7 +238,7 @@ def test_unmount_works_while_the_services_are_down(mount: Make, fault: tuple[str
     started = time.monotonic()
     subprocess.run(["umount", *options, made.path], check=True, timeout=20)
     assert made.process.wait(60) == 0
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_statfs_and_root_answer_while_the_services_are_down(mount: Make) -> None:
