@@ -27,6 +27,8 @@ _RENAME_EXCHANGE = 2
 _XATTR_CREATE = 1
 _XATTR_REPLACE = 2
 _NS = 1_000_000_000
+_MOST_NS = (1 << 63) - 1
+"""Times from 1677 to 2262 are kept; later ones become the last of these, as on file systems whose times end earlier."""
 _ATTRIBUTES = (
     wire.FATTR_MODE | wire.FATTR_UID | wire.FATTR_GID | wire.FATTR_SIZE | wire.FATTR_ATIME | wire.FATTR_MTIME
 )  # fmt: skip
@@ -230,10 +232,12 @@ class Changing:
     async def _change_xattr(self, header: wire.InHeader, change: XattrChange) -> bytes:
         if xattrs.is_known(change.name):
             return b""  # what tells of the cache; who copies all attributes of a file neither sets nor removes them here
-        if change.name in (b"user.", b"trusted."):
+        if change.name in (b"user.", b"trusted.", b"security."):
             raise InvalidArgument("the attribute has no name behind its namespace")
-        if not xattrs.is_users(change.name):
-            raise Unsupported("extended attributes are those of user. and trusted., and lists", subject=to_str(change.name))
+        if not xattrs.is_settable(change.name):
+            raise Unsupported(
+                "extended attributes are those of user., trusted. and security., and lists", subject=to_str(change.name)
+            )
         if xattrs.is_list(change.name) and not self._has_lists:
             raise Unsupported("this mount was made by a release without access control lists: mount it again")
         inode = self._operations.get_inode(Nodes.get_inode(header.nodeid))
@@ -266,4 +270,5 @@ def _get_time(valid: int, given: int, now: int, seconds: int, rest_ns: int, now_
     if valid & now:
         return now_ns
     # Times before 1970 are negative, and come as what that is in 64 bits.
-    return (seconds - (1 << 64) if seconds >> 63 else seconds) * _NS + rest_ns
+    time_ns = (seconds - (1 << 64) if seconds >> 63 else seconds) * _NS + rest_ns
+    return max(-_MOST_NS, min(time_ns, _MOST_NS))

@@ -530,7 +530,7 @@ class Operations:
         """Whether an extended attribute can be there; what cannot need not be asked for."""
         if xattrs.is_known(name):
             return True
-        if not xattrs.is_users(name):
+        if not xattrs.is_settable(name):
             return False
         if node == ROOT_NODE:
             return self._clock.monotonic() >= self._root_until_s or self._root.attr.has_xattrs
@@ -541,7 +541,7 @@ class Operations:
         """The value of an extended attribute. Raises NoData for one that is not there."""
         if not xattrs.is_known(name):
             # The kernel and ls ask for security.* and lists of every file; that must cost nothing.
-            value = (await self._get_users_xattrs(node)).get(name) if xattrs.is_users(name) else None
+            value = (await self._get_users_xattrs(node)).get(name) if xattrs.is_settable(name) else None
             if value is None:
                 raise NoData("no such extended attribute")
             return value

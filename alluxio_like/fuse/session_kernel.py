@@ -12,7 +12,7 @@ import errno
 import os
 import time
 
-from alluxio_like.fuse import answers, wire
+from alluxio_like.fuse import answers, wire, xattrs
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.attributes import get_stat_mode
 from alluxio_like.fuse.backend import Buffer
@@ -332,7 +332,7 @@ class Session(RequestLoop):
         if not self._operations.may_have_xattr(inode, name):
             # Two for each name that `ls -l` shows, and one for who is not the owner; without an exception, which costs more than
             # all else here.
-            self._write(wire.pack_error(unique, errno.ENODATA))
+            self._write(wire.pack_error(unique, errno.ENODATA if xattrs.has_namespace(name) else errno.EOPNOTSUPP))
             self._meter.count("getxattr", started_s)
             return
 

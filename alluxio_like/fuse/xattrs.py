@@ -62,9 +62,14 @@ def is_known(name: bytes) -> bool:
     return name in (VERSION, CACHED, LOCATIONS, PASSTHROUGH, SESSION, HTTP)
 
 
-def is_users(name: bytes) -> bool:
+def is_settable(name: bytes) -> bool:
     """Whether programs may set an attribute of that name."""
-    return is_list(name) or (name.startswith((b"user.", b"trusted.")) and not name.startswith(PREFIX))
+    return has_namespace(name) and not name.startswith(PREFIX)
+
+
+def has_namespace(name: bytes) -> bool:
+    """Whether there are attributes of such names at all."""
+    return is_list(name) or name.startswith((b"user.", b"trusted.", b"security."))
 
 
 def is_list(name: bytes) -> bool:

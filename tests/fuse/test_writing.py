@@ -265,6 +265,15 @@ def test_attributes_are_set(place: Path) -> None:
     assert (place / "regular").read_bytes() == b""
 
 
+def test_times_beyond_those_that_are_kept_are_the_last_of_them(place: Path) -> None:
+    (place / "f").touch()
+    for seconds in (1 << 34, 1 << 62):
+        os.utime(place / "f", (seconds, seconds))
+        assert (place / "f").stat().st_mtime_ns == (1 << 63) - 1
+    os.utime(place / "f", (-(1 << 62), -1))
+    assert ((place / "f").stat().st_atime_ns, (place / "f").stat().st_mtime_ns) == (1 - (1 << 63), -(10**9))
+
+
 def test_reading_changes_no_times(place: Path) -> None:
     (place / "f").write_bytes(b"x")
     os.utime(place / "f", ns=(1, 2))

@@ -435,8 +435,14 @@ class ChangesMachine(RuleBasedStateMachine):
                     names[child.inode] = names.get(child.inode, 0) + 1
                     if child.kind is Kind.FILE:
                         self.check_file(entry, child)
+            below = {
+                node.inode: sum(child.kind is Kind.DIRECTORY for child in node.children.values()) for node in self.directories()
+            }
             for inode, count in names.items():
-                assert namespace.get_entry(txn, InodeId(inode)).attr.nlink == count
+                links = count
+                if inode in below:
+                    links = 2 + below[InodeId(inode)] if namespace.get_dir_state(txn, InodeId(inode)).complete else 1
+                assert namespace.get_entry(txn, InodeId(inode)).attr.nlink == links
                 path = namespace.get_path(txn, InodeId(inode))
                 assert namespace.resolve(txn, path).entry.attr.inode == inode
             totals = namespace.get_totals(txn)

@@ -4,21 +4,14 @@ Such a check runs and has to fail: what begins to hold is taken out of the table
 itself; a check's name is as pytest writes it, without the target.
 """
 
-NO_LABELS = "security attributes (capabilities of programs, labels) are not kept"
 NO_SHIFTS = "FUSE has no collapsing and inserting of ranges"
-NO_LINK_COUNT = "a directory's link count is 1, as on btrfs: subdirectories are not counted"
 NO_SUID = "mounts of FUSE are nosuid: set-id bits are kept, and mean nothing there"
 NO_ATIME = "reading sets no time, as with noatime"
 NO_FLUSH = "a range is unlocked by the close of the descriptor that locked it, not by that of one that only read"
 KEY_LENGTH = "a path is at most as long as a path or key of the store"
 
 OURS = {
-    "test_xattrs::test_names[[]security.x, ok]": NO_LABELS,
-    "test_xattrs::test_who_may[[]security.x*": NO_LABELS,
-    "test_xattrs::test_capabilities_of_a_program_go_when_it_is_written": NO_LABELS,
     "test_open::test_a_file_without_a_name_is_linked_by_who_only_reads_it": "it gets a name while it is open for writing",
-    "test_open::test_link_counts_of_directories": NO_LINK_COUNT,
-    "test_rename::test_link_counts_follow_directories_that_move": NO_LINK_COUNT,
     "test_times::test_which_times_a_call_sets[[]chown that changes nothing]": "a chown that changes nothing sets no time",
     "test_times::test_reading_sets_the_time_of_access": NO_ATIME,
     "test_locks::test_closing_any_descriptor_ends_a_processs_locks": NO_FLUSH,

@@ -296,7 +296,7 @@ def _make_entry(txn: ReadTransaction, inode: InodeId, record: Inode, name: str, 
         record.size,
         record.mtime_ns,
         record.ctime_ns,
-        record.nlink,
+        _count_links(txn, inode, record),
         record.version,
         record.atime_ns,
         tables.get_device(txn, inode, record),
@@ -316,3 +316,11 @@ def _make_entry(txn: ReadTransaction, inode: InodeId, record: Inode, name: str, 
         tuple(map(WorkerId, tables.get_dirty(txn, inode).holders)) if record.flags & records.LOCAL else (),
     )
     return Entry(name, attr, ref)
+
+
+def _count_links(txn: ReadTransaction, inode: InodeId, record: Inode) -> int:
+    """st_nlink: of a directory as of old, itself and each directory in it; 1, which says nothing, where not all are known."""
+    if record.kind is not Kind.DIRECTORY or record.flags & records.ORPHAN:
+        return record.nlink
+    state = tables.get_state(txn, tables.get_table(txn, inode))
+    return 2 + state.directories if state.complete else 1
