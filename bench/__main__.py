@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.coherence import measure_coherence
 from bench.holding import measure_holding
 from bench.listing import measure_listing
 from bench.loading import measure_loading
@@ -34,6 +35,7 @@ PARTS = (
     "listing",
     "sdk",
     "restarts",
+    "coherence",
 )
 
 
@@ -47,6 +49,8 @@ def run_part(part: str, directory: Path, out: Path, *, quick: bool) -> list[Resu
         return measure_size(directory, out, quick=quick)
     if part == "restarts":
         return measure_restarts(directory, quick=quick)
+    if part == "coherence":
+        return measure_coherence(directory, quick=quick)
     if part == "sdk":
         return measure_sdk(directory, quick=quick)
     if part == "metadata":
