@@ -342,6 +342,10 @@ class Holder:
         assert self._device is not None
         if on:
             self._log("ERROR", "no daemon serves the mount: requests are answered with an error", after_s=self._plan.give_up_s)
+            # What is refused may have been done: no name that the kernel knows is relied on any more (older kernels know them for
+            # a moment only).
+            with contextlib.suppress(OSError):
+                self._device.notify(wire.pack_inc_epoch())
             if self._handshake.resend:
                 with contextlib.suppress(OSError):
                     self._device.notify(wire.pack_resend())

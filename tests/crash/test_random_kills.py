@@ -172,7 +172,7 @@ def _read(path: Path) -> Content:
     return found[0]
 
 
-def _read_store(programs: list[Program], store: Path) -> bool:
+def read_store(programs: list[Program], store: Path) -> bool:
     """Whether the store holds what the programs know."""
     return all(
         (content is None and not (store / program.place.name / name).exists())
@@ -183,7 +183,7 @@ def _read_store(programs: list[Program], store: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _writing(programs: list[Program]) -> Iterator[None]:
+def writing(programs: list[Program]) -> Iterator[None]:
     over = threading.Event()
     threads = [threading.Thread(target=program.run, args=(over.is_set,)) for program in programs]
     for thread in threads:
@@ -206,7 +206,7 @@ def test_kills_at_random_moments(workplace: Path, policy: str) -> None:  # noqa:
         programs = [Program(running.place, number) for number in range(3)]
         for run in range(max(1, RUNS // 2)):
             killed = chance.choice(SERVICES)
-            with _writing(programs):
+            with writing(programs):
                 time.sleep(chance.uniform(0.0, 2.0))  # the random moment
                 running.kill(*killed)
                 time.sleep(chance.uniform(0.0, 1.0))  # and how long it goes on
@@ -220,5 +220,5 @@ def test_kills_at_random_moments(workplace: Path, policy: str) -> None:  # noqa:
             except AssertionError as error:
                 raise AssertionError(f"run {run}, {policy}, killed {', '.join(killed)}: {error}") from error
         stack.run_command("alluxio-like", "fs", "wait", "/data", "--timeout", "5m")
-        assert _read_store(programs, running.store)
+        assert read_store(programs, running.store)
     assert_whole_disks(workplace / "home")

@@ -9,7 +9,8 @@ Its last argument is the descriptor of its channel, its configuration comes from
     slow_s       how long an answer for the name `slow` takes
     crash_on     end at once when this name is asked for, in daemons before generation `crash_until`
     backing      a file that `p` passes through to
-Names: `f` (CONTENT), `p`, `g` (the serving daemon's generation, as text), `stuck`, `slow`.
+Names: `f` (CONTENT), `p`, `g` (the serving daemon's generation, as text), `stuck`, `slow`, `kept`. That one, and what the
+directory is like, the kernel may remember for an hour.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from alluxio_like.fuse.held import Held, Serving
 from alluxio_like.fuse.ledger import Ledger
 
 CONTENT = bytes(range(256)) * 4096
-FILES = {b"f": 2, b"p": 3, b"g": 4, b"stuck": 5, b"slow": 6}
+FILES = {b"f": 2, b"p": 3, b"g": 4, b"stuck": 5, b"slow": 6, b"kept": 7}
 INODE = (1 << 48) - 1
 
 
@@ -102,7 +103,8 @@ class Server:
             self.write(wire.pack_error(unique, errno.ENOENT))
             return
         nodeid = inode | self.generation << 48 if inode == 3 else inode
-        answer = wire.pack_reply(unique, wire.pack_entry(nodeid, self.attr(inode), 0, 0))
+        valid_s = 3600 if name == b"kept" else 0
+        answer = wire.pack_reply(unique, wire.pack_entry(nodeid, self.attr(inode), valid_s, valid_s))
         if name == b"slow":
             self.later(self.config.get("slow_s", 1.0), answer)
         else:
@@ -138,7 +140,7 @@ class Server:
             case wire.Name(name) if header.opcode == wire.LOOKUP:
                 self.lookup(unique, name)
             case wire.Getattr():
-                self.write(wire.pack_reply(unique, wire.pack_attr_out(self.attr(nodeid), 0)))
+                self.write(wire.pack_reply(unique, wire.pack_attr_out(self.attr(nodeid), 3600 if nodeid == 1 else 0)))
             case wire.Open() if header.opcode == wire.OPEN:
                 self.open(unique, nodeid)
             case wire.Open():

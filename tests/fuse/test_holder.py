@@ -19,6 +19,7 @@ from alluxio_like.fuse import control
 from alluxio_like.fuse import mountpoint as places
 from tests.fuse.held_daemon import CONTENT
 from tests.fuse.held_mounts import HeldMount, Load, Statting, block_daemons, is_orphan, kept_open, show, wait_until
+from tests.fuse.test_mount_recalls import has_epoch
 
 pytestmark = pytest.mark.mount
 
@@ -142,6 +143,21 @@ def test_without_a_daemon_requests_fail_after_a_while_and_a_later_one_takes_over
         mount.wait_ready(2, 30)
     assert (mount.path / "f").read_bytes() == CONTENT
     assert mount.facts()["restarts"] == 1
+
+
+@pytest.mark.skipif(not has_epoch(), reason="the kernel cannot be told of all names at once")
+def test_names_are_not_relied_on_once_requests_are_refused(hold: Hold) -> None:
+    """What is refused may have been done: a name was used on that a rename had given to another file."""
+    mount = hold(plan={"give_up_s": 1.0})
+    os.stat(mount.path / "kept")
+    with block_daemons(mount):
+        mount.kill_daemon()
+        os.stat(mount.path / "kept")
+        wait_until(lambda: mount.ask({"kind": "status"})["state"] == "refusing", "giving up")
+        with pytest.raises(OSError, match=r"Input/output error"):
+            os.stat(mount.path / "kept")
+    mount.wait_ready(2, 30)
+    os.stat(mount.path / "kept")
 
 
 def test_a_holder_that_can_start_no_process_goes_on_trying(hold: Hold) -> None:
