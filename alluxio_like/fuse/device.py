@@ -44,6 +44,7 @@ _WANTED = (
     | wire.ABORT_ERROR
     | wire.INIT_EXT
     | wire.POSIX_ACL
+    | wire.EXPORT_SUPPORT
 )
 
 LOCKS = wire.POSIX_LOCKS | wire.FLOCK_LOCKS

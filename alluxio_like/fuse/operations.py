@@ -174,6 +174,14 @@ class Operations:
             return self._root.attr, self._limit(max(left_s, _KNOWN_VALID_S))
         return self.show(*await self._get_entry(InodeId(node)))
 
+    async def get_parent(self, node: int) -> int:
+        """The node id of the directory that a directory is in. Raises NotFound where nobody has looked it up by its name."""
+        await self.getattr(node)
+        known = None if node == ROOT_NODE else self._backend.get_old(InodeId(node))
+        if known is None or not known[1]:
+            raise NotFound("the directory above it is not known: look it up by its path", subject=str(node))
+        return ROOT_NODE if known[1] == self._root.attr.inode else known[1]
+
     def try_lookup(self, parent: int, name: bytes) -> Answer | None:
         """What `lookup` gives, when it can be had without asking anybody; else None."""
         directory = self.get_inode(parent)

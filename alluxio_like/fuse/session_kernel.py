@@ -12,6 +12,7 @@ import errno
 import os
 import time
 
+from alluxio_like.errors import NotFound
 from alluxio_like.fuse import answers, wire, xattrs
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.attributes import get_stat_mode
@@ -26,9 +27,10 @@ from alluxio_like.fuse.opening import Choice, Opener
 from alluxio_like.fuse.operations import Operations
 from alluxio_like.fuse.request_loop import HEADER_BYTES, RESENT_MASK, WRITES, Handler, RequestLoop
 from alluxio_like.fuse.writing import Opened, Writing
-from alluxio_like.types import Attr
+from alluxio_like.types import Attr, Kind
 
 _READ = wire.READ_IN
+_DOTS = frozenset({b".", b".."})
 
 
 class Session(RequestLoop):
@@ -59,6 +61,9 @@ class Session(RequestLoop):
     def _lookup(self, unique: int, node: int, thread: int, length: int) -> None:
         started_s = time.perf_counter()
         name = self._get_name(length)
+        if name in _DOTS:
+            self._spawn("lookup", unique, thread, started_s, self._lookup_by_handle(node, name))
+            return
         answer = self._operations.try_lookup(node, name)
         if answer is None:
             self._spawn("lookup", unique, thread, started_s, self._lookup_slowly(unique, node, name))
@@ -69,6 +74,16 @@ class Session(RequestLoop):
     async def _lookup_slowly(self, unique: int, node: int, name: bytes) -> None:
         answer = await self._operations.lookup(node, name)
         self._reply_lookup(unique, answers.pack_lookup(self._opener, answer))
+
+    async def _lookup_by_handle(self, node: int, name: bytes) -> bytes:
+        """The kernel has a node id and nothing else: of open_by_handle_at(2), or of a client of NFS. A node id never stands for
+        anything else than it did, so what it leads to is there or is not."""
+        found = node if name == b"." else await self._operations.get_parent(self._nodes.get_inode(node))
+        attr, valid_s = await self._operations.getattr(self._nodes.get_inode(found))
+        is_same = attr.kind is Kind.DIRECTORY or self._opener.get_node(attr) == found
+        if not attr.nlink or not is_same:
+            raise NotFound("what the handle stands for is not there any more", subject=str(attr.inode))
+        return wire.pack_entry(found, answers.pack_attributes(attr), valid_s, valid_s)
 
     def _reply_lookup(self, unique: int, body: bytes) -> None:
         self._write(wire.pack_reply(unique, body) if body else wire.pack_error(unique, errno.ENOENT))

@@ -343,16 +343,55 @@ def test_leases(place: Path, lease: str, others: str, expected: str) -> None:
         os.close(held)
 
 
-def test_a_file_is_found_by_its_handle(place: Path) -> None:
-    path = write(place / "file", b"content")
+def get_handle(path: Path) -> ctypes.Array[ctypes.c_char]:
     handle = ctypes.create_string_buffer(struct.pack("Ii", 128, 0) + bytes(128))
     number = ctypes.c_int()
     assert _libc.name_to_handle_at(-100, os.fsencode(path), handle, ctypes.byref(number), 0) == 0, os.strerror(ctypes.get_errno())
+    return handle
+
+
+def open_handle(place: Path, handle: ctypes.Array[ctypes.c_char], flags: int = os.O_RDONLY) -> int:
     with opened(place) as directory:
-        fd = _libc.open_by_handle_at(directory, handle, os.O_RDONLY)
-    assert fd >= 0, os.strerror(ctypes.get_errno())
+        fd: int = _libc.open_by_handle_at(directory, handle, flags)
+    _check(fd)
+    return fd
+
+
+def forget_names() -> None:
+    """Have the kernel forget names and inodes that nobody uses."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+
+
+@table("forgotten", [(False,), (True,)])
+def test_what_is_there_is_found_by_its_handle(place: Path, forgotten: bool) -> None:
+    path = place / "above/directory/file"
+    path.parent.mkdir(parents=True)
+    write(path, b"content")
+    of_file, of_directory = get_handle(path), get_handle(path.parent)
+    if forgotten:
+        forget_names()
+    fd = open_handle(place, of_file, os.O_RDWR)
     assert os.read(fd, 99) == b"content"
+    os.write(fd, b" and more")
     os.close(fd)
+    directory = open_handle(place, of_directory)
+    assert os.listdir(directory) == ["file"]
+    assert os.readlink(f"/proc/self/fd/{directory}").endswith("/above/directory")
+    os.close(directory)
+    assert path.read_bytes() == b"content and more"
+
+
+@table("forgotten", [(False,), (True,)])
+def test_the_handle_of_what_was_removed_is_stale(place: Path, forgotten: bool) -> None:
+    path = write(place / "file")
+    handle = get_handle(path)
+    path.rename(place / "renamed")
+    os.close(open_handle(place, handle))
+    (place / "renamed").unlink()
+    if forgotten:
+        forget_names()
+    assert attempt(open_handle, place, handle) == "ESTALE"
 
 
 # -- smaller calls ---------------------------------------------------------------------------------------------------------------
