@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -27,6 +27,7 @@ from alluxio_like.metrics import split_address
 from alluxio_like.rpc import status
 from alluxio_like.rpc.auth import TOKEN_KEY
 from alluxio_like.rpc.context import LEASE_KEY
+from alluxio_like.rpc.local_link import LocalLink, LocalMethod, MethodFinder
 from alluxio_like.rpc.trust import TRY_S, find_refusal
 
 REQUEST_ID_KEY = "x-request-id"
@@ -89,6 +90,8 @@ class RpcChannel:
         self._files = files
         self._server_name = server_name
         self._makers: dict[str, Callable[[grpc.aio.Channel], Any]] = {}
+        self._local = LocalLink(address) if files is None else None
+        self._local_stubs: dict[str, Any] = {}
         self._link: _Link | None = self._connect(files.get() if files is not None else None)
         self._older: set[_Link] = set()
         """Of certificates that were replaced, with calls under way."""
@@ -107,6 +110,16 @@ class RpcChannel:
         """Have an object made whose attributes are methods, for `use`. Raises Cancelled after `close`."""
         self._makers[name] = make
         self._get_link().add_stub(name, make)
+        if self._local is not None:
+            self._local_stubs[name] = make(cast("grpc.aio.Channel", MethodFinder()))
+
+    def find_local(self, name: str, method: str) -> tuple[LocalLink, LocalMethod] | None:
+        """How to call a method without gRPC, now; None: by gRPC."""
+        stub = self._local_stubs.get(name)
+        found = getattr(stub, method, None)
+        if self._local is None or self._link is None or found is None or not self._local.try_connect():
+            return None
+        return self._local, found
 
     @contextmanager
     def use(self, name: str, method: str) -> Iterator[Any]:
@@ -122,6 +135,8 @@ class RpcChannel:
 
     async def close(self, grace_s: float | None = None) -> None:
         """Let what is under way end within `grace_s` (None: cancel it) and disconnect. May be called twice."""
+        if self._local is not None:
+            self._local.close()
         link, self._link = self._link, None
         links = self._older | ({link} if link is not None else set())
         self._older = set()
@@ -247,6 +262,11 @@ async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat_s
     async def call_once() -> Any:
         failed: grpc.aio.AioRpcError | None = None
         timeout = None if stop_at is None else max(stop_at - time.monotonic(), 0.001)
+        local = method.channel.find_local(method.stub, method.name)
+        if local is not None:
+            reply = await local[0].call(local[1], request, metadata, timeout, method.target)
+            method.channel.spoke = True
+            return reply
         with method.channel.use(method.stub, method.name) as rpc:
             try:
                 reply = await rpc(request() if callable(request) else request, timeout=timeout, metadata=metadata)

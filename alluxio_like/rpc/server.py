@@ -5,11 +5,12 @@ statuses, request ids, tokens, deadlines, metrics) and the standard health servi
 event loop.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 import grpc.aio
@@ -24,6 +25,7 @@ from alluxio_like.rpc import context as call_context
 from alluxio_like.rpc import status
 from alluxio_like.rpc.auth import TOKEN_KEY, Guard
 from alluxio_like.rpc.channel import MAX_MESSAGE_BYTES, REQUEST_ID_KEY
+from alluxio_like.rpc.local_server import Answerer, LocalServer
 
 _log = logging.getLogger(__name__)
 
@@ -43,24 +45,39 @@ _OPTIONS: list[tuple[str, Any]] = [
 class RpcServer:
     """A server that is bound but does not answer before `start`. Add services to `.grpc_server` first."""
 
-    def __init__(self, grpc_server: grpc.aio.Server, host: str, port: int) -> None:
-        self.grpc_server = grpc_server
+    def __init__(self, server: grpc.aio.Server, host: str, port: int, interceptor: "_Interceptor", *, local: bool) -> None:
+        """`local`: processes of this machine may call by its unix socket."""
+        self._server = server
+        self._local = LocalServer(interceptor.local) if local else None
+        self.grpc_server: grpc.aio.Server = cast("grpc.aio.Server", _Registrar(server, interceptor))
         self.port = port
         """The port it is bound to (the one that was picked where 0 was asked for)."""
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         """host:port it is bound to."""
         self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, grpc_server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._local is not None:
+            self._local.bind(self.address)
+
+    def add_local_name(self, address: str) -> None:
+        """Processes of this machine know the server by another address, too. Before `start`."""
+        if self._local is not None and address != self.address:
+            self._local.bind(address)
 
     async def start(self) -> None:
         """Answer calls, and health checks with SERVING."""
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        await self.grpc_server.start()
+        await self._server.start()
+        if self._local is not None:
+            self._local.start()
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Say NOT_SERVING, let calls end within `grace_s`, cancel the rest. May be called twice."""
         await self._health.enter_graceful_shutdown()
-        await self.grpc_server.stop(grace_s)
+        stopping = [self._server.stop(grace_s)]
+        if self._local is not None:
+            stopping.append(self._local.stop(grace_s))
+        await asyncio.gather(*stopping)
 
 
 def create_server(
@@ -85,12 +102,13 @@ def create_server(
             f"{bind} is not a loopback address: give a certificate and key (tls), or --insecure to serve it in the clear",
             subject=bind,
         )
-    server = grpc.aio.server(interceptors=(_Interceptor(guard or Guard(""), metrics),), options=_OPTIONS)
+    interceptor = _Interceptor(guard or Guard(""), metrics)
+    server = grpc.aio.server(interceptors=(interceptor,), options=_OPTIONS)
     try:
         port = server.add_insecure_port(bind) if credentials is None else server.add_secure_port(bind, credentials)
     except RuntimeError as error:
         raise Conflict(f"cannot listen on {bind}: it is in use, or no address of this machine", subject=bind) from error
-    return RpcServer(server, host, port)
+    return RpcServer(server, host, port, interceptor, local=credentials is None)
 
 
 def get_advertised(advertise: str, server: RpcServer) -> str:
@@ -103,6 +121,8 @@ def get_advertised(advertise: str, server: RpcServer) -> str:
             f"{server.address} is no address that others can call: say with --advertise HOST:PORT where this machine is reached",
             subject="advertise",
         )
+    if advertise:
+        server.add_local_name(advertise)
     return advertise or server.address
 
 
@@ -128,6 +148,22 @@ def _get_credentials(tls: TlsConfig | None) -> grpc.ServerCredentials | None:
     return grpc.dynamic_ssl_server_credentials(configure(), configure, demanding)
 
 
+class _Registrar:
+    """What services are added to: the gRPC server, and by the same handlers what processes of this machine call."""
+
+    def __init__(self, server: grpc.aio.Server, interceptor: "_Interceptor") -> None:
+        self._server = server
+        self._interceptor = interceptor
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        self._server.add_registered_method_handlers(service, handlers)
+        for name, handler in handlers.items():
+            self._interceptor.add_local(f"/{service}/{name}", handler)
+
+
 class _Interceptor(grpc.aio.ServerInterceptor):
     """Wraps every method: token before, status and detail after, whatever its shape."""
 
@@ -135,6 +171,14 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         self._tokens = guard
         self._metrics = metrics
         self._wrapped: dict[str, tuple[Any, Any]] = {}
+        self.local: dict[str, Answerer] = {}
+        """Methods of one request and one reply, wrapped the same way."""
+
+    def add_local(self, method: str, handler: Any) -> None:
+        """Have a method answered over the unix socket too."""
+        if not handler.request_streaming and not handler.response_streaming:
+            guarded = self._guard(method, handler.unary_unary)
+            self.local[method] = Answerer(handler.request_deserializer, guarded, handler.response_serializer)
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails

@@ -1,4 +1,5 @@
-"""The rpc layer over real gRPC on loopback: conversions, errors, deadlines, cancellation, tokens, health."""
+"""The rpc layer over real gRPC on loopback, and over the unix socket beside it: conversions, errors, deadlines, cancellation,
+tokens, health."""
 
 import asyncio
 import time
@@ -8,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from alluxio_like import errors
-from alluxio_like.rpc import convert, convert_worker
+from alluxio_like.rpc import convert, convert_worker, local_link
 from alluxio_like.rpc.channel import open_channel
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import BlockDelta, DirPage, JobState, LoadFile, LoadSpec, MountSpec
@@ -17,6 +18,20 @@ from alluxio_like.rpc.v1 import worker_pb2
 from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import PAGE_BYTES, FileId, InodeId, JobId, MountId, VersionId, WorkerId
 from tests.fakes_rpc import TOKEN, FakeMaster, FakeWorker, connected, make_dir, make_entry, serve, wait_until
+
+
+@pytest.fixture(params=["unix socket", "grpc"], autouse=True)
+def carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By what calls of one request and one reply go."""
+    if request.param == "grpc":
+        monkeypatch.setattr(local_link, "_connect", lambda _address: None)
+    return str(request.param)
+
+
+async def test_calls_go_by_what_they_are_to_go(carrier: str) -> None:
+    async with serve(master=FakeMaster()) as server, connected(server) as channel:
+        await MasterStub(channel).stat_fs()
+        assert (channel.find_local("Namespace", "StatFs") is not None) == (carrier == "unix socket")
 
 
 async def test_names_travel_as_bytes() -> None:
