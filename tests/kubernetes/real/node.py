@@ -140,7 +140,8 @@ class RealNode:
             raise RuntimeError(f"{' '.join(command[1:])}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout if check else done.stdout + done.stderr
 
-    def _start(self, name: str, *command: str | Path) -> None:
+    def start(self, name: str, *command: str | Path) -> None:
+        """A process of the node, until the node is closed. What it says is `read_log(name)`."""
         with open(self.directory / "logs" / f"{name}.log", "ab") as log:
             words = [*self._prefix(), *map(str, command)]
             self._processes[name] = subprocess.Popen(
@@ -197,9 +198,9 @@ class RealNode:
 
     def _start_all(self) -> None:
         place, kubeconfig, made = self.keys.place, f"--kubeconfig={self.kubeconfig}", "--cert-dir=/run/kubernetes"
-        self._start("etcd", "etcd", "--data-dir=/var/lib/etcd", "--unsafe-no-fsync", "--listen-peer-urls=http://127.0.0.1:2380")
-        self._start("containerd", "containerd", "--config", self.directory / "containerd.toml")
-        self._start(
+        self.start("etcd", "etcd", "--data-dir=/var/lib/etcd", "--unsafe-no-fsync", "--listen-peer-urls=http://127.0.0.1:2380")
+        self.start("containerd", "containerd", "--config", self.directory / "containerd.toml")
+        self.start(
             "kube-apiserver", self.kubernetes, "kube-apiserver", made, "--etcd-servers=http://127.0.0.1:2379",
             f"--service-cluster-ip-range={_SERVICES}", f"--advertise-address={self.address}",
             f"--tls-cert-file={place}/apiserver.crt", f"--tls-private-key-file={place}/apiserver.key",
@@ -209,15 +210,15 @@ class RealNode:
             "--authorization-mode=RBAC", "--allow-privileged=true", "--kubelet-preferred-address-types=InternalIP",
         )  # fmt: skip
         wait_for("the API server", lambda: self.kubectl("get", "--raw=/readyz", check=False) == "ok")
-        self._start(
+        self.start(
             "kube-controller-manager", self.kubernetes, "kube-controller-manager", made, kubeconfig, "--leader-elect=false",
             f"--service-account-private-key-file={place}/accounts.key", f"--root-ca-file={place}/ca.crt",
         )  # fmt: skip
-        self._start("kube-scheduler", self.kubernetes, "kube-scheduler", made, kubeconfig, "--leader-elect=false")
-        self._start("kube-proxy", self.kubernetes, "kube-proxy", f"--config={self.directory}/proxy.yaml")
-        self._start("names", sys.executable, Path(__file__).with_name("names.py"), _DNS, self._url, place)
+        self.start("kube-scheduler", self.kubernetes, "kube-scheduler", made, kubeconfig, "--leader-elect=false")
+        self.start("kube-proxy", self.kubernetes, "kube-proxy", f"--config={self.directory}/proxy.yaml")
+        self.start("names", sys.executable, Path(__file__).with_name("names.py"), _DNS, self._url, place)
         wait_for("containerd", lambda: "Server:" in self._call(["ctr", "version"], "", False, 30))
-        self._start(
+        self.start(
             "kubelet", self.kubernetes, "kubelet", kubeconfig, f"--config={self.directory}/kubelet.yaml",
             f"--hostname-override={NAME}", f"--node-ip={self.address}",
         )  # fmt: skip

@@ -6,10 +6,11 @@ comes or goes. Blocks, the first time for a quarter of an hour.
 
 import hashlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
-from tests.servers.tools import GoProgram, get_cache, make_directory
+from tests.servers.tools import HERE, GoProgram, find_go, get_cache, hash_files, make_directory, run
 
 VERSION = "1.34.4"
 _VERSION = "k8s.io/component-base/version"
@@ -21,7 +22,9 @@ KUBERNETES = GoProgram(
     variables=tuple((f"{_VERSION}.{name}", value) for name, value in _NUMBERS.items()),
 )
 PARTS = GoProgram("node-parts", "node-parts")
-_PACKAGES = ("runc", "containerd", "etcd-server", "containernetworking-plugins", "nftables", "libnftables1")
+CERT_MANAGER = GoProgram("cert-manager", "cert-manager", costs="five minutes of one processor")
+_CERT_MANAGER_MODULE = "github.com/cert-manager/cert-manager"
+_PACKAGES: tuple[str, ...] = ("runc", "containerd", "etcd-server", "containernetworking-plugins", "nftables", "libnftables1")
 _PACKAGES += ("libseccomp2", "libjansson4", "libnftnl11", "libmnl0", "libxtables12")
 
 
@@ -35,6 +38,21 @@ def get_packages() -> Path:
                 subprocess.run(["dpkg", "-x", package, made], check=True)
                 package.unlink()
     return directory
+
+
+def get_definitions() -> list[Path]:
+    """What tells an API server of cert-manager's objects: the files of its module."""
+    directory = get_cache() / f"cert-manager-crds-{hash_files('cert-manager/go.mod')}"
+    if not directory.exists():
+        place, go = HERE / "cert-manager", find_go()
+        run([go, "mod", "download", _CERT_MANAGER_MODULE], cwd=place)
+        found = subprocess.run(
+            [go, "list", "-m", "-f", "{{.Dir}}", _CERT_MANAGER_MODULE], cwd=place, check=True, capture_output=True
+        )
+        with make_directory(directory) as made:
+            for file in Path(found.stdout.decode().strip(), "deploy/crds").glob("*.yaml"):
+                shutil.copyfile(file, made / file.name)
+    return sorted(directory.iterdir())
 
 
 def make_environment(packages: Path) -> dict[str, str]:
