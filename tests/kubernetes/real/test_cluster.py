@@ -335,7 +335,7 @@ def test_certificates_of_cert_manager(world: World) -> None:
         node.kubectl("create", "-f", str(file))
     node.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=2m")
     for namespace in ("cert-manager", "training"):
-        node.kubectl("create", "namespace", namespace)
+        node.apply(json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))
     node.start("cert-manager", CERT_MANAGER.install(), node.kubeconfig, "cert-manager")
     for issuer in ISSUERS:
         node.apply(json.dumps({"apiVersion": "cert-manager.io/v1", **issuer}))
@@ -344,8 +344,10 @@ def test_certificates_of_cert_manager(world: World) -> None:
     issued += ["tls.certManager.duration=60m", "tls.certManager.renewBefore=58m"]
     rendered = render(EXAMPLES / "values.yaml", settings=[*world.settings, *issued])
     certificates = [one for one in rendered if one["kind"] == "Certificate"]
+    for one in certificates:
+        one["metadata"].setdefault("namespace", "storage")
     assert len(certificates) == 2
-    strictly = ("apply", "--dry-run=server", "--validate=strict", "-n", "storage", "-f", "-")
+    strictly = ("apply", "--dry-run=server", "--validate=strict", "-f", "-")
     node.kubectl(*strictly, text=yaml.safe_dump_all(certificates))
     with pytest.raises(RuntimeError, match=r'unknown field "spec\.renew"'):
         node.kubectl(*strictly, text=yaml.safe_dump(certificates[0] | {"spec": {**certificates[0]["spec"], "renew": "1h"}}))
