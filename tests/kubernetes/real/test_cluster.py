@@ -329,8 +329,9 @@ def test_uninstall_leaves_nothing(world: World) -> None:
 
 
 def test_certificates_of_cert_manager(world: World) -> None:
-    """Installed once more, in its place."""
+    """Installed once more, in its place; works alone, too."""
     node = world.node
+    node.kubectl("label", "node", NAME, "alluxio-like/node=true", "--overwrite")
     for file in get_definitions():
         node.kubectl("create", "-f", str(file))
     node.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=2m")
