@@ -28,7 +28,7 @@ from tests.servers.fixtures import S3Server
 from tests.servers.stack import Stack
 
 ROUNDS = 3
-ROW_S = 60.0
+ROW_S = 45.0
 """No further round of a row of large files after so long."""
 CHECKPOINT_FILE_BYTES = 100_000_000
 

@@ -25,7 +25,7 @@ from tests.servers.fixtures import S3Server
 from tests.servers.stack import Stack
 
 ROUNDS = 3
-ROW_S = 60.0
+ROW_S = 45.0
 WORKERS_S = 60.0
 SNAPSHOTS = 5
 

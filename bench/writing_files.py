@@ -17,8 +17,8 @@ from bench.stack import mount_rclone, mount_s3fs
 from tests.servers.fixtures import S3Server
 
 SMALL_BYTES = 4_000
-UNTAR_S = 90.0
-REMOVE_S = 90.0
+UNTAR_S = 60.0
+REMOVE_S = 60.0
 LISTED_S = 60.0
 _ATTEMPT_FILES = 1_000
 

@@ -199,7 +199,9 @@ class DraftFiles:
 
     def _pick(self, workers: tuple[Worker, ...], inode: InodeId) -> Worker | None:
         here = [worker for worker in workers if worker.live and self._local.is_local(worker)]
-        return next(iter(rank_workers(here, FileId(inode, VersionId(0)), None)), None)
+        if len(here) < 2:
+            return here[0] if here else None
+        return rank_workers(here, FileId(inode, VersionId(0)), None)[0]
 
     def _may_come(self, workers: tuple[Worker, ...]) -> bool:
         """Whether a worker of this machine may be starting, or hang: the master knows none yet, or one is gone, or nobody answers

@@ -3,6 +3,7 @@
 Owns the latest view of the cluster. Pure arithmetic over it; asks nobody. Rule of concurrency: the event loop only.
 """
 
+import itertools
 from collections import OrderedDict
 
 from alluxio_like.placement import get_placement_unit, rank_workers
@@ -10,6 +11,8 @@ from alluxio_like.types import Cluster, FileId, FileRef, Worker, WorkerId
 
 _PROBE_WINDOW = 32
 """After so many probes in a row that found nothing only one in so many files is probed, until the cluster changes. A guess."""
+_COPIES_TRIED = 3
+"""A policy of more copies than that is rare. A guess."""
 
 
 class ClusterView:
@@ -43,9 +46,15 @@ class ClusterView:
         return None if not ranked or ranked[0].worker_id == self.worker_id else ranked[0]
 
     def list_holders(self, ref: FileRef) -> list[Worker]:
-        """Other live workers of those that have a content which the store does not have."""
+        """Other live workers of those that have a content which the store does not have. Where one of these is away, those to
+        which copies of it would be given come behind them: who asks may not have heard of copies that were made since."""
         workers = () if self.cluster is None else self.cluster.workers
-        return [one for one in workers if one.live and one.worker_id in ref.holders and one.worker_id != self.worker_id]
+        others = [one for one in workers if one.live and one.worker_id != self.worker_id]
+        found = [one for one in others if one.worker_id in ref.holders]
+        if len(found) < len(set(ref.holders) - {self.worker_id}):
+            rest = [one for one in others if one.worker_id not in ref.holders]
+            found += itertools.islice(rank_workers(rest, ref.file_id, None), _COPIES_TRIED)
+        return found
 
     def choose_probe(self, ref: FileRef, block: int) -> Worker | None:
         """A worker that may hold what this one, its home, has not got: whoever was home before this one joined.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,11 @@ async def test_with_a_second_copy_a_lost_node_loses_nothing(writing: Writing) ->
     first.kill()
     shutil.rmtree(first.cache)
     read = second.stub.read(ref, 0, len(data), priority=Priority.DEMAND, cached_only=False)
+    assert await gather_bytes(read) == data
+    # Also for who was told of the version before there was a copy of it, and asks another worker.
+    third = await writing.add_worker()
+    early = replace(ref, holders=(first.worker_id,))
+    read = third.stub.read(early, 0, len(data), priority=Priority.DEMAND, cached_only=False)
     assert await gather_bytes(read) == data
     store.rename(writing.store)
     await writing.wait_persisted()
