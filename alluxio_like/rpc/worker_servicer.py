@@ -69,6 +69,9 @@ class AdminHandler(Protocol):
     async def get_status(self) -> WorkerStatus: ...
 
 
+_DATA = "alluxio_like.rpc.v1.Data"
+
+
 def add_worker_services(server: grpc.aio.Server, *, data: DataHandler, admin: AdminHandler) -> None:
     """Make a server (see rpc.server) answer with these handlers."""
     data_servicer = _Data(data)
@@ -94,7 +97,8 @@ def add_worker_services(server: grpc.aio.Server, *, data: DataHandler, admin: Ad
         response_serializer=worker_pb2.ReportBadReply.SerializeToString,
     )
     methods: dict[str, Any] = {"Read": read, "Fill": fill, "Touch": touch, "ReportBad": report_bad}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("alluxio_like.rpc.v1.Data", methods),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_DATA, methods),))
+    server.add_registered_method_handlers(_DATA, methods)
     add: Any = worker_pb2_grpc
     add.add_WorkerAdminServicer_to_server(_Admin(admin), server)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,9 @@ from alluxio_like.rpc import local_link
 from alluxio_like.rpc.local_link import LocalLink, LocalMethod
 from alluxio_like.rpc.local_wire import Kind, Wire, make_name, pack_call, unpack_call
 from alluxio_like.rpc.master_stub import MasterStub
+from alluxio_like.rpc.v1 import master_pb2, worker_pb2
 from alluxio_like.types import InodeId
-from tests.fakes_rpc import FakeMaster, connected, make_entry, serve, wait_until
+from tests.fakes_rpc import FakeMaster, FakeWorker, connected, make_entry, serve, wait_until
 
 ADDRESS = "127.0.0.9:1"
 ECHO = LocalMethod("/alluxio_like.rpc.v1.Test/Echo", bytes, bytes)
@@ -39,6 +41,20 @@ def test_a_call_is_unpacked_as_it_was_packed() -> None:
     assert unpack_call(pack_call("/a/b", (), 0.0, b"")) == ("/a/b", (), 0.0, b"")
     with pytest.raises(ValueError, match="without a head"):
         unpack_call(b"short")
+
+
+async def test_every_method_of_one_request_and_one_reply_is_answered_here_too() -> None:
+    """A caller asks no second time by gRPC."""
+    async with serve(master=FakeMaster(), worker=FakeWorker()) as server:
+        assert server._local is not None
+        answered = set(server._local._methods)
+    services = [*master_pb2.DESCRIPTOR.services_by_name.values(), *worker_pb2.DESCRIPTOR.services_by_name.values()]
+    methods = [(service, method) for service in services for method in service.methods]
+    assert {f"/{service.full_name}/{method.name}" for service, method in methods if not is_stream(method)} == answered
+
+
+def is_stream(method: Any) -> bool:
+    return bool(method.client_streaming or method.server_streaming)
 
 
 async def test_large_messages_arrive_whole_both_ways() -> None:
