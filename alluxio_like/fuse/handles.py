@@ -5,8 +5,10 @@ lock is held, so that two readdir calls on one handle follow each other.
 """
 
 import asyncio
+import bisect
+from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
@@ -14,7 +16,7 @@ from alluxio_like.errors import Internal
 from alluxio_like.fuse.accounts import Open
 from alluxio_like.fuse.backend import Backend, Listing, Reader
 from alluxio_like.fuse.modes import Way
-from alluxio_like.types import Entry, InodeId
+from alluxio_like.types import Entry, InodeId, Kind, to_bytes
 
 if TYPE_CHECKING:
     from alluxio_like.fuse.drafts import Draft
@@ -157,16 +159,22 @@ class FileHandle:
 
 @dataclass(slots=True)
 class _Start:
-    """Where a page of a listing begins."""
+    """Where a page of a listing begins. `names`: hashes of those that it had when it was fetched first, `last` of them the last;
+    None: it was not, or had none."""
 
     ordinal: int
     cursor: bytes | None
+    names: "array[int] | None" = None
+    last: Entry | None = None
 
 
 class KeptPage(NamedTuple):
-    """A page of a listing, and what was marked when it was asked for: how many recalls there had been, and when."""
+    """Entries of a listing and their numbers, and what was marked when they were asked for: how many recalls there had been, and
+    when."""
 
-    listing: Listing
+    entries: Sequence[Entry]
+    numbers: Sequence[int]
+    valid_s: float
     mark: tuple[int, float]
 
 
@@ -195,18 +203,18 @@ class DirectoryHandle:
 
     async def find_page(
         self, backend: Backend, ordinal: int, mark: Callable[[], tuple[int, float]]
-    ) -> tuple[KeptPage, int, int] | None:
-        """The page that holds entry `ordinal`, the entry's place in it, and its number again; None behind the end.
+    ) -> tuple[KeptPage, int] | None:
+        """The page that holds entry `ordinal`, and the entry's place in it; None behind the end. Where that entry has gone, it is
+        the next one.
 
-        `mark` gives what to keep with a page of the moment at which it is asked for.
-        Where a page that was fetched again has become shorter, that is the first entry behind the gap. The caller holds `lock`.
+        `mark` gives what to keep with a page of the moment at which it is asked for. The caller holds `lock`.
         """
         while self._total is None or ordinal < self._total:
             index = self._find_start(ordinal)
             page = await self._fetch(backend, index, mark)
-            place = ordinal - self._starts[index].ordinal
-            if place < len(page.listing.entries):
-                return page, place, ordinal
+            place = bisect.bisect_left(page.numbers, ordinal)
+            if place < len(page.numbers):
+                return page, place
             if index + 1 == len(self._starts):
                 return None
             ordinal = max(ordinal, self._starts[index + 1].ordinal)
@@ -222,20 +230,49 @@ class DirectoryHandle:
         kept = self._pages.get(index)
         if kept is not None:
             return kept
-        start = self._starts[index]
-        marked = mark()
+        start, marked = self._starts[index], mark()
         listing = await backend.list_dir(self.entry.attr.inode, start.cursor)
-        if index + 1 < len(self._starts):
-            # Fetched before: what has been added to it since would take the numbers of the next page's entries.
-            count = self._starts[index + 1].ordinal - start.ordinal
-            listing = Listing(listing.entries[:count], listing.next_cursor, listing.valid_s)
-        page = self._pages[index] = KeptPage(listing, marked)
-        while len(self._pages) > _KEPT_PAGES:
-            self._pages.popitem(last=False)
-        if index + 1 == len(self._starts):
-            stop = start.ordinal + len(listing.entries)
+        entries = listing.entries
+        if start.names is None:
+            start.names = array("q", [hash(entry.name) for entry in entries])
+            start.last = entries[-1] if entries else None
+            numbers: Sequence[int] = range(start.ordinal, start.ordinal + len(entries))
+            stop = start.ordinal + len(entries)
             if listing.next_cursor is None:
                 self._total = stop
             else:
                 self._starts.append(_Start(stop, listing.next_cursor))
+        else:
+            entries, numbers = await self._find_again(backend, start, listing)
+        page = self._pages[index] = KeptPage(entries, numbers, listing.valid_s, marked)
+        while len(self._pages) > _KEPT_PAGES:
+            self._pages.popitem(last=False)
         return page
+
+    async def _find_again(self, backend: Backend, start: _Start, listing: Listing) -> tuple[list[Entry], list[int]]:
+        """What is left of a page that was fetched before, under the numbers of then.
+
+        Names that have come since are left out: they would take the numbers of others, which would be given twice, or never.
+        """
+        assert start.names is not None
+        wanted = {name: number for number, name in enumerate(start.names, start.ordinal)}
+        found: list[tuple[int, Entry]] = []
+        while True:
+            found += [(wanted.pop(hash(one.name)), one) for one in listing.entries if hash(one.name) in wanted]
+            # What has come between may have pushed the rest of it behind the end of the page.
+            is_over = start.last is None or any(_is_behind(entry, start.last) for entry in listing.entries)
+            if not wanted or is_over or listing.next_cursor is None:
+                break
+            listing = await backend.list_dir(self.entry.attr.inode, listing.next_cursor)
+        found.sort(key=lambda one: one[0])
+        return [entry for _, entry in found], [number for number, _ in found]
+
+
+def _is_behind(entry: Entry, other: Entry) -> bool:
+    """Whether one comes after another in a listing, by their names or as stores order them (0003), whichever it is."""
+    name, name_of_other = to_bytes(entry.name), to_bytes(other.name)
+    return name > name_of_other and name + _get_slash(entry) > name_of_other + _get_slash(other)
+
+
+def _get_slash(entry: Entry) -> bytes:
+    return b"/" if entry.attr.kind is Kind.DIRECTORY else b""

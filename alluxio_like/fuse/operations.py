@@ -504,11 +504,12 @@ class Operations:
             if found is None:
                 # That there is no more is as good as what came last.
                 return 0.0 if directory.last_page is None else self._get_valid_s(directory.last_page)
-            page, place, ordinal = found
+            page, first = found
             valid_s = self._get_valid_s(page)
-            for number, entry in enumerate(page.listing.entries[place:], ordinal + 3):
+            for place in range(first, len(page.entries)):
+                entry = page.entries[place]
                 attr, shown_s = self.show(entry, valid_s) if self.drafts is not None else (entry.attr, valid_s)
-                if not emit(to_bytes(entry.name), attr, shown_s, number, True):
+                if not emit(to_bytes(entry.name), attr, shown_s, page.numbers[place] + 3, True):
                     break
             return valid_s
 
@@ -516,7 +517,7 @@ class Operations:
         recalls, asked_s = page.mark
         if recalls != self.kernel_memory.recalls:
             return 0.0
-        return self._limit(page.listing.valid_s - (self._clock.monotonic() - asked_s))
+        return self._limit(page.valid_s - (self._clock.monotonic() - asked_s))
 
     async def releasedir(self, handle: int) -> None:
         """Forget an open directory."""

@@ -283,19 +283,20 @@ def test_any_position_of_a_listing_can_be_read_while_it_changes(data: st.DataObj
             seen: dict[str, int] = {}
             ordinal = 0
             while (found := await handle.find_page(backend, ordinal, lambda: (0, 0.0))) is not None:
-                page, place, ordinal = found
-                name = page.listing.entries[place].name
+                page, place = found
+                name, ordinal = page.entries[place].name, page.numbers[place]
                 assert name not in seen
                 seen[name] = ordinal
                 ordinal += 1
                 if data.draw(st.booleans()):
                     extra += 1
-                    backend.add_many("/dir", [data.draw(st.sampled_from("alz")) + str(extra)])
+                    backend.add_many("/dir", [data.draw(st.sampled_from(["a", "l", "m00", "m05", "m11", "z"])) + str(extra)])
                 if ordinal > 2 and data.draw(st.integers(0, 5)) == 0:
                     again = data.draw(st.integers(0, ordinal - 1))
-                    await handle.find_page(backend, again, lambda: (0, 0.0))
-            if extra == 0:
-                assert list(seen) == steady
+                    there = await handle.find_page(backend, again, lambda: (0, 0.0))
+                    assert there is not None
+                    assert seen[there[0].entries[there[1]].name] == again
+            assert [name for name in seen if name[0] == "m" and len(name) == 3] == steady
             assert len(seen) <= len(steady) + extra
 
     asyncio.run(play())
