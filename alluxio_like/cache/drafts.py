@@ -107,6 +107,8 @@ class Draft:
     path: str
     becomes: str = ""
     """Where its file is once it is a cache file; empty: it is not about to be one."""
+    sums: "array[int] | None" = None
+    """Checksums of its pages, from when it is about to be one: the index has them elsewhere then."""
 
     @property
     def inode(self) -> InodeId:
@@ -398,14 +400,18 @@ class Drafts:
         pages = get_pages(offset, length, ref.size)
         start, stop = pages.first * PAGE_BYTES, min(pages.stop * PAGE_BYTES, ref.size)
         directory = self._dirs[draft.directory]
-        sums = self._get_sums(draft) if record.sealing is None else None
+        sums = None
+        if record.sealing is None:
+            sums = draft.sums or self._get_sums(draft)
+            if len(sums) < pages.stop:
+                raise stale  # it has become a cache file just now
         fd = self.open_draft(draft)
         try:
             with self._translated(directory):
-                if files.get_stamp(fd) != record.stamp:
+                if not _is_as(draft, files.get_stamp(fd)):
                     raise stale
                 data = files.read_all(fd, start, stop - start)
-                if len(data) != stop - start or files.get_stamp(fd) != record.stamp:
+                if len(data) != stop - start or not _is_as(draft, files.get_stamp(fd)):
                     raise stale
         finally:
             os.close(fd)
@@ -556,7 +562,7 @@ class Drafts:
             raise errors.Internal("a draft has checksums of another content", subject=ref.key)
         values: dict[bytes, bytes | None] = {records.make_draft_key(ref.inode): None, records.make_sums_key(ref.inode): None}
         unpersisted = ref.file_id in self.uploads
-        draft.becomes = fmt.make_file_path(ref.file_id, record.generation)
+        draft.sums, draft.becomes = sums, fmt.make_file_path(ref.file_id, record.generation)
         self._move_to_files(directory, draft.path, ref, record.generation, sums, values, unpersisted=unpersisted)
         directory.note_draft(record.generation, 0)
         del self._drafts[ref.inode]
@@ -625,3 +631,11 @@ class Drafts:
             yield
         except (OSError, lmdb.Error) as error:
             raise directory.translate(error) from error
+
+
+def _is_as(draft: Draft, stamp: Stamp) -> bool:
+    """Whether a draft's file is still as it was sealed. (It is renamed as it becomes a cache file: that gives another ctime.)"""
+    sealed = draft.record.stamp
+    if sealed is None or not draft.becomes:
+        return sealed == stamp
+    return replace(sealed, ctime_ns=stamp.ctime_ns) == stamp

@@ -175,6 +175,11 @@ class Fetcher:
                     except errors.NoSpace:
                         yield Landed(PageRange(first, stop), None)
                         return
+                    except errors.Stale:
+                        if not self._has(ref, PageRange(first, stop)):
+                            raise
+                        yield Landed(PageRange(first, stop), self._lookup(ref))
+                        break
                     landed = min(flight.landed, stop)
                     kept = flight.cached or self._lookup(ref)
                     if kept is None or any(page in flight.held for page in range(first, landed)):
@@ -247,6 +252,11 @@ class Fetcher:
         cached = self._store.lookup(ref.file_id)
         # Another fingerprint under the same id is another content (a namespace that was lost): create() drops it.
         return cached if cached is not None and cached.fingerprint == ref.fingerprint else None
+
+    def _has(self, ref: FileRef, pages: PageRange) -> bool:
+        """Whether pages that were nowhere else are here after all: what was written here has become a cache file meanwhile."""
+        cached = self._lookup(ref)
+        return cached is not None and not cached.missing_pages(pages)
 
     @contextmanager
     def _plan(
@@ -420,6 +430,11 @@ class Fetcher:
                     # A load's fetch found no room; a reader needs none.
                     role = None
                     flight = await self._refetch(ref, page, priority, role)
+                    continue
+                except errors.Stale:
+                    if not self._has(ref, PageRange(page, page + 1)):
+                        raise
+                    flight = None
                     continue
                 source = flight.source
                 held = flight.held.get(page)

@@ -154,6 +154,8 @@ class Pilot:
 
     async def _ask_source(self, flight: Flight) -> None:
         """What has a content for certain: the store, or the workers that hold what was written there."""
+        if await self._land_own(flight):
+            return
         if flight.ref.is_stored:
             await self._ask_store(flight)
         else:
@@ -163,10 +165,6 @@ class Pilot:
         """Land what only some workers have. Raises Stale (none of them has it any more: it was written anew, or is stored by
         now), Unavailable (one that has it cannot be reached)."""
         ref = flight.ref
-        draft = self._drafts.lookup(ref.inode)
-        if draft is not None and draft.record.ref.file_id == ref.file_id:
-            await self._land_draft(flight, draft)
-            return
         workers = self._view.list_holders(ref)
         missing = set(ref.holders) - {worker.worker_id for worker in workers} - {self._view.worker_id}
         away: errors.AlluxioLikeError | None = None
@@ -189,6 +187,17 @@ class Pilot:
             why = "is not there" if away is None else str(away)
             raise errors.Unavailable(f"only a worker has it, which cannot be reached ({why}); start that again", subject=ref.key)
         raise errors.Stale("no worker has this version any more", subject=ref.key)
+
+    async def _land_own(self, flight: Flight) -> bool:
+        """Land what a draft here still holds: the store may have something newer at its key by now. Whether it did."""
+        draft = self._drafts.lookup(flight.ref.inode)
+        if draft is None or draft.record.ref.file_id != flight.ref.file_id:
+            return False
+        try:
+            await self._land_draft(flight, draft)
+        except (errors.Stale, errors.DiskError):
+            return False  # it is written anew, or has become a cache file just now
+        return True
 
     async def _land_draft(self, flight: Flight, draft: Draft) -> None:
         """Land, in memory, what this worker has in a draft that still holds the version. Raises Stale."""

@@ -10,8 +10,15 @@ NO_ATIME = "reading sets no time, as with noatime"
 NO_FLUSH = "a range is unlocked by the close of the descriptor that locked it, not by that of one that only read"
 KEY_LENGTH = "a path is at most as long as a path or key of the store"
 
+
+class Chance(str):
+    """A reason where it depends on the moment whether a check holds: it need not fail."""
+
+
 OURS = {
-    "test_open::test_a_file_without_a_name_is_linked_by_who_only_reads_it": "it gets a name while it is open for writing",
+    "test_open::test_a_file_without_a_name_is_linked_by_who_only_reads_it": Chance(
+        "it gets a name while it is open for writing, or until its close has been heard of"
+    ),
     "test_times::test_which_times_a_call_sets[[]chown that changes nothing]": "a chown that changes nothing sets no time",
     "test_times::test_reading_sets_the_time_of_access": NO_ATIME,
     "test_locks::test_closing_any_descriptor_ends_a_processs_locks": NO_FLUSH,

@@ -1,6 +1,8 @@
 """Drafts: what programs write becomes versions, cache files and objects, and nothing of it is lost on the way."""
 
+import asyncio
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +148,37 @@ async def test_a_master_that_is_away_delays_a_seal_under_one_operation_id(tmp_pa
         assert sealed.ref is not None
         assert sealed.ref.version == 3
         assert one.ufs.get("late") == b"other"
+
+
+@pytest.mark.parametrize("moment", ["end: renamed", "end: committed"])
+async def test_a_version_is_read_here_at_every_moment_of_becoming_a_cache_file(tmp_path: Path, moment: str) -> None:
+    """The store has something newer at its key: another file was renamed over it."""
+    async with running_drafts(tmp_path) as one:
+        data = make_data(MIB + 5)
+        place = await one.service.begin(one.changes.create(5, "swung"), truncate=True)
+        fd = one.open(place)
+        os.pwrite(fd, data, 0)
+        sealed = await one.service.seal("op-1", InodeId(5))
+        os.close(fd)
+        assert sealed.ref is not None
+        ref = replace(sealed.ref, source=(await one.ufs.stat("swung")).fingerprint)
+        one.ufs.put("swung", b"of another file")
+        reached, goes_on = threading.Event(), threading.Event()
+
+        def wait(name: str) -> None:
+            if name == moment:
+                reached.set()
+                assert goes_on.wait(60)
+
+        one.store.drafts.checkpoint = wait
+        ending = asyncio.create_task(one.service.end(InodeId(5)))
+        await asyncio.to_thread(reached.wait, 60)
+        try:
+            read = one.parts.fetcher.read(ref, 0, ref.size, priority=Priority.DEMAND, role=Role.HOME)
+            assert await gather_bytes(read) == data
+        finally:
+            goes_on.set()
+            await ending
 
 
 async def test_what_a_killed_writer_left_is_sealed_though_the_file_is_still_open(tmp_path: Path) -> None:
