@@ -3,7 +3,6 @@
 Owns the latest view of the cluster. Pure arithmetic over it; asks nobody. Rule of concurrency: the event loop only.
 """
 
-import itertools
 from collections import OrderedDict
 
 from alluxio_like.placement import get_placement_unit, rank_workers
@@ -46,15 +45,13 @@ class ClusterView:
         return None if not ranked or ranked[0].worker_id == self.worker_id else ranked[0]
 
     def list_holders(self, ref: FileRef) -> list[Worker]:
-        """Other live workers of those that have a content which the store does not have. Where one of these is away, those to
-        which copies of it would be given come behind them: who asks may not have heard of copies that were made since."""
+        """Other live workers of those that have a content which the store does not have; behind them those to which copies of it
+        would be given: who asks may not have heard of copies that were made since, nor this worker of one that died just now."""
         workers = () if self.cluster is None else self.cluster.workers
         others = [one for one in workers if one.live and one.worker_id != self.worker_id]
-        found = [one for one in others if one.worker_id in ref.holders]
-        if len(found) < len(set(ref.holders) - {self.worker_id}):
-            rest = [one for one in others if one.worker_id not in ref.holders]
-            found += itertools.islice(rank_workers(rest, ref.file_id, None), _COPIES_TRIED)
-        return found
+        rest = [one for one in others if one.worker_id not in ref.holders]
+        copies = rank_workers(rest, ref.file_id, None)[:_COPIES_TRIED]
+        return [*(one for one in others if one.worker_id in ref.holders), *copies]
 
     def choose_probe(self, ref: FileRef, block: int) -> Worker | None:
         """A worker that may hold what this one, its home, has not got: whoever was home before this one joined.

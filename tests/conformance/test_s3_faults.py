@@ -64,14 +64,22 @@ def open_at(
     return open_ufs(f"s3://{bucket}", options, secrets=secrets, on_request=count, io_timeout_s=io_timeout_s)
 
 
+async def find_fingerprint(fault_proxy: FaultProxy, bucket: str) -> Fingerprint:
+    """With all the time that a new bucket may take on a busy machine: the tests' own is short."""
+    patient = open_at(fault_proxy.endpoint, bucket, timeout_s="60", io_timeout_s=120)
+    found = (await patient.stat("plain")).fingerprint
+    await patient.close()
+    assert found is not None
+    return found
+
+
 @pytest.fixture
 async def opened(s3_server: S3Server, s3_bucket: str, fault_proxy: FaultProxy) -> AsyncIterator[Opened]:
     for key in ("plain", "odd//key"):
         s3_server.put(s3_bucket, key, DATA)
     requests: Counter[str] = Counter()
+    fingerprint = await find_fingerprint(fault_proxy, s3_bucket)
     ufs = open_at(fault_proxy.endpoint, s3_bucket, requests)
-    fingerprint = (await ufs.stat("plain")).fingerprint
-    assert fingerprint is not None
     fault_proxy.reset_log()
     requests.clear()
     yield Opened(ufs, fingerprint, requests)
