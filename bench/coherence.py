@@ -19,7 +19,7 @@ _LOOK_S = 0.0005
 
 def measure_coherence(directory: Path, *, quick: bool) -> list[Result]:
     """Files of a directory that are replaced one by one, looked at through two mounts whose kernels know them all."""
-    changes = 100 if quick else 500
+    changes = 50 if quick else 200
     store = directory / "store"
     store.mkdir()
     for number in range(FILES):
