@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         name = f"{item.path.stem}::{item.name}".replace(f"[{target}-", "[").replace(f"[{target}]", "")
         for pattern, reason in EXCEPTIONS.get(target, {}).items():
             if fnmatch.fnmatchcase(name, pattern):
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=not isinstance(reason, Chance)))
+                item.add_marker(pytest.mark.xfail(reason=str(reason), strict=not isinstance(reason, Chance)))
 
 
 def thin_out(config: pytest.Config, items: list[pytest.Item]) -> None:
