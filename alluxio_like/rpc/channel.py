@@ -228,6 +228,19 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def _count_cancels() -> int:
+    """How often this task has been cancelled by now."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _check_cancelled(before: int) -> None:
+    """Raises CancelledError where this task was cancelled since, and gRPC tells of its call's failure only: it would go on, and
+    whoever cancelled it wait for ever."""
+    if _count_cancels() > before:
+        raise asyncio.CancelledError
+
+
 def open_channel(address: str, *, tls: TlsConfig | None = None, token: str = "") -> RpcChannel:
     """A channel to host:port, connected when first used; close it with `await channel.close()`.
 
@@ -260,6 +273,7 @@ async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat_s
     metadata = method.channel.make_metadata()
 
     async def call_once() -> Any:
+        cancels = _count_cancels()
         failed: grpc.aio.AioRpcError | None = None
         timeout = None if stop_at is None else max(stop_at - time.monotonic(), 0.001)
         local = method.channel.find_local(method.stub, method.name)
@@ -273,6 +287,7 @@ async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat_s
                 method.channel.spoke = True
                 return reply
             except grpc.aio.AioRpcError as failure:
+                _check_cancelled(cancels)
                 failed = failure
             except asyncio.CancelledError:
                 if _is_cancelled():
@@ -308,6 +323,7 @@ async def call_stream(
     method: Method, request: Any, timeout_s: float, convert: Callable[[Any], Any] | None
 ) -> AsyncGenerator[Any]:
     """One call and its replies, each through `convert`; not repeated. Closing the generator early cancels the call."""
+    cancels = _count_cancels()
     failed: grpc.aio.AioRpcError | None = None
     closed = False
     with method.channel.use(method.stub, method.name) as rpc:
@@ -318,6 +334,7 @@ async def call_stream(
                 method.channel.spoke = True
                 yield reply if convert is None else convert(reply)
         except grpc.aio.AioRpcError as failure:
+            _check_cancelled(cancels)
             failed = failure
         except asyncio.CancelledError:
             if _is_cancelled():

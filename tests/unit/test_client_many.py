@@ -203,7 +203,7 @@ def test_it_goes_on_over_forks_and_in_children_of_every_kind(workers: Workers) -
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False, env=environment)
     # gRPC itself says, in the log of its core, that a connection ended.
     said = [line for line in done.stderr.splitlines() if "chttp2_transport" not in line]
-    assert (done.returncode, said) == (0, [])
+    assert (done.returncode, said) == (0, []), done.stderr
 
 
 def test_a_closed_client_opens_again_in_the_midst(workers: Workers) -> None:

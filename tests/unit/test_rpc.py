@@ -3,14 +3,17 @@ tokens, health."""
 
 import asyncio
 import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from alluxio_like import errors
 from alluxio_like.rpc import convert, convert_worker, local_link
-from alluxio_like.rpc.channel import open_channel
+from alluxio_like.rpc.channel import Method, call_stream, call_unary, open_channel
 from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.messages import BlockDelta, DirPage, JobState, LoadFile, LoadSpec, MountSpec
 from alluxio_like.rpc.server import create_server
@@ -262,3 +265,59 @@ async def test_insecure_binds_anywhere() -> None:
     server = create_server("0.0.0.0:0", insecure=True)
     assert server.port > 0
     await server.stop(0)
+
+
+class _Failing:
+    """A call of gRPC's that fails in the moment in which whoever waits for it is cancelled."""
+
+    def __call__(self, *_: object, **__: object) -> "_Failing":
+        return self
+
+    def __aiter__(self) -> "_Failing":
+        return self
+
+    async def __anext__(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNIMPLEMENTED, nothing, nothing, "as it happens") from None
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self.__anext__().__await__()
+
+    def cancel(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_task_that_is_cancelled_ends_also_when_its_call_fails_just_then(
+    monkeypatch: pytest.MonkeyPatch, streams: bool
+) -> None:
+    """One that goes on after errors would never end: a lease that is kept, before a fork."""
+    calling = asyncio.Event()
+
+    @contextmanager
+    def use(*_: object) -> Iterator[_Failing]:
+        calling.set()
+        yield _Failing()
+
+    channel = open_channel("127.0.0.1:1")
+    monkeypatch.setattr(channel, "use", use)
+    method = Method(channel, "worker", "Read", "Read")
+
+    async def go_on() -> None:
+        while True:
+            with suppress(errors.AlluxioLikeError):
+                if streams:
+                    await anext(call_stream(method, None, 0, None))
+                else:
+                    await call_unary(method, None, 0)
+
+    task = asyncio.create_task(go_on())
+    await calling.wait()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 30)
+    await channel.close()
