@@ -416,7 +416,6 @@ async def test_an_empty_file_is_recorded_before_anybody_else_may_do_something_th
     """Two files swap places while one of them is just put: the other one is not to meet it there as something foreign."""
     monkeypatch.setattr("alluxio_like.master.empty_files.EMPTY_AFTER_S", 0.05)
     await write(cluster, store, "/data/there", b"there")
-    await create(cluster, "/data/new")
     swapped = asyncio.Event()
     put_empty = StoreFollower.put_empty
 
@@ -428,6 +427,7 @@ async def test_an_empty_file_is_recorded_before_anybody_else_may_do_something_th
         return stored
 
     monkeypatch.setattr(StoreFollower, "put_empty", put_and_swap)
+    await create(cluster, "/data/new")
     await swapped.wait()
     await wait_followed(cluster)
     assert {key: store.get(key) for key in list_keys(store)} == {"new": b"there", "there": b""}
