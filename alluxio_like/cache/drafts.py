@@ -563,7 +563,11 @@ class Drafts:
         values: dict[bytes, bytes | None] = {records.make_draft_key(ref.inode): None, records.make_sums_key(ref.inode): None}
         unpersisted = ref.file_id in self.uploads
         draft.sums, draft.becomes = sums, fmt.make_file_path(ref.file_id, record.generation)
-        self._move_to_files(directory, draft.path, ref, record.generation, sums, values, unpersisted=unpersisted)
+        try:
+            self._move_to_files(directory, draft.path, ref, record.generation, sums, values, unpersisted=unpersisted)
+        except BaseException:
+            draft.sums = None  # it stays a draft, and may come to hold something else
+            raise
         directory.note_draft(record.generation, 0)
         del self._drafts[ref.inode]
 

@@ -222,14 +222,8 @@ class Method:
         return Cancelled(f"the channel to {self.channel.address} was closed")
 
 
-def _is_cancelled() -> bool:
-    """Whether it is this task that is being cancelled, and not the call by its channel."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 def _count_cancels() -> int:
-    """How often this task has been cancelled by now."""
+    """How often this task has been cancelled by now; 0 where a call was cancelled by its channel."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
 
@@ -290,7 +284,7 @@ async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat_s
                 _check_cancelled(cancels)
                 failed = failure
             except asyncio.CancelledError:
-                if _is_cancelled():
+                if _count_cancels():
                     raise
             finally:
                 del rpc
@@ -337,7 +331,7 @@ async def call_stream(
             _check_cancelled(cancels)
             failed = failure
         except asyncio.CancelledError:
-            if _is_cancelled():
+            if _count_cancels():
                 raise
             closed = True
         finally:
