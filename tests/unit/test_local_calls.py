@@ -22,7 +22,7 @@ from alluxio_like.rpc.v1 import master_pb2, worker_pb2
 from alluxio_like.types import InodeId
 from tests.fakes_rpc import FakeMaster, FakeWorker, connected, make_entry, serve, wait_until
 
-ADDRESS = "127.0.0.9:1"
+ADDRESS = f"127.0.0.9:{os.getpid()}"  # a name of the whole machine: tests run in several processes
 ECHO = LocalMethod("/alluxio_like.rpc.v1.Test/Echo", bytes, bytes)
 
 
