@@ -235,7 +235,8 @@ async def test_names_are_kept_until_they_change(cluster: Cluster) -> None:
         store.put("a/nothing", b"something")
         store.delete("a/012")
         await cluster.stub.sync("/data/a")
-        await wait_until(lambda: client.lookup_known(inode, "011") is None, "the recall")
+        for name in ("011", "012", "nothing"):
+            await wait_until(lambda name=name: client.lookup_known(inode, name) is None, f"the recall of {name}")
         assert client.lookup_known(inode, "010") is not None
         changed = await client.lookup(inode, "011")
         assert changed.entry is not None
