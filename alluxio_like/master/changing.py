@@ -273,9 +273,16 @@ class ChangesService:
 
     async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed:
         key, expected, there = await self._check_conflict(file_id)
-        changed = await self._change(
-            operation_id, "conflict", lambda txn, now_ns: conflicts.set_aside(txn, file_id.inode, file_id.version, now_ns)
-        )
+
+        def set_aside(txn: WriteTransaction, now_ns: int) -> Outcome:
+            record = tables.get_inode(txn, file_id.inode)
+            now = keys.get_key(txn, file_id.inode, record, natural=True), tables.get_dirty(txn, file_id.inode).base
+            if now != (key, expected):
+                # It was renamed while the store was asked, or another worker has told of what is there.
+                raise errors.Conflict("something else is expected there by now: plan the upload again", subject=key)
+            return conflicts.set_aside(txn, file_id.inode, file_id.version, now_ns)
+
+        changed = await self._change(operation_id, "conflict", set_aside)
         self._follower.end_upload(file_id)
         if changed.entry is not None:
             self._follower.report_conflict(file_id.inode, f"the upload of version {file_id.version}", key, expected, there)

@@ -11,7 +11,7 @@ from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.asking import Asker
 from alluxio_like.master.coherence import Coherence
-from alluxio_like.master.core import conflicts, keys, tables, unpersisted, versions
+from alluxio_like.master.core import conflicts, tables, unpersisted, versions
 from alluxio_like.master.core.changes import Outcome
 from alluxio_like.master.follower import AT_ONCE, Follower
 from alluxio_like.master.following_store import StoreFollower
@@ -127,9 +127,8 @@ class EmptyFiles:
         self._follower.check_heard(plan.key)
 
         def set_aside(txn: WriteTransaction) -> Outcome:
-            record = tables.get_inode(txn, file_id.inode)
-            if keys.get_key(txn, file_id.inode, record, natural=True) != plan.key:
-                raise errors.Unavailable("it was renamed meanwhile: it is put where it is now", subject=plan.key)
+            if versions.plan_upload(txn, file_id.inode, file_id.version) != plan:
+                raise errors.Unavailable("it was renamed, or something was told of, meanwhile: it is put again", subject=plan.key)
             return conflicts.set_aside(txn, file_id.inode, file_id.version, now_ns)
 
         outcome = await self._meta.write(set_aside)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import struct
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -23,7 +24,7 @@ from alluxio_like.client.news import News
 from alluxio_like.config import ClientConfig
 from alluxio_like.errors import get_disposition
 from alluxio_like.master import follower as follower_module
-from alluxio_like.master.core import acls
+from alluxio_like.master.core import acls, following
 from alluxio_like.master.following_store import StoreFollower
 from alluxio_like.rpc.messages import MountSpec
 from alluxio_like.rpc.messages_writing import (
@@ -38,6 +39,7 @@ from alluxio_like.rpc.messages_writing import (
     XattrChange,
 )
 from alluxio_like.types import Entry, FileId, Fingerprint, InodeId, Kind, Recall, to_str
+from alluxio_like.ufs.api import StoreEntry
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from alluxio_like.ufs.memory_writing import WritableMemoryUfs
 from tests.unit.master_parts import Cluster, wait_until
@@ -382,6 +384,28 @@ async def test_a_foreign_content_and_ours_are_both_kept(cluster: Cluster, store:
     assert (await cluster.changes.list_unpersisted("/data")).conflicts == ()
 
 
+async def test_a_file_that_is_renamed_while_the_store_is_asked_is_not_set_aside(
+    cluster: Cluster, store: MemoryUfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = await create(cluster, "/data/a")
+    sealed = await seal(cluster, entry.attr.inode, 4)
+    await cluster.changes.plan_upload(sealed.ref.file_id)
+    store.put("a", b"somebody else's")
+    stat = WritableMemoryUfs.stat
+
+    async def rename_and_stat(self: WritableMemoryUfs, key: str) -> StoreEntry:
+        monkeypatch.undo()
+        await rename(cluster, "/data/a", "/data/b")
+        return await stat(self, key)
+
+    monkeypatch.setattr(WritableMemoryUfs, "stat", rename_and_stat)
+    with pytest.raises(errors.Conflict, match="plan"):
+        await cluster.changes.note_conflict(op(), sealed.ref.file_id)
+    await upload(cluster, store, sealed, b"ours")
+    await wait_followed(cluster)
+    assert {key: store.get(key) for key in list_keys(store)} == {"a": b"somebody else's", "b": b"ours"}
+
+
 async def test_a_move_to_where_something_foreign_came_goes_beside_it(cluster: Cluster, store: MemoryUfs) -> None:
     await write(cluster, store, "/data/a", b"ours")
     store.fail("COPY", Fault(errors.StoreUnavailable("down")))
@@ -427,6 +451,44 @@ async def test_an_empty_file_is_recorded_before_anybody_else_may_do_something_th
         return stored
 
     monkeypatch.setattr(StoreFollower, "put_empty", put_and_swap)
+    await create(cluster, "/data/new")
+    await swapped.wait()
+    await wait_followed(cluster)
+    assert {key: store.get(key) for key in list_keys(store)} == {"new": b"there", "there": b""}
+
+
+async def test_a_move_is_not_begun_to_where_something_was_recorded_since_it_was_chosen(
+    cluster: Cluster, store: MemoryUfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps are chosen in a thread, by what was so as it began: the empty file that was put meanwhile goes from there first."""
+    monkeypatch.setattr("alluxio_like.master.empty_files.EMPTY_AFTER_S", 0.05)
+    await write(cluster, store, "/data/there", b"there")
+    swapped, chosen, recorded = asyncio.Event(), threading.Event(), threading.Event()
+    put_empty, list_ready, end_upload = StoreFollower.put_empty, following.list_ready, follower_module.Follower.end_upload
+
+    async def put_and_swap(self: StoreFollower, key: str, inode: InodeId, expected: Fingerprint | None) -> Fingerprint | None:
+        stored = await put_empty(self, key, inode, expected)
+        if not swapped.is_set():
+            await rename(cluster, "/data/there", "/data/new", exchange=True)
+            swapped.set()
+            assert await asyncio.to_thread(chosen.wait, 60)
+        return stored
+
+    def choose_late(*arguments: Any, **more: Any) -> list[following.Plan]:
+        plans = list_ready(*arguments, **more)
+        if not chosen.is_set() and any(plan.target == "new" for plan in plans):
+            chosen.set()
+            assert recorded.wait(60)
+        return plans
+
+    def note_recorded(self: follower_module.Follower, file_id: FileId) -> None:
+        end_upload(self, file_id)
+        if swapped.is_set():
+            recorded.set()
+
+    monkeypatch.setattr(StoreFollower, "put_empty", put_and_swap)
+    monkeypatch.setattr(following, "list_ready", choose_late)
+    monkeypatch.setattr(follower_module.Follower, "end_upload", note_recorded)
     await create(cluster, "/data/new")
     await swapped.wait()
     await wait_followed(cluster)

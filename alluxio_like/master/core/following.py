@@ -147,13 +147,19 @@ def is_current(txn: ReadTransaction, plan: Plan) -> bool:
 
 def begin(txn: WriteTransaction, plan: Plan) -> Plan | None:
     """Write down that a plan is about to be carried out, where that matters, to be durable before; the plan as it is then (None:
-    it is to be made anew: since it was made, an upload may have changed what is at the target, or a rename where that is)."""
+    it is to be made anew: since it was made, an upload may have changed what is at the target, or a rename where that is, or what
+    was recorded there has to go from there first)."""
     if plan.step.op is not Op.SETTLE or plan.nothing or plan.is_directory or plan.step.tried:
         return plan
     step = journal.lookup_step(txn, plan.step.number)
-    if step is None or plan not in (now := make_plan(txn, step), _step_aside(now)):
+    if step is None or plan not in (now := make_plan(txn, step), _step_aside(now)) or _is_blocked(txn, step, plan, now):
         return None
     return plan._replace(step=journal.note_tried(txn, step, plan.target, plan.expected))
+
+
+def _is_blocked(txn: ReadTransaction, step: Step, plan: Plan, now: Plan) -> bool:
+    """Whether something of ours is known to be at a plan's target by now, to be moved or removed first. (Aside nothing is.)"""
+    return plan.target == now.target and bool(journal.get_blockers(txn, step, plan.target))
 
 
 def give_up(txn: WriteTransaction, plan: Plan) -> None:
@@ -170,6 +176,8 @@ def is_in_the_way(txn: ReadTransaction, plan: Plan) -> bool:
     if step is None or step.op is not Op.SETTLE:
         return False
     now = make_plan(txn, step._replace(tried="", base=None))
+    if _is_blocked(txn, step, plan, now):
+        return False
     return (plan.target, plan.expected) in {(one.target, one.expected) for one in (now, _step_aside(now))}
 
 
