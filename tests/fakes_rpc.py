@@ -220,6 +220,8 @@ class FakeWorker:
         self.touched: list[Touched] = []
         self.fail: list[Exception] = []
         self.always: Exception | None = None
+        self.fail_ahead: Exception | None = None
+        """What every read ahead ends with; reads that somebody waits for are answered."""
         self.stall = False
         self.cut_after: int | None = None
         self.delay_s = 0.0
@@ -241,6 +243,8 @@ class FakeWorker:
         try:
             if self.always is not None:
                 raise self.always
+            if self.fail_ahead is not None and priority is Priority.AHEAD:
+                raise self.fail_ahead
             if self.fail:
                 raise self.fail.pop(0)
             if self.stall:

@@ -68,6 +68,8 @@ class FakeWorker:
         self.rates: dict[str, float] = {}
         self.fetched_bytes = 0
         self.bandwidth = 0.0
+        self.calls = 0
+        """Calls for loads that had files."""
         self.show_pinned = False
         self.report_gate = asyncio.Event()
         self.report_gate.set()
@@ -81,6 +83,8 @@ class FakeWorker:
         self._turn = asyncio.Lock()
         self.session = 0
         self.registered = 0
+        self.beats = 0
+        """Heartbeats that were answered."""
 
     async def start(self, bind: str = "127.0.0.1:0") -> None:
         self._server = create_server(bind, guard=Guard(self._token))
@@ -108,7 +112,7 @@ class FakeWorker:
             with contextlib.suppress(errors.AlluxioLikeError):
                 if not registered:
                     session = f"s{self.session}"
-                    await self._master.register(self.describe(), "", session, timeout_s=2)
+                    await self._master.register(self.describe(), "", session, timeout_s=30)
                     everything = [self._delta(file_id, block) for file_id, block in self.cached]
                     self.changes.clear()
 
@@ -126,10 +130,11 @@ class FakeWorker:
                 throttles, self.throttles = self.throttles, []
                 beat = Heartbeat(self.worker_id, f"s{self.session}", sequence, tuple(sent), self.describe(), tuple(throttles))
                 try:
-                    reply = await self._master.heartbeat(beat, timeout_s=2)
+                    reply = await self._master.heartbeat(beat, timeout_s=30)
                 except errors.AlluxioLikeError:
                     self.changes = sent + self.changes
                     raise
+                self.beats += 1
                 registered = not reply.register_again
                 self.rates = {share.bucket: share.requests_per_s for share in reply.rates}
             await asyncio.sleep(0.03)
@@ -158,6 +163,7 @@ class FakeWorker:
         self.bandwidth = bandwidth_bytes_s
         if not files:
             return
+        self.calls += 1
         # One call after the other: so what was asked for first is there first.
         async with self._turn:
             async for progress in self._load(files, bandwidth_bytes_s):
@@ -263,7 +269,13 @@ class Cluster:
         self.workers: list[FakeWorker] = []
         self.is_written = False
         """Whether its stores can be written."""
-        self._settings = {"io_timeout_s": 5.0, "sync_interval_s": 300.0, "worker_timeout_s": 1.0, "page_entries": 100, **settings}
+        self._settings = {
+            "io_timeout_s": 5.0,
+            "sync_interval_s": 300.0,
+            "worker_timeout_s": 20.0,
+            "page_entries": 100,
+            **settings,
+        }
         self._channel: RpcChannel | None = None
 
     def _open(
@@ -291,6 +303,11 @@ class Cluster:
         self.workers.append(worker)
         await worker.start()
         return worker
+
+    async def lose(self, worker: FakeWorker) -> None:
+        """Kill it, and have the master take it for silent for too long the next time it looks."""
+        await worker.kill()
+        self.master.registry._members[worker.worker_id].seen_s = float("-inf")
 
     async def load(self, *paths: str, **spec: Any) -> Job:
         """Submit a load and wait for its end."""

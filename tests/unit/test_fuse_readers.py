@@ -69,7 +69,7 @@ class World:
         return [self.done[unique] for unique in uniques]
 
     async def wait_loaded(self, count: int) -> list[int]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.readers.pids) < count:
                 await asyncio.sleep(0.01)
         return self.readers.pids

@@ -90,7 +90,7 @@ async def test_a_name_is_answered_once_its_page_is_there(cluster: Cluster) -> No
     never = asyncio.Event()
     store.fail("LIST", Fault(), Fault(until=never))
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await cluster.stub.lookup(data, "007")).entry is not None
             assert (await cluster.stub.lookup(data, "0070")).entry is None
             page = await cluster.stub.list_dir(data, b"", 50)
@@ -125,7 +125,7 @@ async def test_an_interrupted_listing_leaves_no_false_absence(cluster: Cluster) 
         except errors.StoreDenied:
             return False
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await is_back():
             await asyncio.sleep(0.05)
     assert len(await read_dir(cluster, data)) == 300
@@ -140,7 +140,7 @@ async def test_while_the_store_is_down_what_is_known_stays(tmp_path: Path) -> No
         data = await get_inode(cluster, "/data")
         assert await read_dir(cluster, data) == ["a"]
         store.fail("LIST", errors.StoreUnavailable("gone"), always=True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             with pytest.raises(errors.StoreUnavailable):
                 # Until the listing is believed no more.
                 while (await cluster.stub.lookup(data, "b")).entry is None:
@@ -158,7 +158,7 @@ async def test_while_the_store_is_down_what_is_known_stays(tmp_path: Path) -> No
             except errors.StoreUnavailable:
                 return False
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await is_back():
                 await asyncio.sleep(0.05)
     finally:
@@ -196,7 +196,7 @@ async def test_listings_obey_the_buckets_rate(cluster: Cluster) -> None:
     rates.note(store.bucket, WorkerId("w"), 1, 10.0, asyncio.get_running_loop().time())
     begun = time.monotonic()
     before = store.count_requests()["LIST"]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await asyncio.gather(*(get_inode(cluster, f"/data/{name}/x") for name in names[:15]))
     took = time.monotonic() - begun
     assert store.count_requests()["LIST"] - before == 15
@@ -251,7 +251,7 @@ async def test_a_clock_set_back_neither_freezes_what_is_known_nor_stops_a_sync(
     store.put("b", b"x")
     data = await get_inode(cluster, "/data")
     assert (await cluster.stub.lookup(data, "b")).entry is not None
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         flight = await cluster.master.jobs._lister.refresh(data, time.time_ns() + 10**12)
     assert flight is not None
 
@@ -428,7 +428,7 @@ async def test_a_store_that_is_down_at_the_start_stops_nobody(cluster: Cluster) 
     async def troubles() -> dict[str, str]:
         return {info.path: info.trouble for info in await cluster.stub.list_mounts()}
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (await troubles())["/down"]:
             await asyncio.sleep(0.01)
     assert await troubles() == {"/up": "", "/down": "the store cannot be reached", "/stuck": ""}
@@ -436,7 +436,7 @@ async def test_a_store_that_is_down_at_the_start_stops_nobody(cluster: Cluster) 
     down.heal()
     held.set()
     inode = await get_inode(cluster, "/down")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await troubles())["/down"]:
             try:  # for a moment it is left alone
                 assert await read_dir(cluster, inode) == []
@@ -475,12 +475,12 @@ async def test_workers_join_die_and_come_back(cluster: Cluster) -> None:
     two = await cluster.add_worker("w2")
     view = await cluster.stub.get_cluster()
     assert [(w.worker_id, w.live) for w in view.workers] == [("w1", True), ("w2", True)]
-    await two.kill()
+    await cluster.lose(two)
 
     async def is_seen_dead() -> bool:
         return [w.live for w in (await cluster.stub.get_cluster()).workers] == [True, False]
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await is_seen_dead():
             await asyncio.sleep(0.02)
     assert (await cluster.stub.get_cluster()).epoch > view.epoch
@@ -499,7 +499,7 @@ async def test_a_worker_that_comes_back_frees_what_was_forgotten_meanwhile(
         store.put(name, b"x" * 1000)
     worker = await cluster.add_worker("w")
     assert (await cluster.load("/data")).checked_files == 2
-    await worker.kill()
+    await cluster.lose(worker)
     await wait_until(lambda: not cluster.master.registry.get_live(), "the worker to be missed")
     store.delete("goes")
     await cluster.stub.sync("/data")
@@ -531,7 +531,7 @@ async def test_a_worker_that_left_is_not_taken_for_live_after_a_restart(tmp_path
 
 
 async def test_after_a_restart_locations_come_from_placement_until_workers_report(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path / "home", worker_timeout_s=5.0)
+    cluster = Cluster(tmp_path / "home")
     await cluster.start()
     store = await cluster.add_store()
     store.put("a", b"x" * 1000)
@@ -571,7 +571,7 @@ async def test_status_free_and_pin(cluster: Cluster, monkeypatch: pytest.MonkeyP
     async def get_replicas() -> dict[int, int]:
         return {one.replicas: one.files for one in (await cluster.stub.get_cache_status("/data/d")).replicas}
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await get_replicas() != {2: 20}:
             await asyncio.sleep(0.02)
     status = await cluster.stub.get_cache_status("/data/d")

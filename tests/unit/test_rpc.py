@@ -174,7 +174,7 @@ async def test_a_channel_closed_under_a_call_is_an_error_and_no_cancellation() -
         await channel.close()
         for call in calls:
             with pytest.raises(errors.Cancelled):
-                await asyncio.wait_for(call, 5)
+                await asyncio.wait_for(call, 60)
 
 
 async def test_a_read_that_ends_short_is_not_taken_for_whole() -> None:

@@ -163,7 +163,7 @@ async def test_one_that_leaves_by_itself_is_told_and_not_started_again(stand: St
     await stand.supervisor.start(service)
     await stand.supervisor.wait_ready(service)
     (stand.directory / "go").write_text("")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await stand.supervisor.left_by_itself.wait()
     assert service.pid == 0
 

@@ -26,7 +26,7 @@ async def is_there(cluster: Cluster, path: str) -> bool:
 
 
 async def wait_there(cluster: Cluster, path: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await is_there(cluster, path):
             await asyncio.sleep(0.01)
 

@@ -74,7 +74,7 @@ async def test_replaced_secrets_open_one_store_for_all_and_close_the_old(monkeyp
     assert stores.renew(MOUNT, first)
     assert await stores.get_ufs(MOUNT) is second
     assert not stores.renew(MOUNT, second)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not master.opened[0].closed:
             await asyncio.sleep(0.001)
     assert len(master.opened) == 2
