@@ -1,7 +1,8 @@
 """One load job at work: counts, loads, checks.
 
 Owns the passes of one job and its live figures. PLANNING walks once and counts; loading follows beside it as long as what has
-been counted fits into space that is free now (nothing is evicted for a job that may yet be refused), and in full once all fits.
+been counted fits into space that is free now (nothing is evicted for a job that may yet be refused), and in full once all fits;
+with the first pinned file it waits for that, since what it brings would be counted among what others have pinned.
 CHECKING walks again and asks each worker for each page; what is missing is loaded again a bounded number of times. Progress is
 stored a few times a second: cursor and counts in one transaction, so that a killed master goes on from there.
 
@@ -365,8 +366,8 @@ class JobRunner:
 
         async def may_start(outcomes: list[Outcome]) -> None:
             if not self._planned.is_set():
-                parts = sum_by_worker(outcomes)
-                if not early.add(parts, only_if_fits=True):
+                pins = any(one.item.entry.ref is not None and one.item.entry.ref.pinned for one in outcomes)
+                if pins or not early.add(sum_by_worker(outcomes), only_if_fits=True):
                     await self._planned.wait()
 
         fit = FitPlan(self.record.usable)

@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +13,7 @@ from alluxio_like.kv.memory import MemoryStore
 from alluxio_like.master import job_runner
 from alluxio_like.master.job_paths import PathsWriter, StoredPaths, list_stored, remove_paths, take_over_files
 from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.walking import Walker
 from alluxio_like.rpc.messages import Heartbeat, JobState
 from alluxio_like.types import PAGE_BYTES, JobId
 from alluxio_like.ufs.memory import Fault
@@ -321,7 +322,7 @@ async def test_a_worker_that_dies_is_replaced(cluster: Cluster) -> None:
     job_id = await cluster.submit("/data")
     await wait_until(lambda: cluster.master.jobs.get_job(job_id).state is JobState.RUNNING, "the loading")
     victim = cluster.workers.pop()
-    await victim.kill()
+    await cluster.lose(victim)
     for worker in [*cluster.workers, victim]:
         worker.hold.set()
     job = await cluster.wait_job(job_id)
@@ -337,7 +338,7 @@ async def test_copies_without_a_worker_are_missing(cluster: Cluster, monkeypatch
     job_id = await cluster.submit("/data", replicas=2)
     await wait_until(lambda: cluster.master.jobs.get_job(job_id).state is JobState.RUNNING, "the loading")
     victim = cluster.workers.pop()
-    await victim.kill()
+    await cluster.lose(victim)
     victim.hold.set()
     cluster.workers[0].hold.set()
     job = await cluster.wait_job(job_id)
@@ -357,7 +358,7 @@ async def test_what_fits_no_more_after_the_loss_of_a_worker_is_counted(cluster: 
     job_id = await cluster.submit("/data", fit=True)
     await wait_until(lambda: cluster.master.jobs.get_job(job_id).state is JobState.RUNNING, "the loading")
     victim = cluster.workers.pop()
-    await victim.kill()
+    await cluster.lose(victim)
     victim.hold.set()
     cluster.workers[0].hold.set()
     job = await cluster.wait_job(job_id)
@@ -426,7 +427,7 @@ async def test_without_a_worker_a_job_ends_in_time(tmp_path: Path) -> None:
 
 
 async def test_what_is_pinned_and_cached_is_known_before_a_job_is_refused(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path / "home", worker_timeout_s=5.0)
+    cluster = Cluster(tmp_path / "home")
     await cluster.start()
     port = cluster.master.address
     try:
@@ -455,6 +456,30 @@ async def test_what_is_pinned_and_cached_is_known_before_a_job_is_refused(tmp_pa
         await cluster.close()
 
 
+async def test_what_a_job_pins_itself_is_not_in_its_own_way(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that it brought while it still counted looked like what others have pinned."""
+    await make(cluster, 6, workers=0, size=PAGE_BYTES)
+    worker = await cluster.add_worker("w", capacity_bytes=8 * PAGE_BYTES)
+    worker.show_pinned = True
+    await cluster.stub.set_pinned("/data", pinned=True)
+    walk = Walker.walk
+
+    async def walk_slowly(self: Walker, *cursor: Any) -> AsyncIterator[Any]:
+        async for step in walk(self, *cursor):
+            yield step
+        if not cursor:
+            # All is counted. What was brought so far, if anything, has been told before that is added up.
+            beats = worker.beats
+            await wait_until(
+                lambda: cluster.master.registry.get_live()[0].pinned_bytes == 6 * PAGE_BYTES or worker.beats > beats + 10,
+                "heartbeats",
+            )
+
+    monkeypatch.setattr(Walker, "walk", walk_slowly)
+    job = await cluster.load("/data")
+    assert (job.state, job.reason, job.done_files) == (JobState.DONE, "", 6)
+
+
 async def test_a_directory_that_cannot_be_listed_is_a_problem(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path / "home", io_timeout_s=1.0)
     await cluster.start()
@@ -474,13 +499,13 @@ async def test_a_directory_that_cannot_be_listed_is_a_problem(tmp_path: Path) ->
 
 async def test_a_restart_of_the_master_goes_on_with_the_job(tmp_path: Path) -> None:
     count = 8000  # as many as take a while
-    cluster = Cluster(tmp_path / "home", worker_timeout_s=10.0)
+    cluster = Cluster(tmp_path / "home")
     await cluster.start()
     address = cluster.master.address
     try:
         await make(cluster, count)
         job_id = await cluster.submit("/data")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             async for job in cluster.stub.watch_job(job_id):
                 if job.done_files > 300:
                     break
@@ -501,11 +526,8 @@ async def test_a_restart_of_the_master_goes_on_with_the_job(tmp_path: Path) -> N
         await cluster.close()
 
 
-async def test_thousands_of_small_files_a_second(cluster: Cluster) -> None:
-    """Not a benchmark: the bound is far below what a machine does that is not busy otherwise."""
+async def test_thousands_of_small_files_go_in_few_calls(cluster: Cluster) -> None:
     await make(cluster, 2000, size=10)
-    begun = time.monotonic()
     job = await cluster.load("/data")
-    took = time.monotonic() - begun
     assert (job.state, job.done_files) == (JobState.DONE, 2000)
-    assert 2000 / took > 300, f"{2000 / took:.0f} files/s"
+    assert sum(worker.calls for worker in cluster.workers) < 200
