@@ -10,8 +10,9 @@ import os
 from alluxio_like.fuse import wire
 from alluxio_like.fuse.device import BUFFER_BYTES
 
-_HARMLESS = frozenset({wire.RELEASE, wire.RELEASEDIR, wire.FLUSH})
-"""They change nothing that a later daemon would miss."""
+_HARMLESS = frozenset({wire.RELEASE, wire.RELEASEDIR})
+"""They change nothing that a later daemon would miss. FLUSH does: it comes of files that are written, and its answer says that
+what was written is the file's content."""
 _BURST = 256
 
 

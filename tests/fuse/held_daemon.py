@@ -10,7 +10,7 @@ Its last argument is the descriptor of its channel, its configuration comes from
     crash_on     end at once when this name is asked for, in daemons before generation `crash_until`
     backing      a file that `p` passes through to
 Names: `f` (CONTENT), `p`, `g` (the serving daemon's generation, as text), `stuck`, `slow`, `kept`. That one, and what the
-directory is like, the kernel may remember for an hour.
+directory is like, the kernel may remember for an hour; and of its close it tells, as of a file that is written.
 """
 
 import asyncio
@@ -114,7 +114,9 @@ class Server:
         self.handles += 1
         fh = self.generation << 40 | self.handles
         if nodeid & INODE != 3:
-            self.write(wire.pack_reply(unique, wire.pack_open(fh, wire.FOPEN_DIRECT_IO if nodeid == 4 else 0)))
+            # As the real one does: only of what is written the kernel is to say that it is closed.
+            flush = 0 if nodeid == FILES[b"kept"] else wire.FOPEN_NOFLUSH
+            self.write(wire.pack_reply(unique, wire.pack_open(fh, flush | (wire.FOPEN_DIRECT_IO if nodeid == 4 else 0))))
             return
         if nodeid >> 48 != self.generation:
             self.write(wire.pack_error(unique, errno.ESTALE))
@@ -124,7 +126,7 @@ class Server:
             with open(self.config["backing"], "rb") as stream:
                 backing_id = self.device.open_backing(stream.fileno())
         self.backings[nodeid] = backing_id, users + 1
-        self.write(wire.pack_reply(unique, wire.pack_open(fh, wire.FOPEN_PASSTHROUGH, backing_id)))
+        self.write(wire.pack_reply(unique, wire.pack_open(fh, wire.FOPEN_PASSTHROUGH | wire.FOPEN_NOFLUSH, backing_id)))
 
     def release(self, unique: int, nodeid: int) -> None:
         backing_id, users = self.backings.get(nodeid, (0, 0))
@@ -145,6 +147,8 @@ class Server:
                 self.open(unique, nodeid)
             case wire.Open():
                 self.write(wire.pack_reply(unique, wire.pack_open(0, 0)))
+            case wire.Flush():
+                self.write(wire.pack_reply(unique))
             case wire.Release():
                 self.release(unique, nodeid)
             case wire.Read(_, offset, size) if header.opcode == wire.READ:

@@ -160,6 +160,21 @@ def test_names_are_not_relied_on_once_requests_are_refused(hold: Hold) -> None:
     os.stat(mount.path / "kept")
 
 
+def test_a_close_that_no_daemon_has_sealed_fails(hold: Hold) -> None:
+    """Else what was written is taken for kept, and reads as it was before until its worker is back."""
+    mount = hold(plan={"give_up_s": 1.0})
+    written = os.open(mount.path / "kept", os.O_RDONLY)
+    read = os.open(mount.path / "f", os.O_RDONLY)
+    with block_daemons(mount):
+        mount.kill_daemon()
+        wait_until(lambda: mount.ask({"kind": "status"})["state"] == "refusing", "giving up")
+        with pytest.raises(OSError, match=r"Input/output error"):
+            os.close(written)
+        os.close(read)
+    mount.wait_ready(2, 30)
+    os.close(os.open(mount.path / "kept", os.O_RDONLY))
+
+
 def test_a_holder_that_can_start_no_process_goes_on_trying(hold: Hold) -> None:
     mount = hold(plan={"give_up_s": 0.5, "standby": False})
     limits = resource.prlimit(mount.process.pid, resource.RLIMIT_NOFILE)
