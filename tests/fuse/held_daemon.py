@@ -7,6 +7,7 @@ Its last argument is the descriptor of its channel, its configuration comes from
     deaf         do not stop taking requests when told to drain
     stuck_until  requests for the name `stuck` are answered by daemons of this generation and later only
     slow_s       how long an answer for the name `slow` takes
+    slow_until   the file without which no answer for the name `slow` comes
     crash_on     end at once when this name is asked for, in daemons before generation `crash_until`
     backing      a file that `p` passes through to
 Names: `f` (CONTENT), `p`, `g` (the serving daemon's generation, as text), `stuck`, `slow`, `kept`. That one, and what the
@@ -44,6 +45,7 @@ class Server:
         self.over = asyncio.Event()
         self.backings: dict[int, tuple[int, int]] = {}
         self.handles = 0
+        self.tasks: list[asyncio.Task[None]] = []
         os.set_blocking(self.device.fd, False)
 
     def start(self) -> None:
@@ -92,6 +94,12 @@ class Server:
         self.pending += 1
         self.loop.call_later(delay_s, send)
 
+    async def wait_file(self, file: str, message: bytes) -> None:
+        while not os.path.exists(file):
+            await asyncio.sleep(0.01)
+        self.pending -= 1
+        self.write(message)
+
     def lookup(self, unique: int, name: bytes) -> None:
         if name == self.config.get("crash_on", "").encode() and self.generation < self.config.get("crash_until", 1 << 30):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -105,7 +113,10 @@ class Server:
         nodeid = inode | self.generation << 48 if inode == 3 else inode
         valid_s = 3600 if name == b"kept" else 0
         answer = wire.pack_reply(unique, wire.pack_entry(nodeid, self.attr(inode), valid_s, valid_s))
-        if name == b"slow":
+        if name == b"slow" and self.config.get("slow_until"):
+            self.pending += 1
+            self.tasks.append(self.loop.create_task(self.wait_file(self.config["slow_until"], answer)))
+        elif name == b"slow":
             self.later(self.config.get("slow_s", 1.0), answer)
         else:
             self.write(answer)

@@ -229,6 +229,12 @@ class Statting:
         except OSError as error:
             self.outcome = error.errno
 
+    def wait_taken(self, mount: HeldMount) -> None:
+        """Until the mount's daemon, which answers one request after the other, has the call before it."""
+        where = Path(f"/proc/self/task/{self.thread.native_id}/wchan")
+        wait_until(lambda: "request_wait" in where.read_text(), "the call's wait")
+        assert mount.generation > 0
+
     def wait(self, limit_s: float = 60) -> int:
         return int(wait_until(lambda: None if self.outcome is None else str(self.outcome), "the answer", limit_s))
 

@@ -90,7 +90,7 @@ def fetch(mount: HeldMount, page: str) -> str:
         except OSError:
             return None
 
-    return str(wait_until(ask, page, 30))
+    return str(wait_until(ask, page))
 
 
 def get_readers(mount: HeldMount) -> list[int]:
@@ -104,7 +104,7 @@ def wait_readers(mount: HeldMount, gone: int = 0) -> list[int]:
         pids = get_readers(mount)
         return pids if len(pids) == 2 and gone not in pids else None
 
-    return list(wait_until(both, "two readers", 30))
+    return list(wait_until(both, "two readers"))
 
 
 def count_handed(mount: HeldMount) -> float:
@@ -117,7 +117,7 @@ def count_handed(mount: HeldMount) -> float:
 def wait_handed(mount: HeldMount, count: int = 5) -> None:
     """Until readers have answered some more READs."""
     before = count_handed(mount)
-    wait_until(lambda: count_handed(mount) >= before + count, "READs answered by readers", 30)
+    wait_until(lambda: count_handed(mount) >= before + count, "READs answered by readers")
 
 
 def test_readers_answer_reads(hold: Hold) -> None:
@@ -162,7 +162,7 @@ def test_killed_daemons_with_readers_under_load(hold: Hold) -> None:
             if generation % 2:
                 os.kill(before[0], signal.SIGKILL)
             mount.kill_daemon()
-            mount.wait_ready(generation, 30)
+            mount.wait_ready(generation)
             wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before), "the readers' end")  # noqa: B023
     show(f"{KILLS} kills of daemons with readers, rounds {sweeps.rounds}")
     assert [errors for _, errors, _ in load.results.values()] == [0, 0, 0]

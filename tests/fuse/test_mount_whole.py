@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.net import wait_until
 from tests.servers.processes import freeze
 from tests.servers.stack import Stack, start_stack
 
 pytestmark = pytest.mark.mount
 
-IO_TIMEOUT_S = 6
+IO_TIMEOUT_S = 60
 SIZE = (3 << 20) + 77
 
 
@@ -79,7 +80,7 @@ def test_warm_files_stay_readable_and_unmount_works_without_a_master(stack: tupl
             assert (running.mountpoint / "small.txt").read_bytes() == b"small\n"
             started = time.monotonic()
             subprocess.run(["umount", "-l", running.mountpoint], check=True, timeout=60)
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < IO_TIMEOUT_S / 2
             assert os.pread(kept.fileno(), 10, 2 << 20) == expected[2 << 20 : (2 << 20) + 10]
         finally:
             for pid in running.get_service_pids("master"):
@@ -136,6 +137,11 @@ def list_cache_files(pids: list[int]) -> list[str]:
     return [link for link in links if "/cache/files/" in link or "/cache/held/" in link]
 
 
+def wait_closed(running: Stack, what: str) -> None:
+    """Until the daemon has no cache file open: it hears of a close a moment later."""
+    wait_until(what, lambda: not list_cache_files(running.get_service_pids("fuse")), timeout_s=60)
+
+
 def skip_without_passthrough(mountpoint: Path) -> None:
     if os.getxattr(mountpoint, "user.alluxio_like.session") != b"kernel with passthrough":
         pytest.skip("this kernel has no passthrough")
@@ -152,7 +158,7 @@ def test_the_kernel_reads_on_while_its_file_is_freed_and_the_worker_killed(stack
         assert time.monotonic() < end, (get_cached(path), get_serving(path))
         time.sleep(0.1)
     with open(path, "rb", buffering=0) as kept, mmap.mmap(kept.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-        assert list_cache_files(running.get_service_pids("fuse")) == [], "the kernel alone has it open"
+        wait_closed(running, "the kernel alone has it open")
         running.free()
         assert get_serving(path).startswith("cached")
         assert mapped[:] == expected
@@ -170,7 +176,7 @@ def test_the_kernel_reads_on_while_its_file_is_freed_and_the_worker_killed(stack
             break
         assert time.monotonic() < end, text
         time.sleep(0.1)
-    assert list_cache_files(running.get_service_pids("fuse")) == []
+    wait_closed(running, "nothing is left open")
 
 
 def test_what_passes_through_is_not_evicted(tmp_path: Path) -> None:
@@ -203,4 +209,4 @@ def test_what_passes_through_is_not_evicted(tmp_path: Path) -> None:
                     assert mapped[:] == contents[0]
                 for one in held:
                     one.close()
-            assert list_cache_files(running.get_service_pids("fuse")) == []
+            wait_closed(running, "nothing is left open")

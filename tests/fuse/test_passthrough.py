@@ -158,7 +158,7 @@ def test_replaced_file_under_a_passthrough_handle_and_a_mapping(mount: Make) -> 
             assert os.fstat(new.fileno()).st_ino != os.fstat(old.fileno()).st_ino
         assert old.read() == b"old content"
         assert mapped[:] == b"old content"
-        assert count_open(made, "passthrough") == 1
+        wait_until(lambda: count_open(made, "passthrough") == 1, "the new one's end")
     wait_idle(made)
 
 
@@ -176,14 +176,14 @@ def test_mixed_opens_never_fail(mount: Make) -> None:
     names = [f"/big{number}" for number in range(3)]
     made = mount(big_files=dict.fromkeys(names, SIZE), fuse=READ_FIRST)
     content = make_content()
-    end = time.monotonic() + 5
+    ended = threading.Event()
     wrong: list[object] = []
 
     def read(seed: int) -> None:
         generator = random.Random(seed)
         held: list[int] = []
         try:
-            while time.monotonic() < end:
+            while not ended.is_set():
                 if held and generator.random() < 0.4:
                     descriptor = open_again(generator.choice(held))
                 else:
@@ -207,16 +207,23 @@ def test_mixed_opens_never_fail(mount: Make) -> None:
     for thread in threads:
         thread.start()
     generator = random.Random(7)
-    while time.monotonic() < end:
+    least = time.monotonic() + 5
+
+    def is_enough() -> bool:
         made.do(generator.choice(["complete", "evict"]), path=generator.choice(names))
-        time.sleep(0.01)
-    for thread in threads:
-        thread.join(60)
+        if wrong or time.monotonic() < least:
+            return bool(wrong)
+        metrics = get_metrics(made)
+        ways = [metrics[f'fuse_opens_total{{way="{way}"}}'] for way in ("passthrough", "cached", "rerouted")]
+        return min(*ways, metrics["fuse_moves_total"]) > 0
+
+    try:
+        wait_until(is_enough, "opens of each way, and moves")
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(60)
     assert wrong == []
-    metrics = get_metrics(made)
-    for way in ("passthrough", "cached", "rerouted"):
-        assert metrics[f'fuse_opens_total{{way="{way}"}}'] > 0, way
-    assert metrics["fuse_moves_total"] > 0
     wait_idle(made)
 
 
@@ -270,7 +277,7 @@ def test_an_open_waits_for_a_bounded_time_only(mount: Make) -> None:
 
 
 def test_other_requests_go_on_while_opens_wait(mount: Make) -> None:
-    made = mount(big_files={f"/big{number}": SIZE for number in range(20)})
+    made = mount(big_files={f"/big{number}": SIZE for number in range(20)}, io_timeout_s=200.0)
     (made.path / "hello.txt").read_bytes()
     made.do("stall", what="stall_fills")
     threads = [threading.Thread(target=(made.path / f"big{number}").read_bytes) for number in range(20)]
@@ -280,7 +287,7 @@ def test_other_requests_go_on_while_opens_wait(mount: Make) -> None:
     started = time.monotonic()
     assert (made.path / "hello.txt").read_bytes() == b"hello, world\n"
     assert sorted(os.listdir(made.path / "dir")) == ["sub"]
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 60, "less than an open waits"
     made.do("lift")
     for thread in threads:
         thread.join(60)
@@ -288,7 +295,7 @@ def test_other_requests_go_on_while_opens_wait(mount: Make) -> None:
 
 
 def test_killed_while_an_open_waits(mount: Make) -> None:
-    made = mount(big_files={f"/big{number}": SIZE for number in range(6)})
+    made = mount(big_files={f"/big{number}": SIZE for number in range(6)}, io_timeout_s=200.0)
     before = made.do("counts")
     descriptors = len(os.listdir(f"/proc/{made.process.pid}/fd"))
     made.do("stall", what="stall_fills")
@@ -299,7 +306,7 @@ def test_killed_while_an_open_waits(mount: Make) -> None:
     for reader in readers:
         reader.kill()
         assert reader.wait(60) == -signal.SIGKILL
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60, "less than an open waits"
     made.do("lift")
     wait_idle(made)
     wait_until(lambda: made.do("counts")["tasks"] <= before["tasks"] + 1, "tasks have ended")
@@ -308,7 +315,7 @@ def test_killed_while_an_open_waits(mount: Make) -> None:
 
 
 def test_signal_that_is_handled_does_not_end_a_read(mount: Make) -> None:
-    made = mount(big_files=BIG, never_now=True)
+    made = mount(big_files=BIG, never_now=True, io_timeout_s=200.0)
     made.do("stall", what="stall_reads")
     code = """if True:
         import ctypes, os, signal, sys, time
@@ -328,8 +335,8 @@ def test_signal_that_is_handled_does_not_end_a_read(mount: Make) -> None:
     assert reader.wait(60) == 0
 
     made.do("stall", what="stall_reads")
-    other = subprocess.Popen([sys.executable, "-S", "-c", code.replace("1 << 20", "2 << 20"), made.path / "big"])
     reads = made.do("counts")["reads"]
+    other = subprocess.Popen([sys.executable, "-S", "-c", code.replace("1 << 20", "2 << 20"), made.path / "big"])
     wait_until(lambda: made.do("counts")["reads"] > reads, "the other waits")
     time.sleep(0.3)
     other.kill()  # after a signal that the kernel has told of: of this one it says nothing

@@ -44,7 +44,8 @@ def place(mount: Callable[..., Any], tmp_path: Path) -> Iterator[Path]:
     made = mount(write_dir=str(tmp_path / "drafts"))
     made.path.parent.chmod(0o755)
     yield made.path
-    assert list((tmp_path / "drafts").iterdir()) == []
+    # A file's last close is told a moment after it.
+    wait_until("the drafts' end", lambda: not list((tmp_path / "drafts").iterdir()), timeout_s=60)
 
 
 def rename(source: Path, target: Path, flags: int) -> None:
