@@ -451,6 +451,13 @@ class Drafts:
         draft.record = record
         self.checkpoint("seal: begun")
 
+    def rename_sealing(self, draft: Draft, operation_id: str) -> None:
+        """The seal under way is to have another operation id."""
+        assert draft.record.sealing is not None
+        record = replace(draft.record, sealing=replace(draft.record.sealing, operation_id=operation_id))
+        self._commit(self._dirs[draft.directory], {records.make_draft_key(draft.inode): records.pack_draft(record)})
+        draft.record = record
+
     def note_sealed(self, draft: Draft, ref: FileRef, upload: UploadRecord | None, *, unwanted: bool) -> None:
         """It has become that version. `upload`: the store is to have it, or never will, and does not yet."""
         sealing = draft.record.sealing

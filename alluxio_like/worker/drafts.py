@@ -307,8 +307,13 @@ class DraftsService:
         assert sealing is not None
         base = draft.record.ref.version
         content = SealedDraft(draft.inode, sealing.stamp.size, sealing.stamp.mtime_ns, self._store.worker_id, base, lease)
+        operation_id = sealing.operation_id
         try:
-            sealed = await self._changes.seal(sealing.operation_id, content)
+            while (sealed := await self._changes.seal(operation_id, content)).ref.version <= base:
+                # A close that was answered by a daemon that died was sent again: its id made the version that was there before.
+                # What others have written since is another content, which needs a number of its own.
+                operation_id += "+"
+                await self._disk.submit(functools.partial(self._drafts.rename_sealing, draft, operation_id), alone=True)
         except errors.NotFound:
             await self._disk.submit(lambda: self._drafts.delete(draft))
             raise

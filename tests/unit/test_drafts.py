@@ -329,6 +329,27 @@ async def test_a_file_that_others_go_on_writing_is_sealed_as_it_was_at_one_momen
         assert cached.read(0, 2 * MIB) == last
 
 
+async def test_a_close_that_is_sent_again_makes_a_version_of_what_others_have_written_since(tmp_path: Path) -> None:
+    """The daemon that asked for it died before its answer; the kernel wrote on without one."""
+    async with running_drafts(tmp_path) as one:
+        place = await one.service.begin(one.changes.create(5, "shared"), truncate=True)
+        fd = one.open(place)
+        os.pwrite(fd, b"one", 0)
+        first = await one.service.seal("close-1", InodeId(5))
+        os.pwrite(fd, b"two", 0)
+        again = await one.service.seal("close-1", InodeId(5))
+        assert first.ref is not None
+        assert again.ref is not None
+        assert (first.ref.version, again.ref.version) == (2, 3)
+        assert (await one.service.seal("close-2", InodeId(5))).unchanged
+        os.close(fd)
+        await one.service.end(InodeId(5))
+        assert one.ufs.get("shared") == b"two"
+        cached = one.store.lookup(again.ref.file_id)
+        assert cached is not None
+        assert cached.read(0, 3) == b"two"
+
+
 async def test_a_writer_does_not_begin_from_a_version_before_the_newest(tmp_path: Path) -> None:
     async with running_drafts(tmp_path) as one:
         created = one.changes.create(5, "a")
