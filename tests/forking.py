@@ -56,7 +56,7 @@ def eight_workers(address: str, method: str) -> None:
             one.start()
             # In between the parent goes on using it.
             assert file.pread(10, 100) == make_content(SIZE, 0)[100:110]
-        said = [results.get(timeout=90) for _ in children]
+        said = [results.get(timeout=200) for _ in children]
         for one in children:
             one.join(60)
         assert said == [""] * WORKERS
@@ -91,10 +91,10 @@ def threads(address: str) -> None:
                     assert wait_for(pid) == 0
             finally:
                 stop.set()
-            assert all(reader.result(30) > 0 for reader in readers)
+            assert all(reader.result(60) > 0 for reader in readers)
 
 
-def wait_for(pid: int, timeout_s: float = 30) -> int:
+def wait_for(pid: int, timeout_s: float = 60) -> int:
     """A child's exit status; it is killed when it hangs."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -156,7 +156,7 @@ def grandchild(address: str) -> None:
 def kept_errors(address: str) -> None:
     """Errors that somebody keeps, with all their frames, keep nothing of gRPC alive; nor do files left open."""
     kept: list[BaseException] = []
-    with connect(address, io_timeout_s=2) as client:
+    with connect(address, io_timeout_s=60) as client:
         file = client.open("/f1")
         for _ in range(3):
             try:
@@ -196,7 +196,7 @@ def foreign_grpc(address: str) -> None:
         if pid == 0:
             code = 1
             try:
-                connect(address, io_timeout_s=2).stat("/f0")
+                connect(address, io_timeout_s=60).stat("/f0")
             except errors.Unsupported:
                 code = 0
             finally:

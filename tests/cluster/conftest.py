@@ -12,8 +12,13 @@ from tests.servers.fault_control import FaultProxy
 from tests.servers.fixtures import S3Server
 from tests.servers.stack import Stack, start_stack
 
+PATIENCE_S = 60.0
+"""The one setting that bounds every operation: what a busy machine may take for it."""
 IO_TIMEOUT_S = 6.0
-"""The one setting that bounds every operation; short, so that the tests of failures are."""
+"""The same where a test waits until it is over."""
+HASTY = ("--io-timeout", f"{IO_TIMEOUT_S:g}s")
+MARGIN_S = 30.0
+"""What a busy machine may take beyond such a time."""
 
 
 def list_mounts(below: Path) -> list[str]:
@@ -43,7 +48,7 @@ class StackMaker:
         self._running = contextlib.ExitStack()
 
     def __call__(self, *arguments: str, workers: int = 1) -> Stack:
-        options = ["--workers", str(workers), "--io-timeout", f"{IO_TIMEOUT_S:g}s", *arguments]
+        options = ["--workers", str(workers), "--io-timeout", f"{PATIENCE_S:g}s", *arguments]
         context = start_stack(self._workplace, {"/": f"s3://{self._bucket}"}, self._server.environment, *options)
         return self._running.enter_context(context)
 

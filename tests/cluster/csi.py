@@ -82,17 +82,17 @@ class Kubelet:
         request = csi_pb2.NodePublishVolumeRequest(
             volume_id=volume, target_path=str(target), volume_capability=capability, readonly=readonly, volume_context=attributes
         )
-        self.node.NodePublishVolume(request, timeout=30)
+        self.node.NodePublishVolume(request, timeout=60)
 
     def unpublish(self, target: Path, volume: str = "v") -> None:
-        self.node.NodeUnpublishVolume(csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume, target_path=str(target)), timeout=30)
+        self.node.NodeUnpublishVolume(csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume, target_path=str(target)), timeout=60)
 
     def measure(self, place: Path) -> dict[int, Any]:
         request = csi_pb2.NodeGetVolumeStatsRequest(volume_id="v", volume_path=str(place))
-        return {one.unit: one for one in self.node.NodeGetVolumeStats(request, timeout=30).usage}
+        return {one.unit: one for one in self.node.NodeGetVolumeStats(request, timeout=60).usage}
 
     def is_ready(self) -> bool:
-        return bool(self.identity.Probe(csi_pb2.ProbeRequest(), timeout=30).ready.value)
+        return bool(self.identity.Probe(csi_pb2.ProbeRequest(), timeout=60).ready.value)
 
 
 class Controller(csi_pb2_grpc.ControllerServicer):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import IO_TIMEOUT_S
+from tests.cluster.conftest import PATIENCE_S
 from tests.cluster.data import make_data
 from tests.servers.fixtures_clouds import AZ_ACCOUNT, AZ_KEY, AzServer, GsServer
 from tests.servers.net import wait_until
@@ -24,7 +24,7 @@ def test_both_are_mounted_read_and_seen_to_change(
         server.put(bucket, "set/model.bin", old)
         server.put(bucket, "set/odd//key", b"odd")
     environment = {"AZURE_STORAGE_CONNECTION_STRING": f"AccountKey={AZ_KEY};BlobEndpoint={az_server.endpoint}/{AZ_ACCOUNT}"}
-    arguments = ["--io-timeout", f"{IO_TIMEOUT_S:g}s"]
+    arguments = ["--io-timeout", f"{PATIENCE_S:g}s"]
     with start_stack(workplace, {"/az": f"az://{az_container}/set"}, environment, *arguments) as stack:
         options = [f"-oendpoint={gs_server.endpoint}", "-oanonymous=true"]
         stack.run_command("alluxio-like", "mount", "/gs", f"gs://{gs_bucket}/set", *options)

@@ -37,7 +37,7 @@ def mounts(workplace: Path) -> Iterator[tuple[Stack, Path, Path]]:
     """A directory that can be written, by two mounts."""
     (workplace / "store").mkdir()
     uri = f"file://{workplace}/store"
-    with start_stack(workplace, {}, {}, "--workers", "1", "--io-timeout", "10s") as stack:
+    with start_stack(workplace, {}, {}, "--workers", "1", "--io-timeout", "60s") as stack:
         stack.run_command("alluxio-like", "mount", "/d", uri, "-o", "write=through")
         with mount_again(stack, workplace, "--token-file", str(workplace / "home/token")) as second:
             (stack.mountpoint / "d/file").write_bytes(bytes(100))

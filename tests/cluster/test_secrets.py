@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import IO_TIMEOUT_S
+from tests.cluster.conftest import PATIENCE_S
 from tests.cluster.data import put_samples, read_epoch
 from tests.servers.fixtures import S3Server
 from tests.servers.stack import Stack, start_stack
@@ -62,7 +62,7 @@ def test_no_secret_appears_anywhere_and_new_ones_are_taken_up(
     clean = {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(workplace)}
     options = [f"-oendpoint={server.endpoint}", f"-oregion={server.region}"]
     keys = [f"-o{name}=@{workplace / name}.given" for name in given]
-    arguments = ["--workers", "2", "--io-timeout", f"{IO_TIMEOUT_S:g}s", "--log-level", "debug", *options]
+    arguments = ["--workers", "2", "--io-timeout", f"{PATIENCE_S:g}s", "--log-level", "debug", *options]
     said = ""
     secrets = [server.secret_key, server.access_key, WRONG]
     with start_stack(workplace, mounts, clean, *arguments, *keys) as stack:

@@ -76,7 +76,7 @@ def test_a_load_waits_for_the_mount_and_says_what_is_in_the_way(stack: Stack, tm
     done = stack.try_command("cache", "load", "/", "--mounted", str(tmp_path), "--wait", "200ms")
     assert done.returncode == 1
     assert "no mount of ours is there" in done.stderr
-    done = stack.try_command("cache", "load", "/", "--mounted", str(stack.mountpoint), "--wait", "20s")
+    done = stack.try_command("cache", "load", "/", "--mounted", str(stack.mountpoint), "--wait", "60s")
     assert done.returncode == 0, done.stderr
 
 
@@ -87,7 +87,7 @@ def test_a_command_waits_for_a_master_that_comes_later(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--wait", "0s"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "no master answers" in done.stderr
-    waiting = subprocess.Popen([*command, "--wait", "60s", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    waiting = subprocess.Popen([*command, "--wait", "150s", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
@@ -106,7 +106,7 @@ def test_a_command_waits_for_a_master_that_comes_later(tmp_path: Path) -> None:
 
     threading.Timer(0.5, start).start()
     try:
-        _, errors = waiting.communicate(timeout=60)
+        _, errors = waiting.communicate(timeout=200)
         # It was heard: without the token it may not mount.
         assert "token is missing or wrong" in errors
     finally:

@@ -32,7 +32,7 @@ def test_a_watching_load_goes_on_through_a_restart_of_the_master(
         os.kill(stack.get_service_pids("master")[0], number)
         wait_until("some more are loaded", lambda: proxy.get_counts()["GET"] > 300, timeout_s=60)
         proxy.set_limits()
-        said, errors = watching.communicate(timeout=90)
+        said, errors = watching.communicate(timeout=200)
     finally:
         watching.kill()
         watching.wait()

@@ -36,7 +36,7 @@ def make_config(directory: Path, master: str, name: str = "w1", **more: Any) -> 
         "allow_root_disk": True,
         "keep_free_fraction": 0.0,
         "heartbeat_interval_s": 0.05,
-        "io_timeout_s": 10.0,
+        "io_timeout_s": 60.0,
         "token_file": write_token(directory),
     }
     return WorkerConfig(**{**settings, **more})
@@ -128,7 +128,7 @@ async def test_files_are_handed_out_one_by_one_and_counted(tmp_path: Path) -> No
         async def is_given_back() -> bool:
             return (await stub.get_status()).leases == 0
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await is_given_back():
                 await asyncio.sleep(0.02)
 
@@ -259,9 +259,9 @@ async def test_rates_of_the_master_hold_and_are_lifted(tmp_path: Path) -> None:
         beats = len(master.beats)
         await wait_until(lambda: len(master.beats) > beats + 1)
         started = loop.time()
-        for n in range(10, 16):
+        for n in range(10, 310):
             await gather_bytes(stub.read(put(ufs, n, b"a" * 100), 0, 100))
-        assert loop.time() - started < 0.7
+        assert loop.time() - started < 50, "at the rate of before it was a minute"
 
 
 async def test_a_long_report_does_not_silence_the_heartbeats(tmp_path: Path) -> None:
@@ -344,9 +344,10 @@ async def test_pages_of_another_worker_come_by_its_data_socket(tmp_path: Path, c
         assert not any([m.read_through async for m in other[1].fill(ref, 0, len(data))])
         assert await gather_bytes(other[1].read(ref, 0, len(data), cached_only=True)) == data
         assert ufs.count_requests()["GET"] == asked
-        sent = home[0].metrics.data_sent_bytes._value.get()
-        assert (sent >= len(data)) == (carrier == "data socket")
-        assert home[0].store.lookup(ref.file_id)._users == 0  # type: ignore[union-attr]
+        sent = home[0].metrics.data_sent_bytes._value
+        # (Who sends comes to it a moment after who has received.)
+        await wait_until(lambda: (sent.get() >= len(data)) == (carrier == "data socket"), "it is counted")
+        await wait_until(lambda: home[0].store.lookup(ref.file_id)._users == 0, "it is let go")  # type: ignore[union-attr]
         # What the home has to fetch it fetches in one request, though it is asked page by page.
         cold = put(ufs, 2, make_data(7 * MIB, 5))
         home, other = (workers[worker_id] for worker_id in rank(master, cold))
@@ -461,7 +462,7 @@ async def worker_process(
     (directory / "config.json").write_text(config.model_dump_json())
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", _MAIN, str(directory / "config.json"))
     try:
-        await wait_until(lambda: ready.exists() or process.returncode is not None, "the worker is ready", 20)
+        await wait_until(lambda: ready.exists() or process.returncode is not None, "the worker is ready")
         assert process.returncode is None
         yield process, json.loads(ready.read_text())
     finally:
@@ -516,6 +517,6 @@ async def test_killed_and_started_again_it_is_warm_and_terminated_it_leaves(tmp_
             assert await gather_bytes(stub.read(ref, 0, len(data))) == data
             await wait_until(lambda: master.get_bits(facts["worker_id"], ref.file_id) == 0b1111, "the full report")
             process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), 10) == 0
+            assert await asyncio.wait_for(process.wait(), 60) == 0
         assert master.left == [facts["worker_id"]]
         assert not os.path.exists(again["door_path"])  # noqa: PTH110 (one stat)

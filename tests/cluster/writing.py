@@ -13,7 +13,7 @@ from typing import Any
 from alluxio_like.fuse.mountpoint import find_top
 from tests.servers.stack import PROGRAMS, Stack, start_stack
 
-START_S = 60.0
+START_S = 120.0
 
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 60.0) -> Any:

@@ -124,7 +124,7 @@ def test_cut_at_commit(via_proxy: str, url: str, proxy: CuttingProxy, tmp_path: 
 def test_unknown_until_the_server_is_back(via_proxy: str, url: str, proxy: CuttingProxy, tmp_path: Path, how: str) -> None:
     """Nobody can tell in time: Unavailable. Nothing of it is read before the answer is known, which is before the next write."""
     late: list[bool] = []
-    store = PostgresqlStore(via_proxy, tmp_path, timeout_s=1.0, on_late=lambda: late.append(True))
+    store = PostgresqlStore(via_proxy, tmp_path, timeout_s=3.0, on_late=lambda: late.append(True))
     put(store, b"before")
     proxy.refuse(True)
     proxy.cut_when(b"count", how)
@@ -133,7 +133,7 @@ def test_unknown_until_the_server_is_back(via_proxy: str, url: str, proxy: Cutti
         txn.put(b"count", b"1")
     with pytest.raises(errors.Unavailable):
         put(store, b"more")
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60
     assert read_all(store) == {b"before": b"x"}
     proxy.refuse(False)
     with store.write() as txn:
@@ -152,7 +152,7 @@ def test_a_statement_that_arrives_late_changes_nothing(via_proxy: str, url: str,
     put(store, b"second", b"1")
     put(store, b"second", b"2")
     proxy.release()
-    proxy.kept[0][0].settimeout(5)
+    proxy.kept[0][0].settimeout(60)
     assert proxy.kept[0][0].recv(1000)
     put(store, b"third")
     assert read_all(store) == read_server(url) == {b"first": b"x", b"second": b"2", b"third": b"x"}
@@ -161,7 +161,7 @@ def test_a_statement_that_arrives_late_changes_nothing(via_proxy: str, url: str,
 
 def test_a_master_that_lost_its_place_never_commits_again(via_proxy: str, url: str, proxy: CuttingProxy, tmp_path: Path) -> None:
     """Cut off, with its session gone on the server, it is followed by another; then its connection is whole again."""
-    old = PostgresqlStore(via_proxy, tmp_path / "old", timeout_s=1.0)
+    old = PostgresqlStore(via_proxy, tmp_path / "old", timeout_s=3.0)
     put(old, b"first")
     proxy.refuse(True)
     proxy.cut_when(b"lost", "before")
@@ -217,7 +217,7 @@ def test_server_restarts_and_crashes(postgresql_server: PostgresqlServer, url: s
 
 def test_a_server_that_stands_still_is_given_up(postgresql_server: PostgresqlServer, url: str, tmp_path: Path) -> None:
     """It takes bytes and answers nothing: bounded all the same, and found out once it goes on."""
-    store = PostgresqlStore(url, tmp_path, timeout_s=1.0)
+    store = PostgresqlStore(url, tmp_path, timeout_s=3.0)
     put(store, b"a")
     postgresql_server.signal(signal.SIGSTOP)
     try:
@@ -226,7 +226,7 @@ def test_a_server_that_stands_still_is_given_up(postgresql_server: PostgresqlSer
             put(store, b"b")
         with pytest.raises(errors.Unavailable):
             store.keep()
-        assert time.monotonic() - begun < 30
+        assert time.monotonic() - begun < 60
         assert set(read_all(store)) == {b"a"}
     finally:
         postgresql_server.signal(signal.SIGCONT)

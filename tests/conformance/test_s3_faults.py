@@ -21,6 +21,7 @@ from tests.servers.fixtures import S3Server
 from tests.servers.net import find_ports
 
 STALL_S = 2.0
+PATIENCE_S = 40.0
 SIZE = 3 << 20
 DATA = random.Random(7).randbytes(SIZE)
 PATHS = {"chunked": ("plain", SIZE), "whole": ("plain", 200_000), "odd key": ("odd//key", SIZE)}
@@ -38,20 +39,20 @@ class Opened:
         key, length = PATHS[path]
         return b"".join([bytes(chunk) async for chunk in self.ufs.read(key, self.fingerprint, 0, length)])
 
-    async def fail(self, path: str, expected: type[errors.AlluxioLikeError], within_s: float) -> errors.AlluxioLikeError:
+    async def fail(self, path: str, expected: type[errors.AlluxioLikeError]) -> errors.AlluxioLikeError:
         start_s = time.monotonic()
         with pytest.raises(errors.AlluxioLikeError) as caught:
             await self.read(path)
         assert type(caught.value) is expected, repr(caught.value)
-        assert time.monotonic() - start_s < within_s
+        assert time.monotonic() - start_s < PATIENCE_S, "it is told at once, or once a hasty one's time is up"
         assert "testsecret" not in str(caught.value) and "testaccess" not in str(caught.value)
         return caught.value
 
 
 def open_at(
-    endpoint: str, bucket: str, requests: Counter[str] | None = None, *, io_timeout_s: float = 3 * STALL_S, **changes: str
+    endpoint: str, bucket: str, requests: Counter[str] | None = None, *, timeout_s: float = PATIENCE_S, **changes: str
 ) -> Ufs:
-    options = {"endpoint": endpoint, "timeout_s": f"{STALL_S}", **changes}
+    options = {"endpoint": endpoint, "timeout_s": f"{timeout_s}", **changes}
     secrets = {"access_key": "testaccess", "secret_key": "testsecret0123456789"}
     secrets.update({name: options.pop(name) for name in ("access_key", "secret_key") if name in options})
     if "anonymous" in options:
@@ -61,16 +62,7 @@ def open_at(
         if requests is not None:
             requests[op] += 1
 
-    return open_ufs(f"s3://{bucket}", options, secrets=secrets, on_request=count, io_timeout_s=io_timeout_s)
-
-
-async def find_fingerprint(fault_proxy: FaultProxy, bucket: str) -> Fingerprint:
-    """With all the time that a new bucket may take on a busy machine: the tests' own is short."""
-    patient = open_at(fault_proxy.endpoint, bucket, timeout_s="60", io_timeout_s=120)
-    found = (await patient.stat("plain")).fingerprint
-    await patient.close()
-    assert found is not None
-    return found
+    return open_ufs(f"s3://{bucket}", options, secrets=secrets, on_request=count, io_timeout_s=3 * timeout_s)
 
 
 @pytest.fixture
@@ -78,11 +70,22 @@ async def opened(s3_server: S3Server, s3_bucket: str, fault_proxy: FaultProxy) -
     for key in ("plain", "odd//key"):
         s3_server.put(s3_bucket, key, DATA)
     requests: Counter[str] = Counter()
-    fingerprint = await find_fingerprint(fault_proxy, s3_bucket)
     ufs = open_at(fault_proxy.endpoint, s3_bucket, requests)
+    fingerprint = (await ufs.stat("plain")).fingerprint
+    assert fingerprint is not None
     fault_proxy.reset_log()
     requests.clear()
     yield Opened(ufs, fingerprint, requests)
+    fault_proxy.set_rules()
+    await ufs.close()
+
+
+@pytest.fixture
+async def hasty(opened: Opened, s3_bucket: str, fault_proxy: FaultProxy) -> AsyncIterator[Opened]:
+    """The same with little patience, for what waits for it to end: anything else may take longer on a busy machine."""
+    requests: Counter[str] = Counter()
+    ufs = open_at(fault_proxy.endpoint, s3_bucket, requests, timeout_s=STALL_S)
+    yield Opened(ufs, opened.fingerprint, requests)
     fault_proxy.set_rules()
     await ufs.close()
 
@@ -111,7 +114,7 @@ async def test_refusals_are_typed(
     opened: Opened, fault_proxy: FaultProxy, path: str, rule: dict[str, Any], expected: type[errors.AlluxioLikeError]
 ) -> None:
     fault_proxy.set_rules({"op": "GET", **rule})
-    await opened.fail(path, expected, within_s=2)
+    await opened.fail(path, expected)
     assert opened.requests == fault_proxy.get_counts()
     assert opened.requests["GET"] <= 2
 
@@ -142,7 +145,7 @@ WRONG: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("rule", WRONG.values(), ids=WRONG)
 async def test_wrong_answers_are_refused(opened: Opened, fault_proxy: FaultProxy, path: str, rule: dict[str, Any]) -> None:
     fault_proxy.set_rules({"op": "GET", **rule})
-    await opened.fail(path, errors.StoreProtocol, within_s=2)
+    await opened.fail(path, errors.StoreProtocol)
     fault_proxy.set_rules()
     assert await opened.read(path) == DATA[: PATHS[path][1]]
 
@@ -151,13 +154,13 @@ async def test_wrong_answers_are_refused(opened: Opened, fault_proxy: FaultProxy
 @pytest.mark.parametrize("after", [0, 1, 65_536, 150_000])
 async def test_a_body_that_is_cut(opened: Opened, fault_proxy: FaultProxy, path: str, after: int) -> None:
     fault_proxy.set_rules({"op": "GET", "cut_after_bytes": after})
-    await opened.fail(path, errors.StoreUnavailable, within_s=2)
+    await opened.fail(path, errors.StoreUnavailable)
 
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_closed_connection(opened: Opened, fault_proxy: FaultProxy, path: str) -> None:
     fault_proxy.set_rules({"op": "GET", "drop": True})
-    await opened.fail(path, errors.StoreUnavailable, within_s=2)
+    await opened.fail(path, errors.StoreUnavailable)
 
 
 # -- silence ---------------------------------------------------------------------------------------------------------------------
@@ -165,15 +168,17 @@ async def test_a_closed_connection(opened: Opened, fault_proxy: FaultProxy, path
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("where", [{}, {"stall_after_bytes": 0}, {"stall_after_bytes": 100_000}], ids=["head", "body", "later"])
-async def test_a_store_that_falls_silent(opened: Opened, fault_proxy: FaultProxy, path: str, where: dict[str, Any]) -> None:
+async def test_a_store_that_falls_silent(hasty: Opened, fault_proxy: FaultProxy, path: str, where: dict[str, Any]) -> None:
     fault_proxy.set_rules({"op": "GET", "stall_s": 60, **where})
-    await opened.fail(path, errors.StoreUnavailable, within_s=STALL_S + 15)
-    assert opened.requests == {"GET": 1}
+    await hasty.fail(path, errors.StoreUnavailable)
+    assert hasty.requests == {"GET": 1}
 
 
-async def test_a_slow_store_is_not_a_silent_one(opened: Opened, fault_proxy: FaultProxy) -> None:
-    fault_proxy.set_limits(latency_s=STALL_S / 2, bytes_per_s=SIZE / (1.5 * STALL_S))
-    assert await opened.read("chunked") == DATA
+async def test_a_slow_store_is_not_a_silent_one(opened: Opened, s3_bucket: str, fault_proxy: FaultProxy) -> None:
+    ufs = open_at(fault_proxy.endpoint, s3_bucket, timeout_s=6)
+    fault_proxy.set_limits(latency_s=0.5, bytes_per_s=SIZE / 8)
+    assert await Opened(ufs, opened.fingerprint).read("chunked") == DATA
+    await ufs.close()
 
 
 async def test_a_cancelled_read_ends_at_once(opened: Opened, fault_proxy: FaultProxy) -> None:
@@ -214,15 +219,16 @@ async def test_a_cancelled_read_ends_at_once(opened: Opened, fault_proxy: FaultP
     ],
 )
 async def test_listings_that_fail(
-    opened: Opened, fault_proxy: FaultProxy, rule: dict[str, Any], expected: type[errors.AlluxioLikeError]
+    opened: Opened, hasty: Opened, fault_proxy: FaultProxy, rule: dict[str, Any], expected: type[errors.AlluxioLikeError]
 ) -> None:
+    asked = hasty if "stall_s" in rule else opened
     fault_proxy.set_rules({"op": "LIST", **rule})
     start_s = time.monotonic()
     with pytest.raises(errors.AlluxioLikeError) as caught:
-        await opened.ufs.list_page("")
+        await asked.ufs.list_page("")
     assert type(caught.value) is expected, repr(caught.value)
-    assert time.monotonic() - start_s < STALL_S + 15
-    assert opened.requests == fault_proxy.get_counts() == {"LIST": 1}
+    assert time.monotonic() - start_s < PATIENCE_S
+    assert asked.requests == fault_proxy.get_counts() == {"LIST": 1}
 
 
 async def test_a_listing_out_of_order_is_refused(opened: Opened, fault_proxy: FaultProxy) -> None:
@@ -286,15 +292,14 @@ async def test_answers_that_are_mixed_up_are_refused(
     for prefix in ("d/", "e/"):
         for name in wanted:
             s3_server.put(s3_bucket, prefix + name, b"x")
-    # Not a test of times: the server may be slow in answering so many requests.
-    ufs = open_at(fault_proxy.endpoint, s3_bucket, timeout_s="15", io_timeout_s=30)
+    ufs = open_at(fault_proxy.endpoint, s3_bucket)
     kept = dict(kept)
     kept_prefix = kept.pop("prefix", "d/")
     try:
         fault_proxy.set_rules({"op": "LIST", **kept})
         await list_all(ufs, kept_prefix, flat=flat)
         fault_proxy.set_rules({"op": "LIST", **given})
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             with pytest.raises(errors.StoreProtocol):
                 await list_all(ufs, "d/", flat=flat)
         fault_proxy.set_rules()
@@ -362,7 +367,7 @@ async def check(ufs: Ufs, expected: type[errors.AlluxioLikeError], words: str) -
     assert type(caught.value) is expected, repr(caught.value)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert "testsecret" not in str(caught.value) and "wrongsecret" not in str(caught.value)
-    assert time.monotonic() - start_s < 3 * STALL_S + 15
+    assert time.monotonic() - start_s < PATIENCE_S
 
 
 async def test_wrong_bucket(s3_server: S3Server) -> None:
@@ -371,8 +376,10 @@ async def test_wrong_bucket(s3_server: S3Server) -> None:
 
 async def test_wrong_endpoint(s3_bucket: str) -> None:
     (port,) = find_ports(1)
-    await check(open_at(f"http://127.0.0.1:{port}", s3_bucket), errors.StoreUnavailable, f"127.0.0.1:{port}")
-    await check(open_at("http://no-such-host.invalid", s3_bucket), errors.StoreUnavailable, "no-such-host.invalid")
+    await check(open_at(f"http://127.0.0.1:{port}", s3_bucket, timeout_s=STALL_S), errors.StoreUnavailable, f"127.0.0.1:{port}")
+    await check(
+        open_at("http://no-such-host.invalid", s3_bucket, timeout_s=STALL_S), errors.StoreUnavailable, "no-such-host.invalid"
+    )
 
 
 async def test_wrong_credentials(s3_server: S3Server, s3_bucket: str, fault_proxy: FaultProxy) -> None:
@@ -395,10 +402,10 @@ async def test_no_credentials_at_all(s3_server: S3Server, s3_bucket: str, monkey
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
     options = {"endpoint": s3_server.endpoint}
-    ufs = open_ufs(f"s3://{s3_bucket}", options, secrets={}, on_request=lambda _op: None, io_timeout_s=3)
+    ufs = open_ufs(f"s3://{s3_bucket}", options, secrets={}, on_request=lambda _op: None, io_timeout_s=60)
     await check(ufs, errors.StoreDenied, "no AWS credentials were found")
     options["profile"] = "nobody"
-    ufs = open_ufs(f"s3://{s3_bucket}", options, secrets={}, on_request=lambda _op: None, io_timeout_s=3)
+    ufs = open_ufs(f"s3://{s3_bucket}", options, secrets={}, on_request=lambda _op: None, io_timeout_s=60)
     await check(ufs, errors.ConfigError, "profile")
 
 
@@ -406,7 +413,7 @@ async def test_all_from_the_environment(s3_server: S3Server, s3_bucket: str, mon
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     s3_server.put(s3_bucket, "k", b"hello")
-    ufs = open_ufs(f"s3://{s3_bucket}", {}, secrets={}, on_request=lambda _op: None, io_timeout_s=5)
+    ufs = open_ufs(f"s3://{s3_bucket}", {}, secrets={}, on_request=lambda _op: None, io_timeout_s=60)
     await ufs.check()
     (entry,) = (await ufs.list_page("")).entries
     assert entry.fingerprint is not None
@@ -422,12 +429,12 @@ async def test_credentials_replaced_in_their_file(
     file.write_text(text + "wrongsecret")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
-    options = {"endpoint": s3_server.endpoint, "profile": "p", "timeout_s": "0.2"}
-    ufs = open_ufs(f"s3://{s3_bucket}", options, secrets={}, on_request=lambda _op: None, io_timeout_s=3)
+    options = {"endpoint": s3_server.endpoint, "profile": "p"}
+    ufs = open_ufs(f"s3://{s3_bucket}", options, secrets={}, on_request=lambda _op: None, io_timeout_s=60)
     with pytest.raises(errors.StoreDenied):
         await ufs.list_page("")
     file.write_text(text + s3_server.secret_key)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 assert (await ufs.list_page("")).entries == ()

@@ -37,7 +37,7 @@ def address() -> Iterator[str]:
 def test_processes(address: str, what: str) -> None:
     # By a process of its own (tests/forking.py): this one may hold gRPC's objects of other tests' servers.
     command = [sys.executable, "-W", "error", "-m", "tests.forking", address, *what.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
     # gRPC itself writes a line when it is forked over.
     said = [line for line in done.stderr.splitlines() if what != "foreign_grpc" or "fork() handlers" not in line]
     assert (done.returncode, said) == (0, [])

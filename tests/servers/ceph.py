@@ -37,7 +37,7 @@ PACKAGES = ("ceph-mon", "ceph-osd", "ceph-mds", "radosgw", "ceph-common", "pytho
 SYSTEM_PYTHON = "/usr/bin/python3"
 """The one with the rados and the cephfs bindings."""
 FILE_SYSTEM = "cephfs"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 
 
 class CephError(RuntimeError):
@@ -203,7 +203,7 @@ class Cluster:
         """A further Ceph user, client.NAME; the path of its keyring."""
         path = self.root / f"{name}.keyring"
         caps = [text for service, cap in capabilities.items() for text in (service, cap)]
-        self._run("ceph", "--connect-timeout", "20", "auth", "get-or-create", f"client.{name}", *caps, "-o", str(path))
+        self._run("ceph", "--connect-timeout", "60", "auth", "get-or-create", f"client.{name}", *caps, "-o", str(path))
         return str(path)
 
     # -- steps --------------------------------------------------------------------------------------------------------------
@@ -508,17 +508,17 @@ import json, os, sys, time
 import rados
 step, subject = sys.argv[1:]
 c = rados.Rados(conffile=os.environ["CEPH_CONF"], name="client.admin")
-c.connect(timeout=20)
+c.connect(timeout=60)
 def do(prefix, **kw):
-    r, out, err = c.mon_command(json.dumps(dict(kw, prefix=prefix, format="json")), b"", timeout=20)
+    r, out, err = c.mon_command(json.dumps(dict(kw, prefix=prefix, format="json")), b"", timeout=60)
     if r:
         sys.exit("%s: %d %s" % (prefix, r, err))
     return out and json.loads(out)
 def wait(what, is_so):
-    end = time.time() + 30
+    end = time.time() + 90
     while not is_so():
         if time.time() > end:
-            sys.exit(what + ": not in 30 s")
+            sys.exit(what + ": not in 90 s")
         time.sleep(0.02)
 if step == "osd":
     do("osd new", uuid=subject, id=0)

@@ -32,7 +32,7 @@ from tests.servers.tools import (
 )
 
 NODE_VERSION = (18,)
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 
 
 class CloudError(RuntimeError):

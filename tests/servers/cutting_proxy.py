@@ -102,7 +102,7 @@ class CuttingProxy:
             if cuts and how == "after":
                 other.sendall(data)
                 # The server works on it before it notices that nobody listens.
-                other.settimeout(5.0)
+                other.settimeout(60.0)
                 with contextlib.suppress(OSError):
                     other.recv(1 << 16)
             self._close(end, keep=data if cuts and how == "keep" else b"")

@@ -42,7 +42,7 @@ else:  # run as a script
     from net import find_ports, is_listening, wait_until  # type: ignore[import-not-found,no-redef]
 
 POM = Path(__file__).resolve().parent / "hadoop" / "pom.xml"
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 120.0
 NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
 ARCHIVE = "namenode.jsa"
 DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"

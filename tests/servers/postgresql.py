@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.servers.net import find_ports, wait_until
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 
 
 class PostgresqlServer:

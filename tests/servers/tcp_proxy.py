@@ -104,7 +104,7 @@ class TcpProxy:
             except OSError:
                 return
             try:
-                server = socket.create_connection(self._target, timeout=10)
+                server = socket.create_connection(self._target, timeout=60)
             except OSError:
                 client.close()
                 continue
