@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from alluxio_like.errors import InvalidArgument, NameTooLong, NoData, Unsupported
+from alluxio_like.errors import Cancelled, InvalidArgument, NameTooLong, NoData, TimedOut, Unavailable, Unsupported
 from alluxio_like.fuse import answers, wire, xattrs
 from alluxio_like.fuse.answers import NodeGiver
 from alluxio_like.fuse.attributes import get_kind
@@ -70,7 +70,11 @@ class Changing:
 
     async def change(self, call: Coroutine[Any, Any, Changed]) -> Changed:
         """Make a change, and note what is no longer so."""
-        changed = await self._drafts.finish(call)
+        try:
+            changed = await self._drafts.finish(call)
+        except (Unavailable, TimedOut, Cancelled):
+            self._operations.kernel_memory.doubt_names()
+            raise
         self._operations.note_changed(changed.recalls, changed.entry)
         return changed
 

@@ -136,6 +136,12 @@ class KernelMemory:
         self._recall_everything(open_directories)
         return self._teller.flush() if self._teller.can_tell_all else self._tell_top(list(in_use))
 
+    def doubt_names(self) -> None:
+        """A change failed that may have been made all the same. Before the kernel hears of that, it is to rely on no name: who is
+        told of the failure may use one at once, and would reach the file that has it no more."""
+        self.recalls += 1
+        self._teller.tell_all_now()
+
     async def tell_attributes(self, inode: InodeId) -> None:
         """A file's attributes are others by what was done through this mount; returns when the kernel knows."""
         for node in self._list_nodes(inode):

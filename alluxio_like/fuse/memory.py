@@ -66,6 +66,8 @@ class Faults:
     refuse_fills: bool = False
     fail_reads: AlluxioLikeError | None = None
     fail_names: AlluxioLikeError | None = None
+    fail_changes: AlluxioLikeError | None = None
+    """Changes are made, and their answers are this."""
 
 
 class MemoryWhole:

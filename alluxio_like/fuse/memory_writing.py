@@ -46,6 +46,8 @@ class MemoryWriting:
             done = change()
             if operation_id:
                 self._done[operation_id] = done
+        if self._backend.faults.fail_changes is not None:
+            raise self._backend.faults.fail_changes
         return done
 
     def _get_children(self, parent: InodeId) -> dict[str, InodeId]:

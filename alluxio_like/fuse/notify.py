@@ -1,8 +1,9 @@
 """Telling the kernel what it must ask for again, from a thread of its own.
 
 Owns the thread and its queue. A notification blocks in write(2) until requests under way on the same directory are answered, so
-it is never made by the event loop that answers them, and never under a lock that a handler takes. All but `flush` may be called
-from any thread, and nothing waits. Nothing is left out: where too much waits, the kernel is told to ask for everything again.
+it is never made by the event loop that answers them, and never under a lock that a handler takes; but for the one that waits
+for nothing (`tell_all_now`). All but `flush` may be called from any thread, and nothing waits. Nothing is left out:
+where too much waits, the kernel is told to ask for everything again.
 """
 
 import asyncio
@@ -38,6 +39,10 @@ class Teller(Protocol):
         """Every name has to be looked up again."""
         ...
 
+    def tell_all_now(self) -> None:
+        """As `tell_all`, and known to the kernel when this returns."""
+        ...
+
     def flush(self) -> Awaitable[None]:
         """Done when the kernel knows all that was told before."""
         ...
@@ -63,6 +68,8 @@ class _Silent:
     def tell_inode(self, node: int, *, listing: bool = True) -> None: ...
 
     def tell_all(self) -> None: ...
+
+    def tell_all_now(self) -> None: ...
 
     async def flush(self) -> None: ...
 
@@ -111,6 +118,13 @@ class Notifier:
             # What waits and is about names is told by this as well.
             self._waiting = deque(one for one in self._waiting if one[0] != "entry")
         self._add("all", self._writer.increment_epoch)
+
+    def tell_all_now(self) -> None:
+        if self._can_tell_all and self._enabled and not self._ended:
+            try:
+                self._writer.increment_epoch()
+            except OSError as error:
+                log.info("the kernel was not told", extra={"what": "all", "reason": error.strerror})
 
     def _add(self, kind: str, write: Callable[[], None]) -> None:
         with self._change:

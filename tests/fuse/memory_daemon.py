@@ -84,6 +84,7 @@ class Control:
                     if event is not None:
                         event.set()
                 faults.stall_reads = faults.stall_names = faults.stall_fills = faults.fail_reads = faults.fail_names = None
+                faults.fail_changes = None
                 faults.refuse_fills = False
             case "refuse_fills":
                 faults.refuse_fills = True

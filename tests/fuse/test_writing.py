@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from alluxio_like.fuse import libc
+from tests.fuse.test_mount_recalls import has_epoch
 from tests.servers.net import wait_until
 from tests.servers.processes import freeze, get_state
 
@@ -341,6 +342,23 @@ os.read(0, 1)
             made.process.send_signal(signal.SIGCONT)
     wait_until("the draft's end", lambda: not list((tmp_path / "drafts").iterdir()), timeout_s=60)
     assert (made.path / "f").read_bytes() == b"written"
+
+
+@pytest.mark.skipif(not has_epoch(), reason="the kernel cannot be told of all names at once")
+def test_names_of_a_change_that_failed_are_not_relied_on(mount: Callable[..., Any], tmp_path: Path) -> None:
+    """It may have been made: an open of the old name, to write it anew, emptied the file that had the new one."""
+    (tmp_path / "drafts").mkdir()
+    made = mount(write_dir=str(tmp_path / "drafts"), entry_timeout_s=3600.0, valid_s=3600.0)
+    (made.path / "old").write_bytes(b"content")
+    assert (made.path / "old").stat().st_size == 7
+    made.do("fail", what="fail_changes", code="unavailable")
+    with pytest.raises(OSError, match=r"Input/output error"):
+        (made.path / "old").rename(made.path / "new")
+    with pytest.raises(FileNotFoundError):
+        (made.path / "old").open("r+b")
+    made.do("lift")
+    (made.path / "old").write_bytes(b"another")
+    assert ((made.path / "old").read_bytes(), (made.path / "new").read_bytes()) == (b"another", b"content")
 
 
 def test_a_mount_that_is_to_change_nothing_does_not(mount: Callable[..., Any], tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ class _Teller:
 
     def tell_all(self) -> None: ...
 
+    def tell_all_now(self) -> None: ...
+
     def tell_inode(self, node: int, *, listing: bool = True) -> None:
         if node == NODE and listing:
             self.copy.drop()
