@@ -83,7 +83,7 @@ async def test_freed_under_a_descriptor_it_is_held_until_that_is_closed(client: 
         assert os.pread(file.fileno(), SIZE, 0) == os.pread(other.fileno(), SIZE, 0) == make_content(SIZE, 1)
     assert workers.tell("held") == 1
     file.close()
-    assert workers.tell("held") == 0
+    wait_until("nothing keeps the file", lambda: workers.tell("held") == 0, timeout_s=60)
 
 
 async def test_what_cannot_be_had(client: Client, workers: Workers) -> None:
@@ -136,10 +136,11 @@ def test_the_blocking_client_and_what_a_descriptor_outlives(workers: Workers) ->
         file.close()
         assert workers.tell("evict", 14) == [0, 1]
         other.send_signal(signal.SIGKILL)
-    assert workers.tell("evict", 14) == [1, 0]
+    wait_until("nothing keeps the file", lambda: workers.tell("evict", 14) == [1, 0], timeout_s=60)
     ours.close()
     theirs.close()
-    assert count_descriptors() <= before
+    # gRPC closes its sockets in threads of its own, a moment later.
+    wait_until("descriptors are closed", lambda: count_descriptors() <= before, timeout_s=60)
 
 
 def test_one_that_is_forgotten_is_complained_of(workers: Workers) -> None:
@@ -147,8 +148,10 @@ def test_one_that_is_forgotten_is_complained_of(workers: Workers) -> None:
         warnings.simplefilter("always")
         forgotten: list[LocalDescriptor] = [client.open_local("/f5")]
         forgotten.clear()
-    assert [warning.category for warning in said] == [ResourceWarning]
-    assert workers.tell("evict", 15) == [1, 0]
+    # (What earlier tests left may be collected just now, and be complained of too.)
+    ours = [warning for warning in said if isinstance(warning.source, LocalDescriptor)]
+    assert [warning.category for warning in ours] == [ResourceWarning]
+    wait_until("nothing keeps the file", lambda: workers.tell("evict", 15) == [1, 0], timeout_s=60)
 
 
 # another user
@@ -201,7 +204,7 @@ def test_another_user_gets_it_through_the_door(workers: Workers) -> None:
         other.stdin.flush()
         assert other.stdout.readline() == "closed\n"
         wait_until("the lease ends", lambda: workers.count("leases") == 0, timeout_s=60)
-        assert workers.tell("evict", 16) == [1, 0]
+        wait_until("nothing keeps the file", lambda: workers.tell("evict", 16) == [1, 0], timeout_s=60)
         other.stdin.write("\n")
         other.stdin.flush()
         assert other.stdout.readline() == "open\n"
@@ -209,4 +212,4 @@ def test_another_user_gets_it_through_the_door(workers: Workers) -> None:
         other.send_signal(signal.SIGKILL)
         other.communicate(timeout=60)
         wait_until("the lease ends", lambda: workers.count("leases") == 0, timeout_s=60)
-        assert workers.tell("evict", 16) == [1, 0]
+        wait_until("nothing keeps the file", lambda: workers.tell("evict", 16) == [1, 0], timeout_s=60)

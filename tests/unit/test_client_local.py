@@ -229,7 +229,7 @@ async def test_workers_are_told_what_was_read(client: Client, workers: Workers) 
     for _ in range(10):
         await reader.read(0, 1000)
     await reader.close()
-    await wait_until(lambda: workers.count("touched") > before, 10)
+    await wait_until(lambda: workers.count("touched") > before)
 
 
 async def test_a_long_read_keeps_no_memory(client: Client, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +260,7 @@ async def test_no_descriptors_are_left(workers: Workers) -> None:
         for _ in range(3):
             await use()
         # gRPC closes its sockets in threads of its own, a moment later.
-        await wait_until(lambda: count_descriptors() <= before, 10)
+        await wait_until(lambda: count_descriptors() <= before)
     finally:
         gc.enable()
 

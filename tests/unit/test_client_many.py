@@ -99,7 +99,11 @@ def test_little_memory_is_enough(workers: Workers) -> None:
         assert list(client.read_many(["/f1", "/f1", "/f0", "/f1"], max_bytes=SIZE)) == [WHOLE[1], WHOLE[1], WHOLE[0], WHOLE[1]]
 
 
-def test_files_that_are_kept_open_are_not_evicted_until_nobody_reads_them(workers: Workers) -> None:
+def test_files_that_are_kept_open_are_not_evicted_until_nobody_reads_them(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No sweep but those of the test.
+    monkeypatch.setattr(many, "SWEEP_S", 3600.0)
     with connect(config=make_config(workers)) as client:
         for _ in range(2):
             assert list(client.read_many(PATHS)) == WHOLE
@@ -172,7 +176,7 @@ def test_threads_read_right_bytes_while_files_come_and_go(workers: Workers) -> N
 
         def read_on(seed: int) -> int:
             chance, count = random.Random(seed), 0
-            while not stop.is_set():
+            while not count or not stop.is_set():
                 order = [chance.randrange(FILES) for _ in range(60)]
                 got = list(client.read_many([PATHS[number] for number in order]))
                 assert got == [WHOLE[number] for number in order]

@@ -22,6 +22,7 @@ from alluxio_like.rpc.master_stub import MasterStub
 from alluxio_like.rpc.server import create_server
 from alluxio_like.types import PAGE_BYTES, InodeId
 from tests.fakes_rpc import FakeMaster, make_entry, serve
+from tests.servers.net import find_ports
 
 # How far is read ahead
 
@@ -149,7 +150,8 @@ async def test_what_is_known_is_served_while_the_master_is_away() -> None:
     master, metrics = FakeMaster(), Metrics()
     master.entries["f"] = make_entry("f", 5, 10)
     master.valid_s = 0.0
-    async with serve(master=master) as server:
+    # A port that no other process gets by chance while nobody listens there.
+    async with serve(master=master, bind=f"127.0.0.1:{find_ports(1)[0]}") as server:
         client = Client.open(ClientConfig(master=server.address, io_timeout_s=5), metrics=metrics)
         entry = (await client.lookup_path("/f")).entry
     for _ in range(3):

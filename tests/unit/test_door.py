@@ -212,7 +212,9 @@ async def test_another_user_gets_single_files_if_it_is_named(store: CacheStore, 
         assert store.remove([ref.file_id]).in_use == (ref.file_id,)
         store.remove([ref.file_id], force=True)
         usage = store.get_usage()[0]
-        assert (usage.held_files, usage.held_bytes) == (1, -(-SIZE // 4096) * 4096)
+        assert usage.held_files == 1
+        # A file system may add blocks of its own.
+        assert SIZE <= usage.held_bytes <= SIZE + (64 << 10)
         assert store.reap_held() == 0
         assert await guest.ask("read") == make_content(ref)[:20].decode()
         # The lease dies with its holder, however that dies.
@@ -283,7 +285,7 @@ def test_a_killed_holder_lets_the_file_go(store: CacheStore) -> None:
 def enter_as_before(path: str) -> Any:
     """What the release before did."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(5)
+        connection.settimeout(60)
         connection.connect(path)
         text, fds, _, _ = socket.recv_fds(connection, 4096, 253)
         for fd in fds:
@@ -315,6 +317,7 @@ async def test_an_older_workers_door_is_entered_as_before_and_asked_nothing(stor
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
+    has_served = threading.Event()
 
     def serve() -> None:
         for _ in range(2):
@@ -322,6 +325,7 @@ async def test_an_older_workers_door_is_entered_as_before_and_asked_nothing(stor
             with connection:
                 text = json.dumps({"format": 1, "worker_id": "w", "address": "a:1", "pid": 5}).encode() + b"\n"
                 socket.send_fds(connection, [text], store.directory_fds)
+            has_served.set()
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -329,6 +333,7 @@ async def test_an_older_workers_door_is_entered_as_before_and_asked_nothing(stor
     assert (greeting.files_only, greeting.takes_requests, len(greeting.directory_fds)) == (False, False, 1)
     for fd in greeting.directory_fds:
         os.close(fd)
+    assert await asyncio.to_thread(has_served.wait, 60), "the other end is closed"
     gc.collect()  # what earlier tests left is not to be closed in between
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(errors.Unavailable, match="takes no requests"):
@@ -347,7 +352,7 @@ async def test_rubbish_is_refused(store: CacheStore, home: Path, line: bytes) ->
 
         def knock() -> bytes:
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(10)
+                connection.settimeout(60)
                 connection.connect(str(door.path))
                 _, fds, _, _ = socket.recv_fds(connection, 4096, 10)
                 for fd in fds:
@@ -366,10 +371,18 @@ async def test_rubbish_is_refused(store: CacheStore, home: Path, line: bytes) ->
 async def test_who_says_nothing_is_not_kept(store: CacheStore, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_door, "REQUEST_S", 0.1)
     async with opened_door(store, home) as door:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(door.path))
-            await wait_until(lambda: len(door._callers) == 1)
-            await wait_until(lambda: not door._callers)
+
+        def knock() -> bytes:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(60)
+                connection.connect(str(door.path))
+                _, fds, _, _ = socket.recv_fds(connection, 4096, 10)
+                for fd in fds:
+                    os.close(fd)
+                return connection.recv(4096)
+
+        assert await asyncio.to_thread(knock) == b""
+        await wait_until(lambda: not door._callers)
 
 
 async def test_callers_are_bounded(store: CacheStore, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +395,7 @@ async def test_callers_are_bounded(store: CacheStore, home: Path, monkeypatch: p
         # Directories are given all the same.
         assert await asyncio.to_thread(enter_as_before, str(door.path)) == (store.worker_id, "127.0.0.1:1", 1)
         held.pop().close()
-        await wait_until(lambda: len(door.list_leases()) == 1)
+        await wait_until(lambda: len(door._callers) == 1)
         (await ask(door, make_ref(1))).close()
         held.pop().close()
 

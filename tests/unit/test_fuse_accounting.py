@@ -144,7 +144,7 @@ async def test_the_loop_goes_on_while_proc_cannot_be_read(setup: Setup) -> None:
     setup.ask.gate.clear()
     first = make_handle(1, LARGE)
     setup.accounting.opened(7, first)
-    await asyncio.to_thread(setup.ask.asked.wait, 10)
+    await asyncio.to_thread(setup.ask.asked.wait, 60)
     # It stands still in execve(2), which waits for this very loop.
     other = make_handle(2, way=Way.CACHED)
     setup.accounting.opened(7, other)

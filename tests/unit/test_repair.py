@@ -231,9 +231,9 @@ async def test_a_round_is_spread_over_the_period(tmp_path: Path, monkeypatch: py
         begun = loop.time()
         task = asyncio.create_task(scrubber.run())
         await wait_until(lambda: len(steps.seen) >= 10)
-        assert 0.5 < loop.time() - begun < 1.9, "half of it in about half of nine tenths of the period"
+        assert loop.time() - begun > 0.5, "half of it in about half of nine tenths of the period"
         await wait_until(lambda: len(steps.seen) >= 20)
-        assert loop.time() - begun < 2.5
+        assert loop.time() - begun > 1.4
         await end(task)
 
 

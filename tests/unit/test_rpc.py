@@ -2,7 +2,6 @@
 tokens, health."""
 
 import asyncio
-import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,6 +20,7 @@ from alluxio_like.rpc.v1 import worker_pb2
 from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import PAGE_BYTES, FileId, InodeId, JobId, MountId, VersionId, WorkerId
 from tests.fakes_rpc import TOKEN, FakeMaster, FakeWorker, connected, make_dir, make_entry, serve, wait_until
+from tests.servers.net import find_ports
 
 
 @pytest.fixture(params=["unix socket", "grpc"], autouse=True)
@@ -95,21 +95,16 @@ async def test_unavailable_is_repeated_with_the_same_operation_id() -> None:
 
 
 async def test_a_service_that_is_not_there_is_unavailable_within_the_time() -> None:
-    server = create_server("127.0.0.1:0")
-    await server.start()
-    await server.stop(0)
-    channel = open_channel(server.address)
-    started = time.monotonic()
-    with pytest.raises(errors.Unavailable, match=f"the master at {server.address} cannot be reached"):
-        await MasterStub(channel, timeout_s=1.0).stat_fs()
-    assert time.monotonic() - started < 20
+    # A port at which nobody listens, and no other test's server comes to do so.
+    channel = open_channel("127.0.0.1:1")
+    with pytest.raises(errors.Unavailable, match="the master at 127.0.0.1:1 cannot be reached"):
+        await asyncio.wait_for(MasterStub(channel, timeout_s=1.0).stat_fs(), 60)
     await channel.close()
 
 
 async def test_a_call_goes_on_when_the_service_is_back() -> None:
     master = FakeMaster()
-    async with serve(master=master) as server:
-        bind = server.address
+    bind = f"127.0.0.1:{find_ports(1)[0]}"
     channel = open_channel(bind)
     waiting = asyncio.create_task(MasterStub(channel, timeout_s=60).stat_fs())
     await asyncio.sleep(0.3)
@@ -122,11 +117,10 @@ async def test_a_deadline_ends_the_call_on_both_sides() -> None:
     master = FakeMaster()
     master.delay_s = 60
     async with serve(master=master) as server, connected(server) as channel:
-        started = time.monotonic()
+        # Long enough to get there, on whatever machine.
         with pytest.raises(errors.TimedOut):
-            await MasterStub(channel).lookup(InodeId(1), "a", timeout_s=0.3)
-        assert time.monotonic() - started < 20
-        await asyncio.wait_for(master.cancelled.wait(), 30)
+            await asyncio.wait_for(MasterStub(channel).lookup(InodeId(1), "a", timeout_s=2.0), 60)
+        await asyncio.wait_for(master.cancelled.wait(), 60)
 
 
 async def test_a_cancelled_caller_cancels_the_handler() -> None:
@@ -138,7 +132,7 @@ async def test_a_cancelled_caller_cancels_the_handler() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await asyncio.wait_for(master.cancelled.wait(), 30)
+        await asyncio.wait_for(master.cancelled.wait(), 60)
 
 
 async def test_leaving_a_stream_cancels_the_handler() -> None:
@@ -319,5 +313,5 @@ async def test_a_task_that_is_cancelled_ends_also_when_its_call_fails_just_then(
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 60)
     await channel.close()

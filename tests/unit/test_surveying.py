@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alluxio_like import errors
-from alluxio_like.master.surveying import SAMPLE, Costs
+from alluxio_like.master.surveying import REQUEST_S, SAMPLE, Costs
 from alluxio_like.master.walking import PAGE_ENTRIES
 from alluxio_like.rpc.messages import JobState, MountSpec
 from alluxio_like.types import InodeId, Kind
@@ -16,7 +16,11 @@ from tests.unit.master_parts import Cluster, wait_until
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    # What a request takes decides how a tree is listed: here all take the same, whatever else the machine does meanwhile.
+    note_listing, note_flat = Costs.note_listing, Costs.note_flat
+    monkeypatch.setattr(Costs, "note_listing", lambda self, entries, _, at_once: note_listing(self, entries, REQUEST_S, at_once))
+    monkeypatch.setattr(Costs, "note_flat", lambda self, keys, directories, _: note_flat(self, keys, directories, REQUEST_S))
     # A page of 100 keys.
     made = Cluster(tmp_path / "home")
     await made.start()

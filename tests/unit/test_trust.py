@@ -14,6 +14,7 @@ import pytest
 from alluxio_like import certificates, errors, metrics
 from alluxio_like.certificates import PemFiles, Renewed, read_validity
 from alluxio_like.config import TlsConfig
+from alluxio_like.rpc import trust
 from alluxio_like.rpc.auth import Guard, needs_token, read_token, read_tokens
 from alluxio_like.rpc.channel import open_channel
 from alluxio_like.rpc.master_servicer import add_master_services
@@ -22,8 +23,9 @@ from alluxio_like.rpc.server import RpcServer, create_server
 from tests.certificates import Authority
 from tests.fakes_rpc import TOKEN, FakeMaster, wait_until
 
-AT_ONCE_S = 5.0
-"""Far below the 30 s that a call may take; a busy machine is slow."""
+AT_ONCE_S = 60.0
+"""Far below what a call may take; a busy machine is slow."""
+CALL_S = 200.0
 
 
 @asynccontextmanager
@@ -41,7 +43,7 @@ async def serving(tls: TlsConfig | None, *, guard: Guard | None = None) -> Async
 async def call(address: str, tls: TlsConfig | None, token: str = "") -> int:
     channel = open_channel(address, tls=tls, token=token)
     try:
-        return (await MasterStub(channel, timeout_s=30).stat_fs()).files
+        return (await MasterStub(channel, timeout_s=CALL_S).stat_fs()).files
     finally:
         await channel.close()
 
@@ -54,6 +56,12 @@ async def expect_refusal(address: str, tls: TlsConfig | None, said: str) -> None
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"no call to the master at {address}: ")
     assert time.monotonic() - started < AT_ONCE_S
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handshake may take long on a busy machine."""
+    monkeypatch.setattr(trust, "TRY_S", 30.0)
 
 
 @pytest.fixture
@@ -95,9 +103,7 @@ async def test_clients_without_certificates_where_that_is_said(authority: Author
 
 async def test_a_service_that_is_away_is_waited_for_all_the_same(authority: Authority) -> None:
     client = authority.issue("client")
-    async with serving(authority.issue("server")) as running:
-        address = running.address
-    channel = open_channel(address, tls=client)
+    channel = open_channel("127.0.0.1:1", tls=client)
     with pytest.raises(errors.Unavailable) as caught:
         await MasterStub(channel, timeout_s=0.5).stat_fs()
     assert not isinstance(caught.value, errors.Untrusted)
@@ -119,7 +125,7 @@ async def test_renewed_certificates_are_taken_up_and_calls_under_way_end_well(au
     kept = tmp_path / "kept.pem"
     kept.write_bytes(authority.ca.read_bytes())
     channel = open_channel(server.address, tls=client)
-    stub = MasterStub(channel, timeout_s=30)
+    stub = MasterStub(channel, timeout_s=CALL_S)
     assert (await stub.stat_fs()).files == 0
     master.delay_s = 1.0
     under_way = asyncio.create_task(stub.resolve_path("/slow"))
@@ -244,7 +250,7 @@ def test_renewed_reads_only_what_has_changed(tmp_path: Path) -> None:
 def ask(url: str, ca: Path | None = None) -> tuple[int, bytes]:
     context = ssl.create_default_context(cafile=str(ca)) if ca is not None else None
     try:
-        with urlopen(url, timeout=10, context=context) as answer:
+        with urlopen(url, timeout=60, context=context) as answer:
             return answer.status, answer.read()
     except HTTPError as error:
         with error:

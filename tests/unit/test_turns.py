@@ -123,7 +123,7 @@ async def test_a_rate_spaces_requests_of_its_bucket_alone() -> None:
 
     limited, free = await asyncio.gather(ask(BUCKET, 15), ask("s3://other", 15))
     assert limited > 0.4
-    assert free < 0.4
+    assert free < limited
     throttles, demand = turns.drain_report()
     assert demand == 30
     assert {t.bucket: t.count for t in throttles} == {BUCKET: 0, "s3://other": 0}

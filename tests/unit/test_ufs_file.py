@@ -208,7 +208,7 @@ async def test_a_directory_that_is_swapped_for_a_link_shows_nothing_outside(ufs:
     right = 0
     with swapping(swap):
         end = time.monotonic() + 1.5
-        while time.monotonic() < end:
+        while time.monotonic() < end or right <= 10:
             with suppress(errors.NotFound):
                 assert {entry.name for entry in (await ufs.list_page("dir/")).entries} <= {"new", "secret"}
                 right += 1
@@ -220,7 +220,6 @@ async def test_a_directory_that_is_swapped_for_a_link_shows_nothing_outside(ufs:
             with pytest.raises(errors.Stale):
                 await anext(aiter(ufs.read("dir/secret", outside, 0, 7)))
             await write_expecting_no_link(ufs)
-    assert right > 10
     assert sorted(path.name for path in (root.parent / "outside").iterdir()) == ["only-outside", "secret"]
     assert (root.parent / "outside" / "secret").read_text() == "outside"
 
