@@ -97,7 +97,7 @@ async def test_unavailable_is_repeated_with_the_same_operation_id() -> None:
 async def test_a_service_that_is_not_there_is_unavailable_within_the_time() -> None:
     # A port at which nobody listens, and no other test's server comes to do so.
     channel = open_channel("127.0.0.1:1")
-    with pytest.raises(errors.Unavailable, match="the master at 127.0.0.1:1 cannot be reached"):
+    with pytest.raises(errors.Unavailable, match=r"the master at 127\.0\.0\.1:1 cannot be reached"):
         await asyncio.wait_for(MasterStub(channel, timeout_s=1.0).stat_fs(), 60)
     await channel.close()
 

@@ -61,7 +61,7 @@ class Stand:
         self.script.write_text(SCRIPT)
         self.pids_file = directory / "pids.json"
         self.changes = 0
-        self.supervisor = Supervisor(self.pids_file, self.count, program=(sys.executable, str(self.script)), stop_timeout_s=0.5)
+        self.supervisor = Supervisor(self.pids_file, self.count, program=(sys.executable, str(self.script)), stop_timeout_s=60)
 
     def count(self) -> None:
         self.changes += 1
@@ -81,7 +81,7 @@ async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
     await made.supervisor.stop()
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"
@@ -142,9 +142,8 @@ async def test_one_that_hears_no_signal_is_killed_in_time(stand: Stand) -> None:
         await stand.supervisor.wait_ready(service)
     pids = [service.pid for service in services]
     freeze(pids[1])
-    started = time.monotonic()
-    await stand.supervisor.stop()
-    assert time.monotonic() - started < 20
+    stand.supervisor._stop_timeout_s = 0.5
+    await asyncio.wait_for(stand.supervisor.stop(), 60)
     assert [get_start_ticks(pid) for pid in pids] == [None, None]
     stand.supervisor = Supervisor(stand.pids_file, stand.count)
 

@@ -277,14 +277,17 @@ async def test_a_small_version_that_is_changed_while_it_is_sent_comes_as_it_was_
 async def test_a_file_that_is_appended_to_again_and_again_goes_when_that_pauses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploading, "QUIET_S", 4.0)
     async with running_drafts(tmp_path) as one:
+        clock = ManualClock()
+        one.uploader._turns.monotonic = clock.monotonic
         one.changes.policy = BACK
         ref = await one.write(one.changes.create(5, "log"), b"line\n")
+        clock.advance(uploading.QUIET_S)
         await wait_uploaded(one)
         for number in range(30):
             one.uploader.look()
             ref = await one.write(ref, b"line\n" * (number + 2))
+        clock.advance(uploading.LONGEST_S)
         await wait_uploaded(one)
         assert one.ufs.get("log") == b"line\n" * 31
         sent = sum(request.length for request in one.ufs.requests if request.op == "PUT")
@@ -327,7 +330,7 @@ async def test_before_the_end_what_was_written_last_goes_first(tmp_path: Path, m
         one.uploader.look()
         await wait_until(lambda: list_puts(one) == ["a"])
         one.ufs.heal()
-        assert await one.uploader.drain(20) == 0
+        assert await one.uploader.drain(60) == 0
         assert list_puts(one) == ["a", "c", "b", "a"]
         assert [one.ufs.get(key) for key in "abc"] == [b"a" * 10, b"b" * 10, b"c" * 10]
         assert not one.changes.conflicts
@@ -339,7 +342,7 @@ async def test_before_the_end_nothing_waits_for_more(tmp_path: Path) -> None:
         ref = await one.write(one.changes.create(5, "log"), b"line\n")
         await wait_uploaded(one)
         await one.write(ref, b"line\nline\n")
-        assert await one.uploader.drain(20) == 0
+        assert await one.uploader.drain(60) == 0
         assert one.ufs.get("log") == b"line\nline\n"
 
 
@@ -362,7 +365,7 @@ async def test_a_second_signal_ends_a_drain(tmp_path: Path) -> None:
         one.ufs.fail("PUT", errors.StoreUnavailable("gone"), always=True)
         await write_in_order(one, "a")
         hurry = asyncio.Event()
-        draining = asyncio.create_task(app._drain(one.service, 60, hurry))
+        draining = asyncio.create_task(app._drain(one.service, 600, hurry))
         await wait_until(lambda: len(list_puts(one)) > 1)
         hurry.set()
         async with asyncio.timeout(60):
