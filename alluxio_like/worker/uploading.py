@@ -306,7 +306,8 @@ class Uploader:
         pause_s = _FIRST_PAUSE_S
         try:
             while (record := self._get_newest(inode)) is not None and record.mode in _UPLOADED:
-                if not (job.urgent or self._is_settled(record)):
+                # One that fails does not end to wait for more: who appends next would not be told.
+                if not (job.urgent or job.error is not None or self._is_settled(record)):
                     return
                 try:
                     async with self._slots:
@@ -321,7 +322,7 @@ class Uploader:
                     _LOG.exception("the upload of %s failed", record.ref.key)
                     self._note_failure(record, job, errors.Internal(f"{type(error).__name__}: {error}", subject=record.ref.key))
                 else:
-                    pause_s = _FIRST_PAUSE_S
+                    pause_s, job.error = _FIRST_PAUSE_S, None
                     continue
                 job.wake.clear()
                 with contextlib.suppress(TimeoutError):

@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
 from alluxio_like.types import FileId, FileRef, InodeId, VersionId
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from alluxio_like.worker import app, uploading
+from tests.servers.net import wait_until as sync_wait_until
 from tests.unit.draft_parts import DraftParts, FakeChanges, running_drafts
 from tests.unit.worker_parts import make_data, wait_until
 
@@ -274,9 +276,7 @@ async def test_a_small_version_that_is_changed_while_it_is_sent_comes_as_it_was_
         assert one.ufs.get("small") == b"change"
 
 
-async def test_a_file_that_is_appended_to_again_and_again_goes_when_that_pauses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_file_that_is_appended_to_again_and_again_goes_when_that_pauses(tmp_path: Path) -> None:
     async with running_drafts(tmp_path) as one:
         clock = ManualClock()
         one.uploader._turns.monotonic = clock.monotonic
@@ -472,7 +472,7 @@ async def test_what_changes_as_it_grows_is_waited_for(tmp_path: Path, size: int)
         assert one.ufs.get("a") == data[:5], "nor does what shrinks"
 
 
-async def test_who_appends_while_the_store_refuses_is_told(tmp_path: Path) -> None:
+async def test_who_appends_while_the_store_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_drafts(tmp_path) as one:
         clock = ManualClock()
         one.uploader._turns.monotonic = clock.monotonic
@@ -482,6 +482,16 @@ async def test_who_appends_while_the_store_refuses_is_told(tmp_path: Path) -> No
         clock.advance(uploading.QUIET_S)
         one.uploader.look()
         await wait_until(lambda: bool(one.uploader.get_trouble()), "the failure")
+        job, loop, note_sealed = one.uploader._jobs[InodeId(5)], asyncio.get_running_loop(), one.store.drafts.note_sealed
+
+        def seal_and_try(*arguments: Any, **settings: Any) -> None:
+            """The next try sees what was appended before whoever appended it asks whether to wait for it."""
+            note_sealed(*arguments, **settings)
+            before = job.failures
+            loop.call_soon_threadsafe(job.wake.set)
+            sync_wait_until("the next try", lambda: job.done or job.failures > before, timeout_s=60)
+
+        monkeypatch.setattr(one.store.drafts, "note_sealed", seal_and_try)
         with pytest.raises(errors.StoreDenied):
             await append(one, ref, b"third\n")
         one.ufs.heal()
