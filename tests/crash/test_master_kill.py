@@ -62,14 +62,14 @@ class MasterProcess:
         )
         save_config(config, self.directory / "master.json")
         process = self.process = self._spawn()
-        await wait_until(lambda: self.ready.exists() or process.poll() is not None, "the master", 30)
+        await wait_until(lambda: self.ready.exists() or process.poll() is not None, "the master", 120)
         assert process.poll() is None, (self.directory / "master.log").read_text()
         facts = json.loads(self.ready.read_text())
         self.address = facts["address"]
         self.token = read_token(Path(facts["token_file"]))
         if self.channel is None:
             self.channel = open_channel(self.address, token=self.token)
-            self.stub = MasterStub(self.channel, timeout_s=20)
+            self.stub = MasterStub(self.channel, timeout_s=60)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with (self.directory / "master.log").open("ab") as log:
@@ -143,7 +143,7 @@ async def test_a_killed_master_goes_on_with_its_jobs(master: MasterProcess, tmp_
                 worker.most_loads += 300
         for worker in workers:
             worker.most_loads = 1 << 60
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             async for job in master.stub.watch_job(job_id):
                 if job.state is JobState.CHECKING:
                     break
@@ -152,7 +152,7 @@ async def test_a_killed_master_goes_on_with_its_jobs(master: MasterProcess, tmp_
         await master.start()
         # Repeated until the master is reached again, which a watch is not.
         await master.stub.get_job(job_id)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             *_, job = [state async for state in master.stub.watch_job(job_id)]
         assert (job.state.name, job.done_files, job.checked_files, job.failed_files) == ("DONE", 2000, 2000, 0)
         assert job.total_bytes == job.done_bytes == sum(number % 100 + 1 for number in range(2000))

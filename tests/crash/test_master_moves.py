@@ -73,7 +73,7 @@ async def test_nothing_is_lost(master: MasterProcess, tmp_path: Path) -> None:
             entries = await list_all(master, InodeId(entry.attr.inode))
             assert {one.name: one.attr for one in entries} == known
             assert all(one.ref is not None and one.ref.pinned == (number == 3) for one in entries)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             *_, job = [state async for state in master.stub.watch_job(job_id)]
         assert (job.state, job.done_files, job.path_count) == (JobState.DONE, 1000, 1000)
     finally:
@@ -131,7 +131,7 @@ async def test_a_master_whose_place_is_taken_stops(
     with psycopg.connect(master.metadata_url, autocommit=True) as connection:
         connection.execute("UPDATE alluxio_like_place SET epoch = epoch + 1")
     assert master.process is not None
-    assert await asyncio.to_thread(master.process.wait, 20) == 1
+    assert await asyncio.to_thread(master.process.wait, 60) == 1
 
 
 async def test_reads_go_on_while_the_database_is_away(

@@ -206,6 +206,8 @@ def test_kills_at_random_moments(workplace: Path, policy: str) -> None:  # noqa:
         programs = [Program(running.place, number) for number in range(3)]
         for run in range(max(1, RUNS // 2)):
             killed = chance.choice(SERVICES)
+            # What was killed before takes files again: what fails from now on does so by this kill.
+            wait_until(lambda: (running.place / "probe").write_bytes(b"x"), "files are taken again")
             with writing(programs):
                 time.sleep(chance.uniform(0.0, 2.0))  # the random moment
                 running.kill(*killed)

@@ -82,7 +82,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Restored]:
     await master.close()
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 async def test_a_restored_master_serves_no_wrong_byte(cluster: Restored) -> None:
     worker = await cluster.add_worker()
     await cluster.mount("through")
@@ -112,7 +112,7 @@ async def test_a_restored_master_serves_no_wrong_byte(cluster: Restored) -> None
     await _check_disks(cluster, worker)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 async def test_what_the_store_lacked_at_the_backup(cluster: Restored) -> None:
     """Uploaded since, written anew and uploaded since, or still with the worker."""
     worker = await cluster.add_worker()
@@ -129,8 +129,8 @@ async def test_what_the_store_lacked_at_the_backup(cluster: Restored) -> None:
     store = cluster.store.rename(cluster.directory / "away")
     # Of these two nobody has the bytes but the worker, which keeps them.
     unsaved = await cluster.write(worker, "new", b"new between")
-    store.rename(cluster.store)
     worker.kill()
+    store.rename(cluster.store)
     await cluster.restore(file)
     await worker.start()
     await cluster.wait_persisted()
@@ -140,7 +140,7 @@ async def test_what_the_store_lacked_at_the_backup(cluster: Restored) -> None:
 
 
 async def _check_disks(cluster: Restored, worker: WorkerProcess) -> None:
-    await wait_until(lambda: not list((worker.cache / "drafts").iterdir()), "the drafts to end", 30)
+    await wait_until(lambda: not list((worker.cache / "drafts").iterdir()), "the drafts to end")
     cluster.master.end(signal.SIGKILL)
     worker.kill()
     await asyncio.to_thread(assert_whole_disks, cluster.master.home, worker.cache)

@@ -80,7 +80,7 @@ class WorkerProcess:
         with (self.directory / "log").open("ab") as log:
             command = [sys.executable, "-c", RUN, str(self.directory / "worker.json")]
             process = self.process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: ASYNC220 (forks, and no more)
-        await wait_until(lambda: self.ready.exists() or process.poll() is not None, "the worker", 60)
+        await wait_until(lambda: self.ready.exists() or process.poll() is not None, "the worker", 120)
         assert process.poll() is None, (self.directory / "log").read_text()
         facts = json.loads(self.ready.read_text())
         self.worker_id = facts["worker_id"]
@@ -116,7 +116,7 @@ class Writing:
         self.store.mkdir()
         self.workers: list[WorkerProcess] = []
         assert master.channel is not None
-        self.changes = ChangesStub(master.channel, timeout_s=20)
+        self.changes = ChangesStub(master.channel, timeout_s=60)
 
     async def mount(self, policy: str, uri: str = "") -> None:
         spec = MountSpec("/data", uri or f"file://{self.store}", {"write": policy}, read_only=False)
@@ -231,21 +231,20 @@ async def test_what_was_acknowledged_outlives_a_worker_killed_again_and_again(wr
             worker.kill()
             await asyncio.to_thread(assert_whole_disks, None, worker.cache)
             await worker.start()
-        await asyncio.sleep(1.0)
+        await wait_until(lambda: len(acknowledged) > 5 or any(one.done() for one in programs), "something to compare")
     finally:
         stop.set()
         await asyncio.gather(*programs)
-    assert len(acknowledged) > 5
     await writing.wait_persisted()
     assert writing.list_store() == acknowledged
     # Nothing is left of what was cut short: neither at the store (uploads lie there as files) nor in the cache.
-    await wait_until(lambda: not list((worker.cache / "drafts").iterdir()), "the drafts to end", 30)
+    await wait_until(lambda: not list((worker.cache / "drafts").iterdir()), "the drafts to end")
     worker.kill()
     writing.master.end(signal.SIGKILL)
     await asyncio.to_thread(assert_whole_disks, writing.master.home, worker.cache)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 async def test_a_large_upload_is_gone_on_with_by_the_next_worker_process(
     writing: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,7 +312,7 @@ async def test_an_upload_to_s3_is_gone_on_with_and_leaves_no_parts(
         await master.close()
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 async def test_with_a_second_copy_a_lost_node_loses_nothing(writing: Writing) -> None:
     first = await writing.add_worker()
     second = await writing.add_worker()
@@ -343,7 +342,7 @@ async def test_with_a_second_copy_a_lost_node_loses_nothing(writing: Writing) ->
     assert writing.list_store() == {"precious": data}
 
 
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(300)
 async def test_a_policy_that_wants_more_workers_than_there_are_fails_the_close_and_keeps_the_bytes(writing: Writing) -> None:
     first = await writing.add_worker()
     second = await writing.add_worker()
@@ -354,8 +353,19 @@ async def test_a_policy_that_wants_more_workers_than_there_are_fails_the_close_a
     fd = await writing.open(first, ref, truncate=True)
     os.pwrite(fd, b"alone", 0)
     assert first.channel is not None
-    with pytest.raises(errors.Unavailable, match="on 2 workers, and only 1"):
-        await DraftsStub(first.channel, timeout_s=3.0).seal("op-1", ref.inode, "")
+    drafts = DraftsStub(first.channel, timeout_s=3.0)
+
+    async def seal() -> str:
+        """Why it is refused. The call is repeated until its time is over, which may be just before an answer comes."""
+        while True:
+            with contextlib.suppress(errors.TimedOut):
+                try:
+                    await drafts.seal("op-1", ref.inode, "")
+                except errors.Unavailable as error:
+                    return str(error)
+                return "it is sealed"
+
+    assert "on 2 workers, and only 1" in await seal()
     os.close(fd)
     await first.drafts.end(ref.inode)
     # Once the store has it, nothing more is asked for.

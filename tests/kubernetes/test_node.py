@@ -153,7 +153,7 @@ def _get(host: str, path: str) -> str:
     import urllib.request
 
     context = ssl._create_unverified_context()
-    with urllib.request.urlopen(f"https://{host}:20000{path}", timeout=10, context=context) as answer:
+    with urllib.request.urlopen(f"https://{host}:20000{path}", timeout=60, context=context) as answer:
         return str(answer.read().decode())
 
 
@@ -317,7 +317,9 @@ def test_workers_are_replaced_and_keep_their_caches(world: World) -> None:
     for training in world.trainings:
         training.wait_rounds()
     assert world.count_store_requests() == 0
-    assert world.call("master", "cache", "status", "/imagenet")["cached_files"] == len(world.digests)
+    # What a worker holds is known once it has reported, which is after it serves.
+    count = len(world.digests)
+    wait_until(lambda: world.call("master", "cache", "status", "/imagenet")["cached_files"] == count, "all is cached still")
 
 
 def test_a_holder_is_replaced_by_hand(world: World) -> None:
@@ -354,7 +356,7 @@ def test_a_node_that_is_shut_down_ends_in_time_and_leaves_nothing(world: World) 
         pod.join()
     seconds = time.monotonic() - begun
     print(f"shut down in {seconds:.1f} s")  # noqa: T201
-    assert seconds < 30
+    assert seconds < max(pod.spec["terminationGracePeriodSeconds"] for pod in ended), "it was killed in the end"
     assert world.store.get(world.bucket, "ckpt/step-100") == b"x" * 3_000_000
     assert not [line for line in training.said if line.startswith("WRONG")]
     assert node.space.list_mounts() == []

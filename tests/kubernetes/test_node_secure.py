@@ -123,7 +123,7 @@ def test_services_speak_with_those_alone_who_have_a_certificate(cluster: Cluster
         refused = pod.containers["master"].enter(*words, check=False)
         assert refused.returncode == 1
         assert "it speaks TLS, and we do not" in refused.stderr, refused.stderr
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
 
 
 def test_clients_show_a_token_beside_their_certificate(cluster: Cluster) -> None:

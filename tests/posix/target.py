@@ -98,7 +98,7 @@ def make_store_mount(name: str, request: pytest.FixtureRequest) -> AbstractConte
 
 @contextmanager
 def serve(directory: Path, uri: str, environment: Mapping[str, str], *more: str) -> Iterator[Stack]:
-    options = ["--workers", "1", "--io-timeout", "30s", "-o", f"write={POLICY}", *more]
+    options = ["--workers", "1", "--io-timeout", "60s", "-o", f"write={POLICY}", *more]
     # What must stay free of a disk is for who owns it to say; here others may have filled it.
     roomy = {**environment, "ALLUXIO_LIKE_KEEP_FREE_FRACTION": "0.01"}
     with start_stack(directory, {"/": uri}, roomy, *options) as stack:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = Path(sys.executable).parent
-STOP_S = 30.0
+STOP_S = 60.0
 
 
 def get_pids(ready: Any) -> list[int]:
