@@ -332,7 +332,10 @@ def _from_toml(name: str, file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not TOML: {error}", subject=str(file)) from error
     for table, value in tables.items():
         if table not in {*SERVICES, "common"}:
-            raise ConfigError(f"{file}: unknown table or key {table!r}{_nearest(table, [*SERVICES, 'common'])}", subject=table)
+            known = f"settings stand in the tables {', '.join(f'[{one}]' for one in ('common', *SERVICES))}"
+            raise ConfigError(
+                f"{file}: unknown table or key {table!r}{_nearest(table, [*SERVICES, 'common'])}; {known}", subject=table
+            )
         if not isinstance(value, dict):
             raise ConfigError(f"{file}: {table!r} must be a table, [{table}]", subject=table)
     common = tables.get("common", {})

@@ -12,6 +12,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -104,6 +105,7 @@ class Metrics:
 
     def _add_build(self) -> None:
         self.build = self._gauge("build_info", "Always 1; its label tells the release.", ("version",))
+        self.build.labels(version("alluxio-like")).set(1)
 
     def _add_stores(self) -> None:
         self.store_requests = self._counter("store_requests_total", "Requests sent to a store.", ("op", "mount"))

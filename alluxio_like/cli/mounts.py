@@ -141,6 +141,8 @@ def mount(
             else:
                 for what, info in done:
                     print(f"{what} {info.uri} at {show_name(info.path)}")
+                    if info.trouble:
+                        print(f"{show_name(info.path)}: {info.trouble}", file=sys.stderr)
 
         run_async(run_all())
         return
@@ -168,6 +170,8 @@ def mount(
             print_json(info)
         else:
             print(f"{'updated' if update else 'mounted'} {info.uri} at {show_name(info.path)}")
+            if info.trouble:
+                print(f"{show_name(info.path)}: {info.trouble}", file=sys.stderr)
             if "write" in parsed and (warning := describe_loss(info.write)):
                 print(warning, file=sys.stderr)
 

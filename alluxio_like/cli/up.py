@@ -455,7 +455,8 @@ class _Up:
                     uid=int(wanted.options.get("uid", os.getuid())), gid=int(wanted.options.get("gid", os.getgid())),
                 )  # fmt: skip
                 if known is None:
-                    await client.mount(spec)
+                    if trouble := (await client.mount(spec)).trouble:
+                        log.warning("%s: %s", wanted.path, trouble)
                     continue
                 options = {name: value for name, value in wanted.options.items() if name != "write"}
                 write = wanted.options.get("write", known.write)

@@ -9,7 +9,7 @@ Used from the event loop alone.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from alluxio_like import errors
@@ -49,6 +49,7 @@ _MAX_KEY_BYTES = 1024
 """What S3, GCS and Azure take as a key."""
 _MAX_PATH_BYTES = 4000
 """Of file systems: 4,095, less what the names of what is being written take."""
+_NOTHING = "nothing is there yet; if something should be, see that the bucket and the path in it are spelled right"
 _OF_THE_WHOLE_STORE = (errors.StoreUnavailable, errors.StoreThrottled, errors.StoreMissing)
 
 
@@ -268,7 +269,7 @@ class MountTable:
         public, secret = split_secrets(parse_uri(spec.uri).scheme, options)
         store = self._open_store(spec.path, spec.uri, public, secret)
         try:
-            await self._check(store, write or "", skip=spec.skip_check)
+            found = await self._check(store, write or "", skip=spec.skip_check)
             uid, gid = int(public.get("uid", spec.uid)), int(public.get("gid", spec.gid))
             interval = None if spec.sync_interval_s == 0 else spec.sync_interval_s
             now_ns = self._clock.now_ns()
@@ -292,22 +293,25 @@ class MountTable:
             def apply(txn: WriteTransaction) -> bytes:
                 return operations.run_once(txn, operation_id, "mount", now_ns, lambda: add(txn))
 
-            return await run_to_end(self._commit_mount(spec.path, apply))
+            info = await run_to_end(self._commit_mount(spec.path, apply))
+            # Who mounts is told; it is no failure of the store, and objects may come.
+            return info if found or write else replace(info, trouble=_NOTHING)
         finally:
             await store.close()
 
-    async def _check(self, store: Ufs, write: str, *, skip: bool) -> None:
-        """Whether a store can be mounted like this. Raises what it says, Unsupported (it can only be read), InvalidArgument."""
-        if not skip:
-            await store.check()
+    async def _check(self, store: Ufs, write: str, *, skip: bool) -> bool:
+        """Whether a store can be mounted like this; False: there is nothing in it, and no directory either. Raises what it
+        says, Unsupported (it can only be read), InvalidArgument."""
+        found = skip or await store.check()
         if not write:
-            return
+            return found
         policy = WritePolicy.parse(write)
         writable = get_writable(store)
         if not skip:
             # The first call finds out, and fails where nothing may be written.
             await writable.get_capabilities()
         self.check_policy(policy)
+        return found
 
     def check_policy(self, policy: WritePolicy) -> None:
         """Whether there are enough workers for it. Raises InvalidArgument."""

@@ -155,7 +155,8 @@ class ArchiveStatus:
 
 @dataclass(frozen=True, slots=True)
 class MountInfo:
-    """A mount without its secrets: their values read "***". `trouble` says why its store failed last; empty: it did not."""
+    """A mount without its secrets: their values read "***". `trouble` says why its store failed last; empty: it did not.
+    To who mounts it, it also says that nothing is there."""
 
     mount_id: MountId
     path: str

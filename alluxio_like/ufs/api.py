@@ -66,11 +66,11 @@ class Ufs(Protocol):
         believed as they come, and otherwise only once the iteration has ended."""
         ...
 
-    async def check(self) -> None:
-        """Ask the store cheaply whether the mount's root can be listed.
+    async def check(self) -> bool:
+        """Ask the store cheaply whether the mount's root can be listed; whether the root is there.
 
         Raises StoreMissing, StoreDenied, StoreUnavailable with one line that says what is wrong and what would be right. An
-        existing bucket with nothing below the prefix is fine.
+        existing bucket with nothing below the prefix is fine, and False: it has no directories that could be there empty.
         """
         ...
 

@@ -168,8 +168,9 @@ class CloudUfs(ABC):
     def checks_first(self) -> bool:
         return True
 
-    async def check(self) -> None:
-        await self.list_page("", max_entries=1)
+    async def check(self) -> bool:
+        page = await self.list_page("", max_entries=1)
+        return bool(page.entries or page.token)
 
     async def read(self, key: str, fingerprint: Fingerprint, offset: int, length: int) -> AsyncIterator[memoryview]:
         if offset < 0 or length < 0 or offset + length > fingerprint.size:

@@ -75,8 +75,9 @@ class HdfsUfs:
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
-    async def check(self) -> None:
+    async def check(self) -> bool:
         await self.list_page("", max_entries=1)
+        return True
 
     async def stat(self, key: str) -> StoreEntry:
         path = make_path(self._prefix, key)

@@ -165,8 +165,9 @@ class MemoryUfs:
     def checks_first(self) -> bool:
         return True
 
-    async def check(self) -> None:
+    async def check(self) -> bool:
         await self.take_request(Request("LIST", "")).strike()
+        return bool(self._objects)
 
     async def stat(self, key: str) -> StoreEntry:
         await self.take_request(Request("HEAD", key)).strike()

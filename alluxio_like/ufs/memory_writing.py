@@ -38,8 +38,8 @@ class WritableMemoryUfs:
     def checks_first(self) -> bool:
         return self.store.checks_first
 
-    async def check(self) -> None:
-        await self.store.check()
+    async def check(self) -> bool:
+        return await self.store.check()
 
     async def stat(self, key: str) -> StoreEntry:
         return await self.store.stat(key)

@@ -118,9 +118,10 @@ class PosixUfs:
 
     # -- reading --------------------------------------------------------------------------------------------------------------
 
-    async def check(self) -> None:
+    async def check(self) -> bool:
         self._on_request("LIST")
         await self._runner.run("check")
+        return True
 
     async def measure(self) -> Space:
         """See MeasuredUfs."""

@@ -72,12 +72,18 @@ class S3Ufs:
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
-    async def check(self) -> None:
+    async def check(self) -> bool:
         clients = await self._connect()
         self._on_request("LIST")
-        call = partial(clients.client.list_objects_v2, **self._make_list_arguments("", max_entries=1))
+        arguments = self._make_list_arguments("", max_entries=1)
+
+        def ask() -> tuple[dict[str, Any], bool]:
+            parsed: dict[str, Any] = {**clients.client.list_objects_v2(**arguments)}
+            page = listing.parse_page(parsed[listing.PAGE_KEY], arguments["Prefix"], is_flat=False, token=None)
+            return parsed, page.key_count > 0
+
         try:
-            answer = await self._run(call, self.bucket)
+            answer, found = await self._run(ask, self.bucket)
         except errors.NotFound:
             raise errors.StoreMissing("there is no such bucket, or no S3 server at the endpoint", subject=self.bucket) from None
         region = _get_header(answer, "x-amz-bucket-region")
@@ -85,6 +91,7 @@ class S3Ufs:
             raise errors.StoreMissing(
                 f"the bucket is in the region {region}: set the option region={region}", subject=self.bucket
             )
+        return found
 
     async def stat(self, key: str) -> StoreEntry:
         return self._make_stat(key, await self._head(key))

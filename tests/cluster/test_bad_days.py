@@ -292,6 +292,19 @@ def test_a_wrong_mount_is_one_line_that_says_what_is_right(
     assert stack.run_command("alluxio-like", "mounts") == before
 
 
+def test_a_wrong_path_in_a_bucket_is_pointed_out(make_stack: StackMaker, s3_server: S3Server, s3_bucket: str) -> None:
+    s3_server.put(s3_bucket, "set/x.bin", b"x")
+    stack = make_stack()
+    # A prefix is no directory: it may be meant to be empty. Who meant another one sees it.
+    right = stack.try_command("alluxio-like", "mount", "/right", f"s3://{s3_bucket}/set")
+    assert (right.returncode, right.stderr) == (0, "")
+    wrong = stack.try_command("alluxio-like", "mount", "/wrong", f"s3://{s3_bucket}/sett")
+    assert wrong.returncode == 0
+    (line,) = wrong.stderr.splitlines()
+    assert line.startswith("/wrong: nothing is there yet")
+    assert not stack.try_command("alluxio-like", "mounts").stderr
+
+
 def test_unmounting_works_with_open_files_and_a_stuck_store(
     make_stack: StackMaker, s3_server: S3Server, s3_bucket: str, proxy: FaultProxy
 ) -> None:

@@ -24,8 +24,11 @@ def make_data(size: int, seed: int = 0) -> bytes:
 
 
 async def test_check_passes_on_an_empty_root(store: StoreUnderTest) -> None:
-    await store.ufs.check()
+    found = await store.ufs.check()
     assert store.requests == {"LIST": 1}
+    assert found is not store.is_flat, "a directory is there, empty or not"
+    store.put("a/x", b"x")
+    assert await store.ufs.check()
 
 
 async def test_stores_with_a_size_tell_it(store: StoreUnderTest) -> None:

@@ -77,6 +77,7 @@ def test_the_client_inside_fuse_takes_the_clients_settings(tmp_path: Path, monke
     [
         ("[worker]\nfetch_concurency = 3\n", "did you mean fetch_concurrency?"),
         ("[workr]\n", "did you mean worker?"),
+        ("home = '/h'\n", "settings stand in the tables [common], [master]"),
         ("[common]\nlog_levle = 'x'\n", "did you mean log_level?"),
         ("[worker]\nhome = '/h'\nio_timeout_s = -1\n", "io_timeout_s = -1"),
         ("[worker]\nio_timeout_s = 2\n", "'home' is not set"),

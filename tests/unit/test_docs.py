@@ -41,7 +41,9 @@ def test_every_metric_is_counted_somewhere() -> None:
         for path in (ROOT / "alluxio_like").rglob("*.py")
         if path.name != "metrics.py" and path.parent.name != "v1"
     )
-    unused = [name for attribute, name, _, _ in list_metrics() if not re.search(rf"metrics\.{attribute}\b", source)]
+    # What never changes is set where it is defined.
+    counted = [(attribute, name) for attribute, name, _, _ in list_metrics() if attribute != "build"]
+    unused = [name for attribute, name in counted if not re.search(rf"metrics\.{attribute}\b", source)]
     assert not unused
 
 

@@ -457,6 +457,17 @@ async def test_a_mount_that_does_not_answer_changes_nothing(cluster: Cluster) ->
         await cluster.stub.mount(MountSpec("/c", "s3://bad", {"endpiont": "x"}))
 
 
+async def test_who_mounts_what_is_empty_is_told(cluster: Cluster) -> None:
+    cluster.stores["s3://bbb/tpyo"], cluster.stores["s3://ccc"], filled = MemoryUfs(), MemoryUfs(), MemoryUfs()
+    cluster.stores["s3://ddd"] = filled
+    filled.put("x", b"x")
+    mounted = await cluster.stub.mount(MountSpec("/b", "s3://bbb/tpyo"))
+    assert "nothing is there" in mounted.trouble
+    assert not (await cluster.stub.mount(MountSpec("/c", "s3://ccc", skip_check=True))).trouble
+    assert not (await cluster.stub.mount(MountSpec("/d", "s3://ddd"))).trouble
+    assert not any(info.trouble for info in await cluster.stub.list_mounts()), "it is no failure of the store"
+
+
 async def test_a_repeated_mount_is_answered_and_not_done_again(cluster: Cluster) -> None:
     cluster.stores["s3://bbb"] = MemoryUfs()
     first = await cluster.stub.mount(MountSpec("/m", "s3://bbb"), operation_id="op1")

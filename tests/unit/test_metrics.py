@@ -6,6 +6,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import pytest
 from prometheus_client import Counter
@@ -45,6 +46,7 @@ def test_metrics_show_what_was_counted(server: tuple[HttpServer, Metrics, State]
     assert status == 200
     assert 'alluxio_like_store_requests_total{mount="1",op="get"} 3.0' in text
     assert "process_resident_memory_bytes" in text
+    assert f'alluxio_like_build_info{{version="{version("alluxio-like")}"}} 1.0' in text, "of every service"
 
 
 def test_health_is_200_or_503(server: tuple[HttpServer, Metrics, State]) -> None:
