@@ -48,8 +48,10 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.max_pings_without_data", 0),
     # A service that is back is found within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # How long (no pause, whatever its name) a connection may take to come about, TLS included: else only until the next try would
+    # be due, too little for a busy machine or a far one. As long as a peer's answer to a ping is waited for.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
 ]
 
 _REFUSAL_S = 1.0

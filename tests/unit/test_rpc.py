@@ -21,6 +21,7 @@ from alluxio_like.rpc.worker_stub import WorkerStub
 from alluxio_like.types import PAGE_BYTES, FileId, InodeId, JobId, MountId, VersionId, WorkerId
 from tests.fakes_rpc import TOKEN, FakeMaster, FakeWorker, connected, make_dir, make_entry, serve, wait_until
 from tests.servers.net import find_ports
+from tests.servers.tcp_proxy import TcpProxy
 
 
 @pytest.fixture(params=["unix socket", "grpc"], autouse=True)
@@ -100,6 +101,25 @@ async def test_a_service_that_is_not_there_is_unavailable_within_the_time() -> N
     with pytest.raises(errors.Unavailable, match=r"the master at 127\.0\.0\.1:1 cannot be reached"):
         await asyncio.wait_for(MasterStub(channel, timeout_s=1.0).stat_fs(), 60)
     await channel.close()
+
+
+async def test_a_connection_may_take_its_time() -> None:
+    """As one to a busy or far machine does: a read is not repeated."""
+    worker = FakeWorker()
+    entry = make_entry("a", 2, 1000)
+    assert entry.ref is not None
+    worker.contents[entry.ref.file_id] = bytes(1000)
+    async with serve(worker=worker) as server:
+        with TcpProxy(int(server.address.rpartition(":")[2])) as proxy:
+            proxy.stall()
+            channel = open_channel(f"127.0.0.1:{proxy.port}")
+            read = WorkerStub(channel, timeout_s=60).read(entry.ref, 0, 1000)
+            reading = asyncio.create_task(anext(aiter(read)))
+            await asyncio.wait({reading}, timeout=0.5)
+            proxy.resume()
+            assert bytes(await reading) == bytes(1000)
+            await read.aclose()
+            await channel.close()
 
 
 async def test_a_call_goes_on_when_the_service_is_back() -> None:
