@@ -479,7 +479,7 @@ def test_directory_is_locked_by_one_process(stores: Stores, tmp_path: Path) -> N
         "except errors.Conflict as error:\n print(error)\n"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "d0")], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code, str(tmp_path / "d0")], capture_output=True, text=True, timeout=60, check=True
     )
     assert str(os.getpid()) in out.stdout
 

@@ -204,7 +204,7 @@ def test_it_goes_on_over_forks_and_in_children_of_every_kind(workers: Workers) -
     # By a process of its own: this one may hold gRPC's objects of other tests' servers.
     command = [sys.executable, "-W", "error", "-m", "tests.forking", workers.master, "many_forks"]
     environment = {**os.environ, "ALLUXIO_LIKE_TEST_SIZE": str(SIZE)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False, env=environment)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False, env=environment)
     # gRPC itself says, in the log of its core, that a connection ended.
     said = [line for line in done.stderr.splitlines() if "chttp2_transport" not in line]
     assert (done.returncode, said) == (0, []), done.stderr

@@ -128,9 +128,19 @@ class Kernel:
         assert number == 0
 
 
+IO_TIMEOUT_S = 60.0
+"""No request of these tests is to end by it."""
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers are frozen here for as long as a busy machine takes for the next step."""
+    monkeypatch.setattr("alluxio_like.fuse.readers._HANGS_AFTER_S", 60.0)
+
+
 @asynccontextmanager
 async def serving(tmp_path: Any = None, **given: Any) -> Any:
-    backend = MemoryBackend(io_timeout_s=2.0, whole_dir=tmp_path)
+    backend = MemoryBackend(io_timeout_s=IO_TIMEOUT_S, whole_dir=tmp_path)
     backend.add_file("/file", bytes(range(256)) * 40)
     backend.add_file("/other", b"other")
     backend.add_directory("/dir")
@@ -143,17 +153,19 @@ async def serving(tmp_path: Any = None, **given: Any) -> Any:
     metrics, nodes, clock = Metrics(), Nodes(given.get("generation", 0)), SystemClock()
     why_not = "" if tmp_path is not None else "not here"
     opener = Opener(
-        backend, device, nodes, OpenSettings(why_not, given.get("fill", 1 << 20), False, 0, False, 2.0), clock, metrics
+        backend, device, nodes, OpenSettings(why_not, given.get("fill", 1 << 20), False, 0, False, IO_TIMEOUT_S), clock, metrics
     )
-    operations = Operations(backend, root, Settings(60.0, 2.0), clock, serving=opener, generation=given.get("generation", 0))
+    operations = Operations(
+        backend, root, Settings(60.0, IO_TIMEOUT_S), clock, serving=opener, generation=given.get("generation", 0)
+    )
     kernel = Kernel(backend, device, theirs, operations)
     meter, accounting = Meter(metrics), Accounting(clock, metrics)
     readers = None
     if count := given.get("readers", 0):
         readers = kernel.readers = Readers(count, device.fd, clock, metrics)
-        kernel.session = SharedSession(operations, opener, nodes, device, 2.0, meter, accounting, readers)  # type: ignore[arg-type]
+        kernel.session = SharedSession(operations, opener, nodes, device, IO_TIMEOUT_S, meter, accounting, readers)  # type: ignore[arg-type]
     else:
-        kernel.session = Session(operations, opener, nodes, device, 2.0, meter, accounting)  # type: ignore[arg-type]
+        kernel.session = Session(operations, opener, nodes, device, IO_TIMEOUT_S, meter, accounting)  # type: ignore[arg-type]
     task = asyncio.create_task(kernel.session.run())
     await kernel.session.wait_ready()
     try:

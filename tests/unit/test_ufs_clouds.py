@@ -274,7 +274,7 @@ def certificate(tmp_path: Path) -> Path:
     certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     make += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
-    subprocess.run([*make, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True, timeout=30)
+    subprocess.run([*make, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True, timeout=60)
     return certificate
 
 
@@ -285,7 +285,7 @@ async def test_tls_with_an_authority_of_its_own(answers: Any, certificate: Path)
     options = {"access_token": "fetched-token", "endpoint": f"https://127.0.0.1:{answers.server_port}"}
     for trust in ({"ca_file": str(certificate)}, {"verify": "false"}):
         counted: list[str] = []
-        ufs = open_ufs("gs://bucket", {**options, **trust}, secrets={}, on_request=counted.append, io_timeout_s=5)
+        ufs = open_ufs("gs://bucket", {**options, **trust}, secrets={}, on_request=counted.append, io_timeout_s=60)
         await ufs.check()
         assert [bytes(chunk) async for chunk in ufs.read("k", Fingerprint("7", 5), 0, 5)] == [b"bytes"]
         assert counted == ["LIST", "GET"], "obstore failed and plain HTTP stood in for it"
