@@ -7,6 +7,7 @@ kernel. What is written into files is writing.py's.
 Rule of concurrency: one event loop. A change that was begun is carried to its end, also when its caller is killed.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -69,14 +70,26 @@ class Changing:
         return f"{self._identity:x}.{header.unique & ~wire.UNIQUE_RESEND:x}{step}"
 
     async def change(self, call: Coroutine[Any, Any, Changed]) -> Changed:
-        """Make a change, and note what is no longer so."""
+        """Make a change, and note what is no longer so; also when nobody waits for it any more."""
+        is_awaited = True
+
+        async def make() -> Changed:
+            try:
+                changed = await call
+            except (Unavailable, TimedOut, Cancelled):
+                self._operations.kernel_memory.doubt_names()
+                raise
+            self._operations.note_changed(changed.recalls, changed.entry)
+            if not is_awaited:
+                # The kernel was told that it was given up, and may have looked names up since.
+                self._operations.kernel_memory.doubt_names()
+            return changed
+
         try:
-            changed = await self._drafts.finish(call)
-        except (Unavailable, TimedOut, Cancelled):
-            self._operations.kernel_memory.doubt_names()
+            return await self._drafts.finish(make())
+        except asyncio.CancelledError:
+            is_awaited = False
             raise
-        self._operations.note_changed(changed.recalls, changed.entry)
-        return changed
 
     async def create(
         self,

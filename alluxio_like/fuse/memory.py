@@ -63,6 +63,7 @@ class Faults:
     stall_reads: asyncio.Event | None = None
     stall_names: asyncio.Event | None = None
     stall_fills: asyncio.Event | None = None
+    stall_creates: asyncio.Event | None = None
     refuse_fills: bool = False
     fail_reads: AlluxioLikeError | None = None
     fail_names: AlluxioLikeError | None = None

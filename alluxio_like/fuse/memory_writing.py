@@ -60,6 +60,9 @@ class MemoryWriting:
             node.entry = replace(node.entry, attr=replace(node.entry.attr, mtime_ns=now, ctime_ns=now))
 
     async def create(self, new: NewName, operation_id: str = "") -> Changed:
+        self._backend.calls["create"] = self._backend.calls.get("create", 0) + 1
+        await self._backend.wait(self._backend.faults.stall_creates)
+
         def do() -> Changed:
             children = self._get_children(new.parent)
             if new.name in children:

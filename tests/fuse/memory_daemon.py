@@ -80,11 +80,11 @@ class Control:
             case "fail":
                 setattr(faults, command["what"], make_error(command["code"], "as the test asked"))
             case "lift":
-                for event in (faults.stall_reads, faults.stall_names, faults.stall_fills):
+                for event in (faults.stall_reads, faults.stall_names, faults.stall_fills, faults.stall_creates):
                     if event is not None:
                         event.set()
                 faults.stall_reads = faults.stall_names = faults.stall_fills = faults.fail_reads = faults.fail_names = None
-                faults.fail_changes = None
+                faults.stall_creates = faults.fail_changes = None
                 faults.refuse_fills = False
             case "refuse_fills":
                 faults.refuse_fills = True

@@ -361,6 +361,21 @@ def test_names_of_a_change_that_failed_are_not_relied_on(mount: Callable[..., An
     assert ((made.path / "old").read_bytes(), (made.path / "new").read_bytes()) == (b"another", b"content")
 
 
+@pytest.mark.skipif(not has_epoch(), reason="the kernel cannot be told of all names at once")
+def test_what_a_killed_program_has_begun_to_make_is_seen(mount: Callable[..., Any], tmp_path: Path) -> None:
+    """The kernel was told that nothing came of it, and knew for an hour that there is no such name."""
+    (tmp_path / "drafts").mkdir()
+    made = mount(write_dir=str(tmp_path / "drafts"), entry_timeout_s=3600.0, valid_s=3600.0)
+    made.do("stall", what="stall_creates")
+    with subprocess.Popen([sys.executable, "-c", "import os, sys; os.mkdir(sys.argv[1])", made.path / "new"]) as program:
+        wait_until("the mkdir", lambda: made.do("counts").get("create"), timeout_s=60)
+        program.kill()
+    with pytest.raises(FileNotFoundError):
+        (made.path / "new").stat()
+    made.do("lift")
+    wait_until("the directory", lambda: (made.path / "new").is_dir(), timeout_s=60)
+
+
 def test_a_mount_that_is_to_change_nothing_does_not(mount: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "drafts").mkdir()
     made = mount(write_dir=str(tmp_path / "drafts"), fuse={"read_only": True})
