@@ -56,6 +56,7 @@ class JobCalls:
                         continue
                     if is_cached(unit, self._registry.block_map) and not outcome.checked_missing(unit):
                         outcome.skipped.add(unit.part)
+                        counts.done_files += outcome.is_done
                         counts.done_bytes += unit.size
                         counts.skipped_bytes += unit.size
                     else:
@@ -74,7 +75,7 @@ class JobCalls:
             counts.requests += progress.requests
             self._note_loaded(progress.loaded_bytes)
             for result in progress.results:
-                _take_result(waiting, result)
+                counts.done_files += _take_result(waiting, result)
 
         bandwidth = await self._bandwidth.enter(worker_id)
         try:
@@ -193,14 +194,17 @@ def _get_all(waiting: dict[FileId, list[Pair]]) -> list[Pair]:
     return [pair for pairs in waiting.values() for pair in pairs]
 
 
-def _take_result(waiting: dict[FileId, list[Pair]], result: FileResult) -> None:
+def _take_result(waiting: dict[FileId, list[Pair]], result: FileResult) -> int:
+    """How many files are whole by it."""
+    whole = 0
     for outcome, unit in waiting.pop(result.file_id, ()):
         if result.code:
             outcome.fail(result.code, result.message or result.code)
-        elif result.skipped:
-            outcome.skipped.add(unit.part)
-        else:
-            outcome.loaded.add(unit.part)
+            continue
+        parts = outcome.skipped if result.skipped else outcome.loaded
+        parts.add(unit.part)
+        whole += outcome.is_done
+    return whole
 
 
 def _take_check(outcome: Outcome, unit: Unit, result: CheckResult) -> None:

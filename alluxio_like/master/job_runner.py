@@ -444,7 +444,7 @@ class JobRunner:
     async def _load_batch(self, batch: Batch, outcomes: list[Outcome]) -> None:
         live = Counts()
         before = batch.counts.copy()
-        # While it is under way its bytes show; in the end it counts by files.
+        # While it is under way its bytes and whole files show; in the end it is counted by what became of each.
         batch.counts = live
         live.add(before)
         await self._load_outcomes(live, outcomes)

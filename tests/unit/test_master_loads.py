@@ -150,6 +150,26 @@ async def test_loading_starts_before_listing_ends(cluster: Cluster) -> None:
     assert (await cluster.wait_job(job_id)).done_files == 500
 
 
+async def test_whole_files_show_while_their_batch_is_under_way(cluster: Cluster) -> None:
+    store = await cluster.add_store()
+    for number in range(100):
+        store.put(f"{number:04}.jpg", b"x")
+    worker = await cluster.add_worker("w")
+    worker.most_loads = 48
+    job_id = await cluster.submit("/data")
+
+    async def count() -> int:
+        return (await cluster.stub.get_job(job_id)).done_files
+
+    async with asyncio.timeout(60):
+        while await count() < 48:
+            await asyncio.sleep(0.01)
+    assert await count() == 48
+    worker.most_loads = 1000
+    job = await cluster.wait_job(job_id)
+    assert (job.done_files, job.skipped_files, job.requests) == (100, 0, 100)
+
+
 async def test_two_replicas_on_two_workers(cluster: Cluster) -> None:
     await make(cluster, 20, workers=3)
     job = await cluster.load("/data", replicas=2)
