@@ -87,7 +87,7 @@ async def test_a_close_waits_for_its_own_upload_where_too_much_is_waiting(tmp_pa
 
 async def test_where_the_store_takes_nothing_closes_fail_only_once_too_much_is_waiting(tmp_path: Path) -> None:
     """And what they wrote is kept and goes later, as with write=through."""
-    async with running_drafts(tmp_path, mode=WriteMode.BACK, drain_s=10.0, guess_bytes_s=100.0, io_timeout_s=0.5) as one:
+    async with running_drafts(tmp_path, mode=WriteMode.BACK, drain_s=10.0, guess_bytes_s=100.0, io_timeout_s=2.5) as one:
         one.ufs.fail("PUT", errors.StoreUnavailable("broken"), always=True)
         await one.write(one.changes.create(5, "a"), make_data(700))
         with pytest.raises(errors.StoreUnavailable):
