@@ -79,7 +79,7 @@ def back_memory(size_bytes: int = 3 << 30) -> None:
     block = b"\1" * (1 << 20)
     with mmap.mmap(-1, size_bytes) as memory:
         for offset in range(0, size_bytes, len(block)):
-            memory[offset : offset + len(block)] = block
+            memory[offset : offset + len(block)] = block[: size_bytes - offset]
 
 
 @dataclass
