@@ -14,13 +14,15 @@ and stay in the thread that began them. The map is grown only between transactio
 no read of this process is under way (LMDB asks for that), so reads should be short. Reads may fault pages in from the disk.
 """
 
+import bisect
 import contextlib
 import errno
 import fcntl
 import itertools
+import operator
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -117,8 +119,9 @@ class LmdbTransaction:
             raise self._store.fail(error) from error
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        for key in keys:
-            _check_key(key)
+        if keys:
+            _check_key(min(keys, key=len))
+            _check_key(max(keys, key=len))
         get = self._open().get
         trees = self._trees
         try:
@@ -194,14 +197,20 @@ class LmdbTransaction:
                         if key < stop:
                             found.append((key, value))
                 elif cursor.set_range(start[:MAX_KEY_BYTES] or b"\0"):
-                    for key, value in cursor.iternext():
-                        if key >= stop or len(found) == count:
-                            break
-                        if key >= start:
-                            found.append((key, value))
+                    pairs = cursor.iternext()
+                    found = list(itertools.islice(pairs, count))
+                    # What lies before `start` can only have been found by a shortened one.
+                    while found and found[0][0] < start:
+                        found = [pair for pair in found if pair[0] >= start]
+                        found += itertools.islice(pairs, count - len(found))
+                    if found and found[-1][0] >= stop:
+                        del found[bisect.bisect_left(found, stop, key=_get_key) :]
         except lmdb.Error as error:
             raise self._store.fail(error) from error
         return found
+
+
+_get_key: Callable[[tuple[bytes, bytes]], bytes] = operator.itemgetter(0)
 
 
 def _get_group(pair: tuple[bytes, bytes]) -> int:

@@ -28,7 +28,7 @@ from alluxio_like.master.core.journal import Op
 from alluxio_like.master.core.versions import UploadPlan
 from alluxio_like.types import Fingerprint, InodeId, Kind, VersionId, to_bytes
 from alluxio_like.ufs.api import StoreEntry
-from tests.model.checked import assert_whole
+from tests.model.checked import assert_columns, assert_whole
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
 MAX_KEY = 1024
@@ -424,6 +424,7 @@ class ChangesMachine(RuleBasedStateMachine):
         with self.kv.read() as txn:
             names: dict[int, int] = {}
             for node in self.directories():
+                assert_columns(txn, node.inode)
                 entries = {to_bytes(entry.name): entry for entry in namespace.list_entries(txn, node.inode).entries}
                 assert {name: child.inode for name, child in node.children.items()} == {
                     name: entry.attr.inode for name, entry in entries.items()

@@ -22,7 +22,7 @@ from alluxio_like.master.core import flat, mounts, namespace, paths, records, ta
 from alluxio_like.master.core.model import ListingPlan
 from alluxio_like.types import ROOT_INODE, Entry, Fingerprint, InodeId, Kind, MountId, to_bytes
 from alluxio_like.ufs.api import StoreEntry
-from tests.model.checked import assert_whole
+from tests.model.checked import assert_columns, assert_whole
 
 LONG = "p" * 480
 NAMES = ["a", "a!", "b", "", ".", "x%~", "n" * 300, LONG, LONG + "x", LONG + "y", LONG[:470]]
@@ -394,6 +394,7 @@ class NamespaceMachine(RuleBasedStateMachine):
             if not cursor:
                 break
         assert len({entry.name for entry in entries}) == len(entries)
+        assert_columns(txn, inode)
         for entry in entries:
             assert namespace.lookup(txn, inode, entry.name) == entry
             assert namespace.get_entry(txn, entry.attr.inode) == entry

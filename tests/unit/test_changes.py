@@ -15,6 +15,7 @@ from alluxio_like.master.core.changes import Attributes, NewInode, Outcome
 from alluxio_like.master.core.journal import Op
 from alluxio_like.types import ROOT_INODE, Entry, Fingerprint, InodeId, Kind
 from alluxio_like.ufs.api import StoreEntry
+from tests.model.checked import assert_columns
 
 NOW = 1_700_000_000 * 10**9
 KEY_BYTES = 1024
@@ -164,6 +165,18 @@ def test_links_share_an_inode_until_the_last_is_gone(txn: WriteTransaction) -> N
     with pytest.raises(errors.NotPermitted):
         directory = create(txn, "d", Kind.DIRECTORY)
         changes.link(txn, directory, ROOT_INODE, b"e", NOW, max_key_bytes=KEY_BYTES)
+
+
+def test_a_tree_as_columns_has_all_names_of_a_file_and_what_its_content_is_known_by(txn: WriteTransaction) -> None:
+    apply_listing(txn, ROOT_INODE, ["old"])
+    inode = create(txn, "one")
+    versions.seal(txn, inode, 3, NOW + 6, ("w1",), NOW + 6)
+    changes.link(txn, inode, ROOT_INODE, b"two", NOW + 6, max_key_bytes=KEY_BYTES)
+    changes.set_attributes(txn, inode, Attributes(atime_ns=1, mtime_ns=2), NOW + 30)
+    create(txn, "place", Kind.DIRECTORY)
+    rename(txn, "old", "moved")
+    assert [entry.name for entry in namespace.list_entries(txn, ROOT_INODE).entries] == ["moved", "one", "place", "two"]
+    assert_columns(txn, ROOT_INODE)
 
 
 def test_times_are_those_that_were_set(txn: WriteTransaction) -> None:

@@ -125,10 +125,8 @@ def list_entries(txn: ReadTransaction, directory: InodeId, cursor: bytes = b"", 
         if data is None:
             raise errors.Internal("a name without an inode", subject=str(inode))
         child = records.unpack_inode(data)
-        named = child if not child.flags & records.LINKED else tables.rename_record(child, directory, key[9:])
-        shadowed = bool(place.shadowed) and _is_shadowed(txn, table, named)
-        name = to_str(named.name if not named.flags & records.ODD and not shadowed else _show(named, shadowed))
-        entries.append(_make_entry(txn, inode, child, name, place))
+        name = show_child(txn, directory, table, key[9:], child, bool(place.shadowed))
+        entries.append(_make_entry(txn, inode, child, to_str(name), place))
     more = len(dentries) == limit
     return EntryPage(tuple(entries), b"/" + dentries[-1][0][9:] if more else b"", place.mount_id, place.dir_key)
 
@@ -252,6 +250,14 @@ def find_child(txn: ReadTransaction, table: int, shown: bytes, state: State | No
         if _show(named, bool(state.shadowed) and _is_shadowed(txn, table, named)) == shown:
             return inode, record
     return None
+
+
+def show_child(txn: ReadTransaction, directory: InodeId, table: int, filed: bytes, record: Inode, any_shadowed: bool) -> bytes:
+    """The name under which the dentry filed like this in a directory is shown; `record`: its inode's, which has only one of the
+    names that this may have. `any_shadowed`: some of the directory's files have a directory's name."""
+    named = record if not record.flags & records.LINKED else tables.rename_record(record, directory, filed)
+    shadowed = any_shadowed and _is_shadowed(txn, table, named)
+    return named.name if not named.flags & records.ODD and not shadowed else _show(named, shadowed)
 
 
 def _show(record: Inode, shadowed: bool) -> bytes:

@@ -1,13 +1,19 @@
 """A directory's children as columns, for who wants a whole tree and no object for each entry of it.
 
-Owns how names are shown in them. A function over a transaction, like
-namespace.py.
+Owns how they are read: nothing is done for each entry but taking its record apart, and what is unusual goes the way of
+namespace.py. A function over a transaction, like those there.
 """
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Final
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction
-from alluxio_like.master.core import paths, records, tables
-from alluxio_like.types import InodeId, Kind, TreeColumns, to_bytes
+from alluxio_like.master.core import namespace, records, tables
+from alluxio_like.types import InodeId, Kind, TreeColumns
+
+_UNUSUAL: Final = records.ODD | records.LINKED
 
 
 def add_children(
@@ -20,32 +26,51 @@ def add_children(
     """
     tables.get_directory(txn, directory)
     table = tables.get_table(txn, directory)
-    shadowed = tables.get_state(txn, table).shadowed
     start = records.dentry_key(table, cursor[1:] + b"\0" if cursor else b"")
     dentries = list(txn.scan(start, records.dentry_stop(table), limit=limit))
+    if not dentries:
+        return b"", []
     ids = [records.unpack_id(data) for _, data in dentries]
+    inodes = _read_inodes(txn, ids)
+    kinds, flags, sizes, mtimes_ns, tokens, plain = zip(*map(records.unpack_listed, inodes), strict=True)
+    names: Sequence[bytes] = plain
+    shadowed = bool(tables.get_state(txn, table).shadowed)
+    if shadowed or any(map(_UNUSUAL.__and__, flags)):
+        names = [
+            namespace.show_child(txn, directory, table, key[9:], records.unpack_inode(data), shadowed)
+            for (key, _), data in zip(dentries, inodes, strict=True)
+        ]
+    columns.inodes.extend(ids)
+    columns.kinds += bytes(kinds)
+    columns.sizes.extend(sizes)
+    columns.mtimes_ns.extend(mtimes_ns)
+    columns.name_ends.extend(_list_ends(len(columns.names), names))
+    columns.names += b"".join(names)
+    columns.token_ends.extend(_list_ends(len(columns.tokens), tokens))
+    columns.tokens += b"".join(tokens)
+    columns.directories.append(path)
+    columns.counts.append(len(ids))
     below: list[tuple[InodeId, bytes]] = []
-    base = path.rstrip(b"/") + b"/"
-    for inode, data in zip(ids, txn.get_many([records.inode_key(inode) for inode in ids]), strict=True):
-        if data is None:
-            raise errors.Internal("a name without an inode", subject=str(inode))
-        record = records.unpack_inode(data)
-        name = record.name
-        if record.flags & records.ODD or shadowed:
-            beside = record.kind is not Kind.DIRECTORY and tables.lookup_child(txn, table, name + b"/") is not None
-            name = paths.show_name(name, record.kind, beside)
-        if record.kind is Kind.DIRECTORY:
-            below.append((InodeId(inode), base + name))
-        else:
-            columns.tokens += to_bytes(records.unpack_token(record.token))
-        columns.inodes.append(inode)
-        columns.kinds.append(record.kind)
-        columns.sizes.append(record.size)
-        columns.mtimes_ns.append(record.mtime_ns)
-        columns.names += name
-        columns.name_ends.append(len(columns.names))
-        columns.token_ends.append(len(columns.tokens))
-    if dentries:
-        columns.directories.append(path)
-        columns.counts.append(len(dentries))
-    return b"/" + dentries[-1][0][9:] if len(dentries) == limit else b"", below
+    if Kind.DIRECTORY in kinds:
+        base = path.rstrip(b"/") + b"/"
+        below = [(InodeId(ids[at]), base + names[at]) for at, kind in enumerate(kinds) if kind == Kind.DIRECTORY]
+    return b"/" + dentries[-1][0][9:] if len(ids) == limit else b"", below
+
+
+def _read_inodes(txn: ReadTransaction, ids: list[int]) -> list[bytes]:
+    """Their records. What was listed at once has numbers in the order of its names, and lies side by side."""
+    first, last = ids[0], ids[-1]
+    if ids == list(range(first, first + len(ids))):
+        found: list[bytes | None] = [data for _, data in txn.scan(records.inode_key(first), records.inode_key(last + 1))]
+    else:
+        found = txn.get_many([records.inode_key(inode) for inode in ids])
+    there = [data for data in found if data is not None]
+    if len(there) != len(ids):
+        raise errors.Internal("a name without an inode", subject=f"one of {first} to {last}")
+    return there
+
+
+def _list_ends(start: int, parts: Sequence[bytes]) -> list[int]:
+    """Where each of them ends when they follow each other from `start` on."""
+    ends = list(accumulate(map(len, parts), initial=start))
+    return ends[1:]
