@@ -168,7 +168,7 @@ def run_worker(
     flags["allow_root_disk"] = allow_root_disk
     if cache_dir:
         flags["cache_dirs"] = [parse_cache_dir(text) for text in cache_dir]
-    loaded = load_config(WorkerConfig, file=config, flags=flags)
+    loaded = load_config(WorkerConfig, file=config, flags=_apply_settings(flags, settings))
     if not loaded.cache_dirs:
         loaded = loaded.model_copy(
             update={
@@ -272,6 +272,8 @@ def run_fuse(
     flags["read_only"] = read_only
     flags["verify_open"] = verify_open
     flags["open_wait_bytes"] = parse_size(open_wait) if open_wait else None
+    # Once more: an option that was not given does not take away what --set says.
+    flags = _apply_settings(flags, settings)
     if replace:
         _replace(mountpoint, config, flags)
         return

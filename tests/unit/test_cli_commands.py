@@ -108,6 +108,8 @@ def test_help_loads_no_grpc() -> None:
         ("main", ("mount", "/x", "s3://b", "-o", "endpoint"), 2, "write -o KEY=VALUE"),
         ("main", ("worker",), 2, "'home' is not set: give --home"),
         ("main", ("worker", "--home", "/x", "--set", "fetch_concurency=3"), 2, "did you mean fetch_concurrency?"),
+        ("main", ("worker", "--home", "/x", "--set", "allow_root_disk=perhaps"), 2, "allow_root_disk = 'perhaps'"),
+        ("main", ("fuse", "/dev/null/x", "--set", "session=pyfuse4"), 2, "session = 'pyfuse4'"),
         ("main", ("master", "--config", "/nonexistent.toml"), 2, "cannot read the configuration file"),
         ("main", ("fuse",), 2, "'mountpoint' is not set"),
     ],
