@@ -149,6 +149,7 @@ def up(tmp_path: Path) -> Iterator[Up]:
             subprocess.run(["umount", "-l", str(made.mountpoint)], check=False)
 
 
+@pytest.mark.timeout(900)  # (fifty commands)
 def test_the_first_minute_and_every_command(up: Up, tmp_path: Path) -> None:
     up.start("--workers", "2")
     assert {"pid", "home", "master", "workers", "fuse", "mounts"} <= up.ready.keys()
