@@ -255,13 +255,14 @@ async def test_rates_of_the_master_hold_and_are_lifted(tmp_path: Path) -> None:
         for n in range(2, 8):
             await gather_bytes(stub.read(put(ufs, n, b"a" * 100), 0, 100))
         assert loop.time() - started > 0.7
-        master.rates = ()
-        beats = len(master.beats)
-        await wait_until(lambda: len(master.beats) > beats + 1)
+        for rates in ((RateShare("memory://bucket", 0.01),), ()):
+            master.rates = rates
+            beats = len(master.beats)
+            await wait_until(lambda beats=beats: len(master.beats) > beats + 1)  # type: ignore[misc]
         started = loop.time()
-        for n in range(10, 310):
+        for n in range(10, 16):
             await gather_bytes(stub.read(put(ufs, n, b"a" * 100), 0, 100))
-        assert loop.time() - started < 50, "at the rate of before it was a minute"
+        assert loop.time() - started < 100, "at the rate of just before it was minutes"
 
 
 async def test_a_long_report_does_not_silence_the_heartbeats(tmp_path: Path) -> None:
