@@ -359,7 +359,10 @@ class _Probe:
 
     def _call(self, pod: Pod, container: Container) -> bool:
         if "exec" in self._spec:
-            return container.enter(*self._spec["exec"]["command"], check=False).returncode == 0
+            try:
+                return container.enter(*self._spec["exec"]["command"], check=False).returncode == 0
+            except (FileNotFoundError, ProcessLookupError):
+                return False  # it has ended just now
         get = self._spec["httpGet"]
         spec = next(one for one in pod.spec["containers"] if pod.containers.get(one["name"]) is container)
         port = next(port["containerPort"] for port in spec["ports"] if port["name"] == get["port"])
