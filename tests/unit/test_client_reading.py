@@ -53,7 +53,7 @@ async def stage(workers: int = 1, **settings: object) -> AsyncIterator[Stage]:
         master = FakeMaster()
         master.cluster = Cluster("c", 1, tuple(make_worker(server, str(n)) for n, server in enumerate(servers)))
         master_server = await stack.enter_async_context(serve(master=master))
-        config = ClientConfig.model_validate({"master": master_server.address, "io_timeout_s": 10, **settings})
+        config = ClientConfig.model_validate({"master": master_server.address, "io_timeout_s": 60, **settings})
         async with Client.open(config) as client:
             yield Stage(master, fakes, servers, client)
             assert client._budget.used_bytes >= 0
