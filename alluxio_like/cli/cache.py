@@ -67,7 +67,7 @@ def load(
     bandwidth: Annotated[str, typer.Option("--bandwidth", metavar="SIZE", help="Bytes per second of the whole job: 500MB.")] = "",
     hosts: Annotated[str, typer.Option("--hosts", metavar="H1,H2", help="Only on these workers (ids or host names).")] = "",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say how much it is, how long it takes and whether it fits.")
+        bool, typer.Option("--dry-run", help="Only say how much it is, how long it takes and whether it fits (exit code 1: no).")
     ] = False,
     fit: Annotated[bool, typer.Option("--fit", help="Load what fits instead of refusing.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and return.")] = False,
@@ -171,11 +171,15 @@ async def _report_end(client: "Client", job: "Job", as_json: bool) -> int:
     from alluxio_like.rpc.messages import JobState
 
     done = job.state is JobState.DONE
+    if job.spec.dry_run:
+        if as_json:
+            print_json(job)
+        else:
+            _print_plan(job)
+        # As the load itself would end: whether it fits is what is asked.
+        return 0 if done and not job.reason else 1
     if as_json:
         print_json(job)
-        return 0 if done else 1
-    if job.spec.dry_run:
-        _print_plan(job)
         return 0 if done else 1
     seconds = max(0.0, (job.ended_ns - job.created_ns) / 1e9)
     there = f", {job.skipped_files:,} of them were there" if job.skipped_files else ""

@@ -367,7 +367,8 @@ def fs_sync(
         if as_json:
             print_json(found)
             return
-        print(f"{found.directories:,} directories: {found.added:,} added, {found.removed:,} removed, {found.replaced:,} replaced")
+        noun = "directory" if found.directories == 1 else "directories"
+        print(f"{found.directories:,} {noun}: {found.added:,} added, {found.removed:,} removed, {found.replaced:,} replaced")
 
     run_async(run())
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import random
 import re
 import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.conftest import HASTY, IO_TIMEOUT_S, MARGIN_S, PATIENCE_S, StackMaker
-from tests.cluster.data import MIB, make_data, put_samples, read_epoch, read_timed
+from tests.cluster.data import MIB, make_data, put_samples, read_timed
 from tests.servers.fault_control import FaultProxy
 from tests.servers.fixtures import S3Server
 from tests.servers.net import wait_until
@@ -31,6 +33,21 @@ def list_names(directory: Path) -> list[str]:
 
 def name_rule(rule: dict[str, Any]) -> str:
     return "-".join(f"{key}={value}" if not isinstance(value, dict) else "-".join(value) for key, value in rule.items())
+
+
+@contextlib.contextmanager
+def in_time() -> Iterator[None]:
+    """What is done ends within the time that bounds every operation, well or with an error."""
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < PATIENCE_S + MARGIN_S
+
+
+def check_epoch(root: Path, objects: dict[str, bytes], seed: int = 0) -> None:
+    """Each file, in random order: the right bytes, in time."""
+    for name in random.Random(seed).sample(list(objects), len(objects)):
+        with in_time():
+            assert (root / name).read_bytes() == objects[name], name
 
 
 BROKEN_ONCE: list[dict[str, Any]] = [
@@ -66,7 +83,8 @@ def test_a_store_that_misbehaves_twice_is_asked_again(
     # With little patience for one request, and much for all of them.
     stack = make_stack("-o", "timeout_s=2")
     proxy.set_rules({"op": "GET", "times": 2, **rule})
-    assert (stack.mountpoint / "x.bin").read_bytes() == data
+    with in_time():
+        assert (stack.mountpoint / "x.bin").read_bytes() == data
 
 
 @pytest.mark.parametrize("rule", BROKEN_FOR_GOOD, ids=name_rule)
@@ -135,7 +153,8 @@ def test_an_object_changed_during_a_read_gives_estale_and_never_mixed_bytes(
             s3_server.delete(s3_bucket, "x.bin")
         for page in range(40):
             try:
-                assert os.pread(fd, MIB, page * MIB) == old[page * MIB : (page + 1) * MIB]
+                with in_time():
+                    assert os.pread(fd, MIB, page * MIB) == old[page * MIB : (page + 1) * MIB]
             except OSError as error:
                 failures.append(error.errno)
     finally:
@@ -198,7 +217,7 @@ def test_a_service_killed_during_a_load(
     assert job["failed_files"] == 0
     assert job["done_files"] == len(objects)
     proxy.reset_log()
-    assert read_epoch(stack.mountpoint, list(objects)) == objects
+    check_epoch(stack.mountpoint, objects)
     assert not proxy.get_log("GET")
 
 
@@ -220,10 +239,38 @@ def test_a_full_cache_reads_through(make_stack: StackMaker, s3_server: S3Server,
     stack = make_stack("--cache-size", "48MiB")
     stack.load("/train/00000.bin")
     for seed in (1, 2):
-        assert read_epoch(stack.mountpoint, list(objects), seed) == objects
+        check_epoch(stack.mountpoint, objects, seed)
     refused = stack.try_command("cache", "load", "/", "--json")
     assert refused.returncode == 1
     assert "fit" in refused.stdout + refused.stderr
+    assert stack.try_command("cache", "load", "/", "--dry-run").returncode == 1
+    assert stack.try_command("cache", "load", "/train/00000.bin", "--dry-run").returncode == 0
+
+
+def test_a_cache_disk_that_others_fill(make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str) -> None:
+    """Its file system refuses every write: what was cached goes, reads go past it, and it is used again when there is room."""
+    objects = put_samples(s3_server, s3_bucket, 12, size=3 * MIB)
+    disk = workplace / "home/worker-1"
+    disk.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)
+    try:
+        stack = make_stack("--cache-size", "1GB")
+        assert stack.load("/train/00000.bin")["done_files"] == 1
+        with open(disk / "others", "wb") as others:
+            with pytest.raises(OSError, match="No space left"):
+                while True:
+                    os.posix_fallocate(others.fileno(), others.seek(0, os.SEEK_END), MIB)
+            with ThreadPoolExecutor(4) as pool:
+                read = dict(zip(objects, pool.map(read_timed, [stack.mountpoint / name for name in objects]), strict=True))
+            assert {name: result for name, (result, _) in read.items()} == objects
+            assert max(seconds for _, seconds in read.values()) < PATIENCE_S + MARGIN_S
+            assert stack.run_command("alluxio-like", "report")
+        (disk / "others").unlink()
+        wait_until("all of it fits", lambda: stack.try_command("cache", "load", "/").returncode == 0, timeout_s=120)
+        check_epoch(stack.mountpoint, objects)
+    finally:
+        make_stack.close()
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_flipped_bit_in_a_cache_file_is_found_and_never_kept(
@@ -244,7 +291,8 @@ def test_a_flipped_bit_in_a_cache_file_is_found_and_never_kept(
     job = stack.load("/", "--verify")
     assert job["failed_files"] == 0
     assert sum(request.sent_bytes for request in proxy.get_log("GET")) == MIB, "the bad page alone is fetched again"
-    assert (stack.mountpoint / "x.bin").read_bytes() == data
+    with in_time():
+        assert (stack.mountpoint / "x.bin").read_bytes() == data
 
 
 def test_two_processes_on_one_home(make_stack: StackMaker, workplace: Path, s3_bucket: str) -> None:
