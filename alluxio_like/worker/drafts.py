@@ -17,13 +17,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from alluxio_like import errors
 from alluxio_like.cache.drafts import Draft, Ending
-from alluxio_like.cache.file import CachedFile, Role
+from alluxio_like.cache.file import CachedFile
 from alluxio_like.cache.store import CacheStore
 from alluxio_like.cache.writing_records import Stamp, UploadRecord, make_token
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import DraftPlace, DraftSealed, Sealed, SealedDraft, WriteMode
-from alluxio_like.types import BLOCK_BYTES, FileRef, InodeId, PageRange, get_page_count, get_pages
+from alluxio_like.types import FileRef, InodeId, JobId, PageRange, get_page_count
 from alluxio_like.worker.dirty import DrainCap
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.evictor import Evictor
@@ -39,7 +39,9 @@ GRACE_S = 10.0
 """A draft that was just begun is not over because nobody has opened it yet. A guess: the caller opens it within milliseconds."""
 _LOOKS_AT_ONCE = 64
 _CLOSE_S = 2.0
-_BRING_TRIES = 3
+_BRING_TRIES = 10
+"""What is freed amid a fetch takes another, or two: the next may join one that is under way, of whose pages some are gone."""
+_GOES = "the file is removed from the cache again and again before it can be written"
 _SEAL_ROUNDS = 3
 
 
@@ -247,7 +249,7 @@ class DraftsService:
             if cached is not None:
                 self._evictor.record_removed(ref.file_id)
             return draft
-        raise errors.Unavailable("the file is evicted again and again before it can be written", subject=ref.key)
+        raise errors.Unavailable(_GOES, subject=ref.key)
 
     async def _find_whole(self, ref: FileRef) -> CachedFile | None:
         if not ref.size:
@@ -256,17 +258,19 @@ class DraftsService:
         return cached if cached is not None and cached.is_complete else None
 
     async def _bring(self, ref: FileRef) -> CachedFile:
-        """All of a version, in the cache of this worker."""
+        """All of a version, in the cache of this worker. Others make room for it, as they do for a load: what cannot be kept can
+        be read, but not be written. Raises NoSpace; Unavailable: it is removed again and again."""
+        pages = PageRange(0, get_page_count(ref.size))
         for _ in range(_BRING_TRIES):
             cached = await self._find_whole(ref)
             if cached is not None:
                 return cached
-            for start in range(0, ref.size, BLOCK_BYTES):
-                pages = get_pages(start, BLOCK_BYTES, ref.size)
-                async for landed in self._fetcher.fill(ref, pages, priority=Priority.DEMAND, role=Role.HOME):
-                    if landed.cached is None:
-                        raise errors.NoSpace("the worker's cache has no room for the file that is to be written", subject=ref.key)
-        raise errors.NoSpace("the file does not stay in the worker's cache; give it more room", subject=ref.key)
+            try:
+                await self._fetcher.bring(ref, pages, job=JobId(f"write {ref.inode}"), priority=Priority.DEMAND)
+            except errors.NoSpace:
+                if not await self._disk.submit(functools.partial(self._evictor.make_room_for, ref)):
+                    raise
+        raise errors.Unavailable(_GOES, subject=ref.key)
 
     # -- seal --------------------------------------------------------------------------------------------------------------
 

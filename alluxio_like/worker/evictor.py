@@ -35,8 +35,8 @@ REAP_AGAIN_S = 5.0
 """While files are held: looking whether somebody still has a file open costs an open and a lease."""
 MAX_ROUNDS = 12
 """Each round asks for twice as many victims, should those of the last have been in use."""
-_FOR_OTHERS = JobId("")
-"""The job, which has loaded nothing, for which files go that the disk has no space for any more."""
+_NO_JOB = JobId("")
+"""The job, which has loaded nothing, for which files go that the disk has no space for any more, or as another must be here."""
 REMOVE_BATCH = 256
 """Files removed in one commit of the index."""
 
@@ -84,22 +84,37 @@ class Evictor:
         Raises NoSpace: nothing may go for it, read through instead. A load (`job`) may turn out older homes, and waits for it;
         for a reader only what the background has made free counts. A file above the whole-file limit needs room for a block.
         """
-        found = self._store.lookup(ref.file_id)
-        if found is None or found.fingerprint != ref.fingerprint:
+        found = self._lookup(ref)
+        if found is None:
             needed = ref.size if ref.size <= WHOLE_FILE_LIMIT_BYTES else BLOCK_BYTES
-            if self._get_best_room() < needed and (job is None or not self._make_room_anywhere(needed, job)):
+            if self._get_best_room() >= needed or (job is not None and self._make_room_anywhere(needed, job)):
+                found = self._store.create(ref, role)
+                with self._lock:
+                    self._record(found, job)
+                return found
+            # Another thread may have made it meanwhile: the room is short of what that has written of it.
+            found = self._lookup(ref)
+            if found is None:
                 self._wake.set()
                 raise errors.NoSpace("cache is full of what must stay", subject=str(ref.file_id))
-            found = self._store.create(ref, role)
-            with self._lock:
-                self._record(found, job)
-        elif job is not None:
+        if job is not None:
             self.record_loaded(found, job)
         return found
+
+    def _lookup(self, ref: FileRef) -> CachedFile | None:
+        found = self._store.lookup(ref.file_id)
+        return found if found is not None and found.fingerprint == ref.fingerprint else None
 
     def make_room(self, file: CachedFile, needed_bytes: int, *, job: JobId) -> bool:
         """Make room for more pages of a file that a load is filling (its write_pages raised NoSpace). Blocks; for threads."""
         return self._make_room(file.directory, needed_bytes, job)
+
+    def make_room_for(self, ref: FileRef) -> bool:
+        """Make room for what is missing of a file that must be here whole. Blocks; for threads."""
+        found = self._lookup(ref)
+        if found is not None:
+            return self._make_room(found.directory, ref.size - found.present_bytes, _NO_JOB)
+        return self._get_best_room() >= ref.size or self._make_room_anywhere(ref.size, _NO_JOB)
 
     def record_read(self, file_id: FileId, bytes_: int) -> None:
         """Quick. A reader was given bytes of a file: from the cache, from another worker, or read through."""
@@ -263,7 +278,7 @@ class Evictor:
         if usage.overdrawn_bytes:
             # Others have filled the disk. What must stay free goes before what is cached, homes included, as for a load.
             with self._removing:
-                self._remove(number, usage.overdrawn_bytes, _FOR_OTHERS)
+                self._remove(number, usage.overdrawn_bytes, _NO_JOB)
             return
         quota = usage.usable_bytes
         if usage.state != "ok" or usage.used_bytes + usage.held_bytes <= quota * self._high:

@@ -197,16 +197,19 @@ class Fetcher:
                     flight.join()
                     asyncio.get_running_loop().call_later(_ABANDONED_S, flight.leave)
 
-    async def bring(self, ref: FileRef, pages: PageRange, *, job: JobId, peers: PeerChoice = ()) -> Brought:
-        """Bring pages into the cache for a load, at a load's priority and without a bound on the wait for a turn.
+    async def bring(
+        self, ref: FileRef, pages: PageRange, *, job: JobId, peers: PeerChoice = (), priority: Priority = Priority.LOAD
+    ) -> Brought:
+        """Bring pages into the cache, for which what `job` has not brought may go; without a bound on a load's wait for a turn.
 
-        Raises what stopped it; NoSpace when they cannot be kept.
+        Raises what stopped it; NoSpace when they cannot be kept, Unavailable when they were, and were removed at once.
         """
         fetched = requests = 0
+        kept = False
         for attempt in range(_TRIES):
             cached = await self.get_cached(ref, pages)
             present, kept = 0, True
-            with self._plan(ref, pages, Priority.LOAD, Role.HOME, peers, job, cached) as plan:
+            with self._plan(ref, pages, priority, Role.HOME, peers, job, cached) as plan:
                 for first, stop, flight in plan:
                     size = min(stop * PAGE_BYTES, ref.size) - first * PAGE_BYTES
                     if flight is None:
@@ -218,9 +221,14 @@ class Fetcher:
                     kept = kept and not flight.held
                     fetched += size
                     requests, flight.requests = requests + flight.requests, 0
-            if kept:
+            if kept and (not pages or self._has(ref, pages)):
                 return Brought(fetched, present if attempt == 0 else 0, requests)
-            # It shared the fetch of a reader that keeps nothing.
+            # It shared the fetch of a reader that keeps nothing, or what landed was removed. Who joins that fetch again before it
+            # has ended would find the same.
+            if tasks := [flight.task for _, _, flight in plan if flight is not None and flight.task is not None]:
+                await asyncio.wait(tasks)
+        if kept:
+            raise errors.Unavailable("it is removed from the cache again and again", subject=ref.key)
         raise errors.NoSpace("other readers' fetches keep passing it by", subject=ref.key)
 
     async def get_cached(self, ref: FileRef, pages: PageRange) -> CachedFile | None:

@@ -5,6 +5,7 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,8 @@ from alluxio_like.cache import draft_files as files
 from alluxio_like.cache.file import Role
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import WriteMode
-from alluxio_like.types import FileId, InodeId, VersionId, WorkerId
+from alluxio_like.types import FileId, FileRef, InodeId, VersionId, WorkerId
+from alluxio_like.worker.fetcher import Brought
 from tests.unit.draft_parts import make_own_ref, running_drafts
 from tests.unit.worker_parts import gather_bytes, make_data, wait_until
 
@@ -241,6 +243,48 @@ async def test_no_room_is_said_when_a_file_is_opened(tmp_path: Path) -> None:
     async with running_drafts(tmp_path, quota_bytes=MIB // 2) as one:
         with pytest.raises(errors.NoSpace):
             await one.service.begin(one.changes.create(5, "no room"), truncate=True)
+
+
+async def test_what_is_cached_makes_room_for_a_file_that_is_to_be_written(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path, quota_bytes=8 * MIB) as one:
+        refs = [one.parts.put(number, make_data(2 * MIB)) for number in range(1, 5)]
+        for ref in refs:
+            one.changes.add_stored(ref)
+            await gather_bytes(one.parts.fetcher.read(ref, 0, ref.size, priority=Priority.DEMAND, role=Role.HOME))
+        large, too_large = (one.parts.put(number, make_data(size * MIB)) for number, size in ((8, 6), (9, 9)))
+        one.changes.add_stored(large)
+        await one.service.begin(large, truncate=False)
+        await one.service.end(large.inode)
+        assert sum(one.store.lookup(ref.file_id) is not None for ref in refs) <= 1
+        one.changes.add_stored(too_large)
+        with pytest.raises(errors.NoSpace):
+            await one.service.begin(too_large, truncate=False)
+
+
+async def test_a_file_that_is_freed_while_it_is_brought_is_brought_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that has room is not called full."""
+    async with running_drafts(tmp_path) as one:
+        data = make_data(2 * MIB)
+        ref = one.parts.put(7, data)
+        one.changes.add_stored(ref)
+        bring = one.parts.fetcher.bring
+        freed = 0
+
+        async def free_what_comes(ref: FileRef, *arguments: Any, **more: Any) -> Brought:
+            nonlocal freed
+            brought = await bring(ref, *arguments, **more)
+            if freed < 3:
+                freed += 1
+                one.store.remove([ref.file_id], force=True)
+                if freed == 2:
+                    raise errors.NoSpace("the cache file was removed again and again", subject=ref.key)
+            return brought
+
+        monkeypatch.setattr(one.parts.fetcher, "bring", free_what_comes)
+        place = await one.service.begin(ref, truncate=False)
+        assert (one.store.get_usage()[0].path / place.path).read_bytes() == data
+        assert freed == 3
+        await one.service.end(ref.inode)
 
 
 async def test_a_version_is_read_from_the_draft_as_long_as_that_holds_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from alluxio_like import errors
 from alluxio_like.cache.format import make_file_path
-from alluxio_like.cache.store import CacheDirSpec, CacheStore, FileInfo, Role
+from alluxio_like.cache.store import CacheDirSpec, CacheStore, DirectoryUsage, FileInfo, Role
 from alluxio_like.clock import SystemClock
 from alluxio_like.metrics import Metrics
 from alluxio_like.types import FileId, FileRef, Fingerprint, InodeId, JobId, MountId, VersionId
@@ -75,6 +75,25 @@ def test_homes_stay_and_further_ones_are_refused(store: CacheStore, evictor: Evi
         with pytest.raises(errors.NoSpace):
             evictor.create(make_ref(inode + 1), Role.HOME)
     assert all(has(store, inode + 1) for inode in range(COUNT))
+
+
+def test_a_file_that_another_thread_has_just_made_is_had_though_room_is_short_of_it(
+    store: CacheStore, evictor: Evictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for inode in range(1, COUNT):
+        fill(evictor, inode)
+    look = store.get_usage
+
+    def look_late() -> list[DirectoryUsage]:
+        """The other thread makes the file, and writes it, before this one has looked for room."""
+        monkeypatch.setattr(store, "get_usage", look)
+        fill(evictor, COUNT)
+        return look()
+
+    monkeypatch.setattr(store, "get_usage", look_late)
+    assert evictor.create(make_ref(COUNT), Role.HOME).is_complete
+    with pytest.raises(errors.NoSpace):
+        evictor.create(make_ref(COUNT + 1), Role.HOME)
 
 
 def test_what_must_stay_free_on_a_disk_that_others_fill_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
