@@ -1,4 +1,4 @@
-# make setup   what it takes, into .venv            make check   style, types, layers, unit tests (a minute or two)
+# make setup   what it takes, into .venv            make check   style, types, layers, unit tests (a minute)
 # make demo    the whole thing on this machine      make test    every test, real S3 server and FUSE mount included
 # make bench   the measurements, JSON and plots     make soak    the long suites in full
 # make posix   POSIX, call by call and errno by errno
@@ -9,7 +9,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTEST := .venv/bin/pytest
 ## They wait more than they compute, so three at once on two cores; with four some are short of time.
-UNIT := $(PYTEST) -q -n 3 tests/unit tests/model
+UNIT := $(PYTEST) -q -n 3 tests/unit
+IN_PROCESS := tests/unit tests/services tests/model
 ## A file of tests stays in one process, which starts the servers that it needs for itself.
 WHOLE := $(PYTEST) -q -n 3 --dist loadfile
 
@@ -41,8 +42,8 @@ unit: setup
 	@$(UNIT)
 
 test: setup-servers
-	@$(UNIT)
-	@$(WHOLE) --durations=25 --ignore=tests/unit --ignore=tests/model
+	@$(PYTEST) -q -n 3 $(IN_PROCESS)
+	@$(WHOLE) --durations=25 $(IN_PROCESS:%=--ignore=%)
 
 posix: setup
 	@ALLUXIO_LIKE_TEST_POSIX=all $(PYTEST) -q tests/posix

@@ -1,6 +1,7 @@
 """The documents against the code: tables, commands and their options, links, and the tests that clauses name."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +107,7 @@ def test_every_call_of_the_client_is_in_its_table() -> None:
 # semantics
 
 
+@functools.cache
 def list_tests(file: Path) -> set[str]:
     tree = ast.parse(file.read_text())
     found = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}

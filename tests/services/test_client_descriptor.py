@@ -23,7 +23,7 @@ from alluxio_like.types import PAGE_BYTES
 from tests.fakes_rpc import make_content
 from tests.local_worker import GUEST
 from tests.servers.net import wait_until
-from tests.unit.test_client_local import ROOT, Workers, count_descriptors
+from tests.services.test_client_local import ROOT, Workers, count_descriptors
 
 SIZE = 3 * PAGE_BYTES + 777
 FILES = 12

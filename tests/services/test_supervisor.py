@@ -171,7 +171,7 @@ KILLED = """
 import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from tests.unit.test_supervisor import Stand
+from tests.services.test_supervisor import Stand
 async def main():
     stand = Stand(Path(sys.argv[1]))
     for kind in ("plain", "tied"):

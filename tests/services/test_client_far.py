@@ -25,7 +25,7 @@ from alluxio_like.rpc.data_pool import DataPool
 from alluxio_like.types import Cluster, Entry, FileId, FileRef, Fingerprint, PageRange, Worker, WorkerId
 from alluxio_like.waits import NONE, Cause, Seconds
 from tests.fakes_rpc import make_entry
-from tests.unit.test_data_socket import Place, running
+from tests.services.test_data_socket import Place, running
 from tests.unit.worker_parts import make_data, make_ref, wait_until
 
 SIZE = 110_000

@@ -18,7 +18,7 @@ from alluxio_like.client import Client, connect, many
 from alluxio_like.config import ClientConfig
 from tests.fakes_rpc import make_content
 from tests.servers.net import wait_until
-from tests.unit.test_client_local import ROOT, Workers, count_descriptors
+from tests.services.test_client_local import ROOT, Workers, count_descriptors
 
 FILES = 40
 SIZE = 110_001
