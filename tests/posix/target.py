@@ -19,6 +19,7 @@ import pytest
 
 from tests.cluster.stores import STORES
 from tests.servers.fault_control import FaultProxy
+from tests.servers.net import wait_until
 from tests.servers.stack import Stack, start_stack
 
 EXT4_BYTES = 2 << 30
@@ -108,11 +109,16 @@ def serve(directory: Path, uri: str, environment: Mapping[str, str], *more: str)
 def list_disturbances(stack: Stack) -> dict[str, Callable[[], object]]:
     """What may happen to any mount of ours."""
     return {
-        "what is cached is freed": stack.free,
+        "what is cached is freed": lambda: free(stack),
         "the daemon is killed": lambda: kill(stack, "alluxio_like.fuse.daemon"),
         "the worker is killed": lambda: kill(stack, "worker"),
         "the master is killed": lambda: kill(stack, "master"),
     }
+
+
+def free(stack: Stack) -> None:
+    """Drop what is cached; the master may have been killed just now."""
+    wait_until("the master frees", lambda: stack.try_command("cache", "free", "/").returncode == 0, timeout_s=60)
 
 
 def kill(stack: Stack, service: str, limit_s: float = 60) -> None:
