@@ -372,9 +372,13 @@ class Holder:
     def _write_ready(self) -> None:
         """Say who serves, where that is read."""
         child = self._children.get(self._core.serving)
-        if not self._plan.ready_file or child is None:
+        if child is not None:
+            self._replace_ready_file({**child.facts, "pid": os.getpid(), **self._describe(child)})
+
+    def _replace_ready_file(self, facts: dict[str, Any]) -> None:
+        """Whoever reads it finds all of it."""
+        if not self._plan.ready_file:
             return
-        facts = {**child.facts, "pid": os.getpid(), **self._describe(child)}
         temporary = f"{self._plan.ready_file}.{os.getpid()}"
         try:
             with open(temporary, "w") as stream:

@@ -34,9 +34,8 @@ class JoinedHolder(Holder):
 
     def _note_listening(self) -> None:
         """Say where that is read that daemons may come."""
-        if self._plan.ready_file and not self._plan.adopt:
-            with open(self._plan.ready_file, "w") as stream:
-                stream.write(f'{{"pid": {os.getpid()}}}\n')
+        if not self._plan.adopt:
+            self._replace_ready_file({"pid": os.getpid()})
 
     # Daemons that come
 
