@@ -55,10 +55,11 @@ class Holder:
         self._asker: socket.socket | None = None
         self._told_to_stop = False
         self._status: int | None = None
+        # Before anybody hears that it is there, and may tell it to stop.
+        self._watch_signals()
 
     def run(self) -> int:
         """Hold the mount until it ends; the exit code."""
-        self._watch_signals()
         if self._plan.lifeline >= 0:
             os.set_inheritable(self._plan.lifeline, False)
             self._add(self._plan.lifeline, self._stop)
