@@ -162,9 +162,15 @@ class CacheStore:
         return [directory.fd for directory in self._dirs]
 
     def lookup(self, file_id: FileId) -> CachedFile | None:
-        """Quick. The cached file, or None. Its fingerprint is for the caller to compare (or use `create`)."""
+        """Quick. The cached file, or None, whatever its fingerprint."""
         with self._lock:
             return self._lookup(file_id)
+
+    def lookup_content(self, ref: FileRef) -> CachedFile | None:
+        """Quick. The cached file of this very content, or None. Another fingerprint under the same id is another content (a
+        namespace that was lost): `create` drops it."""
+        found = self.lookup(ref.file_id)
+        return found if found is not None and found.fingerprint == ref.fingerprint else None
 
     def create(self, ref: FileRef, role: Role) -> CachedFile:
         """The cache file of a content: the one that is there, else a new one.

@@ -203,7 +203,7 @@ class DataServer:
         """The answer to a read if all of it is cached and at hand; None: it takes waiting."""
         if not 0 <= call.offset < call.offset + call.length <= ref.size:
             return None
-        file = self._lookup(ref)
+        file = self._store.lookup_content(ref)
         if file is None:
             return None
         try:
@@ -220,10 +220,6 @@ class DataServer:
             # Frames of the file have taken holds of their own.
             file.release()
         return frames
-
-    def _lookup(self, ref: FileRef) -> CachedFile | None:
-        file = self._store.lookup(ref.file_id)
-        return file if file is not None and file.fingerprint == ref.fingerprint else None
 
     def _make_held(self, call: wire.Call, ref: FileRef, file: CachedFile, fd: int) -> list[Frame] | None:
         end = call.offset + call.length
@@ -292,7 +288,7 @@ class DataServer:
 
     async def verify_parts(self, call: wire.Call, ref: FileRef) -> bool:
         """Verify pages of which only a part was asked for; True: the read can be tried again without the long way."""
-        file = self._lookup(ref)
+        file = self._store.lookup_content(ref)
         if file is None or not 0 <= call.offset < call.offset + call.length <= ref.size:
             return False
         found = False
@@ -315,7 +311,7 @@ class DataServer:
 
     def look_at(self, ref: FileRef, page: int) -> None:
         """Somebody says that a page is bad: verify it, and drop it if so."""
-        file = self._lookup(ref)
+        file = self._store.lookup_content(ref)
         if file is not None and 0 <= page * PAGE_BYTES < ref.size:
             self.verify_later(file, page)
 

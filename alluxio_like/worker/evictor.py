@@ -84,7 +84,7 @@ class Evictor:
         Raises NoSpace: nothing may go for it, read through instead. A load (`job`) may turn out older homes, and waits for it;
         for a reader only what the background has made free counts. A file above the whole-file limit needs room for a block.
         """
-        found = self._lookup(ref)
+        found = self._store.lookup_content(ref)
         if found is None:
             needed = ref.size if ref.size <= WHOLE_FILE_LIMIT_BYTES else BLOCK_BYTES
             if self._get_best_room() >= needed or (job is not None and self._make_room_anywhere(needed, job)):
@@ -93,7 +93,7 @@ class Evictor:
                     self._record(found, job)
                 return found
             # Another thread may have made it meanwhile: the room is short of what that has written of it.
-            found = self._lookup(ref)
+            found = self._store.lookup_content(ref)
             if found is None:
                 self._wake.set()
                 raise errors.NoSpace("cache is full of what must stay", subject=str(ref.file_id))
@@ -101,17 +101,13 @@ class Evictor:
             self.record_loaded(found, job)
         return found
 
-    def _lookup(self, ref: FileRef) -> CachedFile | None:
-        found = self._store.lookup(ref.file_id)
-        return found if found is not None and found.fingerprint == ref.fingerprint else None
-
     def make_room(self, file: CachedFile, needed_bytes: int, *, job: JobId) -> bool:
         """Make room for more pages of a file that a load is filling (its write_pages raised NoSpace). Blocks; for threads."""
         return self._make_room(file.directory, needed_bytes, job)
 
     def make_room_for(self, ref: FileRef) -> bool:
         """Make room for what is missing of a file that must be here whole. Blocks; for threads."""
-        found = self._lookup(ref)
+        found = self._store.lookup_content(ref)
         if found is not None:
             return self._make_room(found.directory, ref.size - found.present_bytes, _NO_JOB)
         return self._get_best_room() >= ref.size or self._make_room_anywhere(ref.size, _NO_JOB)

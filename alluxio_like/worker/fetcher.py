@@ -167,7 +167,7 @@ class Fetcher:
         with self._plan(ref, pages, priority, role, peers, None, cached) as plan:
             for first, stop, flight in plan:
                 if flight is None:
-                    yield Landed(PageRange(first, stop), self._lookup(ref))
+                    yield Landed(PageRange(first, stop), self._store.lookup_content(ref))
                     continue
                 while first < stop:
                     try:
@@ -178,10 +178,10 @@ class Fetcher:
                     except errors.Stale:
                         if not self._has(ref, PageRange(first, stop)):
                             raise
-                        yield Landed(PageRange(first, stop), self._lookup(ref))
+                        yield Landed(PageRange(first, stop), self._store.lookup_content(ref))
                         break
                     landed = min(flight.landed, stop)
-                    kept = flight.cached or self._lookup(ref)
+                    kept = flight.cached or self._store.lookup_content(ref)
                     if kept is None or any(page in flight.held for page in range(first, landed)):
                         yield Landed(PageRange(first, stop), None)
                         return
@@ -190,7 +190,7 @@ class Fetcher:
 
     def begin(self, ref: FileRef, pages: PageRange, *, priority: Priority, role: Role, peers: PeerChoice = ()) -> None:
         """Start to fetch what is missing, for readers who are about to come and join."""
-        with self._plan(ref, pages, priority, role, peers, None, self._lookup(ref)) as plan:
+        with self._plan(ref, pages, priority, role, peers, None, self._store.lookup_content(ref)) as plan:
             # Not left at once: who has just begun to be fetched would be given up for want of readers.
             for _, _, flight in plan:
                 if flight is not None:
@@ -233,13 +233,13 @@ class Fetcher:
 
     async def get_cached(self, ref: FileRef, pages: PageRange) -> CachedFile | None:
         """The cache file of this very content, if there is one; pages made suspect by a crash are verified first."""
-        cached = self._lookup(ref)
+        cached = self._store.lookup_content(ref)
         if cached is not None and cached.has_suspects(pages):
             try:
                 await self._reads.submit(lambda: cached.verify_suspects(pages))
             except (errors.Unavailable, *_VANISHED):
                 # It cannot be opened now, or is gone: what is not present after all is fetched.
-                return self._lookup(ref)
+                return self._store.lookup_content(ref)
         return cached
 
     def count_flights(self) -> int:
@@ -256,14 +256,9 @@ class Fetcher:
 
     # -- planning ----------------------------------------------------------------------------------------------------------
 
-    def _lookup(self, ref: FileRef) -> CachedFile | None:
-        cached = self._store.lookup(ref.file_id)
-        # Another fingerprint under the same id is another content (a namespace that was lost): create() drops it.
-        return cached if cached is not None and cached.fingerprint == ref.fingerprint else None
-
     def _has(self, ref: FileRef, pages: PageRange) -> bool:
-        """Whether pages that were nowhere else are here after all: what was written here has become a cache file meanwhile."""
-        cached = self._lookup(ref)
+        """Whether pages are here, whatever became of their fetch: they may be removed again, or have been written here."""
+        cached = self._store.lookup_content(ref)
         return cached is not None and not cached.missing_pages(pages)
 
     @contextmanager
@@ -451,7 +446,7 @@ class Fetcher:
             remembered = self._memory.get(_get_key(ref, page))
             if remembered is not None:
                 return remembered[start - base : stop - base], source
-            cached = (flight.cached if flight is not None else None) or self._lookup(ref)
+            cached = (flight.cached if flight is not None else None) or self._store.lookup_content(ref)
             if cached is not None:
                 try:
                     return await self._reads.submit(lambda file=cached: file.read(start, stop - start)), source  # type: ignore[misc]
@@ -464,7 +459,7 @@ class Fetcher:
 
     async def _refetch(self, ref: FileRef, page: int, priority: Priority, role: Role | None) -> Flight | None:
         """Fetch one page again and wait for it; None: it is present after all."""
-        with self._plan(ref, PageRange(page, page + 1), priority, role, (), None, self._lookup(ref)) as plan:
+        with self._plan(ref, PageRange(page, page + 1), priority, role, (), None, self._store.lookup_content(ref)) as plan:
             flight = plan[0][2]
             if flight is not None:
                 await self._wait(flight, page)

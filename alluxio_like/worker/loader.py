@@ -173,7 +173,7 @@ class Loader:
 
     def _choose_pieces(self, batch: _Batch, file: LoadFile) -> list[PageRange]:
         """What is missing of a file, in pieces of one request each; counts what is there. Raises DiskError."""
-        cached = self._lookup(file.ref)
+        cached = self._store.lookup_content(file.ref)
         if cached is not None:
             self._evictor.record_loaded(cached, batch.job)
         pieces: list[PageRange] = []
@@ -238,14 +238,10 @@ class Loader:
 
     # -- checking ----------------------------------------------------------------------------------------------------------
 
-    def _lookup(self, ref: FileRef) -> CachedFile | None:
-        cached = self._store.lookup(ref.file_id)
-        return cached if cached is not None and cached.fingerprint == ref.fingerprint else None
-
     def _check(self, file: LoadFile, verify: bool) -> CheckResult:
         """In a disk thread."""
         missing = bad = 0
-        cached = self._lookup(file.ref)
+        cached = self._store.lookup_content(file.ref)
         for pages in _get_wanted(file):
             if cached is None:
                 missing += len(pages)

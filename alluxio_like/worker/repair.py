@@ -57,8 +57,8 @@ class Repairer:
         count = get_page_count(ref.size)
         if len(pages) > MOST_PAGES or any(not 0 <= page < count for page in pages):
             raise errors.InvalidArgument(f"not pages of a file of {count}, or more than {MOST_PAGES}", subject=ref.key)
-        cached = self._store.lookup(ref.file_id)
-        if cached is None or cached.fingerprint != ref.fingerprint:
+        cached = self._store.lookup_content(ref)
+        if cached is None:
             return 0
         bad = await self._disk.submit(lambda: self._verify(cached, pages))
         self.note_bad(ref.file_id, bad, ref)

@@ -152,8 +152,8 @@ class Replicator:
         if not ref.size:
             self._drafts.adopt(record, 0)
             return
-        cached = self._store.lookup(ref.file_id)
-        if cached is None or cached.fingerprint != ref.fingerprint or not cached.is_complete:
+        cached = self._store.lookup_content(ref)
+        if cached is None or not cached.is_complete:
             raise errors.NoSpace("the copy was evicted before it was marked", subject=ref.key)
         with cached.open_fd() as fd:
             os.fdatasync(fd)
