@@ -9,10 +9,11 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTEST := .venv/bin/pytest
 ## They wait more than they compute, so three at once on two cores; with four some are short of time.
-UNIT := $(PYTEST) -q -n 3 tests/unit
+THREE := -n 3 --max-worker-restart=1
+UNIT := $(PYTEST) -q $(THREE) tests/unit
 IN_PROCESS := tests/unit tests/services tests/model
 ## A file of tests stays in one process, which starts the servers that it needs for itself.
-WHOLE := $(PYTEST) -q -n 3 --dist loadfile
+WHOLE := $(PYTEST) -q $(THREE) --dist loadfile
 
 .PHONY: help setup setup-demo setup-servers demo demo-stop test posix cluster check unit proto lock dist bench soak clean
 
@@ -42,7 +43,7 @@ unit: setup
 	@$(UNIT)
 
 test: setup-servers
-	@$(PYTEST) -q -n 3 $(IN_PROCESS)
+	@$(PYTEST) -q $(THREE) $(IN_PROCESS)
 	@$(WHOLE) --durations=25 $(IN_PROCESS:%=--ignore=%)
 
 posix: setup

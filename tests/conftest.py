@@ -15,4 +15,5 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 
-pytest_plugins = [f"tests.servers.{path.stem}" for path in sorted((Path(__file__).parent / "servers").glob("fixtures*.py"))]
+_SERVERS = sorted((Path(__file__).parent / "servers").glob("fixtures*.py"))
+pytest_plugins = ["tests.hangs", *(f"tests.servers.{path.stem}" for path in _SERVERS)]

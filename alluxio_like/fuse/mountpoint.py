@@ -150,7 +150,7 @@ def end_ours(place: Path, device: str) -> None:
     """
     if os.geteuid() == 0:
         try:
-            with _open_connections() as connections:
+            with open_connections() as connections:
                 (connections / device.partition(":")[2] / "abort").write_text("1")
         except (OSError, Conflict) as error:
             log.debug("the connection is not aborted", extra={"reason": str(error)})
@@ -176,7 +176,7 @@ def tune(device: str, read_ahead_kb: int) -> None:
     except OSError as error:
         log.info("the kernel's read-ahead stays as it is", extra={"reason": error.strerror, "wanted_kb": read_ahead_kb})
     try:
-        with _open_connections() as connections:
+        with open_connections() as connections:
             connection = connections / device.partition(":")[2]
             (connection / "max_background").write_text(str(MAX_BACKGROUND))
             (connection / "congestion_threshold").write_text(str(MAX_BACKGROUND * 3 // 4))
@@ -185,7 +185,7 @@ def tune(device: str, read_ahead_kb: int) -> None:
 
 
 @contextlib.contextmanager
-def _open_connections() -> Iterator[Path]:
+def open_connections() -> Iterator[Path]:
     """The kernel's directory of FUSE connections, mounted aside for a moment where the system has not mounted it."""
     if _CONNECTIONS.is_dir() and any(_CONNECTIONS.iterdir()):
         yield _CONNECTIONS
