@@ -51,7 +51,10 @@ def read_space(pid: int | str, kind: str = "mnt") -> str:
 def find_below(pid: int, is_it: Callable[[int], bool]) -> int:
     """The first process of a chain of children that is what is looked for, by this machine's numbers; 0 while there is none."""
     while pid and not is_it(pid):
-        pid = next(iter(list_children(pid)), 0)
+        child = next(iter(list_children(pid)), 0)
+        if is_it(pid):
+            return pid  # it has become so just now, and the child may be one of its own
+        pid = child
     return pid
 
 
