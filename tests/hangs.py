@@ -2,12 +2,14 @@
 
 A timeout raises in the main thread, once. A call that waits for a FUSE file system without its daemon hears of no signal, and
 neither does what a fixture waits for after that. So a thread looks on: it writes where all threads and all child processes are,
-aborts FUSE connections in which requests wait, and, where that was not enough, ends the process, which xdist reports as a crash.
+aborts the FUSE connections that are this process' own, and, where that was not enough, ends the process, which xdist reports as a
+crash.
 """
 
 import contextlib
 import faulthandler
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +29,8 @@ class Guard:
 
     def __init__(self, output: int) -> None:
         self._output = output
+        self.made: list[str] = []
+        """The temporary directories of this process, in which its mounts are."""
         self._what = ""
         self._end_s = float("inf")
         self._changed = threading.Condition()
@@ -60,12 +64,11 @@ class Guard:
                 os._exit(70)
 
     def _abort(self) -> None:
-        before = list_waiting()
-        time.sleep(5)
         with contextlib.suppress(OSError, Conflict), open_connections() as connections:
-            for connection in (before & list_waiting()) | list_own():
-                (connections / connection / "abort").write_text("1")
-                self._say(f"FUSE connection {connection} is aborted\n")
+            for connection, place in list_mounts():
+                if any(place.startswith(f"{made}/") for made in self.made):
+                    (connections / connection / "abort").write_text("1")
+                    self._say(f"FUSE connection {connection} is aborted\n")
 
     def _say(self, text: str) -> None:
         os.write(self._output, text.encode(errors="replace"))
@@ -80,12 +83,6 @@ def list_waiting() -> set[str]:
                 if int(waiting.read_text()):
                     found.add(waiting.parent.name)
     return found
-
-
-def list_own() -> set[str]:
-    """Those mounted in this process' temporary directories: one that has never been answered counts no requests."""
-    own = f"/popen-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}/"
-    return {connection for connection, place in list_mounts() if own in place}
 
 
 def list_mounts() -> Iterator[tuple[str, str]]:
@@ -127,7 +124,20 @@ _GUARD = pytest.StashKey[Guard]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_GUARD] = Guard(os.dup(2))
+    guard = config.stash[_GUARD] = Guard(os.dup(2))
+    make = tempfile.mkdtemp
+
+    def make_known(suffix: str | None = None, prefix: str | None = None, dir: str | None = None) -> str:  # noqa: A002
+        guard.made.append(make(suffix, prefix, dir))
+        return guard.made[-1]
+
+    tempfile.mkdtemp = make_known  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_to_guard(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The directories of tests are this process' own, too."""
+    pytestconfig.stash[_GUARD].made.append(str(tmp_path_factory.getbasetemp()))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
