@@ -236,7 +236,7 @@ class RequestLoop:
         # Now: it may be killed before the answer is there.
         self._accounting.get_pid(thread)
         request.task = asyncio.get_running_loop().create_task(self._run(request, unique, call))
-        request.task.add_done_callback(lambda task: self._forget(key, request, call, task))
+        request.task.add_done_callback(lambda task: self._forget(unique, request, call, task))
 
     def _begin(self, what: str, unique: int, thread: int, started_s: float, to_task: Callable[[], None]) -> None:
         """Note what is under way without a task, until `_end_begun`; whoever does it answers and counts it. `to_task` gives it up
@@ -269,7 +269,10 @@ class RequestLoop:
                 self._accounting.note_wait(request.thread, time.perf_counter() - request.started_s)
             request.what = ""
 
-    def _forget(self, key: int, request: _Request, call: Coroutine[None, None, bytes | None], task: "asyncio.Task[None]") -> None:
+    def _forget(
+        self, unique: int, request: _Request, call: Coroutine[None, None, bytes | None], task: "asyncio.Task[None]"
+    ) -> None:
+        key = unique & RESENT_MASK
         if self._under_way.get(key) is request:
             del self._under_way[key]
         if request.watch is not None:
@@ -277,7 +280,7 @@ class RequestLoop:
         if request.what:
             # Cancelled before its first step: nothing in it ran.
             call.close()
-            self._fail(request.what, key, asyncio.CancelledError())
+            self._fail(request.what, unique, asyncio.CancelledError())
         elif not task.cancelled() and task.exception() is not None:
             log.error("a request's task failed", exc_info=task.exception())
 

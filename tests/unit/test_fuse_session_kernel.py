@@ -279,9 +279,13 @@ async def test_an_open_that_one_daemon_sent_away_is_served_by_the_next(tmp_path:
     os.close(successor)
 
 
-async def test_requests_cancelled_before_their_first_step_are_answered() -> None:
+@pytest.mark.parametrize("mark", [0, wire.UNIQUE_RESEND])
+async def test_requests_cancelled_before_their_first_step_are_answered(mark: int) -> None:
+    """By the number they came with: the kernel knows one that it has sent again by no other."""
     async with serving() as kernel:
-        uniques = [kernel.send(wire.STATFS, 1) for _ in range(5)]
+        uniques = [7777 + number | mark for number in range(5)]
+        for unique in uniques:
+            kernel._end.send(wire.IN_HEADER.pack(wire.IN_HEADER.size, wire.STATFS, unique, 1, 0, 0, 7, 0))
         kernel.session._take()
         kernel.session.cancel_requests()
         async with asyncio.timeout(60):
