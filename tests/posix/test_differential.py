@@ -36,7 +36,7 @@ from tests.posix.system import (
 )
 from tests.posix.target import Target
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(0 if os.environ.get("ALLUXIO_LIKE_TEST_SOAK") else 600)]
 
 SOAK = bool(os.environ.get("ALLUXIO_LIKE_TEST_SOAK"))
 THREADS = 3
