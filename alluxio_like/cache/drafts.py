@@ -172,7 +172,9 @@ class Drafts:
 
     def holds(self, draft: Draft, file_id: FileId, stamp: Stamp) -> bool:
         """Quick. Whether a draft of that stamp holds just that version."""
-        return draft.record.ref.file_id == file_id and draft.record.stamp == stamp
+        # (One that could not become a cache file is written on.)
+        is_as = draft.record.stamp == stamp or (draft.sums is not None and _is_as(draft, stamp))
+        return draft.record.ref.file_id == file_id and is_as
 
     # -- start -------------------------------------------------------------------------------------------------------------
 

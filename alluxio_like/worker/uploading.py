@@ -62,6 +62,8 @@ a log that is appended to a thousand times does not go a thousand times. Where i
 pause has to be twice as long each time, up to LONGEST_S. Guesses."""
 _REMEMBERED_S = 120.0
 _FORGOTTEN_AT_ONCE = 32
+_LOOKS = 3
+"""How often a version is looked for among the cache files and the drafts: it may move from one to the other in between."""
 _VERSIONS_TRIED = 8
 """How many versions, this one and those before it, may be what is unexpectedly there. A guess: one is usual."""
 
@@ -508,36 +510,44 @@ class Uploader:
     def _open(self, record: UploadRecord) -> Opened | None:
         """In a disk thread. The bytes of a version: of its cache file, or of the draft as long as that holds just them. None:
         they are not here any more."""
-        file_id = record.file_id
         if not record.ref.size:
             fd = os.memfd_create("empty", os.MFD_CLOEXEC)
             return Opened(record, fd, get_stamp(fd))
-        cached = self._store.lookup(file_id)
-        if cached is not None and cached.fingerprint == record.ref.fingerprint:
-            pages = PageRange(0, get_page_count(record.ref.size))
-            with contextlib.suppress(errors.NotFound):
-                if cached.has_suspects(pages):
-                    cached.verify_suspects(pages)
-                fd = cached.open_read_only()
-                opened = Opened(record, fd, get_stamp(fd))
-                if not cached.removed and cached.is_complete:
-                    return opened
-                os.close(fd)
-        draft = self._drafts.lookup(file_id.inode)
-        if draft is None:
+        found = (self._open_cached(record) or self._open_draft(record) for _ in range(_LOOKS))
+        return next((opened for opened in found if opened is not None), None)
+
+    def _open_cached(self, record: UploadRecord) -> Opened | None:
+        cached = self._store.lookup(record.file_id)
+        if cached is None or cached.fingerprint != record.ref.fingerprint:
+            return None
+        pages = PageRange(0, get_page_count(record.ref.size))
+        with contextlib.suppress(errors.NotFound):
+            if cached.has_suspects(pages):
+                cached.verify_suspects(pages)
+            fd = cached.open_read_only()
+            opened = Opened(record, fd, get_stamp(fd))
+            if not cached.removed and cached.is_complete:
+                return opened
+            os.close(fd)
+        return None
+
+    def _open_draft(self, record: UploadRecord) -> Opened | None:
+        draft = self._drafts.lookup(record.file_id.inode)
+        if draft is None or draft.record.ref.file_id != record.file_id:
             return None
         fd = self._drafts.open_draft(draft)
         opened = Opened(record, fd, get_stamp(fd))
-        if self._drafts.holds(draft, file_id, opened.stamp):
+        if self._drafts.holds(draft, record.file_id, opened.stamp):
             return opened
         os.close(fd)
         return None
 
     def _is_unchanged(self, opened: Opened) -> bool:
         """In a disk thread. Whether the file that was opened still holds the version."""
+        return not opened.record.ref.size or any(self._holds_still(opened) for _ in range(_LOOKS))
+
+    def _holds_still(self, opened: Opened) -> bool:
         file_id = opened.record.file_id
-        if not opened.record.ref.size:
-            return True
         now = get_stamp(opened.fd)
         if now == opened.stamp:
             return True

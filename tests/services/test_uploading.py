@@ -1,15 +1,18 @@
 """Uploads: each version comes to the store once, whole, and over what it was meant to replace; whatever fails on the way."""
 
 import asyncio
+import contextlib
 import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alluxio_like import errors
-from alluxio_like.cache.writing_records import make_token
+from alluxio_like.cache.drafts import Draft, Ending
+from alluxio_like.cache.writing_records import UploadRecord, make_token
 from alluxio_like.clock import ManualClock
 from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
 from alluxio_like.types import FileId, FileRef, InodeId, VersionId
@@ -138,6 +141,65 @@ async def test_what_was_removed_before_its_upload_is_not_brought_back(tmp_path: 
         cached = one.store.lookup(ref.file_id)
         assert cached is not None
         assert not cached.unpersisted
+
+
+@contextlib.asynccontextmanager
+async def writing_a_draft(one: DraftParts) -> AsyncIterator[UploadRecord]:
+    """A version that is sealed, is to be uploaded by nobody for now, and is a draft until this ends."""
+    one.changes.policy, one.changes.following = BACK, True
+    place = await one.service.begin(one.changes.create(5, "a"), truncate=True)
+    fd = one.open(place)
+    os.pwrite(fd, b"a version", 0)
+    await one.service.seal("seal", InodeId(5))
+    os.close(fd)
+    (record,) = one.store.drafts.list_uploads()
+    yield record
+    one.changes.following = False
+    await wait_uploaded(one)
+    assert one.ufs.get("a") == b"a version"
+
+
+async def test_a_version_is_found_while_its_draft_becomes_a_cache_file(tmp_path: Path) -> None:
+    """An upload that found nothing would be given up until somebody looks again."""
+    async with running_drafts(tmp_path) as one, writing_a_draft(one) as record:
+        before = one.uploader._open(record)
+        assert before is not None
+        found = []
+
+        def look(point: str) -> None:
+            opened = one.uploader._open(record)
+            found.append((point, opened is not None, one.uploader._is_unchanged(before)))
+            if opened is not None:
+                os.close(opened.fd)
+
+        one.store.drafts.checkpoint = look
+        await one.service.end(InodeId(5))
+        os.close(before.fd)
+        assert found == [("end: renamed", True, True), ("end: committed", True, True)]
+
+
+async def test_a_version_is_found_that_becomes_a_cache_file_between_two_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_drafts(tmp_path) as one, writing_a_draft(one) as record:
+        drafts = one.store.drafts
+        before = one.uploader._open(record)
+        assert before is not None
+        draft = drafts.lookup(InodeId(5))
+        assert draft is not None
+        lookup = drafts.lookup
+
+        def end_first(inode: InodeId) -> Draft | None:
+            monkeypatch.setattr(drafts, "lookup", lookup)
+            assert drafts.end(draft) is Ending.DONE
+            return lookup(inode)
+
+        monkeypatch.setattr(drafts, "lookup", end_first)
+        opened = one.uploader._open(record)
+        assert opened is not None
+        assert one.uploader._is_unchanged(before)
+        os.close(opened.fd)
+        os.close(before.fd)
 
 
 async def lose_an_answer_after_a_rename(one: DraftParts) -> FileId:
