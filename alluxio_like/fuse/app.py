@@ -21,6 +21,7 @@ from alluxio_like.config import FuseConfig, write_ready_file
 from alluxio_like.errors import AlluxioLikeError, ConfigError, Conflict, Internal, NotADirectory, NotFound, TimedOut
 from alluxio_like.fuse import mountpoint
 from alluxio_like.fuse.accounting import Accounting
+from alluxio_like.fuse.appending import Appends
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.books_page import make_page, show_waiting
 from alluxio_like.fuse.changing import Changing
@@ -269,7 +270,7 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
         locking = None
         if connection.handshake.flags & LOCKS:
             locking = Locking(operations, nodes, backend.open_locks(f"{identity:x}"))
-        writing = Writing(operations, changing, operations.drafts, opener, nodes, backend, locking)
+        writing = Writing(operations, changing, operations.drafts, opener, nodes, backend, Appends(device), locking)
     metrics.fuse_handles.set_function(operations.count_open)
     metrics.fuse_session.labels(opener.describe_session()).set(1)
     accounting = Accounting(clock, metrics, backend.note_read)

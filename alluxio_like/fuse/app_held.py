@@ -42,6 +42,8 @@ _GRACE_S = 2.0
 """What ends get. As in app.py."""
 _REVIVE_S = 5.0
 """How long it may take to know again what is being written, before anything is answered. A guess."""
+_PATIENCE_S = 10.0
+"""How long writers have to come with a request, before what they had written is sealed for them. A guess."""
 _HTTP_RETRY_S = 0.5
 _HTTP_TRIES = 120
 
@@ -74,7 +76,9 @@ async def serve(config: FuseConfig, backend: Backend, metrics: Metrics, held: He
         signal.signal(signal.SIGIO, signal.SIG_IGN)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REVIVE_S):
-                await parts.operations.revive(device.list_written())
+                # Where the kernel writes by itself it can be asked who writes; else writers are known once they write.
+                passes = parts.opener is not None and parts.opener.passes
+                await parts.operations.revive(device.list_written(), 0.0 if passes else _PATIENCE_S)
         daemon = _Daemon(config, parts, held, serving, device, metrics)
         try:
             return await daemon.run()

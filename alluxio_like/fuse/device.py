@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alluxio_like.errors import AccessDenied, AlluxioLikeError, ConfigError, Conflict, TimedOut, Unsupported
 from alluxio_like.fuse import libc, wire
-from alluxio_like.fuse.ledger import Ledger, SentAway
+from alluxio_like.fuse.ledger import Append, Ledger, SentAway
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -247,6 +247,15 @@ class Device:
     def list_written(self) -> list[int]:
         """What was being written through the daemon before this one, and is through this one."""
         return [] if self._ledger is None else self._ledger.list_written()
+
+    def note_append(self, append: Append) -> None:
+        """Let a daemon that comes after this one know where an append went."""
+        if self._ledger is not None:
+            self._ledger.note_append(append)
+
+    def lookup_append(self, unique: int) -> Append | None:
+        """Where the append of a request went that a daemon before this one has not answered."""
+        return None if self._ledger is None else self._ledger.lookup_append(unique)
 
     def close_backing(self, backing_id: int) -> bool:
         """Give a backing id back; open handles keep what they have. False if there is no such id."""

@@ -214,9 +214,9 @@ class Drafts:
         found = draft.stat()
         draft.key, draft.reading, draft.is_known_durably = (found.st_dev, found.st_ino), False, False
 
-    async def revive(self, entry: Entry) -> None:
-        """Know a draft again that a daemon before this one had, for as long as somebody writes it through the kernel. Raises as
-        `open`."""
+    async def revive(self, entry: Entry, patience_s: float) -> None:
+        """Know a draft again that a daemon before this one had, for as long as somebody writes it through the kernel; whoever
+        writes it through a daemon has `patience_s` to come with a request. Raises as `open`."""
         inode = entry.attr.inode
         async with self._lock(inode):
             if inode in self._drafts or entry.ref is None:
@@ -224,13 +224,14 @@ class Drafts:
             draft = await self._begin(entry.ref, truncate=False, known=False)
             draft.is_unnamed = not entry.attr.nlink
             self._stop_writing(draft)
-        self._start(self._watch(draft))
+        self._start(self._watch(draft, patience_s))
 
     def forget(self, inode: InodeId) -> None:
         """A file that a daemon before this one had a draft of is gone."""
         self._notes.forget_written(inode)
 
-    async def _watch(self, draft: Draft) -> None:
+    async def _watch(self, draft: Draft, patience_s: float = 0.0) -> None:
+        await asyncio.sleep(patience_s)
         while draft.reading and not draft.over:
             async with self._lock(draft.inode):
                 if draft.reading and not draft.over and not _is_written(draft.fd):

@@ -1,4 +1,5 @@
-"""Which backing ids a daemon has open, whom it sent to look a name up again, and what is written, in memory that outlives it.
+"""Which backing ids a daemon has open, whom it sent to look a name up again, what is written, and what was appended where, in
+memory that outlives it.
 
 The kernel keeps a registered backing file until its id is closed or the mount ends, so the ids of a daemon that was killed must
 be closed by somebody else, or the worker could never evict those files. The daemon writes each id into a piece of shared memory
@@ -13,9 +14,13 @@ what the one before has written of that.
 A file that is being written is written on while no daemon lives, by the kernel. The next one must show how large it is, so it
 must know which those are.
 
+An append goes where the file ends, and is sent again to the next daemon if this one is killed before it has answered. That one
+must know where it went, or it would be there twice. The kernel has one append of a file under way, so one of each is enough.
+
     word 0    MAGIC                            word 2    1 while an id is being registered
     word 1    the layout's number              word 3    the last id that was written down
-    from 4    the last _SENT threads that were sent away, and up to _WRITTEN inodes that are being written (0: a free place)
+    from 4    the last _SENT threads that were sent away, up to _WRITTEN inodes that are being written (0: a free place), and the
+              last append of up to _APPENDS files
     behind    ids, 0 for a free place
 """
 
@@ -25,7 +30,7 @@ import struct
 from typing import NamedTuple
 
 _MAGIC = 0x42414B47
-_LAYOUT = 3
+_LAYOUT = 4
 _WORD = 4
 _SENT = 64
 """More threads than this are hardly between an open and its second try when a daemon dies. A guess."""
@@ -37,7 +42,12 @@ _WRITTEN = 256
 """More files than this that are written at once are known again with the first request for each. A guess."""
 _WRITTEN_START = _SENT_START + _SENT_BYTES
 _WRITTEN_BYTES = _WRITTEN * _INODE.size
-_HEAD = (_WRITTEN_START + _WRITTEN_BYTES) // _WORD
+_APPENDS = 64
+"""More files than this are hardly appended to in the moment in which a daemon dies. A guess."""
+_APPEND = struct.Struct("<QQQq")
+_APPENDS_START = _WRITTEN_START + _WRITTEN_BYTES
+_APPENDS_BYTES = _APPENDS * _APPEND.size
+_HEAD = (_APPENDS_START + _APPENDS_BYTES) // _WORD
 _FIRST_BYTES = 8192
 
 
@@ -48,6 +58,15 @@ class SentAway(NamedTuple):
     inode: int
     unique: int
     until_s: float
+
+
+class Append(NamedTuple):
+    """Where the append of a request went, and how many bytes of it; -1: nobody has said yet."""
+
+    inode: int
+    unique: int
+    offset: int
+    written: int
 
 
 def make_memory() -> int:
@@ -69,6 +88,7 @@ class Ledger:
         self._words[0], self._words[1], self._words[2] = _MAGIC, _LAYOUT, 0
         self._used = _HEAD
         self._sent = 0
+        self._appends: dict[int, int] | None = None
 
     def note_sent(self, sent: SentAway) -> None:
         """Write down a thread that is being sent away."""
@@ -108,6 +128,31 @@ class Ledger:
     def list_written(self) -> list[int]:
         """What the daemon before has written down, and this one."""
         return [inode for (inode,) in _INODE.iter_unpack(self._map[_WRITTEN_START : _WRITTEN_START + _WRITTEN_BYTES]) if inode]
+
+    def note_append(self, append: Append) -> None:
+        """Write down where an append goes, and again what became of it; it takes the place of the one before of its file."""
+        if self._appends is None:
+            # Those of the daemon before, too: what it left unanswered comes first now.
+            known = enumerate(self._list_appends())
+            self._appends = {one.inode: number for number, one in known if one.inode}
+        number = self._appends.pop(append.inode, None)
+        if number is None:
+            full = len(self._appends) == _APPENDS
+            number = self._appends.pop(next(iter(self._appends))) if full else self._find_free(self._appends)
+        self._appends[append.inode] = number
+        _APPEND.pack_into(self._map, _APPENDS_START + number * _APPEND.size, *append)
+
+    def lookup_append(self, unique: int) -> Append | None:
+        """What is known of a request's append, by this daemon or the one before."""
+        return next((one for one in self._list_appends() if one.inode and one.unique == unique), None)
+
+    def _list_appends(self) -> list[Append]:
+        return [Append(*one) for one in _APPEND.iter_unpack(self._map[_APPENDS_START : _APPENDS_START + _APPENDS_BYTES])]
+
+    @staticmethod
+    def _find_free(appends: dict[int, int]) -> int:
+        taken = set(appends.values())
+        return next(number for number in range(_APPENDS) if number not in taken)
 
     def begin(self) -> None:
         """An id is about to be registered: from here to `add` or `abandon` only the kernel may know it."""
@@ -160,9 +205,9 @@ class Ledger:
 
 
 def copy_sent(source: int, target: int) -> None:
-    """Hand on what one writer has written of threads and files to the memory of the next, before that reads it."""
+    """Hand on what one writer has written of threads, files and appends to the memory of the next, before that reads it."""
     if os.pread(source, 2 * _WORD, 0) == struct.pack("=II", _MAGIC, _LAYOUT):
-        os.pwrite(target, os.pread(source, _SENT_BYTES + _WRITTEN_BYTES, _SENT_START), _SENT_START)
+        os.pwrite(target, os.pread(source, _SENT_BYTES + _WRITTEN_BYTES + _APPENDS_BYTES, _SENT_START), _SENT_START)
 
 
 def list_left(fd: int) -> tuple[list[int], int | None]:

@@ -55,6 +55,9 @@ _SLOW_FAILURE_S = 1.0
 _FAILURE_KEPT_S = 1.0
 """A read that failed after more than _SLOW_FAILURE_S is answered the same way for _FAILURE_KEPT_S: the kernel repeats each failed
 read-ahead once by itself, page by page, and the caller would wait the whole io_timeout_s twice."""
+_ADOPT_PAUSE_S = 0.02
+_ADOPT_LONGEST_S = 2.0
+"""Pauses between two tries to take a writer's handle over, which double from the first to the longest. Guesses."""
 _STALE_INODES = 10_000
 
 _WAIT_KNOWN_S = 2.0
@@ -301,12 +304,7 @@ class Operations:
             return
         if not self._files.is_foreign(handle):
             raise Internal(f"handle {handle} is not open")
-        try:
-            entry, _ = await self._get_entry(self.get_inode(node))
-        except NotFound:
-            raise Stale("what an earlier daemon had open is gone", subject=str(node)) from None
-        self._check_kind(entry)
-        draft = await self.drafts.adopt(entry) if writes and self.drafts is not None else None
+        entry, draft = await self._adopt(node, writes=writes)
         if self._files.lookup(handle) is None:
             file = FileHandle(entry, draft=draft, writes=draft is not None)
             self._open.setdefault(entry.attr.inode, []).append(file)
@@ -315,13 +313,33 @@ class Operations:
         elif draft is not None and self.drafts is not None:
             await self.drafts.begin_release(draft)
 
-    async def revive(self, inodes: Iterable[int]) -> None:
-        """Know again what was being written through the daemon before this one. Does not raise."""
+    async def _adopt(self, node: int, *, writes: bool) -> tuple[Entry, Draft | None]:
+        pause_s = _ADOPT_PAUSE_S
+        while True:
+            try:
+                entry, _ = await self._get_entry(self.get_inode(node))
+            except NotFound:
+                raise Stale("what an earlier daemon had open is gone", subject=str(node)) from None
+            self._check_kind(entry)
+            if not writes or self.drafts is None:
+                return entry, None
+            try:
+                return entry, await self.drafts.adopt(entry)
+            except Stale:
+                # While nobody here had it open its worker has sealed what was written, and we are being told: it goes on from
+                # there. An open would look its name up again.
+                if pause_s > _ADOPT_LONGEST_S:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+
+    async def revive(self, inodes: Iterable[int], patience_s: float) -> None:
+        """Know again what was being written through the daemon before this one; see Drafts. Does not raise."""
         for inode in inodes:
             if self.drafts is not None:
                 try:
                     entry, _ = await self._get_entry(InodeId(inode))
-                    await self.drafts.revive(entry)
+                    await self.drafts.revive(entry, patience_s)
                 except NotFound:
                     self.drafts.forget(InodeId(inode))
                 except AlluxioLikeError as error:

@@ -398,7 +398,7 @@ class Session(RequestLoop):
         started_s = time.perf_counter()
         handle, offset, size, write_flags, _, flags = wire.WRITE_IN.unpack_from(self._buffer, HEADER_BYTES)
         data = memoryview(self._buffer)[HEADER_BYTES + wire.WRITE_IN.size : length]
-        count = self._writing.try_write(handle, offset, data, flags, write_flags) if len(data) == size else -1
+        count = self._writing.try_write(unique, handle, offset, data, flags, write_flags) if len(data) == size else -1
         if count < 0:
             self._change(unique, node, thread, length)
             return

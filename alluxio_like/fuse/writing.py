@@ -16,6 +16,7 @@ from typing import Any
 
 from alluxio_like.errors import AlreadyExists, Internal, InvalidArgument, NotFound, ReadOnly
 from alluxio_like.fuse import answers, wire
+from alluxio_like.fuse.appending import Appends, Place
 from alluxio_like.fuse.attributes import FileError, get_kind
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.changing import Answerer, Changing
@@ -58,9 +59,11 @@ class Writing:
         opener: Opener,
         nodes: Nodes,
         backend: Backend,
+        appends: Appends,
         locking: Locking | None = None,
     ) -> None:
         """`locking`: None where locks are the kernel's own affair."""
+        self._appends = appends
         self._locking = locking
         self._operations = operations
         self._changing = changing
@@ -205,36 +208,51 @@ class Writing:
 
     # Bytes
 
-    def try_write(self, handle: int, offset: int, data: memoryview, flags: int, write_flags: int) -> int:
+    def try_write(self, unique: int, handle: int, offset: int, data: memoryview, flags: int, write_flags: int) -> int:
         """Write at once: how many bytes; -1: ask `write`. Raises FileError."""
         file = self._operations.lookup_file(handle)
         if file is None or file.draft is None or len(data) > INLINE_BYTES or write_flags & wire.WRITE_KILL_SUIDGID:
             return -1
-        offset = self._get_offset(file, file.draft, offset, flags, write_flags)
-        if file.draft.limit is not None and offset + len(data) > file.draft.limit:
+        draft = file.draft
+        appends = _goes_to_the_end(file, flags, write_flags)
+        if draft.limit is not None and (draft.stat().st_size if appends else offset) + len(data) > draft.limit:
             return -1
-        return _write(file.draft.fd, data, offset)
+        if not appends:
+            return _write(draft.fd, data, offset)
+        place = self._begin_append(unique, draft, data)
+        if place.written >= 0:
+            return place.written
+        count = _write(draft.fd, data, place.offset)
+        self._appends.end(unique, draft.inode, place.offset, count)
+        return count
 
     async def write(self, request: wire.Request) -> bytes:
         header, body = request
         assert isinstance(body, wire.Write)
         draft = await self._get_draft(header, body.fh)
         file = self._operations.lookup_file(body.fh)
-        offset = body.offset if file is None else self._get_offset(file, draft, body.offset, body.flags, body.write_flags)
+        appends = file is not None and _goes_to_the_end(file, body.flags, body.write_flags)
         if body.write_flags & wire.WRITE_KILL_SUIDGID:
             await self._changing.kill_set_ids(
                 header, await self._operations.get_shown_entry(self._nodes.get_inode(header.nodeid))
             )
-        data = body.data
-        await self._drafts.claim(draft, offset + len(data))
-        return wire.pack_write(await self._drafts.use(draft, lambda fd: _write(fd, data, offset)))
+        data, offset = body.data, body.offset
+        await self._drafts.claim(draft, (draft.stat().st_size if appends else offset) + len(data))
+        if appends:
+            # Not before: others may have appended meanwhile.
+            offset, done = self._begin_append(header.unique, draft, data)
+            if done >= 0:
+                return wire.pack_write(done)
+        count = await self._drafts.use(draft, lambda fd: _write(fd, data, offset))
+        if appends:
+            self._appends.end(header.unique, draft.inode, offset, count)
+        return wire.pack_write(count)
 
-    @staticmethod
-    def _get_offset(file: FileHandle, draft: Draft, offset: int, flags: int, write_flags: int) -> int:
-        if not flags & os.O_APPEND or file.way is Way.CACHED or write_flags & wire.WRITE_CACHE:
-            return offset
-        # Where the end is the kernel may not know: others on this machine append to the same file.
-        return draft.stat().st_size
+    def _begin_append(self, unique: int, draft: Draft, data: memoryview | bytes) -> Place:
+        try:
+            return self._appends.begin(unique, draft.inode, draft.fd, data)
+        except OSError as error:
+            raise FileError(error.errno, error.strerror) from error
 
     async def flush(self, request: wire.Request) -> bytes:
         header, body = request
@@ -355,6 +373,11 @@ class Writing:
         if file.draft is None or not file.writes:
             raise ReadOnly("the file was not opened for writing", subject=file.entry.name)
         return file.draft
+
+
+def _goes_to_the_end(file: FileHandle, flags: int, write_flags: int) -> bool:
+    """Whether a WRITE goes to the end, and not where the kernel says: that need not know where the end is."""
+    return bool(flags & os.O_APPEND) and file.way is not Way.CACHED and not write_flags & wire.WRITE_CACHE
 
 
 def _is_own(entry: Entry) -> bool:

@@ -1,5 +1,6 @@
 """kill -9 of the worker and of the master at each moment of a file's way, from its making to the store, one after the other on
-the same disks: all that was acknowledged is there, nothing is torn, nothing is taken for foreign, and `fsck` finds nothing.
+the same disks: all that was acknowledged is there, nothing is torn, nothing is taken for foreign, and `fsck` finds nothing. So
+for the daemon at each moment of an append.
 
 The moments are those of points/sitecustomize.py. In CI some of them, in `make soak` all, with both policies.
 """
@@ -83,3 +84,28 @@ def test_kills_at(workplace: Path, service: str, policy: str) -> None:  # noqa: 
         stack.run_command("alluxio-like", "fs", "wait", "/data", "--timeout", "5m")
         assert read_store(programs, running.store)
     assert_whole_disks(workplace / "home")
+
+
+@pytest.mark.parametrize("size", [20, 200_000], ids=["at once", "in a thread"])
+def test_an_append_is_done_once(workplace: Path, size: int) -> None:  # noqa: F811
+    """Where the kernel does not write by itself: it sends again what a daemon was killed over."""
+    (workplace / "store").mkdir()
+    armed, environment = arm(workplace)
+    environment["ALLUXIO_LIKE_PASSTHROUGH"] = "off"
+    with start_written(workplace, f"file://{workplace / 'store'}", environment, "back:1") as stack:
+        running = Running(stack, workplace)
+        expected = b""
+        with (running.place / "log").open("ab", buffering=0) as log:
+            # A file that an earlier daemon has opened is written to at its end, which the kernel need not know.
+            running.kill("daemon")
+            for number, point in enumerate([f"append: {moment}" for moment in ("begun", "written", "noted")] * 3):
+                pid = running.get_pid("daemon")
+                (armed / point).touch()
+                line = (b"%06d " % number).ljust(size - 1, b".") + b"\n"
+                assert log.write(line) == size
+                expected += line
+                assert not (armed / point).exists(), f"{point} was not reached"
+                wait_until(lambda pid=pid: running.get_pid("daemon") not in (0, pid), "another daemon")
+        assert (running.place / "log").read_bytes() == expected
+        stack.run_command("alluxio-like", "fs", "wait", "/data", "--timeout", "5m")
+        assert (running.store / "log").read_bytes() == expected

@@ -64,7 +64,27 @@ def prepare_master() -> None:
     wrap(StoreFollower, "carry_out", before="step: begun", after="step: done")
 
 
-if PLACE and "alluxio_like.cli.main" in sys.orig_argv:
+def prepare_daemon() -> None:
+    from alluxio_like.fuse.appending import Appends
+
+    begin, end = Appends.begin, Appends.end
+
+    def begin_and_reach(self: Appends, *arguments: Any) -> Any:
+        place = begin(self, *arguments)
+        reach("append: begun")
+        return place
+
+    def reach_and_end(self: Appends, *arguments: Any) -> None:
+        reach("append: written")
+        end(self, *arguments)
+        reach("append: noted")
+
+    Appends.begin, Appends.end = begin_and_reach, reach_and_end  # type: ignore[method-assign]
+
+
+if PLACE and "alluxio_like.fuse.daemon" in sys.orig_argv:
+    prepare_daemon()
+elif PLACE and "alluxio_like.cli.main" in sys.orig_argv:
     if "worker" in sys.orig_argv:
         prepare_worker()
     elif "master" in sys.orig_argv:
