@@ -6,7 +6,9 @@ is as it was one commit earlier, which the trust number makes harmless. One lock
 changed, so that changes are delivered in commit order.
 """
 
+import contextlib
 import logging
+import os
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ from typing import Any
 import lmdb
 
 from alluxio_like.cache import format as fmt
+from alluxio_like.cache import syscalls
 from alluxio_like.cache.format import BlockRecord, FileRecord, UsageRecord
 from alluxio_like.types import FileId, InodeId, VersionId
 
@@ -28,6 +31,9 @@ MIN_MAP_BYTES = 1 << 30
 SCAN_BATCH = 2000
 _VERSIONS_BATCH = 4
 """A file has one version in the cache, seldom more."""
+RESERVE_BYTES = 4 << 20
+"""Space beyond what the index takes that its disk keeps for it. Others may fill that disk, and what is removed then has to be
+written down before its bytes may go. A guess: removing a file changes a few pages, of which most are used again."""
 SOON_S = 0.05
 """When what nobody waits for is committed at the latest. A guess: as long as a name may take at the master."""
 
@@ -100,6 +106,10 @@ class Index:
         )
         self._tables = Tables(*(self._env.open_db(name) for name in (fmt.FILES, fmt.BLOCKS, fmt.WRITING)))
         self._env.reader_check()
+        self._page_bytes = int(self._env.stat()["psize"])
+        self._reserved_bytes = 0
+        self._fd = os.open(f"{path}/data.mdb", os.O_RDWR | os.O_CLOEXEC)
+        self._reserve()
         self._on_commit = on_commit
         self.lock = threading.RLock()
         """Held around a commit and the delivery of its effects."""
@@ -265,7 +275,17 @@ class Index:
                         txn.put(key, value, db=self._tables.writing)
                 txn.put(fmt.KEY_USAGE, fmt.pack_usage(usage))
             self._usage = usage
+            self._reserve()
             self._on_commit(effects)
+
+    def _reserve(self) -> None:
+        """Under the lock. Keep space free for what comes; where there is none, or none can be kept, it goes on without."""
+        used = (int(self._env.info()["last_pgno"]) + 1) * self._page_bytes
+        if used + RESERVE_BYTES // 2 > self._reserved_bytes:
+            with contextlib.suppress(OSError):
+                syscalls.reserve(self._fd, used, RESERVE_BYTES)
+            # Not asked for again before half of it is used, whatever came of it.
+            self._reserved_bytes = used + RESERVE_BYTES
 
     def scan_files(self, after: FileId | None = None) -> Iterator[tuple[FileId, FileRecord]]:
         """All files in the order of their ids, or those behind one."""
@@ -320,6 +340,7 @@ class Index:
             if self._tickets and clean:
                 self._commit_all()
         self._env.close()
+        os.close(self._fd)
 
 
 def account(usage: UsageRecord, record: FileRecord, sign: int) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -641,6 +642,35 @@ def test_index_is_dense_where_files_come_in_order(tmp_path: Path) -> None:
         index.commit(lambda puts=puts: puts, [])  # type: ignore[misc]
     index.close()
     assert (tmp_path / "data.mdb").stat().st_size < 200 * 20_000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_what_is_removed_is_written_down_where_others_have_filled_the_disk(stores: Stores, tmp_path: Path) -> None:
+    """An index that cannot be written would take the directory out until the next start."""
+    disk = tmp_path / "d0"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", disk], check=True)
+    try:
+        store = stores.open()
+        refs = [make_ref(number, 1000) for number in range(1, 301)]
+        for ref in refs:
+            fill(store, ref)
+        store.flush()
+        with open(disk / "others", "wb") as others:
+            for ref in refs:
+                with suppress(OSError):
+                    while True:  # also what was just freed
+                        os.posix_fallocate(others.fileno(), others.seek(0, os.SEEK_END), 4096)
+                assert os.statvfs(disk).f_bavail == 0
+                assert store.remove([ref.file_id]).files == 1
+        assert [usage.state for usage in store.get_usage()] == ["ok"]
+        (disk / "others").unlink()
+        fill(store, refs[0])
+        stores.close_all()
+        assert [info.file_id for info in stores.open().iter_files()] == [refs[0].file_id]
+    finally:
+        stores.close_all()
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_many_changes_overflow_into_a_full_report(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
