@@ -31,6 +31,8 @@ from tests.servers.whole import assert_whole_disks
 SOAK = bool(os.environ.get("ALLUXIO_LIKE_TEST_SOAK"))
 STEPS = 120
 KILLS = 4
+PROBE = ".alluxio-like-probe-"
+"""Begins the name of what a master leaves that is killed while it tries out what the server can do."""
 NAMES = ("a", "b", "c", "d e", "é")
 
 
@@ -154,8 +156,8 @@ class Program:
                 page: ListPage = await self.ufs.list_page(prefix, token)
                 for entry in page.entries:
                     path = prefix + entry.name
-                    if entry.name.startswith(".alluxio-like-probe-"):
-                        continue  # of a master that was killed while it tried out what the server can do
+                    if entry.name.startswith(PROBE):
+                        continue
                     if entry.kind is Kind.DIRECTORY:
                         found[path] = None
                         waiting.append(f"{path}/")
@@ -175,6 +177,8 @@ class Program:
         if entry.attr.kind is Kind.DIRECTORY:
             page = await self.master.stub.list_dir(entry.attr.inode)
             for child in page.entries:
+                if child.name.startswith(PROBE):
+                    continue
                 found |= await self.read_names(f"{path}/{child.name}".strip("/"))
         return found
 
