@@ -52,6 +52,6 @@ class Appends:
 
 
 def _is_begun(fd: int, offset: int, data: memoryview | bytes) -> bool:
-    """Whether what a file has from there on is what was to be appended, or its beginning, and nothing behind that."""
+    """Whether what a file has from there on is what was to be appended, or its beginning and no more."""
     there = os.pread(fd, len(data), offset)
     return os.fstat(fd).st_size >= offset and there == data[: len(there)]

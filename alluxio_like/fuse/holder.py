@@ -21,7 +21,7 @@ from typing import Any
 from alluxio_like.errors import AlluxioLikeError, ConfigError, InvalidArgument
 from alluxio_like.fuse import control, holding, ledger, libc, wire
 from alluxio_like.fuse.device import Device, Handshake, get_extra_flags
-from alluxio_like.fuse.holder_child import Child, Launch, Plan, Standby, start_child
+from alluxio_like.fuse.holder_child import TOLD, Child, Launch, Plan, Standby, start_child
 from alluxio_like.fuse.holding import Action, Holding
 from alluxio_like.fuse.leaks import Leaks
 from alluxio_like.fuse.mountinfo import find_top_line
@@ -111,7 +111,7 @@ class Holder:
         for end in (self._signals, write):
             end.setblocking(False)
         signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in TOLD:
             signal.signal(number, lambda *_: None)
         self._add(self._signals.fileno(), self._on_signal)
 

@@ -22,7 +22,7 @@ _STANDBY_RETRY_S = 10.0
 """After a daemon serves, and between two tries: starting one takes a second of CPU that others may need. Guesses."""
 _CONTROL_FD = 3
 """The number of the daemon's end of the channel, told to it as its last argument."""
-_TOLD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+TOLD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """What a holder or a joiner takes itself."""
 
 
@@ -198,7 +198,7 @@ def fork_daemon(launch: Launch, descriptor: int, *, tied: bool = False) -> int:
     `descriptor` becomes its descriptor _CONTROL_FD; `tied`: it is told to end when this process has.
     """
     parent = os.getpid()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TOLD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
     pid = -1
     try:
         pid = os.fork()
@@ -210,7 +210,7 @@ def fork_daemon(launch: Launch, descriptor: int, *, tied: bool = False) -> int:
     try:
         # A signal for it must not be taken by our handlers, nor be told to us through the descriptor that wakes us.
         signal.set_wakeup_fd(-1)
-        for number in _TOLD:
+        for number in TOLD:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.setsid()

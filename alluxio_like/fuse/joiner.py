@@ -14,7 +14,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from alluxio_like.fuse.holder_child import Launch, fork_daemon
+from alluxio_like.fuse.holder_child import TOLD, Launch, fork_daemon
 from alluxio_like.fuse.holding import FIRST_PAUSE_S, LONGEST_PAUSE_S
 
 SHORT_LIFE_S = 5.0
@@ -46,7 +46,7 @@ class Joiner:
     def run(self) -> int:
         """Until SIGTERM or SIGINT, and until the daemons have ended then; the exit code."""
         signal.set_wakeup_fd(self._signals_write.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in TOLD:
             signal.signal(number, lambda *_: None)
         self._poll.register(self._signals.fileno(), select.POLLIN)
         ending = False

@@ -23,6 +23,7 @@ from alluxio_like.rpc.messages_writing import NewName, Renaming, SealedDraft
 from alluxio_like.types import Entry, Kind
 from alluxio_like.ufs.api import ListPage
 from alluxio_like.ufs.open import open_ufs
+from alluxio_like.ufs.s3_conditions import NAME as PROBE
 from alluxio_like.ufs.writing import Expected, Source, WritableUfs, WriteOptions, get_writable
 from tests.crash.test_master_kill import MasterProcess
 from tests.servers.fixtures import S3Server
@@ -31,8 +32,6 @@ from tests.servers.whole import assert_whole_disks
 SOAK = bool(os.environ.get("ALLUXIO_LIKE_TEST_SOAK"))
 STEPS = 120
 KILLS = 4
-PROBE = ".alluxio-like-probe-"
-"""Begins the name of what a master leaves that is killed while it tries out what the server can do."""
 NAMES = ("a", "b", "c", "d e", "é")
 
 
@@ -157,7 +156,7 @@ class Program:
                 for entry in page.entries:
                     path = prefix + entry.name
                     if entry.name.startswith(PROBE):
-                        continue
+                        continue  # of a master that was killed while it tried out what the server can do
                     if entry.kind is Kind.DIRECTORY:
                         found[path] = None
                         waiting.append(f"{path}/")

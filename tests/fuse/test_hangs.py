@@ -34,7 +34,7 @@ def test_waits():
 
 
 def run(tmp_path: Path, text: str) -> "subprocess.CompletedProcess[str]":
-    """That test, which may take a second and half a one more."""
+    """That test, which may take a second, and two more."""
     file = tmp_path / "test_hanging.py"
     file.write_text(text)
     command = [sys.executable, "-m", "pytest", "-p", "tests.hangs", "-p", "no:cacheprovider", "-c", os.devnull, "--timeout=1"]
