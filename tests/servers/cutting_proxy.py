@@ -25,21 +25,21 @@ class CuttingProxy:
         self._mark: bytes | None = None
         self._how = ""
         self._refuses = False
-        self._stopping = False
+        self._told, self._tell = socket.socketpair()
         self.cuts = 0
         self.kept: list[tuple[socket.socket, bytes]] = []
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Self:
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        for end in (self._listener, self._told):
+            self._selector.register(end, selectors.EVENT_READ)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopping = True
-        with socket.create_connection(("127.0.0.1", self.port)):
-            pass
+        self._tell.close()
         self._thread.join(60)
+        assert not self._thread.is_alive()
 
     def cut_when(self, mark: bytes, how: str) -> None:
         """Cut the connection in which `mark` passes next. `how`: "after" the server got it; "before" (it never does); "keep": the
@@ -58,20 +58,23 @@ class CuttingProxy:
                 upstream.sendall(data)
 
     def _run(self) -> None:
-        while not self._stopping:
+        ends = False
+        while not ends:
             for key, _ in self._selector.select():
-                if key.fileobj is self._listener:
+                if key.fileobj is self._told:
+                    ends = True
+                elif key.fileobj is self._listener:
                     self._accept()
                 else:
                     assert isinstance(key.fileobj, socket.socket)
                     self._pass_on(key.fileobj)
-        for end in [self._listener, *self._others, *(upstream for upstream, _ in self.kept)]:
+        for end in [self._told, self._listener, *self._others, *(upstream for upstream, _ in self.kept)]:
             end.close()
         self._selector.close()
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
-        if self._refuses or self._stopping:
+        if self._refuses:
             client.close()
             return
         try:
