@@ -253,7 +253,8 @@ class Changing:
             raise InvalidArgument("the attribute has no name behind its namespace")
         if not xattrs.is_settable(change.name):
             raise Unsupported(
-                "extended attributes are those of user., trusted. and security., and lists", subject=to_str(change.name)
+                "extended attributes are those of user., trusted. and security. (no labels of SELinux), and lists",
+                subject=to_str(change.name),
             )
         if xattrs.is_list(change.name) and not self._has_lists:
             raise Unsupported("this mount was made by a release without access control lists: mount it again")

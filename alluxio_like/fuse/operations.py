@@ -32,6 +32,7 @@ from alluxio_like.errors import (
     StoreError,
     TimedOut,
     Unavailable,
+    Unsupported,
 )
 from alluxio_like.fuse import xattrs
 from alluxio_like.fuse.backend import Answer, Backend, Buffer, Reader, Totals
@@ -565,7 +566,9 @@ class Operations:
         return answer is None or answer.entry is None or answer.entry.attr.has_xattrs
 
     async def getxattr(self, node: int, name: bytes) -> bytes:
-        """The value of an extended attribute. Raises NoData for one that is not there."""
+        """The value of an extended attribute. Raises NoData for one that is not there, Unsupported for one that cannot be."""
+        if not xattrs.has_namespace(name):
+            raise Unsupported("there are no such extended attributes", subject=to_str(name))
         if not xattrs.is_known(name):
             # The kernel and ls ask for security.* and lists of every file; that must cost nothing.
             value = (await self._get_users_xattrs(node)).get(name) if xattrs.is_settable(name) else None

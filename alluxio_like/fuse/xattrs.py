@@ -24,6 +24,9 @@ PASSTHROUGH = PREFIX + b"passthrough"
 SESSION = PREFIX + b"session"
 HTTP = PREFIX + b"http"
 
+_SELINUX = b"security.selinux"
+"""A label, of which FUSE has none: `ls -l` hears so once and does not ask for each name."""
+
 _OF_FILES = [CACHED, LOCATIONS, PASSTHROUGH, VERSION]
 
 
@@ -69,7 +72,7 @@ def is_settable(name: bytes) -> bool:
 
 def has_namespace(name: bytes) -> bool:
     """Whether there are attributes of such names at all."""
-    return is_list(name) or name.startswith((b"user.", b"trusted.", b"security."))
+    return is_list(name) or (name.startswith((b"user.", b"trusted.", b"security.")) and name != _SELINUX)
 
 
 def is_list(name: bytes) -> bool:

@@ -146,10 +146,14 @@ def test_extended_attributes(mount: Make) -> None:
     assert os.getxattr(path, "user.alluxio_like.cached") == b"13"
     assert os.getxattr(path, "user.alluxio_like.version") == b"1"
     assert os.getxattr(path, "user.alluxio_like.locations") == b"127.0.0.1:1=13"
-    for name in ("user.other", "security.selinux", "user.alluxio_like.none"):
+    for name in ("user.other", "security.capability", "user.alluxio_like.none"):
         with pytest.raises(OSError, match="No data") as caught:
             os.getxattr(path, name)
         assert caught.value.errno == errno.ENODATA
+    # `ls -l` asks no further file system's file for its label after that.
+    with pytest.raises(OSError, match="not supported") as caught:
+        os.getxattr(path, "security.selinux")
+    assert caught.value.errno == errno.EOPNOTSUPP
     assert sorted(os.listxattr(path.parent)) == ["user.alluxio_like.http", "user.alluxio_like.session"]
     assert os.listxattr(path.parent / "dir") == []
 
