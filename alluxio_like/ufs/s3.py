@@ -21,6 +21,7 @@ from alluxio_like.ufs import s3_listing as listing
 from alluxio_like.ufs.api import ListPage, StoreEntry
 from alluxio_like.ufs.options import OptionValue
 from alluxio_like.ufs.s3_client import S3Clients, connect
+from alluxio_like.ufs.s3_conditions import is_probe
 from alluxio_like.ufs.s3_errors import convert_error, get_refusal
 from alluxio_like.ufs.s3_settings import S3Settings
 from alluxio_like.ufs.threads import BlockingPool, Lent
@@ -86,7 +87,7 @@ class S3Ufs:
             answer, found = await self._run(ask, self.bucket)
         except errors.NotFound:
             raise errors.StoreMissing("there is no such bucket, or no S3 server at the endpoint", subject=self.bucket) from None
-        region = _get_header(answer, "x-amz-bucket-region")
+        region = get_header(answer, "x-amz-bucket-region")
         if region and region != clients.region:
             raise errors.StoreMissing(
                 f"the bucket is in the region {region}: set the option region={region}", subject=self.bucket
@@ -140,12 +141,13 @@ class S3Ufs:
             answer = await self._run(ask, f"{self.bucket}/{arguments['Prefix']}")
         except errors.NotFound:
             raise errors.StoreMissing("there is no such bucket, or no S3 server at the endpoint", subject=self.bucket) from None
+        entries = tuple(entry for entry in answer.entries if entry.kind is Kind.DIRECTORY or not is_probe(entry.name))
         if answer.continuation is None:
-            return ListPage(answer.entries, None)
+            return ListPage(entries, None)
         if answer.continuation == arguments.get("ContinuationToken"):
             raise errors.StoreProtocol("the store's listing goes on where it was, again and again", subject=self.bucket)
         end = answer.entries[-1].sort_name if answer.entries else last or ""
-        return ListPage(answer.entries, listing.encode_token(answer.continuation, end))
+        return ListPage(entries, listing.encode_token(answer.continuation, end))
 
     # -- reading --------------------------------------------------------------------------------------------------------------
 
@@ -312,7 +314,7 @@ class S3Ufs:
 
     async def _head(self, key: str) -> Any:
         clients = await self._connect()
-        if not key or "\0" in key:
+        if not key or "\0" in key or is_probe(key):
             raise errors.NotFound("no such object", subject=key)
         arguments: dict[str, Any] = {"Bucket": self._settings.bucket, "Key": self._prefix + key, **self._get_payer()}
         self._on_request("HEAD")
@@ -400,5 +402,5 @@ def get_fingerprint(found: Any, key: str) -> Fingerprint:
     return Fingerprint(token, found["ContentLength"])
 
 
-def _get_header(answer: Any, name: str) -> str:
+def get_header(answer: Any, name: str) -> str:
     return str(answer["ResponseMetadata"].get("HTTPHeaders", {}).get(name, ""))

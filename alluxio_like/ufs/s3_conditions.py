@@ -2,9 +2,11 @@
 
 Owns the question. AWS honours all of them and is believed. Others are asked, because a server that ignores a condition answers as
 if it had met it: radosgw before 19 compares If-Match only without its quotes and ignores every condition when an upload is
-completed (tried with 16.2). The probe writes an object of its own and removes it. `probe` blocks, in a thread; the rest are pure.
+completed (tried with 16.2). The probe writes an object of its own and removes it; who is killed meanwhile leaves it, so nobody is
+shown such names, and a later probe removes them. `probe` blocks, in a thread; the rest are pure.
 """
 
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 NAME = ".alluxio-like-probe-"
 """What the names of the objects begin with that the probe writes."""
+LEFT_AFTER_S = 600
+"""An object of a probe that is older than this was left by somebody who was killed: a probe is a dozen small requests."""
+_NAME = re.compile(re.escape(NAME) + "[0-9a-f]{16}")
 _WRONG = Fingerprint("0" * 32, 1)
 _REFUSED = {404, 409, 412}
 _NOT_UNDERSTOOD = {400, 405, 501}
@@ -69,9 +74,14 @@ def probe(client: "S3Client", place: Mapping[str, str], count: Callable[[str], o
         asked.request("DELETE", client.delete_object)
 
 
-def make_probe_key(prefix: str) -> str:
-    """A key that nobody has."""
-    return f"{prefix}{NAME}{secrets.token_hex(8)}"
+def make_probe_key() -> str:
+    """A key that nobody has, at the mount's root."""
+    return f"{NAME}{secrets.token_hex(8)}"
+
+
+def is_probe(key: str) -> bool:
+    """Whether an object at this key is a probe's, of this mount or, further down, of another one."""
+    return NAME in key and _NAME.fullmatch(key.rpartition("/")[2]) is not None
 
 
 def _spell(fingerprint: Fingerprint, is_quoted: bool) -> str:

@@ -47,7 +47,7 @@ class WritableS3Ufs(S3Archive):
         if fingerprint.size > (_AWS_COPY_BYTES if clients.is_aws else self.copy_limit_bytes):
             return await self._copy_in_parts(source, fingerprint, target, options, headers, expected)
         arguments: Any = {
-            **self._place(target),
+            **self._place_new(target),
             **headers,
             **self._place_source(source, fingerprint),
             "Metadata": make_metadata(options),

@@ -9,6 +9,7 @@ like the reading half that it extends; nothing is retried.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
@@ -18,7 +19,7 @@ from alluxio_like.types import Fingerprint, Kind, to_bytes, to_str
 from alluxio_like.ufs import s3_conditions as conditions
 from alluxio_like.ufs import s3_listing as listing
 from alluxio_like.ufs.api import StoreEntry
-from alluxio_like.ufs.s3 import S3Ufs, get_fingerprint
+from alluxio_like.ufs.s3 import S3Ufs, get_fingerprint, get_header
 from alluxio_like.ufs.s3_body import Body
 from alluxio_like.ufs.s3_client import S3Clients
 from alluxio_like.ufs.s3_errors import Refusal, convert_refusal, get_refusal
@@ -70,12 +71,14 @@ class S3Writer(S3Ufs):
     # -- whole contents -----------------------------------------------------------------------------------------------------
 
     def refuse_name(self, name: str, *, at_root: bool) -> str:
+        if conditions.is_probe(name):
+            return "objects of such names are made to try out what the server can do, and removed"
         return "" if is_utf8(name) else "keys of S3 are UTF-8"
 
     async def put(self, key: str, source: Source, options: WriteOptions, *, expected: Expected | None = None) -> StoreEntry:
         if source.length > _MAX_PUT_BYTES:
             raise errors.InvalidArgument("S3 takes at most 5 GiB in one request: send it in parts", subject=key)
-        arguments = {**self._place(key), "Metadata": make_metadata(options)}
+        arguments = {**self._place_new(key), "Metadata": make_metadata(options)}
         condition = await self._make_condition(key, expected, lambda known: known.put)
 
         def send(client: Any, **body: Any) -> Any:
@@ -101,7 +104,7 @@ class S3Writer(S3Ufs):
         return await self._begin(key, options, {})
 
     async def _begin(self, key: str, options: WriteOptions, headers: Mapping[str, str]) -> Upload:
-        arguments: Any = {**self._place(key), "Metadata": make_metadata(options), **headers}
+        arguments: Any = {**self._place_new(key), "Metadata": make_metadata(options), **headers}
         answer = await self._ask("CREATE", key, lambda client: client.create_multipart_upload(**arguments))
         upload_id = answer.get("UploadId")
         if not upload_id:
@@ -235,6 +238,12 @@ class S3Writer(S3Ufs):
             raise errors.NameTooLong(f"a key of S3 has at most {_MAX_KEY_BYTES} bytes", subject=full_key)
         return {"Bucket": self._settings.bucket, "Key": full_key, **self._get_payer()}
 
+    def _place_new(self, key: str) -> dict[str, Any]:
+        """The same of a content that is to be made: nobody would be shown one that is called like a probe's."""
+        if conditions.is_probe(key):
+            raise errors.InvalidArgument(self.refuse_name(key.rpartition("/")[2], at_root=False), subject=key)
+        return self._place(key)
+
     def _place_upload(self, upload: Upload) -> dict[str, Any]:
         return {**self._place(upload.key), "UploadId": upload.upload_id}
 
@@ -311,13 +320,34 @@ class S3Writer(S3Ufs):
         return self._conditions
 
     async def _probe(self, clients: S3Clients) -> conditions.Conditions:
-        place = {**self._place(conditions.make_probe_key("")), **self._get_payer()}
+        place = self._place(conditions.make_probe_key())
         asked: list[str] = []
         try:
-            return await self._run(partial(conditions.probe, clients.client, place, asked.append), self.bucket)
+            found = await self._run(partial(conditions.probe, clients.client, place, asked.append), self.bucket)
         finally:
             for op in asked:
                 self._on_request(op)
+        with suppress(errors.AlluxioLikeError):  # then it stays until the next time
+            await self._remove_left_probes()
+        return found
+
+    async def _remove_left_probes(self) -> None:
+        """Remove what was left at the mount's root by who was killed within a probe. Others may be trying just now: only what is
+        old goes, by the server's clock alone."""
+        arguments: Any = self._make_list_arguments(conditions.NAME, max_entries=1000)
+        answer: Any = {**await self._ask("LIST", self.bucket, lambda client: client.list_objects_v2(**arguments))}
+        try:
+            now = parsedate_to_datetime(get_header(answer, "date"))
+        except ValueError:
+            return
+        limit_ns = listing.get_time_ns(now) - conditions.LEFT_AFTER_S * 1_000_000_000
+        for entry in listing.parse_page(answer[listing.PAGE_KEY], arguments["Prefix"]).entries:
+            key = conditions.NAME + entry.name
+            if conditions.is_probe(key) and entry.kind is Kind.FILE and 0 < entry.mtime_ns < limit_ns:
+                await self.delete(key)
+        for upload in await self.list_uploads(conditions.NAME):
+            if conditions.is_probe(upload.key) and "/" not in upload.key and 0 < upload.begun_ns < limit_ns:
+                await self.abort_upload(upload)
 
     def _finish_probing(self, task: "asyncio.Task[conditions.Conditions]") -> None:
         self._probing = None

@@ -125,7 +125,7 @@ def open_s3(request: pytest.FixtureRequest, _workplace: Path) -> Iterator[Writte
             lambda: proxy.set_rules({"op": "PUT", "status": 403, "code": "AccessDenied"}),
             lambda key: client.head_object(Bucket=bucket, Key=key)["Metadata"],
             lambda: [one["Key"] for one in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])],
-            refused={"not \udcff": "UTF-8"},
+            refused={"not \udcff": "UTF-8", ".alluxio-like-probe-" + "0" * 16: "tried out with"},
             is_flat=True,
         )
 

@@ -10,13 +10,15 @@ import secrets
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
 from alluxio_like import errors
-from alluxio_like.types import Fingerprint
+from alluxio_like.types import Fingerprint, Kind
 from alluxio_like.ufs.open import open_ufs
 from alluxio_like.ufs.s3_conditions import Conditions, Step
 from alluxio_like.ufs.s3_names import WritableS3Ufs
@@ -281,6 +283,79 @@ async def test_a_probe_that_fails_is_made_again(s3_via_proxy: S3Server, s3_bucke
         with pytest.raises(errors.StoreDenied):
             await put(ufs, "k", b"1", expected=ABSENT)
         assert await put(ufs, "k", b"1", expected=ABSENT)
+    finally:
+        await ufs.close()
+
+
+LEFT = "p/.alluxio-like-probe-00112233445566ff"
+NEARLY = [
+    "p/.alluxio-like-probe-",
+    "p/.alluxio-like-probe-00112233445566FF",
+    f"{LEFT}0",
+    f"{LEFT}/below",
+    "p/x.alluxio-like-probe-00112233445566ff",
+]
+
+
+async def test_what_a_killed_probe_left_is_not_shown(s3_server: S3Server, s3_bucket: str) -> None:
+    """That of a mount further down is not either; names that are nearly ours are somebody's."""
+    for key in [LEFT, LEFT.replace("p/", "p/d/e/"), *NEARLY, "p/d/e/f"]:
+        s3_server.put(s3_bucket, key, b"?")
+    ufs = open_at(s3_server, s3_bucket)
+    try:
+        for key in (LEFT, LEFT.replace("p/", "p/d/e/")):
+            with pytest.raises(errors.NotFound):
+                await ufs.stat(key.removeprefix("p/"))
+            with pytest.raises(errors.InvalidArgument):
+                await put(ufs, key.removeprefix("p/"), b"mine")
+            assert ufs.refuse_name(key.rpartition("/")[2], at_root=False)
+        shown = {f"p/{entry.name}" for entry in (await ufs.list_flat("")).entries}
+        assert shown == {*NEARLY, "p/d/e/f"}
+        assert {entry.name for entry in (await ufs.list_page("")).entries if entry.kind is Kind.FILE} == {
+            key.removeprefix("p/") for key in NEARLY if not key.endswith("/below")
+        }
+        assert [entry.name for entry in (await ufs.list_page("d/e/")).entries] == ["f"]
+        seen, token, pages = [], None, 0  # also where a page has nothing else
+        while pages == 0 or token is not None:
+            page = await ufs.list_page("d/e/", token, max_entries=1)
+            seen, token, pages = [*seen, *page.entries], page.token, pages + 1
+        assert ([entry.name for entry in seen], pages) == (["f"], 2)
+        for key in NEARLY:
+            assert (await ufs.stat(key.removeprefix("p/"))).kind is Kind.FILE
+    finally:
+        await ufs.close()
+
+
+async def test_what_a_killed_probe_left_is_removed_by_a_later_one(
+    s3_via_proxy: S3Server, s3_bucket: str, fault_proxy: FaultProxy, s3_server: S3Server
+) -> None:
+    """Once it is old by the store's clock: until then it may be of somebody who is trying just now."""
+    other_mount = LEFT.replace("p/", "p/d/")
+    for key in (LEFT, other_mount, *NEARLY):
+        s3_server.put(s3_bucket, key, b"?")
+    for key in (LEFT, "p/usual"):
+        s3_server.client.create_multipart_upload(Bucket=s3_bucket, Key=key)
+
+    async def probe(minutes: int) -> list[str]:
+        """The keys afterwards, where the store's clock is that much on."""
+        now = s3_server.client.list_objects_v2(Bucket=s3_bucket)["ResponseMetadata"]["HTTPHeaders"]["date"]
+        later = format_datetime(parsedate_to_datetime(now) + timedelta(minutes=minutes), usegmt=True)
+        fault_proxy.set_rules({"op": "LIST", "set_headers": {"date": later}})
+        ufs = open_at(s3_via_proxy, s3_bucket)
+        try:
+            assert (await ufs.get_capabilities()).puts_conditionally
+        finally:
+            await ufs.close()
+        return list_keys(s3_server, s3_bucket)
+
+    assert await probe(8) == sorted([LEFT, other_mount, *NEARLY])
+    assert count_uploads(s3_server, s3_bucket) == 2
+    assert await probe(12) == sorted([other_mount, *NEARLY])
+    assert count_uploads(s3_server, s3_bucket) == 1
+    fault_proxy.set_rules({"op": "LIST", "status": 403, "code": "AccessDenied"})
+    ufs = open_at(s3_via_proxy, s3_bucket)
+    try:
+        assert (await ufs.get_capabilities()).puts_conditionally  # whoever may not list can write all the same
     finally:
         await ufs.close()
 

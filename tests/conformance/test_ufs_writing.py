@@ -177,7 +177,12 @@ async def test_odd_names(store: StoreUnderTest) -> None:
 
 async def test_names_that_cannot_be_are_told_without_asking(store: StoreUnderTest) -> None:
     names = ["a b", "a:b", "back\\slash", "n\nl", "r\rx", "t\tb", "\x7f", "\udcff", "x" * 255, "%41", ".hidden", ".snap"]
-    reserved = [".alluxio_like-" + "0" * 32, ".n.alluxio-like." + "0" * 32, ".alluxio-like-parts"]
+    reserved = [
+        ".alluxio_like-" + "0" * 32,
+        ".n.alluxio-like." + "0" * 32,
+        ".alluxio-like-parts",
+        ".alluxio-like-probe-" + "0" * 16,
+    ]
     for name in names:
         if name != ".snap" and "\udcff" not in name:
             assert bool(store.writable.refuse_name(name, at_root=True)) != store.can_name(name), name

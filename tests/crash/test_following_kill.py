@@ -23,7 +23,6 @@ from alluxio_like.rpc.messages_writing import NewName, Renaming, SealedDraft
 from alluxio_like.types import Entry, Kind
 from alluxio_like.ufs.api import ListPage
 from alluxio_like.ufs.open import open_ufs
-from alluxio_like.ufs.s3_conditions import NAME as PROBE
 from alluxio_like.ufs.writing import Expected, Source, WritableUfs, WriteOptions, get_writable
 from tests.crash.test_master_kill import MasterProcess
 from tests.servers.fixtures import S3Server
@@ -155,8 +154,6 @@ class Program:
                 page: ListPage = await self.ufs.list_page(prefix, token)
                 for entry in page.entries:
                     path = prefix + entry.name
-                    if entry.name.startswith(PROBE):
-                        continue  # of a master that was killed while it tried out what the server can do
                     if entry.kind is Kind.DIRECTORY:
                         found[path] = None
                         waiting.append(f"{path}/")
@@ -176,8 +173,6 @@ class Program:
         if entry.attr.kind is Kind.DIRECTORY:
             page = await self.master.stub.list_dir(entry.attr.inode)
             for child in page.entries:
-                if child.name.startswith(PROBE):
-                    continue
                 found |= await self.read_names(f"{path}/{child.name}".strip("/"))
         return found
 
