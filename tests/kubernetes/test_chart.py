@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from alluxio_like.config import ClientConfig, FuseConfig, MasterConfig, WorkerConfig, load_config
+from alluxio_like.config import SERVICES, ClientConfig, FuseConfig, MasterConfig, ServiceConfig, WorkerConfig, load_config
 from alluxio_like.ufs.options import describe_options, list_schemes
+from tests.kubernetes.apirules import admits, find_refusals, list_clients
 from tests.kubernetes.rendering import (
     CHART,
     VALUES,
@@ -84,6 +85,26 @@ def test_the_schemas_find_faults() -> None:
     assert any("maxSurge" in fault for fault in faults)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_rendered_is_not_refused_for_its_names(case: str) -> None:
+    assert [wrong for one in render(values(case)) for wrong in find_refusals(one)] == []
+
+
+def test_refusals_are_found() -> None:
+    """Or the test above would mean nothing."""
+    pod = find(render(values("minimal")), "DaemonSet", "-fuse")
+    pod["metadata"]["labels"]["app.kubernetes.io/version"] = "1.0+x"
+    spec = pod["spec"]["template"]["spec"]
+    spec["volumes"].append({"name": "store.x", "secret": {"secretName": "store.x"}})
+    spec["containers"][0]["volumeMounts"].append({"name": "store.x", "mountPath": "/tmp"})
+    said = [
+        "label app.kubernetes.io/version: 1.0+x",
+        "volume store.x",
+        "fuse: /tmp is there twice",
+    ]
+    assert find_refusals(pod) == [f"DaemonSet al-alluxio-like-fuse: {what}" for what in said]
+
+
 @pytest.mark.parametrize("version", list_versions())
 @pytest.mark.parametrize("example", sorted(file.stem for file in EXAMPLES.glob("*.yaml") if file.stem != "values"))
 def test_examples_are_what_kubernetes_knows(example: str, version: str) -> None:
@@ -107,6 +128,50 @@ def test_examples_fit_the_chart() -> None:
         assert all(
             address == config["client"]["master"] for address in re.findall(r"ALLUXIO_LIKE_MASTER, value: \"([^\"]+)", text)
         ), file
+
+
+def test_network_policies_let_the_examples_in() -> None:
+    """Pods of other namespaces are among them; without the label nobody is."""
+    objects = render(EXAMPLES / "values.yaml", settings=["networkPolicy.enabled=true"])
+    examples = [one for file in EXAMPLES.glob("*.yaml") if file.stem != "values" for one in parse(file.read_text())]
+    clients = list_clients(examples)
+    assert len(clients) == 2
+    for component, port in (("master", "grpc"), ("worker", "grpc")):
+        policy = find(objects, "NetworkPolicy", f"-{component}")
+        assert all(admits(policy, "storage", client, port) for client in clients)
+        for space in ("training", "storage"):
+            assert not admits(policy, "storage", (space, {"app": "train"}), port)
+        assert admits(policy, "storage", ("monitoring", {}), "http")
+        fuse = find(objects, "DaemonSet", "-fuse")["spec"]["template"]["metadata"]["labels"]
+        assert admits(policy, "storage", ("storage", fuse), port)
+        assert not admits(policy, "storage", ("training", fuse), port)
+
+
+def test_numbers_are_written_as_they_were(tmp_path: Path) -> None:
+    """Helm reads all of them as fractions."""
+    (config,) = [one["data"] for one in render(values("names")) if "config.toml" in one.get("data", {})]
+    options = json.loads(config["mounts.json"])[0]["options"]
+    assert (options["uid"], options["gid"]) == ("1000650000", "1000000")
+    (tmp_path / "config.toml").write_text(config["config.toml"])
+    assert "max_request_bytes = 67108864\n" in config["config.toml"]
+    assert load_config(WorkerConfig, file=tmp_path / "config.toml").max_request_bytes == 64 << 20
+    assert load_config(ClientConfig, file=tmp_path / "config.toml").io_timeout_s == 2.5
+
+
+def test_the_schema_knows_the_settings() -> None:
+    """So that one which is not known is refused by Helm, and not by the pods one after the other."""
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["config"]["properties"]
+    assert {name: set(table["properties"]) for name, table in schema.items()} == {
+        "common": set(ServiceConfig.model_fields),
+        **{name: set(SERVICES[name].model_fields) for name in ("master", "worker", "fuse", "client")},
+    }
+
+
+def test_jobs_go_by_themselves() -> None:
+    """Helm does not take away what its hooks made."""
+    jobs = [one for one in render(values("full")) if one["kind"] == "Job"]
+    assert len(jobs) == 3
+    assert all(job["spec"]["ttlSecondsAfterFinished"] == 86400 for job in jobs)
 
 
 def hide_secrets(text: str) -> str:
@@ -144,6 +209,29 @@ def test_golden(case: str) -> None:
         (["csi.enabled=true", "fuse.enabled=false"], "csi.enabled needs fuse.enabled"),
         (["csi.inlinePaths[0]=data"], "at '/csi/inlinePaths/0': 'data' does not match"),
         (["tls.enabled=true", "tls.certManager.duration=90d"], "at '/tls/certManager/duration': '90d' does not match"),
+        (["config.worker.drain=1"], "at '/config/worker': additional properties 'drain' not allowed"),
+        (["image.tag=1.0+x"], "at '/image/tag': '1.0+x' does not match"),
+        (["image.repository=me/al:1.0"], "at '/image/repository': 'me/al:1.0' does not match"),
+        (["image.digest=e3b0"], "at '/image/digest': 'e3b0' does not match"),
+        (["worker.maxUnavailable=0"], "at '/worker/maxUnavailable': minimum: got 0, want 1"),
+        (["worker.maxUnavailable=some"], "at '/worker/maxUnavailable': 'some' does not match"),
+        (["metrics.serviceMonitor.interval=often"], "at '/metrics/serviceMonitor/interval': 'often' does not match"),
+        (["preloads[0].name=a", "preloads[0].paths[0]=set"], "at '/preloads/0/paths/0': 'set' does not match"),
+        (["fullnameOverride=a.b"], "a.b cannot be the name of a Service"),
+        ([f"mounts[{n}].path=/a" for n in (0, 1)] + [f"mounts[{n}].uri=s3://b" for n in (0, 1)], "mounts: /a is there twice"),
+        (["worker.disks[0].path=/a", "worker.disks[1].path=/a"], "worker.disks: /a is there twice"),
+        (
+            [f"fullnameOverride={'a' * 40}", f"preloads[0].name={'b' * 20}", "preloads[0].paths[0]=/x"],
+            "69 characters of at most 63: shorten the name",
+        ),
+        (["worker.disks[0].path=/var/lib/alluxio-like/mnt/x"], "worker.disks[0].path (/var/lib/alluxio-like/mnt/x) is in fuse"),
+        (["fuse.runPath=/var/lib/alluxio-like/worker/"], "(/var/lib/alluxio-like/worker/), or the same: each needs a directory"),
+        (["metrics.port=19999"], "metrics.port and worker.port are both 19999"),
+        (["metrics.port=19998"], "master.service.port and metrics.port are both 19998"),
+        (["tls.certManager.issuerRef.kind=ClusterIssuer"], "tls.certManager.issuerRef has no name"),
+        (["tls.secretName=a", "tls.certManager.issuerRef.name=b"], "name one of both"),
+        (["master.metadata.url=postgresql://me@db/x?password=p"], "master.metadata.url holds a password"),
+        (["config.master.metadata_url=postgresql://me:p@db/x"], "config.master.metadata_url holds a password"),
         (["tls.issuer=x"], "additional properties 'issuer' not allowed"),
         (["tls.clientNamespaces[0]=Team"], "at '/tls/clientNamespaces/0': 'Team' does not match"),
         (["tls.secretName=mine", "tls.clientNamespaces[0]=team"], "with tls.secretName the authority is yours"),

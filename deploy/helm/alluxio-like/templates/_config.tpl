@@ -28,7 +28,21 @@
 {{- end -}}
 {{- $fuse := dict "mountpoint" (include "al.mountPoint" .) "path" .Values.fuse.path "give_up_s" 60 "client" (dict "token_file" $token) -}}
 {{- $ours := dict "common" $common "master" $master "worker" $worker "client" $client "fuse" $fuse -}}
-{{- mustMergeOverwrite $ours (deepCopy .Values.config) | toToml -}}
+{{- $all := mustMergeOverwrite $ours (deepCopy .Values.config) -}}
+{{- include "al.makeWhole" $all -}}
+{{- $all | toToml -}}
+{{- end -}}
+
+{{/* Makes whole numbers of those that are: Helm reads all as fractions, and would write 67108864 as 6.7108864e+07. Renders nothing. */}}
+{{- define "al.makeWhole" -}}
+{{- $map := . -}}
+{{- range $key, $value := $map -}}
+{{- if kindIs "map" $value -}}
+{{- include "al.makeWhole" $value -}}
+{{- else if and (kindIs "float64" $value) (eq (toJson $value) (toJson (floor $value))) -}}
+{{- $_ := set $map $key (int64 $value) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* The mounts that are declared, as `alluxio-like mount --from` reads them. */}}
@@ -37,7 +51,7 @@
 {{- range .Values.mounts -}}
 {{- $options := dict -}}
 {{- range $name, $value := .options | default dict -}}
-{{- $_ := set $options $name (toString $value) -}}
+{{- $_ := set $options $name (kindIs "string" $value | ternary $value (toJson $value)) -}}
 {{- end -}}
 {{- range $name, $reference := .secretOptions | default dict -}}
 {{- $_ := set $options $name (printf "file:/var/run/secrets/alluxio-like/stores/%s/%s" $reference.secret $reference.key) -}}

@@ -26,13 +26,17 @@ app.kubernetes.io/component: {{ . }}
 {{- define "al.labels" -}}
 {{- $top := index . 0 -}}
 {{ include "al.selector" . }}
-app.kubernetes.io/version: {{ $top.Values.image.tag | default $top.Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ $top.Values.image.tag | default $top.Chart.AppVersion | trunc 63 | trimAll "._-" | quote }}
 app.kubernetes.io/managed-by: {{ $top.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version }}
 {{- end -}}
 
 {{- define "al.image" -}}
+{{- with .Values.image.digest -}}
+{{ $.Values.image.repository }}@{{ . }}
+{{- else -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
 {{- end -}}
 
 {{- define "al.serviceAccount" -}}
@@ -128,7 +132,7 @@ seccompProfile: {type: RuntimeDefault}
 httpGet: {path: /healthz, port: http, scheme: {{ .Values.tls.enabled | ternary "HTTPS" "HTTP" }}}
 {{- end -}}
 
-{{/* The Secrets that mounts name, as a JSON list. */}}
+{{/* The Secrets that mounts name, as a JSON list. Their volumes are numbered, since a Secret may have a name that no volume may have. */}}
 {{- define "al.storeSecrets" -}}
 {{- $names := list -}}
 {{- range .Values.mounts -}}
@@ -143,7 +147,7 @@ httpGet: {path: /healthz, port: http, scheme: {{ .Values.tls.enabled | ternary "
 {{- range $number, $name := include "al.storeSecrets" . | fromJsonArray }}
 {{- if $number }}
 {{ end -}}
-- {name: store-{{ $name | trunc 50 }}, mountPath: /var/run/secrets/alluxio-like/stores/{{ $name }}, readOnly: true}
+- {name: store-{{ $number }}, mountPath: /var/run/secrets/alluxio-like/stores/{{ $name }}, readOnly: true}
 {{- end }}
 {{- end -}}
 
@@ -151,7 +155,7 @@ httpGet: {path: /healthz, port: http, scheme: {{ .Values.tls.enabled | ternary "
 {{- range $number, $name := include "al.storeSecrets" . | fromJsonArray }}
 {{- if $number }}
 {{ end -}}
-- name: store-{{ $name | trunc 50 }}
+- name: store-{{ $number }}
   secret: {secretName: {{ $name }}, defaultMode: 0400}
 {{- end }}
 {{- end -}}
