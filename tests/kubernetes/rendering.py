@@ -3,7 +3,9 @@
 import functools
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,18 @@ def render_text(
     options += ["--dry-run=server", f"--kube-apiserver={cluster}"] if cluster else []
     version = version or list_versions()[-1]
     return run_helm("template", name, str(CHART), f"--namespace={namespace}", f"--kube-version={version}", *options)
+
+
+def render_notes(*values: Path, settings: Sequence[str] = (), namespace: str = "storage") -> str:
+    """What `helm install al` says at its end."""
+    options = [f"--values={file}" for file in values] + [f"--set={setting}" for setting in settings]
+    with tempfile.TemporaryDirectory() as made:
+        # `helm template` leaves the notes out, and `helm install` wants a cluster: so in a copy they are an object as all others.
+        chart = shutil.copytree(CHART, Path(made, "chart"))
+        (chart / "templates/NOTES.txt").rename(chart / "notes")
+        (chart / "templates/notes.yaml").write_text('said:\n  {{- tpl (.Files.Get "notes") . | toYaml | nindent 2 }}\n')
+        common = [f"--namespace={namespace}", f"--kube-version={list_versions()[-1]}", "--show-only=templates/notes.yaml"]
+        return str(yaml.safe_load(run_helm("template", "al", str(chart), *common, *options))["said"])
 
 
 def parse(text: str) -> list[dict[str, Any]]:

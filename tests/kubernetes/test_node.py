@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.timeout(300)]
 
 MOUNTS = "/var/lib/alluxio-like/mnt"
 CAPABILITIES = {"DAC_OVERRIDE": 1, "SYS_PTRACE": 19, "SYS_ADMIN": 21}
-SECRETS = "/var/run/secrets/alluxio-like/stores/s3"
+TOKEN = "token-of-the-cluster-4711-0815-4242-2357"
 
 READER = """
 import hashlib, json, os, sys, time
@@ -108,6 +108,7 @@ class World:
         self.cluster, self.settings, self.digests = cluster, settings, digests
         self.store, self.bucket = store, bucket
         self.trainings: list[Training] = []
+        self.secrets = (store.secret_key, TOKEN)
 
     def render(self, *settings: str) -> list[Object]:
         return render(VALUES.parent / "node.yaml", settings=[*self.settings, *settings], namespace=self.cluster.namespace)
@@ -175,7 +176,7 @@ def world(s3_server: S3Server) -> Iterator[World]:
         start_cluster(Path(made), 2) as cluster,
         cluster.network.forwarded(port) as forwarded,
     ):
-        keys = {"access": s3_server.access_key, "secret": s3_server.secret_key, "token": "a" * 40}
+        keys = {"access": s3_server.access_key, "secret": s3_server.secret_key, "token": TOKEN}
         encoded = {name: base64.b64encode(key.encode()).decode() for name, key in keys.items()}
         cluster.objects.secrets["s3"] = {"data": encoded}
         cluster.objects.secrets["token"] = {"data": {"token": encoded["token"]}}
@@ -239,6 +240,15 @@ def test_users_and_capabilities_are_those_of_the_chart(world: World) -> None:
         .enter("stat", "-c", "%U:%g %a", "/etc/alluxio-like/token/token")
     )
     assert token.stdout.split() == ["root:10001", "440"]
+
+
+def test_secrets_are_in_no_argument(world: World) -> None:
+    for pod in world.cluster.list_pods():
+        for container in pod.containers.values():
+            for pid in container.list_pids():
+                with contextlib.suppress(OSError):  # one of a probe has ended
+                    said = Path(f"/proc/{pid}/cmdline").read_text() + Path(f"/proc/{pid}/environ").read_text()
+                    assert not [secret for secret in world.secrets if secret in said], (pod.name, pid)
 
 
 def test_the_kernel_reads_cache_files_by_itself(world: World) -> None:
@@ -383,3 +393,13 @@ def test_uninstall_leaves_nothing(world: World) -> None:
     pod.join()
     assert node.space.list_processes() == []
     assert [str(file) for file in Path(f"{node.space.files}/run").rglob("*") if not file.is_dir()] == []
+
+
+def test_secrets_are_in_no_log(world: World) -> None:
+    """Of all that has run here."""
+    logs = [file for node in world.cluster.nodes for file in (node.directory / "logs").iterdir()]
+    for component in ("master", "worker", "fuse", "holder", "mounts", "preload-imagenet", "warm", "training"):
+        assert any(file.stem.endswith(f"-{component}") for file in logs), component
+    for file in logs:
+        text = file.read_text(errors="replace")
+        assert not [secret for secret in world.secrets if secret in text], file.name

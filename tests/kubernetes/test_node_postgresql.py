@@ -134,11 +134,11 @@ def test_a_database_that_goes_away_and_comes_back(cluster: Cluster, reader: Pod,
     wait_reads(reader)
     postgresql_server.start()
     master = cluster.get_pod("master")
-    token = "ALLUXIO_LIKE_TOKEN_FILE=/etc/alluxio-like/token/token"
     said = []
 
     def mount() -> bool:
-        done = master.containers["master"].enter("env", token, "alluxio-like", "mount", "/again", f"file://{STORE}", check=False)
+        """As the chart's notes say that it is done by hand."""
+        done = master.containers["master"].enter("alluxio-like", "mount", "/again", f"file://{STORE}", check=False)
         said.append(done.stderr)
         return done.returncode == 0
 

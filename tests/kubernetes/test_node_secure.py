@@ -48,12 +48,12 @@ while True:
 
 
 class Tenant:
-    """A pod with a volume of CSI, that reads one file over and over."""
+    """A pod with a volume, that reads one file over and over."""
 
-    def __init__(self, cluster: Cluster, volume: Object, namespace: str = "team-a") -> None:
+    def __init__(self, cluster: Cluster, volume: Object, namespace: str = "team-a", *, path: str = FILE, **mount: str) -> None:
         digest = hashlib.sha256((STORE / FILE).read_bytes()).hexdigest()
-        command = ["python3", "-c", READER, f"/volume/{FILE}", digest]
-        mount = {"name": "data", "mountPath": "/volume"}
+        command = ["python3", "-c", READER, f"/volume/{path}", digest]
+        mount |= {"name": "data", "mountPath": "/volume"}
         security = {"runAsUser": 1234, "runAsGroup": 1234, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
         container = {"name": "reader", "image": "any", "command": command, "volumeMounts": [mount], "securityContext": security}
         spec = {"containers": [container], "volumes": [{"name": "data", **volume}], "terminationGracePeriodSeconds": 1}
@@ -191,6 +191,27 @@ def test_volumes_go_with_their_pods(cluster: Cluster, tenants: list[Tenant]) -> 
     assert node.space.list_mounts() == [f"{node.space.files}/var/lib/alluxio-like/mnt/data"]
     pods = Path(f"{node.space.files}/var/lib/kubelet/pods")
     assert [path.name for path in pods.rglob("mount")] == []
+
+
+def test_a_pod_that_lives_through_a_new_mount_sees_that(cluster: Cluster) -> None:
+    """All that keeps and serves the mount is killed at once. It may fail to read meanwhile, and is not started again."""
+    volume = {"hostPath": {"path": "/var/lib/alluxio-like/mnt", "type": "DirectoryOrCreate"}}
+    path = f"data/team-a/licenses/{FILE}"
+    tenant = Tenant(cluster, volume, path=path, mountPropagation="HostToContainer")
+    tenant.wait_reads()
+    pods = [cluster.get_pod(component) for component in ("holder", "fuse")]
+    restarts = [pod.restarts for pod in pods]
+    for pod, component in zip(pods, ("holder", "fuse"), strict=True):
+        for pid in pod.containers[component].list_pids():
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: all(pod.restarts > count for pod, count in zip(pods, restarts, strict=True)), "both started again")
+    for component in ("holder", "fuse"):
+        cluster.wait_ready(component, 1)
+    begun = len(tenant.said)
+    wait_until(lambda: "right" in " ".join(tenant.said[begun:]), lambda: f"the new mount: {tenant.said[-3:]}")
+    assert not [line for line in tenant.said if line.startswith("WRONG")]
+    assert tenant.pod.restarts == 0
+    tenant.end()
 
 
 def test_uninstall_leaves_nothing(cluster: Cluster) -> None:
