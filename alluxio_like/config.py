@@ -151,6 +151,9 @@ class ClientConfig(_Frozen):
     io_timeout_s: float = Field(30.0, gt=0, description="longest that a call takes before it fails with a clear error")
     readahead_max_bytes: int = Field(128 << 20, description="furthest that one reader's sequential reads run ahead")
     buffer_bytes: int = Field(256 << 20, description="memory for bytes in flight, of the whole process")
+    master_wait_s: float = Field(
+        10.0, ge=0, description="how long a command waits for a master that does not answer, such as one that is starting anew"
+    )
     use_local_cache: bool = Field(True, description="read cache files of workers on this machine directly")
     strict: bool = Field(
         False, description="names: fail with ETIMEDOUT rather than answer from memory while the master cannot be asked"

@@ -44,7 +44,11 @@ if TYPE_CHECKING:
     from alluxio_like.client import Client
     from alluxio_like.rpc.messages import CacheStatus, Job, JobProblem
 
-app = make_app("Warm data before it is used, and see and steer what is cached.")
+app = make_app(
+    """Warm data before it is used, and see and steer what is cached.
+
+A master that does not answer, such as one that is being replaced, is waited for: 10 s, or ALLUXIO_LIKE_MASTER_WAIT_S."""
+)
 
 AWAY_LIMIT_S = 300.0
 """How long a watching command waits for a master that went away; the job outlives both."""

@@ -4,11 +4,13 @@ Owns the shape of the command line (0 done, 1 failed, 2 wrong usage; --json prin
 one line on standard error). Does not talk to services. A command is one process with one thread of control.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from enum import Enum
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from alluxio_like.errors import AlluxioLikeError, InvalidArgument, Unavailable
+from alluxio_like.errors import AlluxioLikeError, InvalidArgument, Unavailable, Untrusted
 
 if TYPE_CHECKING:
     from alluxio_like.client import Client
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 3.0
-"""A guess: a command says that there is no master after so long."""
-WAIT_S = 0.5
+"""A guess: one try to connect takes so long at most."""
+WAIT_S = 0.2
 """Between two tries, where a master is waited for."""
+SILENT_S = 1.0
+"""So long a wait is not worth a line."""
 
 MasterOption = Annotated[
     str,
@@ -118,13 +122,13 @@ def load_client_config(master: str = "") -> "ClientConfig":
 
 
 @contextlib.asynccontextmanager
-async def open_client(master: str, *paths: str, deadline: float = 0.0) -> AsyncIterator["Client"]:
-    """A client of the master that `master` names or that is found (finding.py). Raises Unavailable if nobody is there: soon, or
-    where there is a `deadline` (on the monotonic clock) after that.
-    """
-    import asyncio
-    import time
+async def open_client(master: str, *paths: str, deadline: float | None = None) -> AsyncIterator["Client"]:
+    """A client of the master that `master` names or that is found (finding.py).
 
+    A master that does not answer may be starting anew: it is waited for until `deadline` (on the monotonic clock; None: for
+    `master_wait_s` of the settings). Where it goes away later the client's calls wait by themselves. Raises Unavailable if nobody
+    came.
+    """
     from alluxio_like.cli.finding import find_master, lookup_token_file
     from alluxio_like.client import Client
     from alluxio_like.metrics import split_address
@@ -136,23 +140,58 @@ async def open_client(master: str, *paths: str, deadline: float = 0.0) -> AsyncI
     if config.token_file is None:
         config = config.model_copy(update={"token_file": lookup_token_file(config.master)})
     host, port = split_address(config.master)
-    while True:
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, writer = await asyncio.open_connection(host, port)
-            writer.close()
-            break
-        except (OSError, TimeoutError):
-            if time.monotonic() >= deadline:
-                raise Unavailable(
-                    f"no master answers at {config.master} ({why}): start one with 'alluxio-like up' or give --master HOST:PORT"
-                ) from None
-            await asyncio.sleep(WAIT_S)
+    if deadline is None:
+        deadline = time.monotonic() + config.master_wait_s
+    if not await _wait_listening(host, port, deadline, lambda: _say_waiting(config.master)):
+        raise Unavailable(
+            f"no master answers at {config.master} ({why}): start one with 'alluxio-like up' or give --master HOST:PORT"
+        )
     client = Client.open(config)
+    telling = asyncio.create_task(_tell_away(client, config.master), name="tell that the master is away")
     try:
         yield client
+    except Unavailable as error:
+        if client.master_away_s and not isinstance(error, Untrusted):
+            raise Unavailable(
+                f"the master at {config.master} went away, and was not back in {config.io_timeout_s:g} s: "
+                "see its log, and repeat the command when it is there again"
+            ) from error
+        raise
     finally:
+        telling.cancel()
         await client.close()
+
+
+async def _tell_away(client: "Client", address: str) -> None:
+    """Say once that the master is waited for, where it goes away under a command."""
+    while client.master_away_s < SILENT_S:
+        await asyncio.sleep(SILENT_S / 4)
+    _say_waiting(address)
+
+
+async def _wait_listening(host: str, port: int, deadline: float, say: Callable[[], object]) -> bool:
+    """Whether somebody listens there, now or until `deadline`; `say` is called once if that takes a while."""
+    saying = asyncio.get_running_loop().call_later(SILENT_S, say)
+    patience_s = CONNECT_TIMEOUT_S
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(patience_s):
+                    _, writer = await asyncio.open_connection(host, port)
+                writer.close()
+                return True
+            except (OSError, TimeoutError):
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    return False
+                await asyncio.sleep(min(WAIT_S, left_s))
+                patience_s = min(CONNECT_TIMEOUT_S, max(deadline - time.monotonic(), WAIT_S))
+    finally:
+        saying.cancel()
+
+
+def _say_waiting(address: str) -> None:
+    print(f"waiting for the master at {address}", file=sys.stderr, flush=True)
 
 
 async def to_known_path(client: "Client", path: str) -> str:

@@ -194,7 +194,7 @@ def _ask_cluster(master: str) -> tuple["Report | None", Check]:
     """The cluster's report, if there is a cluster."""
 
     async def ask() -> "Report":
-        async with open_client(master) as client:
+        async with open_client(master, deadline=0.0) as client:
             return await client.report()
 
     try:

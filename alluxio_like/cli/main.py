@@ -18,7 +18,9 @@ app = make_app(
 The first minute:
   alluxio-like up s3://bucket/prefix /mnt/data     mount a bucket here
   cache load /mnt/data                             warm all of it
-  alluxio-like report                              see what there is"""
+  alluxio-like report                              see what there is
+
+A master that does not answer, such as one that is being replaced, is waited for: 10 s, or ALLUXIO_LIKE_MASTER_WAIT_S."""
 )
 
 

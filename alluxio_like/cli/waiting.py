@@ -18,7 +18,10 @@ from alluxio_like.errors import TimedOut
 from alluxio_like.fuse import mountinfo, mountpoint
 
 WaitOption = Annotated[
-    str, typer.Option("--wait", metavar="TIME", help="Wait so long for what is not there yet, such as the master: 10m.")
+    str,
+    typer.Option(
+        "--wait", metavar="TIME", help="Wait so long for what is not there yet: 10m. Without it, 10 s, and for the master alone."
+    ),
 ]
 MountedOption = Annotated[
     str,
@@ -30,15 +33,15 @@ _ANSWER_S = 5.0
 """What a live mount takes at most to say how full it is. A guess."""
 
 
-def get_deadline(wait: str) -> float:
-    """When waiting ends, on the monotonic clock. Raises InvalidArgument."""
-    return time.monotonic() + (parse_duration(wait) if wait else 0.0)
+def get_deadline(wait: str) -> float | None:
+    """When waiting ends, on the monotonic clock; None: nothing was said. Raises InvalidArgument."""
+    return time.monotonic() + parse_duration(wait) if wait else None
 
 
-async def wait_mounted(place: str, deadline: float) -> None:
+async def wait_mounted(place: str, deadline: float | None) -> None:
     """Wait until a directory is on a mount of ours that answers. Raises TimedOut with what is in the way."""
     while why_not := _find_fault(place):
-        if time.monotonic() >= deadline:
+        if deadline is None or time.monotonic() >= deadline:
             raise TimedOut(f"{why_not}: is the daemon of this machine running, and its mount passed on to here?", subject=place)
         await asyncio.sleep(_LOOK_S)
 

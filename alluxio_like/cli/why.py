@@ -149,7 +149,7 @@ async def _gather_facts(mount: LocalMount, books: dict[str, Any], files: list[di
     facts = Facts(mountpoint=mount.mountpoint, why_not=tuple(books.get("why_not", ())), host=os.uname().nodename)
     waited = [file for file in files if sum(file["waits_s"].values()) > 0]
     try:
-        async with open_client(master, mount.mountpoint) as client:
+        async with open_client(master, mount.mountpoint, deadline=0.0) as client:
             report = await client.report()
             tops = {one.mount_id: one.path for one in report.mounts}
             # Where the worst files lie: not all of the job's, but their directory is what would be loaded.

@@ -157,6 +157,11 @@ class Client:
         await self._cluster.close()
         await self._channel.close()
 
+    @property
+    def master_away_s(self) -> float:
+        """For how long calls have not reached the master and are tried again; 0: it answers, as far as is known."""
+        return self._channel.away_s
+
     # names
 
     async def lookup(self, parent: InodeId, name: str) -> LookupResult:

@@ -279,15 +279,6 @@ class JobRunner:
                 raise error
             await asyncio.sleep(0.1)
 
-    async def _wait_reports(self) -> None:
-        """After a start of the master: until the live workers have told what they hold, or the I/O timeout. What is cached
-        already, and what of the pinned bytes is the job's own, is known only then."""
-        deadline = self._s.clock.monotonic() + self._s.io_timeout_s
-        while self._s.clock.monotonic() < deadline:
-            if all(self._s.registry.block_map.has_reported(worker.worker_id) for worker in self._s.registry.get_live()):
-                return
-            await asyncio.sleep(0.05)
-
     def _make_walker(self) -> Walker:
         survey = self._s.surveyor.begin(self.record.created_ns)
         return Walker(self._s.meta, self._s.lister, self._targets, matches=self._matches, survey=survey)
@@ -295,7 +286,8 @@ class JobRunner:
     async def _count(self) -> None:  # noqa: PLR0915
         """Walk all, sum up, and decide whether the job may go on."""
         record, spec = self.record, self.record.spec
-        await self._wait_reports()
+        # What is cached already, and what of the pinned bytes is the job's own, is known only then.
+        await self._s.registry.wait_reports(self._s.io_timeout_s)
         workers = await self._wait_workers()
         if spec.replicas > len(workers):
             raise _RefusedError(f"{spec.replicas} replicas need as many workers; {len(workers)} would take part")

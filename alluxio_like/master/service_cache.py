@@ -63,6 +63,11 @@ MOST_DETAILS = 256
 """Workers of which a report has details: it is to fit one message."""
 
 
+REPORTS_WAIT_S = 10.0
+"""How long who asks for what is cached, or has it dropped, waits after a start for workers to tell of it. A guess: as long as
+commands wait for the master itself. What nobody told of by then counts as not there."""
+
+
 class _Summary:
     """Adds up what is cached of files."""
 
@@ -205,6 +210,7 @@ class CacheService:
 
     async def get_cache_status(self, path: str) -> CacheStatus:
         entry = await self._get_known(path)
+        await self._registry.wait_reports(REPORTS_WAIT_S)
         if entry.attr.inode == ROOT_INODE:
             with self._meta.read() as txn:
                 totals = namespace.get_totals(txn)
@@ -265,6 +271,7 @@ class CacheService:
         # Idempotent by itself: what is gone is not freed again. What is pinned, the namespace knows: workers may have it from
         # before.
         entry = await self._get_known(path)
+        await self._registry.wait_reports(REPORTS_WAIT_S)
         files = freed = kept = 0
         async for _, held in self._iter_held(entry):
             kept += len({ref.file_id for mine in held.values() for ref in mine if ref.pinned and not force})

@@ -4,9 +4,10 @@ Owns the registry and its view (`Cluster`), the block map's feeding, and the rat
 identity in its cache directory. The registry is stored at joins and leaves, so that a master that comes back places files as
 before, while its workers have not yet registered again: each is taken for live until one timeout after the start.
 
-Single-threaded: used from the event loop alone; no method awaits, so each sees and leaves a consistent state.
+Single-threaded: used from the event loop alone; no method but `wait_reports` awaits, so each sees and leaves a consistent state.
 """
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -189,6 +190,15 @@ class WorkerRegistry:
                 raise errors.NotFound(f"no live worker is called {host}; there are: {names}", subject=host)
             chosen += [worker for worker in found if worker not in chosen]
         return chosen
+
+    async def wait_reports(self, timeout_s: float) -> None:
+        """After a start of the master: until the live workers have told what they hold, or the time is over."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while loop.time() < deadline:
+            if all(self.block_map.has_reported(worker.worker_id) for worker in self.get_live()):
+                return
+            await asyncio.sleep(0.05)
 
     def locate(self, file_id: FileId, size: int) -> list[Holding]:
         """Who holds blocks of a file now, by the reports; for live workers that have not yet reported since the start: what

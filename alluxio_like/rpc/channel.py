@@ -99,7 +99,9 @@ class RpcChannel:
         """Of certificates that were replaced, with calls under way."""
         self._closing: set[asyncio.Task[None]] = set()
         self.spoke = False
-        """Whether a call has ever been answered."""
+        """Whether a call has ever been answered, be it by an error."""
+        self._lost_s = 0.0
+        """When a call, after which none was answered, first did not reach the service; 0: it answers, as far as is known."""
         self._token = token
         self.lease = ""
         """Sent with every call: the session of the lease that is to cover its answer; empty: none."""
@@ -145,6 +147,20 @@ class RpcChannel:
         if self._refusal is not None:
             self._refusal.cancel()
         await asyncio.gather(*(one.close(grace_s) for one in links), *self._closing)
+
+    @property
+    def away_s(self) -> float:
+        """For how long no call has reached the service, while calls were made; 0: it answers, as far as is known."""
+        return time.monotonic() - self._lost_s if self._lost_s else 0.0
+
+    def note_answer(self) -> None:
+        """The service answered a call."""
+        self.spoke = True
+        self._lost_s = 0.0
+
+    def note_lost(self) -> None:
+        """A call did not reach it."""
+        self._lost_s = self._lost_s or time.monotonic()
 
     async def explain(self, error: Unavailable, target: str, within_s: float) -> Unavailable:
         """An error of a call that did not reach its service, or, where certificates are why, one that says so.
@@ -252,6 +268,8 @@ def open_channel(address: str, *, tls: TlsConfig | None = None, token: str = "")
 async def _describe(method: Method, failure: grpc.aio.AioRpcError, stop_at: float | None = None) -> AlluxioLikeError:
     """The error that a failed call stands for."""
     error = method.to_error(failure)
+    if status.has_detail(failure):
+        method.channel.note_answer()
     if isinstance(error, Unavailable) and not status.has_detail(failure):
         within_s = TRY_S if stop_at is None else max(stop_at - time.monotonic(), 0.001)
         return await method.channel.explain(error, method.target, within_s)
@@ -275,12 +293,12 @@ async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat_s
         local = method.channel.find_local(method.stub, method.name)
         if local is not None:
             reply = await local[0].call(local[1], request, metadata, timeout, method.target)
-            method.channel.spoke = True
+            method.channel.note_answer()
             return reply
         with method.channel.use(method.stub, method.name) as rpc:
             try:
                 reply = await rpc(request() if callable(request) else request, timeout=timeout, metadata=metadata)
-                method.channel.spoke = True
+                method.channel.note_answer()
                 return reply
             except grpc.aio.AioRpcError as failure:
                 _check_cancelled(cancels)
@@ -292,6 +310,8 @@ async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat_s
                 del rpc
         # Outside of the except clause and without its locals: an error that somebody keeps must not keep gRPC's objects alive.
         error = await _describe(method, failed, stop_at) if failed is not None else method.make_closed()
+        if failed is not None and isinstance(error, Unavailable) and not status.has_detail(failed):
+            method.channel.note_lost()
         del failed
         raise error
 
@@ -327,7 +347,7 @@ async def call_stream(
         del rpc
         try:
             async for reply in call:
-                method.channel.spoke = True
+                method.channel.note_answer()
                 yield reply if convert is None else convert(reply)
         except grpc.aio.AioRpcError as failure:
             _check_cancelled(cancels)

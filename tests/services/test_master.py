@@ -561,6 +561,44 @@ async def test_after_a_restart_locations_come_from_placement_until_workers_repor
         await cluster.close()
 
 
+@pytest.mark.parametrize("asked", ["status", "free"])
+async def test_after_a_restart_workers_are_heard_before_it_is_said_what_is_cached(
+    tmp_path: Path, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(tmp_path / "home", worker_timeout_s=120.0)
+    await cluster.start()
+    store = await cluster.add_store()
+    for number in range(20):
+        store.put(f"d/{number}", b"x" * 1000)
+    worker = await cluster.add_worker("w1")
+    assert (await cluster.load("/data/d")).state.name == "DONE"
+    await worker.kill()
+    await cluster.stop_master()
+    await cluster.start()
+    worker._master = cluster.stub
+    worker.report_gate.clear()
+    starting = asyncio.create_task(worker.start())
+    registry = cluster.master.registry
+    wait = registry.wait_reports
+
+    async def note_waiting(timeout_s: float) -> None:
+        worker.report_gate.set()
+        await wait(60)
+
+    monkeypatch.setattr(registry, "wait_reports", note_waiting)
+    try:
+        await wait_until(lambda: worker.reporting, "the report to begin")
+        if asked == "status":
+            assert (await cluster.stub.get_cache_status("/data/d")).cached_files == 20
+        else:
+            assert (await cluster.stub.free("/data/d")).files == 20
+            assert not worker.cached
+        await starting
+    finally:
+        starting.cancel()
+        await cluster.close()
+
+
 async def test_throttles_become_shares_of_one_rate(cluster: Cluster) -> None:
     workers = [await cluster.add_worker(f"w{number}") for number in range(2)]
     workers[0].throttles.append(Throttle("s3://bucket", 3, 100.0))

@@ -100,6 +100,7 @@ async def test_a_service_that_is_not_there_is_unavailable_within_the_time() -> N
     channel = open_channel("127.0.0.1:1")
     with pytest.raises(errors.Unavailable, match=r"the master at 127\.0\.0\.1:1 cannot be reached"):
         await asyncio.wait_for(MasterStub(channel, timeout_s=1.0).stat_fs(), 60)
+    assert channel.away_s > 0
     await channel.close()
 
 
@@ -127,10 +128,22 @@ async def test_a_call_goes_on_when_the_service_is_back() -> None:
     bind = f"127.0.0.1:{find_ports(1)[0]}"
     channel = open_channel(bind)
     waiting = asyncio.create_task(MasterStub(channel, timeout_s=60).stat_fs())
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(60):
+        while not channel.away_s:
+            await asyncio.sleep(0.01)
     async with serve(master=master, bind=bind):
         assert (await waiting).files == 0
+        assert not channel.away_s
         await channel.close()
+
+
+async def test_a_service_that_says_that_it_cannot_is_not_away() -> None:
+    master = FakeMaster()
+    master.fail = [errors.Unavailable("no worker is live")] * 1000
+    async with serve(master=master) as server, connected(server, token=TOKEN) as channel:
+        with pytest.raises(errors.Unavailable, match="no worker"):
+            await MasterStub(channel, timeout_s=1.0).mount(MountSpec("/data", "s3://b"))
+        assert not channel.away_s
 
 
 async def test_a_deadline_ends_the_call_on_both_sides() -> None:

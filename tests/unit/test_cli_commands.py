@@ -49,6 +49,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ALLUXIO_LIKE_RUN_DIR", str(tmp_path))
+    # Where there is no master none will come.
+    monkeypatch.setenv("ALLUXIO_LIKE_MASTER_WAIT_S", "0")
     handlers, hook = list(logging.getLogger().handlers), sys.excepthook
     yield Run(monkeypatch, capsys)
     logging.getLogger().handlers[:] = handlers
