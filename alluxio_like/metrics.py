@@ -193,6 +193,9 @@ class Metrics:
         self.lease_sessions = self._gauge("lease_sessions", "Clients that hold a lease.")
         self.lease_directories = self._gauge("lease_directories", "Directories that some client's lease covers.")
         self.lease_recalls = self._counter("lease_recalls_total", "Recalls given out, counted once for each client told.")
+        self.leases_succeeded = self._counter(
+            "leases_succeeded_total", "Leases of killed FUSE daemons that the daemon after them ended, before they had run out."
+        )
         self.namespace_unpersisted_files = self._gauge(
             "namespace_unpersisted_files", "Files of the namespace whose content no store has yet."
         )

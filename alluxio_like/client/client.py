@@ -272,13 +272,17 @@ class Client:
             return page
         return self._names.keep_page(inode, cursor, page, begun)
 
-    def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None] | None] | None = None) -> None:
+    def watch(
+        self, listener: Callable[[Sequence[Recall]], Awaitable[None] | None] | None = None, succeeds: Sequence[str] = ()
+    ) -> str:
         """Hold a lease from now on: names are remembered for long, and what changes is told. Call it on the event loop, once.
+        What the lease is known by.
 
         `listener` hears what is not so any more, after it was forgotten here; when what it returns is done, the master is told
-        that this client knows. It must not raise.
+        that this client knows. It must not raise. `succeeds`: see LeaseKeeper.start.
         """
-        self._keeper.start(listener)
+        self._keeper.start(listener, succeeds)
+        return self._keeper.lease_id
 
     def open_locks(self, holder: str) -> Locks:
         """Locks of files for a mount that is named so; the client must hold a lease (`watch`). Once."""

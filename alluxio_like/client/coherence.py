@@ -4,6 +4,9 @@ Owns the stream, the lease's time and the order of things: a recall is applied b
 knows nothing of our lease (it was started anew, or we were cut off for longer than the lease), everything is forgotten before
 anything is covered again. What is remembered is metadata.py's.
 
+A client that takes the place of others that are no more has the master end their leases, which would run out unused otherwise.
+It says so only once its listener knows that all is to be asked for again, whoever told it, and once locks are this client's.
+
 The lease counts from when the message was sent that renewed it, on a clock that goes on while the machine sleeps; so it runs
 out here before it does at the master. Rule of concurrency: one event loop; the tasks here are the only ones that change the
 state.
@@ -68,7 +71,8 @@ class LeaseKeeper:
         self._strict = strict
         self._now = now
         self._stub = CoherenceStub(channel)
-        self._session_id = uuid.uuid4().hex
+        self.lease_id = uuid.uuid4().hex
+        """What the master knows this lease by, for as long as we live."""
         self._run = 0
         self._sessions = 0
         """How often the lease began anew; sequence numbers begin with it."""
@@ -83,18 +87,23 @@ class LeaseKeeper:
         self._sent_s: dict[int, float] = {}
         self._telling: asyncio.Queue[tuple[int, asyncio.Future[None] | None]] = asyncio.Queue()
         self._told: set[asyncio.Future[None]] = set()
-        self.on_begun: Callable[[], object] = lambda: None
-        """Called when the lease has begun, or begun anew; does not wait."""
+        self._succeeds: tuple[str, ...] = ()
+        self._succeeded_until_s: float | None = None
+        """Until when the leases of `_succeeds` may be ended, and are not known to be; None: they may not yet."""
+        self.on_begun: Callable[[], asyncio.Future[None] | None] = lambda: None
+        """Called when the lease has begun, or begun anew; what follows from that goes on in what it returns."""
 
     def is_live(self) -> bool:
         """Whether the lease covers what is remembered."""
         return self._now() < self._expires_s
 
-    def start(self, listener: Listener | None) -> None:
-        """Begin; once, on the event loop."""
+    def start(self, listener: Listener | None, succeeds: Sequence[str] = ()) -> None:
+        """Begin; once, on the event loop. `succeeds`: leases of clients that are no more and in whose place this one is; to be
+        given only where the listener, told that everything is taken back, takes back what those were told, too."""
         if self._tasks:
             return
         self._listener = listener
+        self._succeeds = tuple(succeeds)
         self._tasks = [
             asyncio.create_task(self._keep(), name="lease"),
             asyncio.create_task(self._renew(), name="renew lease"),
@@ -181,24 +190,41 @@ class LeaseKeeper:
 
     def _take(self, reply: WatchReply, *, first: bool) -> None:
         begins = first and (reply.fresh or reply.run != self._run)
-        if begins:
-            self._begin(reply.run)
+        told = self._begin(reply.run) if begins else None
         sent_s = self._sent_s.get(reply.number)
         if sent_s is not None:
             self._expires_s = max(self._expires_s, sent_s + reply.lease_s * (1 - MARGIN))
             if first:
                 self._lease_s = reply.lease_s
             self._sent_s = {number: at for number, at in self._sent_s.items() if number > reply.number}
-            self._channel.lease = self._session_id
+            self._channel.lease = self.lease_id
             self._note_state()
         if reply.recalls:
             self._apply(reply.recalls, reply.sequence)
         self._note_epoch(reply.cluster_epoch)
         if begins:
-            self.on_begun()
+            attached = self.on_begun()
+            if self._succeeds and self._succeeded_until_s is None:
+                self._tasks.append(asyncio.create_task(self._succeed(told, attached), name="succeed leases"))
 
-    def _begin(self, run: int) -> None:
-        """The master knows nothing of what we were told before."""
+    async def _succeed(self, *waits: "asyncio.Future[None] | None") -> None:
+        """Nobody relies on what the clients before were told, once these are done: have their leases ended."""
+        session, left = self._sessions, [one for one in waits if one is not None]
+        if left:
+            await asyncio.wait(left)
+        if session != self._sessions or any(one.cancelled() or one.exception() is not None for one in left):
+            return
+        # Said with each message, for as long as those leases could last by themselves: one may be lost, or come too early.
+        self._succeeded_until_s = self._now() + self._lease_s
+        if self._outgoing is not None:
+            self._send()
+
+    def _list_succeeded(self) -> tuple[str, ...]:
+        until_s = self._succeeded_until_s
+        return () if until_s is None or self._now() >= until_s else self._succeeds
+
+    def _begin(self, run: int) -> "asyncio.Future[None] | None":
+        """The master knows nothing of what we were told before; done when the listener has taken it all back."""
         if self._run:
             _log.info("the lease begins anew: nothing of before is relied on")
         self._expires_s = float("-inf")
@@ -207,15 +233,16 @@ class LeaseKeeper:
         self._confirmed = 0
         while not self._telling.empty():
             self._telling.get_nowait()
-        self._apply((Recall(EVERYWHERE, all_names=True),), 0)
+        return self._apply((Recall(EVERYWHERE, all_names=True),), 0)
 
-    def _apply(self, recalls: Sequence[Recall], sequence: int) -> None:
+    def _apply(self, recalls: Sequence[Recall], sequence: int) -> "asyncio.Future[None] | None":
         self._forget(recalls)
         if self._metrics is not None:
             self._metrics.names_recalled.inc(len(recalls))
         telling = None if self._listener is None else self._listener(recalls)
         told = None if telling is None else self._keep_telling(telling)
         self._telling.put_nowait((sequence, told))
+        return told
 
     async def _confirm(self) -> None:
         """Say of each recall, in their order, that it is known here, once it is."""
@@ -244,10 +271,11 @@ class LeaseKeeper:
         self._number += 1
         # Before it is on its way: the lease ends a little too early rather than too late.
         self._sent_s[self._number] = self._now()
+        succeeded = self._list_succeeded()
         if hello:
-            outgoing.put_nowait(WatchMessage(self._number, self._confirmed, self._session_id, self._run))
+            outgoing.put_nowait(WatchMessage(self._number, self._confirmed, self.lease_id, self._run, succeeded=succeeded))
         else:
-            outgoing.put_nowait(WatchMessage(self._number, self._confirmed, bye=bye))
+            outgoing.put_nowait(WatchMessage(self._number, self._confirmed, bye=bye, succeeded=succeeded))
 
     def _note_state(self) -> None:
         live = self.is_live()

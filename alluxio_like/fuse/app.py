@@ -191,7 +191,7 @@ class Parts:
     description: str
     accounting: Accounting
     address: _Address
-    watch: Callable[[Callable[[Sequence[Recall]], Awaitable[None]]], None]
+    watch: Callable[[Callable[[Sequence[Recall]], Awaitable[None]], Sequence[str]], str]
     opener: Opener | None = None
     readers: Readers | None = None
     to_mount: "Pyfuse3Session | None" = None
@@ -400,7 +400,7 @@ async def _serve_mount(config: FuseConfig, made: Parts, place: Path, http: HttpS
             await asyncio.to_thread(mountpoint.tune, device, config.read_ahead_kb)
         if may_tell():
             made.notifier.start()
-        made.watch(operations.begin_recall)
+        made.watch(operations.begin_recall, ())
         write_ready_file(
             config, mountpoint=str(place), path=config.path, session=made.description, http_address=http.address if http else ""
         )

@@ -6,6 +6,11 @@ Runs on one event loop (uvloop).
 Leaving for a successor: no request is taken any more (`paused`), those under way are answered (`drained`), the process ends. So
 no request is lost and none is answered twice. The address of /metrics changes hands in the same moment; where it is not free yet,
 the successor serves the mount first and tries again.
+
+The lease at the master says what the kernel may rely on, and the kernel remembers on when a daemon has ended. So what was told
+under a lease is taken back before that ends: who leaves in good order does it himself, and gives his lease back then. Who is
+killed leaves both to the next one, which hears of the lease from the holder once the process is gone. (A kernel before 6.16
+cannot be told of all names at once: there the lease of one that was killed runs out by itself.)
 """
 
 import asyncio
@@ -25,6 +30,7 @@ from alluxio_like.fuse.app import (
     end_requests,
     get_root,
     make_kernel_parts,
+    may_tell,
     serve_http,
     unite_timeouts,
     wait_first,
@@ -35,6 +41,7 @@ from alluxio_like.fuse.device import Device
 from alluxio_like.fuse.held import Held, Serving
 from alluxio_like.fuse.ledger import Ledger
 from alluxio_like.metrics import HttpServer, Metrics
+from alluxio_like.types import EVERYWHERE, Recall
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +51,9 @@ _REVIVE_S = 5.0
 """How long it may take to know again what is being written, before anything is answered. A guess."""
 _PATIENCE_S = 10.0
 """How long writers have to come with a request, before what they had written is sealed for them. A guess."""
+_TAKE_BACK_S = 1.0
+"""What the kernel gets to hear what it is to ask for again, when a daemon leaves: a moment, unless a program waits there. A
+guess."""
 _HTTP_RETRY_S = 0.5
 _HTTP_TRIES = 120
 
@@ -133,6 +143,7 @@ class _Daemon:
         self._held = held
         self._serving = serving
         self._device = device
+        self._watching = False
         health = MountHealth(serving.place, parts.session)
         health.device = serving.number
         self.http = _Http(lambda: serve_http(config, metrics, health, parts))
@@ -154,7 +165,7 @@ class _Daemon:
             # What the daemon before has told the kernel nobody vouches for any more; `start` has all names asked for again.
             notifier.start()
             notifier.tell_inode(wire.ROOT_ID)
-            self._parts.watch(self._parts.operations.begin_recall)
+            self._watch()
             self._tell_serving()
             if not has_http:
                 self.http.open_later(self._tell_serving)
@@ -165,6 +176,8 @@ class _Daemon:
             if held.draining.is_set() and not held.stopping.is_set() and not gone:
                 await self._drain(task)
         finally:
+            if self._watching and not held.stopping.is_set() and not (gone and task.exception() is None):
+                await self._take_back(task)
             # What it waits for in the kernel is answered by whoever serves next, or ends with the mount.
             notifier.end()
             await end_requests(task, session)
@@ -175,6 +188,22 @@ class _Daemon:
             held.tell_gone()
         log.info("the mount is gone" if gone else "left the mount", extra={"generation": held.hello.generation})
         return 0
+
+    def _watch(self) -> None:
+        """Hold a lease, and have those ended of daemons that left none to end them."""
+        parts = self._parts
+        leases = self._serving.leases if parts.notifier.can_tell_all and may_tell() else ()
+        self._watching = True
+        # In one step: nothing is promised to anybody before the holder has been told.
+        self._held.tell_lease(parts.watch(parts.operations.begin_recall, leases))
+
+    async def _take_back(self, task: "asyncio.Task[None]") -> None:
+        """The mount stays, and our lease does not: have the kernel ask again for what we have told it."""
+        # Of what is answered later it would not know.
+        await _wait_any(task, timeout_s=_GRACE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TAKE_BACK_S):
+                await self._parts.operations.begin_recall([Recall(EVERYWHERE, all_names=True)])
 
     async def _try_http(self) -> bool:
         try:

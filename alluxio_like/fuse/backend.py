@@ -295,10 +295,13 @@ class Backend(Protocol):
         Quick."""
         ...
 
-    def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]]) -> None:
+    def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]], succeeds: Sequence[str] = ()) -> str:
         """Call `listener` with what is not so any more, from now on; what was answered before holds at most for its time.
 
         What is told is forgotten here before. When what the listener returns is done, those who changed it may rely on that.
+        It returns at once, before anything is promised: what this is known by, for a later backend's `succeeds`, which lists
+        backends that are no more. Nobody has to wait for those any longer, once this listener was told that nothing is so any
+        more.
         """
         ...
 

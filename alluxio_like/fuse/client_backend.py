@@ -101,8 +101,8 @@ class ClientBackend:
     def note_read(self, ref: FileRef, read_bytes: int) -> None:
         self._client.note_local_read(ref, read_bytes)
 
-    def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]]) -> None:
-        self._client.watch(listener)
+    def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]], succeeds: Sequence[str] = ()) -> str:
+        return self._client.watch(listener, succeeds)
 
     async def get_totals(self, inode: InodeId) -> Totals:
         totals, space = await self._client.measure(inode)

@@ -6,11 +6,13 @@ A holder outlives upgrades of the daemon, so this stays small: names are added, 
 Standard library only. A socket is one thread's.
 
     holder → daemon    hello    version, generation, config, resumed, planned, socket
-                       serve    handshake, place, device, restarts, resend; descriptors: the device, the ledger of backing ids
+                       serve    handshake, place, device, restarts, resend, leases: of daemons that have ended, by what `lease`
+                                said; descriptors: the device, the ledger of backing ids
                        drain    take no further request
                        stop     end, the mount goes
                        ping     number
     daemon → holder    ready    everything is prepared: requests could be served
+                       lease    id: of its lease at the master, before that begins
                        serving  facts; requests are being served
                        paused   no further request will be taken
                        drained  all that was taken is answered; the daemon ends

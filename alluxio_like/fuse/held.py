@@ -38,7 +38,8 @@ class Hello:
 @dataclass(frozen=True, slots=True)
 class Serving:
     """What to serve; the two descriptors are the caller's. `restarts`: how many daemons took over from one that died;
-    `resend`: ask for what the daemon before has left unanswered; `ledger_fd`: see ledger.py."""
+    `resend`: ask for what the daemon before has left unanswered; `ledger_fd`: see ledger.py; `leases`: of daemons before whose
+    processes are gone."""
 
     device_fd: int
     ledger_fd: int
@@ -47,6 +48,7 @@ class Serving:
     number: str
     restarts: int
     resend: bool
+    leases: tuple[str, ...] = ()
 
 
 class Held:
@@ -64,6 +66,7 @@ class Held:
         self._serve: tuple[dict[str, Any], list[int]] | None = None
         self._serving: Serving | None = None
         self._facts: dict[str, Any] | None = None
+        self._lease = ""
         self._told = asyncio.Event()
         self.draining = asyncio.Event()
         self.stopping = asyncio.Event()
@@ -114,8 +117,15 @@ class Held:
             str(message["device"]),
             int(message.get("restarts", 0)),
             bool(message["resend"]),
+            tuple(map(str, message.get("leases", ()))),
         )
         return self._serving
+
+    def tell_lease(self, lease: str) -> None:
+        """Say by what the master knows this daemon's lease, before that begins: who serves after us, if we are killed, has it
+        ended. (A holder of an earlier release does not keep it.)"""
+        self._lease = lease
+        self._tell("lease", id=lease)
 
     def tell_serving(self, **facts: Any) -> None:
         """Say that requests are being served; `facts` are what the ready file says of the mount."""
@@ -268,4 +278,5 @@ class Held:
             "config": self._hello.config,
             "since_ns": self._since_ns,
             "facts": self._facts or {},
+            "lease": self._lease,
         }

@@ -28,6 +28,9 @@ from alluxio_like.fuse.mountinfo import find_top_line
 from alluxio_like.fuse.refusing import Refuser
 
 _CONNECTION_TIMEOUT_S = 5.0
+_LEASES = 32
+"""Of daemons that have ended, handed on at most: more of them do not die while the first one's lease still lasts. A guess, and
+only a wait where it is wrong."""
 
 
 class Holder:
@@ -48,6 +51,8 @@ class Holder:
         self._leaks = Leaks()
         self._last_ledger = -1
         """Of the daemon that was the last to serve, alive or not."""
+        self._ended_leases: list[str] = []
+        """What the daemon that serves next may have ended; those whose process is gone, and no others."""
         self._refuser: Refuser | None = None
         self._standby = Standby()
         self._listener: socket.socket | None = None
@@ -158,6 +163,8 @@ class Holder:
         match message.get("kind"):
             case "ready":
                 self._do(self._core.ready(number, now))
+            case "lease":
+                child.lease = str(message.get("id", ""))
             case "serving":
                 child.facts = dict(message.get("facts") or {})
                 self._do(self._core.confirmed(number, now))
@@ -178,6 +185,8 @@ class Holder:
         self._remove(child.pidfd)
         self._remove(child.sock.fileno())
         del self._children[child.generation]
+        if child.lease:
+            self._ended_leases = [*self._ended_leases, child.lease][-_LEASES:]
         status, reason, killed = child.get_end()
         was_serving = self._core.serving == child.generation
         if self._device is not None and self._handshake.passthrough:
@@ -319,6 +328,7 @@ class Holder:
             device=self._device_number,
             restarts=self._core.restarts,
             resend=resend,
+            leases=self._ended_leases,
         )
         if self._handshake.resend:
             child.kept = clone
@@ -495,6 +505,7 @@ class Holder:
         child = Child(int(message["generation"]), pid, os.pidfd_open(pid), sock, ledger_fd, is_child=False)
         child.facts = dict(message.get("facts") or {})
         child.since_ns = int(message.get("since_ns", 0))
+        child.lease = str(message.get("lease", ""))
         theirs = Device(device_fd)
         self._handshake = Handshake.from_facts(message["handshake"])
         self._device = theirs.clone()

@@ -84,7 +84,8 @@ class Plan(NamedTuple):
 
 class Child:
     """A daemon's process; generation 0 before it has one. `kept`: a copy of its descriptor, which keeps the requests that it
-    leaves unanswered; `since_ns`: when what keeps it going was started, of one that came by itself."""
+    leaves unanswered; `since_ns`: when what keeps it going was started, of one that came by itself; `lease`: what its lease at
+    the master is known by, once it has said so."""
 
     def __init__(self, generation: int, pid: int, pidfd: int, sock: socket.socket, ledger_fd: int, *, is_child: bool) -> None:
         self.generation = generation
@@ -97,6 +98,7 @@ class Child:
         self.reason = ""
         self.facts: dict[str, Any] = {}
         self.since_ns = 0
+        self.lease = ""
 
     def send(self, kind: str, fds: Iterable[int] = (), **details: Any) -> None:
         """Tell it something; where it does not listen any more, its end shows that soon."""

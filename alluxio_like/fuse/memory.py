@@ -349,8 +349,9 @@ class MemoryBackend:
         self.open_readers += 1
         return MemoryReader(self, self.get_node(entry.attr.inode))
 
-    def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]]) -> None:
+    def watch(self, listener: Callable[[Sequence[Recall]], Awaitable[None]], succeeds: Sequence[str] = ()) -> str:
         self.listener = listener
+        return ""
 
     async def get_totals(self, inode: InodeId) -> Totals:
         await self._enter("get_totals")

@@ -4,6 +4,11 @@ Owns the streams of clients, the waiting for confirmations, and what a change of
 is master/core/leases.py. Answers are covered (`grant`) in the same step in which they are read, and a change is told (`tell`,
 `invalidate`) after its transaction has committed: whoever was told the old state is among the holders then.
 
+A client may say of others that it has taken their place (WatchRequest.succeeded): their leases end then as if they had run out.
+It says so once nothing is relied on that they were told (client/coherence.py), and a stranger cannot: an id has 122 random bits,
+and is known to its client, to us, and to workers that seal for it. The session of a client that is there, with a stream, goes on,
+whoever says what; the stream of a process that was killed ends with it, or the same is said again with the next renewal.
+
 Rule of concurrency: event loop alone; no method but `watch` and `invalidate` awaits.
 """
 
@@ -191,6 +196,17 @@ class Coherence:
         if left_s is not None:
             stream.number, stream.lease_s = message.number, left_s
             stream.change.set()
+            self._end_succeeded(message.succeeded)
+
+    def _end_succeeded(self, session_ids: Iterable[str]) -> None:
+        """Clients whose place another one has taken rely on nothing any more: what waits for them goes on."""
+        for session_id in session_ids:
+            session = None if session_id in self._streams else self._table.lookup(session_id)
+            if session is not None:
+                self._table.end(session)
+                self._metrics.leases_succeeded.inc()
+                log.info("a client's lease was ended by who took its place", extra={"session": session_id})
+                self._advance()
 
     def _make_reply(self, stream: _Stream) -> WatchReply | None:
         """What is to be said now, if anything."""

@@ -39,7 +39,7 @@ class _Coherence:
     ) -> AsyncGenerator[coherence_pb2.WatchReply]:
         async def messages() -> AsyncIterator[WatchMessage]:
             async for one in requests:
-                yield WatchMessage(one.number, one.confirmed, one.session_id, one.run, one.bye)
+                yield WatchMessage(one.number, one.confirmed, one.session_id, one.run, one.bye, tuple(one.succeeded))
 
         replies = self._handler.watch(messages())
         async with closing(replies):
@@ -61,7 +61,12 @@ class CoherenceStub:
         async def requests() -> AsyncIterator[coherence_pb2.WatchRequest]:
             async for one in messages:
                 yield coherence_pb2.WatchRequest(
-                    session_id=one.session_id, run=one.run, number=one.number, confirmed=one.confirmed, bye=one.bye
+                    session_id=one.session_id,
+                    run=one.run,
+                    number=one.number,
+                    confirmed=one.confirmed,
+                    bye=one.bye,
+                    succeeded=one.succeeded,
                 )
 
         replies = call_stream(Method(self._channel, "master", "Coherence", "Watch"), requests(), 0.0, _to_reply)

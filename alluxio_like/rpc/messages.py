@@ -81,6 +81,7 @@ class WatchMessage:
     session_id: str = ""
     run: int = 0
     bye: bool = False
+    succeeded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

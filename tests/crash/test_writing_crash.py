@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import workplace  # noqa: F401  (a fixture)
-from tests.cluster.writing import list_names, start_written, wait_until
+from tests.cluster.test_leases import read_metrics
+from tests.cluster.writing import list_names, mounted_again, start_written, wait_until
 from tests.servers.stack import Stack
 from tests.servers.whole import assert_whole_disks
 
@@ -23,6 +24,7 @@ pytestmark = [
 ]
 
 KILLS = 5
+TRIES = 8
 
 
 class Running:
@@ -31,7 +33,7 @@ class Running:
     def __init__(self, stack: Stack, directory: Path) -> None:
         self.place = stack.mountpoint / "data"
         self.store = directory / "store"
-        self._stack = stack
+        self.stack = stack
         self._state = directory / "home/up.json"
 
     def get_pid(self, service: str) -> int:
@@ -47,6 +49,10 @@ class Running:
             os.kill(pid, signal.SIGKILL)
         for service, pid in pids.items():
             wait_until(lambda service=service, pid=pid: self.get_pid(service) not in (0, pid), f"another {service}")
+
+    def count_succeeded(self) -> float:
+        """Leases of dead daemons that the master was told to end."""
+        return read_metrics(self.stack.ready["master"]["http_address"])["alluxio_like_leases_succeeded_total", ()]
 
     def read_store(self, name: str) -> bytes:
         return (self.store / name).read_bytes()
@@ -106,6 +112,29 @@ def test_a_file_without_a_name_is_written_and_linked_through_the_deaths_of_daemo
     running.kill("daemon", "workers", "master")
     os.close(last)
     assert list_names(running.place) == ["f"]
+
+
+def test_what_a_killed_daemon_knew_is_changed_without_waiting_for_its_lease(running: Running, workplace: Path) -> None:  # noqa: F811
+    here = running.place
+    (here / "f0").write_bytes(b"x")
+    with mounted_again(running.stack, workplace) as place:
+        there = place / "data"
+        for number in range(TRIES):
+            old, new = f"f{number}", f"f{number + 1}"
+            # The kernel may rely on both.
+            assert (here / old).exists()
+            assert not (here / new).exists()
+            before = running.count_succeeded()
+            pid = running.get_pid("daemon")
+            os.kill(pid, signal.SIGKILL)
+            (there / old).rename(there / new)
+            assert (here / new).exists()
+            assert not (here / old).exists()
+            wait_until(lambda pid=pid: running.get_pid("daemon") not in (0, pid), "another daemon")
+            if running.count_succeeded() > before:
+                return
+            # On a machine that is slow to start the next daemon the lease has run out by itself.
+    raise AssertionError("no daemon ended the lease of the one before")
 
 
 class Program:

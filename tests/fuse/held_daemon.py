@@ -209,7 +209,8 @@ async def main(control_fd: int) -> int:
     if serving.resend:
         server.device.notify(wire.pack_resend())
     server.start()
-    held.tell_serving(mountpoint=str(serving.place))
+    held.tell_lease(f"of {hello.generation}")
+    held.tell_serving(mountpoint=str(serving.place), leases=serving.leases)
     waits = [asyncio.create_task(event.wait()) for event in (server.over, held.stopping, held.draining)]
     await asyncio.wait(waits[:2] if config.get("deaf") else waits, return_when=asyncio.FIRST_COMPLETED)
     server.stop()

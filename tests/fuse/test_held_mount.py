@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from alluxio_like.fuse import mountpoint as places
-from tests.fuse.held_mounts import HeldMount, Statting, is_orphan, show, wait_until
+from tests.fuse.held_mounts import HeldMount, Statting, block_daemons, is_orphan, show, wait_until
+from tests.fuse.test_mount_recalls import has_epoch
 from tests.servers.net import find_ports
+from tests.servers.processes import freeze
 
 pytestmark = pytest.mark.mount
 
@@ -169,6 +171,30 @@ def test_replacement_under_load(hold: Hold, way: str) -> None:
     load.show(f"{way}, 3 replacements")
     assert [errors for _, errors, _ in load.results.values()] == [0, 0, 0]
     assert mount.facts()["restarts"] == 0
+
+
+def test_who_leaves_takes_back_what_it_told_the_kernel(hold: Hold) -> None:
+    """Its lease ends with it, and nobody else knows yet what the kernel may rely on."""
+    if not has_epoch():
+        pytest.skip("this kernel cannot be told of all names at once")
+    mount = hold(plan={"give_up_s": 600.0}, tree={"valid_s": 3600.0})
+    assert (mount.path / "big").stat().st_size == SIZE
+    pid = mount.facts()["daemon_pid"]
+    with block_daemons(mount):
+        # While it stands still the kernel answers by itself.
+        freeze(pid)
+        assert (mount.path / "big").stat().st_size == SIZE
+        os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the daemon's end")
+        with Statting(mount.path / "big") as statting:
+            where = Path(f"/proc/self/task/{statting.thread.native_id}/wchan")
+            wait_until(lambda: statting.outcome is not None or "request_wait" in where.read_text(), "the kernel asks")
+            assert statting.outcome is None
+            Path(mount.config["blocked_by"]).unlink()
+            assert statting.wait() == 0
+            Path(mount.config["blocked_by"]).touch()
+    mount.wait_ready(2)
 
 
 def test_mappings_and_handles_outlive_daemons(hold: Hold) -> None:

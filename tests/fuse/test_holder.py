@@ -82,6 +82,29 @@ def test_killed_daemons_under_load(hold: Hold, resend: bool) -> None:
     assert facts["restarts"] == 10
 
 
+def test_the_next_daemon_hears_of_the_leases_of_those_that_ended(hold: Hold) -> None:
+    mount = hold()
+    assert mount.facts()["leases"] == []
+    mount.kill_daemon()
+    assert mount.wait_ready(2)["leases"] == ["of 1"]
+    assert mount.replace()["kind"] == "replaced"
+    assert mount.wait_ready(3)["leases"] == ["of 1"], "the second one lived when the third was told"
+    mount.kill_daemon()
+    # (The second one may be leaving still.)
+    assert {"of 1", "of 3"} <= set(mount.wait_ready(4)["leases"])
+
+
+def test_another_holder_knows_the_lease_of_the_daemon_that_it_takes_over(hold: Hold) -> None:
+    mount = hold()
+    mount.process.kill()
+    mount.process.wait(60)
+    wait_until(lambda: is_orphan(mount), "the daemon says that its holder has died")
+    mount.start(adopt=True)
+    mount.wait_ready(1)
+    mount.kill_daemon()
+    assert mount.wait_ready(2)["leases"] == ["of 1"]
+
+
 def test_what_was_read_and_not_answered_is_served_by_the_next(hold: Hold) -> None:
     mount = hold(stuck_until=2)
     with Statting(mount.path / "stuck") as statting:

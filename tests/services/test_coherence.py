@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from alluxio_like import errors
 from alluxio_like.client import coherence as keeping
 from alluxio_like.client.client import Client
 from alluxio_like.client.coherence import LeaseKeeper
@@ -46,12 +47,26 @@ class Keeper:
         self.metrics = Metrics()
         self.keeper = LeaseKeeper(self.channel, self.forgotten.extend, self.epochs.append, self.metrics, strict=strict)
 
-    async def start(self) -> None:
+    async def start(self, succeeds: Sequence[str] = ()) -> None:
         async def listen(_: Sequence[Recall]) -> None:
             await self.confirm.wait()
 
-        self.keeper.start(listen)
+        self.keeper.start(listen, succeeds)
         await wait_until(self.keeper.is_live, "the lease")
+
+    async def die(self) -> None:
+        """As a process that is killed: its streams break, and it gives nothing back."""
+        for task in self.keeper._tasks:
+            task.cancel()
+        await asyncio.gather(*self.keeper._tasks, return_exceptions=True)
+        await self.channel.close()
+
+    async def renew(self) -> None:
+        """Say what is to be said; returns when it was answered."""
+        await wait_until(lambda: self.keeper._outgoing is not None, "the stream")
+        self.keeper._send()
+        number = self.keeper._number
+        await wait_until(lambda: number not in self.keeper._sent_s, "a renewal's answer")
 
     async def close(self) -> None:
         self.confirm.set()
@@ -213,6 +228,81 @@ async def test_a_thousand_changes_of_one_directory_cost_a_few_recalls() -> None:
         assert told[-1].all_names
 
 
+# Who comes after a client that died
+
+
+def count_succeeded(coherence: Coherence) -> float:
+    return coherence._metrics.registry.get_sample_value("alluxio_like_leases_succeeded_total") or 0.0
+
+
+async def test_who_takes_a_dead_clients_place_ends_its_lease_once_all_is_taken_back() -> None:
+    async with AsyncExitStack() as stack:
+        coherence, table, address = await stack.enter_async_context(serve())
+        dead, heir = Keeper(address), Keeper(address)
+        for keeper in (dead, heir):
+            stack.push_async_callback(keeper.close)
+        await dead.start()
+        assert grant(coherence, dead)
+        await dead.die()
+        change = asyncio.create_task(invalidate(coherence))
+        attached = asyncio.get_running_loop().create_future()
+        heir.keeper.on_begun = lambda: attached
+        heir.confirm.clear()
+        await heir.start([dead.keeper.lease_id, "nobody's"])
+        await heir.renew()
+        assert table.lookup(dead.keeper.lease_id) is not None, "what it was told is not taken back yet"
+        heir.confirm.set()
+        await heir.renew()
+        assert table.lookup(dead.keeper.lease_id) is not None, "its locks are not taken over yet"
+        assert not change.done()
+        attached.set_result(None)
+        await asyncio.wait_for(change, 60)
+        assert table.lookup(dead.keeper.lease_id) is None
+        assert count_succeeded(coherence) == 1
+        assert heir.keeper.is_live()
+
+
+async def test_where_locks_are_not_taken_over_a_dead_clients_lease_runs_out_by_itself() -> None:
+    async with AsyncExitStack() as stack:
+        coherence, table, address = await stack.enter_async_context(serve())
+        dead, heir = Keeper(address), Keeper(address)
+        for keeper in (dead, heir):
+            stack.push_async_callback(keeper.close)
+        await dead.start()
+        await dead.die()
+        attached = asyncio.get_running_loop().create_future()
+        attached.set_exception(errors.Unavailable("no master"))
+        heir.keeper.on_begun = lambda: attached
+        await heir.start([dead.keeper.lease_id])
+        await heir.renew()
+        assert table.lookup(dead.keeper.lease_id) is not None
+        assert count_succeeded(coherence) == 0
+
+
+async def test_the_lease_of_a_client_that_is_there_is_not_ended_by_another() -> None:
+    async with AsyncExitStack() as stack:
+        coherence, table, address = await stack.enter_async_context(serve())
+        living, other = Keeper(address), Keeper(address)
+        for keeper in (living, other):
+            stack.push_async_callback(keeper.close)
+        await living.start()
+        assert grant(coherence, living)
+        await other.start([living.keeper.lease_id, other.keeper.lease_id])
+        await wait_until(other.keeper._list_succeeded, "it says so")
+        for _ in range(3):
+            await other.renew()
+        assert table.lookup(living.keeper.lease_id) is not None
+        assert table.lookup(other.keeper.lease_id) is not None
+        living.confirm.clear()
+        change = asyncio.create_task(invalidate(coherence))
+        await other.renew()
+        assert not change.done(), "it is waited for"
+        # Once it is gone, the same words mean something.
+        await living.die()
+        await asyncio.wait_for(change, 60)
+        assert count_succeeded(coherence) == 1
+
+
 # With a whole master
 
 
@@ -361,8 +451,6 @@ async def test_without_a_lease_answers_are_as_short_as_ever(cluster: Cluster) ->
 
 
 async def test_strict_clients_fail_rather_than_answer_from_memory(cluster: Cluster) -> None:
-    from alluxio_like import errors
-
     store = await cluster.add_store()
     store.put("f", b"x")
     async with watching(cluster, strict=True, io_timeout_s=3.0) as client:

@@ -153,6 +153,10 @@ class LeaseTable:
         if not self._sessions:
             self._holders.clear()
 
+    def lookup(self, session_id: str) -> Session | None:
+        """The session of that id, if it has not ended."""
+        return self._sessions.get(session_id)
+
     def expire(self, now_s: float) -> list[Session]:
         """End the sessions whose lease has run out; which."""
         gone = [session for session in self._sessions.values() if now_s >= session.expires_s]

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#alluxio_like/rpc/v1/coherence.proto\x12\x13\x61lluxio_like.rpc.v1\"_\n\x0cWatchRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x11\n\tconfirmed\x18\x04 \x01(\x04\x12\x0b\n\x03\x62ye\x18\x05 \x01(\x08\"\xa0\x01\n\nWatchReply\x12\x0b\n\x03run\x18\x01 \x01(\x04\x12\r\n\x05\x66resh\x18\x02 \x01(\x08\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x0f\n\x07lease_s\x18\x04 \x01(\x01\x12,\n\x07recalls\x18\x05 \x03(\x0b\x32\x1b.alluxio_like.rpc.v1.Recall\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x15\n\rcluster_epoch\x18\x07 \x01(\x04\"Z\n\x06Recall\x12\x11\n\tdirectory\x18\x01 \x01(\x04\x12\r\n\x05names\x18\x02 \x03(\x0c\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\x12\x0e\n\x06inodes\x18\x04 \x03(\x04\x12\x11\n\tpins_only\x18\x05 \x01(\x08\x32\\\n\tCoherence\x12O\n\x05Watch\x12!.alluxio_like.rpc.v1.WatchRequest\x1a\x1f.alluxio_like.rpc.v1.WatchReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#alluxio_like/rpc/v1/coherence.proto\x12\x13\x61lluxio_like.rpc.v1\"r\n\x0cWatchRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x11\n\tconfirmed\x18\x04 \x01(\x04\x12\x0b\n\x03\x62ye\x18\x05 \x01(\x08\x12\x11\n\tsucceeded\x18\x06 \x03(\t\"\xa0\x01\n\nWatchReply\x12\x0b\n\x03run\x18\x01 \x01(\x04\x12\r\n\x05\x66resh\x18\x02 \x01(\x08\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x0f\n\x07lease_s\x18\x04 \x01(\x01\x12,\n\x07recalls\x18\x05 \x03(\x0b\x32\x1b.alluxio_like.rpc.v1.Recall\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x15\n\rcluster_epoch\x18\x07 \x01(\x04\"Z\n\x06Recall\x12\x11\n\tdirectory\x18\x01 \x01(\x04\x12\r\n\x05names\x18\x02 \x03(\x0c\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\x12\x0e\n\x06inodes\x18\x04 \x03(\x04\x12\x11\n\tpins_only\x18\x05 \x01(\x08\x32\\\n\tCoherence\x12O\n\x05Watch\x12!.alluxio_like.rpc.v1.WatchRequest\x1a\x1f.alluxio_like.rpc.v1.WatchReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,11 +32,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'alluxio_like.rpc.v1.coheren
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WATCHREQUEST']._serialized_start=60
-  _globals['_WATCHREQUEST']._serialized_end=155
-  _globals['_WATCHREPLY']._serialized_start=158
-  _globals['_WATCHREPLY']._serialized_end=318
-  _globals['_RECALL']._serialized_start=320
-  _globals['_RECALL']._serialized_end=410
-  _globals['_COHERENCE']._serialized_start=412
-  _globals['_COHERENCE']._serialized_end=504
+  _globals['_WATCHREQUEST']._serialized_end=174
+  _globals['_WATCHREPLY']._serialized_start=177
+  _globals['_WATCHREPLY']._serialized_end=337
+  _globals['_RECALL']._serialized_start=339
+  _globals['_RECALL']._serialized_end=429
+  _globals['_COHERENCE']._serialized_start=431
+  _globals['_COHERENCE']._serialized_end=523
 # @@protoc_insertion_point(module_scope)

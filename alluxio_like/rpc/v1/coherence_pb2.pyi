@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WatchRequest(_message.Message):
-    __slots__ = ("session_id", "run", "number", "confirmed", "bye")
+    __slots__ = ("session_id", "run", "number", "confirmed", "bye", "succeeded")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     CONFIRMED_FIELD_NUMBER: _ClassVar[int]
     BYE_FIELD_NUMBER: _ClassVar[int]
+    SUCCEEDED_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     run: int
     number: int
     confirmed: int
     bye: bool
-    def __init__(self, session_id: _Optional[str] = ..., run: _Optional[int] = ..., number: _Optional[int] = ..., confirmed: _Optional[int] = ..., bye: _Optional[bool] = ...) -> None: ...
+    succeeded: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session_id: _Optional[str] = ..., run: _Optional[int] = ..., number: _Optional[int] = ..., confirmed: _Optional[int] = ..., bye: _Optional[bool] = ..., succeeded: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WatchReply(_message.Message):
     __slots__ = ("run", "fresh", "number", "lease_s", "recalls", "sequence", "cluster_epoch")
