@@ -60,8 +60,9 @@ class Cluster:
 
     # Helm
 
-    def install(self, objects: Sequence[Object]) -> None:
-        """Bring the cluster to what was rendered: `helm install`, or `helm upgrade`; waits for hooks, not for pods."""
+    def install(self, objects: Sequence[Object], *, wait: bool = False) -> None:
+        """Bring the cluster to what was rendered: `helm install`, or `helm upgrade`; waits for hooks, and for pods, before
+        hooks begin, where that is asked for (`--wait`)."""
         hooks = [one for one in objects if "helm.sh/hook" in one["metadata"].get("annotations", {})]
         wanted = {(one["kind"], one["metadata"]["name"]): one for one in objects if one not in hooks}
         for key in [key for key in self._applied if key not in wanted]:
@@ -70,6 +71,11 @@ class Cluster:
         for key, one in sorted(wanted.items(), key=lambda item: order.get(item[0][0], 2)):
             self._applied[key] = one
             self._apply(one)
+        if wait:
+            for pod in self.list_pods():
+                wait_until(
+                    lambda pod=pod: not pod.owner or pod.ready, lambda pod=pod: f"{pod.name}: {pod.node.log(pod.name)[-3000:]}"
+                )
         for hook in sorted(hooks, key=lambda one: int(one["metadata"]["annotations"]["helm.sh/hook-weight"])):
             self.run_job(hook)
 

@@ -168,10 +168,16 @@ def test_the_schema_knows_the_settings() -> None:
 
 
 def test_jobs_go_by_themselves() -> None:
-    """Helm does not take away what its hooks made."""
+    """Helm does not take away what its hooks made. The pods of one that failed stay as long, so that their logs can be read."""
     jobs = [one for one in render(values("full")) if one["kind"] == "Job"]
     assert len(jobs) == 3
-    assert all(job["spec"]["ttlSecondsAfterFinished"] == 86400 for job in jobs)
+    for job in jobs:
+        assert job["spec"]["ttlSecondsAfterFinished"] == 86400
+        pod = job["spec"]["template"]["spec"]
+        assert pod["restartPolicy"] == "Never"
+        (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+        assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [2])
+        assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
 
 
 def hide_secrets(text: str) -> str:

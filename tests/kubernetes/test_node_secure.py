@@ -102,11 +102,11 @@ def tenants() -> list[Tenant]:
 
 
 def test_install(cluster: Cluster, objects: list[Object], tenants: list[Tenant]) -> None:
-    """A pod may be there before the plugin and the mount are."""
+    """With `--wait`: our pods are ready before the hooks mount anything. Others may be there before the plugin and the mount."""
     tenants.append(Tenant(cluster, INLINE))
     wait_until(lambda: bool(tenants[0].pod.csi_volumes and tenants[0].pod.csi_volumes[0].failures), "the pod waits")
     cluster.label(cluster.nodes[0], **{"alluxio-like/node": "true"})
-    cluster.install(objects)
+    cluster.install(objects, wait=True)
     for component in ("master", "worker", "holder", "fuse", "csi"):
         cluster.wait_ready(component, 1)
     tenants[0].wait_reads()
