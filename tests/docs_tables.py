@@ -3,8 +3,10 @@
     python -m tests.docs_tables      write them anew
 
 Each stands between `<!-- BEGIN name -->` and `<!-- END name -->`; tests/unit/test_docs.py fails when one differs from the code.
+Also the names of settings in the schema of the chart's values, by which Helm refuses those that no service knows.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from alluxio_like.ufs.open import describe_options
 from alluxio_like.ufs.options import list_schemes
 
 DOCUMENTS = Path(__file__).parents[1] / "docs"
+SCHEMA = Path(__file__).parents[1] / "deploy/helm/alluxio-like/values.schema.json"
 
 
 def _show_default(name: str, field: FieldInfo) -> str:
@@ -116,7 +119,18 @@ def fill_in(document: str, text: str) -> str:
     return text
 
 
+def fill_in_schema(text: str) -> str:
+    """The schema of the chart's values with the settings that `config` may have."""
+    schema = json.loads(text)
+    tables = schema["properties"]["config"]["properties"]
+    for name in tables:
+        model = config.ServiceConfig if name == "common" else config.SERVICES[name]
+        tables[name]["properties"] = {setting: {} for setting in sorted(model.model_fields)}
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
+    SCHEMA.write_text(fill_in_schema(SCHEMA.read_text()))
     for document in TABLES:
         path = DOCUMENTS / document
         path.write_text(fill_in(document, path.read_text()))

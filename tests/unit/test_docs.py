@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from alluxio_like.client import SyncClient
-from tests.docs_tables import TABLES, fill_in, list_metrics
+from tests.docs_tables import SCHEMA, TABLES, fill_in, fill_in_schema, list_metrics
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -34,6 +34,11 @@ def document(request: pytest.FixtureRequest) -> Path:
 def test_the_tables_are_those_of_the_code(name: str) -> None:
     text = (ROOT / "docs" / name).read_text()
     assert text == fill_in(name, text), "run: python -m tests.docs_tables"
+
+
+def test_the_chart_knows_the_settings() -> None:
+    text = SCHEMA.read_text()
+    assert text == fill_in_schema(text), "run: python -m tests.docs_tables"
 
 
 def test_every_metric_is_counted_somewhere() -> None:
