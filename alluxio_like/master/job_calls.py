@@ -39,7 +39,12 @@ class JobCalls:
         registry: WorkerRegistry,
         pool: WorkerPool,
         note_loaded: Callable[[int], None],
+        *,
+        resumed: bool,
     ) -> None:
+        """`resumed`: by another master than the one that began the job. What it had under way may be there by now, and only the
+        workers know what of it the job has brought itself."""
+        self._resumed = resumed
         self._record = record
         self._registry = registry
         self._pool = pool
@@ -54,7 +59,8 @@ class JobCalls:
                 for unit in outcome.units:
                     if unit.replica != replica or unit.part in outcome.loaded or unit.part in outcome.skipped:
                         continue
-                    if is_cached(unit, self._registry.block_map) and not outcome.checked_missing(unit):
+                    known = not self._resumed and is_cached(unit, self._registry.block_map)
+                    if known and not outcome.checked_missing(unit):
                         outcome.skipped.add(unit.part)
                         counts.done_files += outcome.is_done
                         counts.done_bytes += unit.size

@@ -96,7 +96,7 @@ class _Pass:
 class JobRunner:
     """See the module. `record` is changed here alone; `ended` is set when the job has ended and that is stored."""
 
-    def __init__(self, record: JobRecord, targets: Targets, services: Services) -> None:
+    def __init__(self, record: JobRecord, targets: Targets, services: Services, *, resumed: bool) -> None:
         self.record = record
         self.ended = asyncio.Event()
         self._targets = targets
@@ -104,7 +104,7 @@ class JobRunner:
         self._ledger = Ledger()
         self._planned = asyncio.Event()
         self._matches = core.compile_glob(record.spec.glob)
-        self._calls = JobCalls(record, services.registry, services.pool, self._note_loaded)
+        self._calls = JobCalls(record, services.registry, services.pool, self._note_loaded, resumed=resumed)
         self._samples: deque[tuple[float, int]] = deque()
         self._loaded_bytes = 0
         self._seen_files = 0

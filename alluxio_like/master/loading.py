@@ -93,7 +93,7 @@ class JobManager:
             self._chores.add(task)
             task.add_done_callback(self._chores.discard)
         for record in records:
-            self._add(record)
+            self._add(record, resumed=True)
 
     def take_up(self) -> None:
         """Start the stored jobs that are not known here: their submitters were told that nobody could say whether they are."""
@@ -103,10 +103,10 @@ class JobManager:
             if record.job_id not in self._runners:
                 self._add(record)
 
-    def _add(self, record: JobRecord) -> None:
+    def _add(self, record: JobRecord, *, resumed: bool = False) -> None:
         is_long = record.path_count > len(record.paths)
         targets = StoredPaths(self._meta, record.job_id) if is_long else PathList(record.paths)
-        runner = self._runners[record.job_id] = JobRunner(record, targets, self._services)
+        runner = self._runners[record.job_id] = JobRunner(record, targets, self._services, resumed=resumed)
         if record.state.ended:
             runner.ended.set()
             return

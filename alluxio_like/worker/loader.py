@@ -14,7 +14,7 @@ from alluxio_like.cache.file import CachedFile
 from alluxio_like.cache.store import CacheStore
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import CheckResult, FileResult, LoadFile, LoadProgress
-from alluxio_like.types import PAGE_BYTES, PAGES_PER_BLOCK, FileRef, JobId, PageRange, get_page_count
+from alluxio_like.types import PAGE_BYTES, PAGES_PER_BLOCK, FileId, FileRef, JobId, PageRange, get_page_count
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.evictor import Evictor
 from alluxio_like.worker.fetcher import Fetcher
@@ -27,6 +27,9 @@ _CHECKS_PER_JOB = 64
 _SPARE_TASKS = 4
 """Tasks beyond the store's slots: they write to the disk while the others' requests are under way."""
 _BURST_S = 0.25
+_REMEMBERED_FILES = 65_536
+"""Files that jobs lately found missing here: more than a master has under way, so that the next one can ask for them again. They
+take some 250 bytes each."""
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +108,8 @@ class Loader:
         self._piece_pages = max(1, max_request_bytes // PAGE_BYTES)
         self._monotonic = monotonic
         self._paces: dict[str, _Pace] = {}
+        self._found_missing: dict[tuple[str, FileId, tuple[int, ...]], None] = {}
+        """What a job asked for that was not here then, oldest first: brought meanwhile, it was not there before the job."""
 
     async def load(self, job_id: str, files: Sequence[LoadFile], bandwidth_bytes_s: float) -> AsyncIterator[LoadProgress]:
         """Load files or blocks of them; every file's result comes once. Leaving the iteration stops what is not yet under way."""
@@ -163,7 +168,13 @@ class Loader:
                 # The index of its directory failed just now; the next try finds the file nowhere and loads it again.
                 progress.error = error
             progress.left = len(pieces)
-            if not pieces:
+            key = batch.job, file.ref.file_id, file.blocks
+            if pieces:
+                self._found_missing[key] = None
+                if len(self._found_missing) > _REMEMBERED_FILES:
+                    del self._found_missing[next(iter(self._found_missing))]
+            else:
+                progress.fetched = key in self._found_missing
                 batch.end_file(progress)
                 skipped += 1
                 if skipped % _SKIPS_PER_STEP == 0:

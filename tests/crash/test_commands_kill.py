@@ -1,10 +1,12 @@
 """kill -9 of the master while commands run: none fails, they wait until it is back."""
 
 import asyncio
+import json
 import os
 import random
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,3 +128,28 @@ async def test_commands_in_a_loop_go_on_through_kills(site: Site) -> None:
         for one in loops:
             one.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
+
+
+async def test_what_a_load_brought_before_a_kill_was_not_there(site: Site) -> None:
+    count = 600
+    (site.directory / "store/many").mkdir()
+    for number in range(count):
+        (site.directory / f"store/many/{number}").write_bytes(bytes(20_000))
+    made = time.time()
+    await wait_until(lambda: time.time() - made > 2.1, "the files to grow old: younger ones are taken for replaced")
+    (first,) = await finish([await site.begin("cache load /data/7 /data/many/8 --json", "first")])
+    assert (first[0], json.loads(first[1])["done_files"]) == (0, 2)
+    loading = await site.begin("cache load /data --bandwidth 3MB --json", "load")
+
+    async def has_begun() -> bool:
+        jobs = await site.master.stub.list_jobs()
+        return any(job.done_files > 100 for job in jobs if job.spec.bandwidth_bytes_s)
+
+    async with asyncio.timeout(120):
+        while not await has_begun():
+            await asyncio.sleep(0.01)
+    site.master.end(signal.SIGKILL)
+    await site.master.start()
+    ((code, printed),) = await finish([loading])
+    job = json.loads(printed.splitlines()[-1])
+    assert (code, job["done_files"], job["skipped_files"]) == (0, count + 20, 2), site.read_said("load")

@@ -338,8 +338,8 @@ async def test_a_reader_raises_the_priority_of_a_load_it_joins(tmp_path: Path) -
         assert len(parts.ufs.requests) == 2
 
 
-async def _load(parts: Parts, refs: list[FileRef], bandwidth: float = 0.0) -> list[Any]:
-    return [message async for message in parts.loader.load("job", [LoadFile(ref) for ref in refs], bandwidth)]
+async def _load(parts: Parts, refs: list[FileRef], bandwidth: float = 0.0, job: str = "job") -> list[Any]:
+    return [message async for message in parts.loader.load(job, [LoadFile(ref) for ref in refs], bandwidth)]
 
 
 async def test_a_load_tells_of_every_file_once_and_makes_one_request_each(tmp_path: Path) -> None:
@@ -364,10 +364,22 @@ async def test_a_load_tells_of_every_file_once_and_makes_one_request_each(tmp_pa
         assert [(c.missing_pages, c.bad_pages) for c in checks] == [(1, 1)]
         assert parts.metrics.registry.get_sample_value("alluxio_like_corrupt_pages_total") == 1
         damaged.write_pages(1, memoryview(page))
-        again = await _load(parts, refs)
+        again = await _load(parts, refs, job="another")
         assert all(result.skipped for message in again for result in message.results)
         assert sum(m.skipped_bytes for m in again) == sum(sizes)
         assert len(parts.ufs.requests) == 306
+
+
+async def test_a_job_that_asks_again_is_told_what_was_missing_when_it_asked_first(tmp_path: Path) -> None:
+    """Its master was killed meanwhile; what others loaded before was there."""
+    async with running_parts(tmp_path) as parts:
+        refs = [parts.put(n + 1, make_data(1000, n)) for n in range(20)]
+        await _load(parts, refs[:5], job="before")
+        for _ in range(2):
+            messages = await _load(parts, refs)
+            results = {result.file_id.inode: result.skipped for message in messages for result in message.results}
+            assert results == {ref.inode: ref.inode <= 5 for ref in refs}
+        assert len(parts.ufs.requests) == 20
 
 
 async def test_a_load_goes_on_after_a_file_that_fails(tmp_path: Path) -> None:
