@@ -41,6 +41,8 @@ ORPHAN_GRACE_S = 15.0
 """How long a service whose supervisor has died may take to end by itself."""
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", envvar="ALLUXIO_LIKE_CONFIG", help="TOML file.")]
+# By a parser of its own: a path's usual one asks what is there, and a mount that nobody serves just now would not answer.
+PlaceArgument = Annotated[Path | None, typer.Argument(metavar="MOUNTPOINT", parser=Path, help="Directory to mount on.")]
 HomeOption = Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Directory for what the service keeps.")]
 BindOption = Annotated[str | None, typer.Option("--bind", metavar="HOST:PORT", help="Where to listen; port 0 picks a free one.")]
 AdvertiseOption = Annotated[
@@ -187,7 +189,7 @@ def run_worker(
 
 
 def run_fuse(
-    mountpoint: Annotated[Path | None, typer.Argument(help="Directory to mount on.")] = None,
+    mountpoint: PlaceArgument = None,
     config: ConfigOption = None,
     master: Annotated[str | None, typer.Option("--master", metavar="HOST:PORT", help="The master.")] = None,
     path: Annotated[str | None, typer.Option("--path", metavar="PATH", help="Show only this part of the namespace.")] = None,
@@ -302,7 +304,7 @@ def run_fuse(
 
 
 def run_holder(
-    mountpoint: Annotated[Path | None, typer.Argument(help="Directory to mount on.")] = None,
+    mountpoint: PlaceArgument = None,
     config: ConfigOption = None,
     ready_file: ReadyOption = None,
     log_format: FormatOption = None,
@@ -358,7 +360,8 @@ def run_csi(
     ] = None,
     node_id: Annotated[str | None, typer.Option("--node-id", metavar="NAME", help="The node's name.")] = None,
     mountpoint: Annotated[
-        Path | None, typer.Option("--mountpoint", metavar="DIR", help="The node's mount, of which volumes show parts.")
+        Path | None,
+        typer.Option("--mountpoint", metavar="DIR", parser=Path, help="The node's mount, of which volumes show parts."),
     ] = None,
     path: Annotated[
         str | None, typer.Option("--path", metavar="PATH", help="The namespace's path that is mounted there.")

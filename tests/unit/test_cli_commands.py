@@ -228,3 +228,20 @@ def test_two_that_start_at_once_choose_different_ports() -> None:
             probe.bind(f"\0alluxio-like/{address}")  # given back
     with contextlib.ExitStack() as held:
         assert reserve_master_bind("127.0.0.1:5", held) == "127.0.0.1:5"
+
+
+@pytest.mark.parametrize("words", [("fuse",), ("holder",), ("csi", "--mountpoint")])
+def test_a_mount_point_is_taken_without_a_look_at_it(run: Run, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount whose daemons are all gone does not answer, and these are who would serve it again."""
+    asked: list[str] = []
+    stat = os.stat
+
+    def look(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        asked.append(str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", look)
+    done = run("main", *words, "/mnt/of-ours", "--config", "/none/there.toml")
+    assert done.returncode == 2, done.stderr
+    assert "/none/there.toml" in asked
+    assert "/mnt/of-ours" not in asked
