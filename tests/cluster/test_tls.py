@@ -88,15 +88,30 @@ def test_a_worker_says_under_which_address_it_is_reached(site: Site) -> None:
     assert "--advertise" in refused.stderr
 
 
-def list_listening(pid: int) -> set[int]:
-    """TCP ports that a process listens on."""
+def list_sockets(pid: int) -> set[str]:
+    """Inodes of a process's sockets."""
     inodes = set()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
             inodes.add(os.readlink(fd).removeprefix("socket:[").removesuffix("]"))  # noqa: PTH115 (no path)
+    return inodes
+
+
+def list_listening(pid: int) -> set[int]:
+    """TCP ports that a process listens on."""
+    inodes = list_sockets(pid)
     tables = "".join(Path(f"/proc/{pid}/net/{name}").read_text() for name in ("tcp", "tcp6"))
     rows = [line.split() for line in tables.splitlines() if "address" not in line]
     return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
+def list_local(pid: int) -> set[str]:
+    """Names of unix sockets in the abstract namespace on which a process listens: nobody's file rights guard them."""
+    inodes = list_sockets(pid)
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]]
+    # Num RefCount Protocol Flags Type St Inode Path; of the flags one says that it listens.
+    listening = [row for row in rows if int(row[3], 16) & 0x10000 and len(row) > 7]
+    return {row[7] for row in listening if row[7].startswith("@") and row[6] in inodes}
 
 
 AT_ONCE_S = 50.0
@@ -115,7 +130,7 @@ class Cluster:
         port, self.worker_port = find_ports(2)
         self.address = f"127.0.0.1:{port}"
         words = ["--home", str(site.place / "m"), "--bind", f"0.0.0.0:{port}", "--advertise", self.address, *site.tls, *settings]
-        master = site.start("master", "master", *words)
+        master = self.master = site.start("master", "master", *words)
         self.token_file = master["token_file"]
         self.worker_words = ["worker", "--master", self.address, "--home", str(site.place / "w"), "--allow-root-disk"]
         self.worker_words += ["--cache-dir", f"{site.place / 'cache'}=1GB", "--bind", f"0.0.0.0:{self.worker_port}"]
@@ -165,6 +180,8 @@ def test_master_worker_and_commands_over_tls(site: Site) -> None:
     # The data socket knows no TLS, so there is none.
     ports = {cluster.worker_port, int(cluster.worker["http_address"].rpartition(":")[2])}
     assert list_listening(int(cluster.worker["pid"])) == ports
+    # Nor is there a unix socket by which a process of the machine could call without a certificate.
+    assert [list_local(int(service["pid"])) for service in (cluster.master, cluster.worker)] == [set(), set()]
 
 
 def test_without_the_right_certificates_all_is_refused_at_once(site: Site) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from alluxio_like.rpc import data_wire
-from tests.cluster.test_tls import Site, list_listening
+from tests.cluster.test_tls import Site, list_listening, list_local
 from tests.servers.net import find_ports
 
 STRANGER = 65533
@@ -121,6 +121,8 @@ def test_in_the_clear_a_token_may_be_asked_for_and_the_data_socket_opens_to_nobo
         master = site.start("master", "master", "--home", str(place / "m"), "--bind", "127.0.0.1:0", *asking)
         words = ["worker", "--master", master["address"], "--home", str(place / "w"), "--allow-root-disk", *asking]
         worker = site.start("worker", *words, "--cache-dir", f"{place / 'cache'}=1GB", "--token-file", master["token_file"])
+        # Commands of the machine come by unix sockets in the clear, where the same is asked of them.
+        assert all(list_local(int(service["pid"])) for service in (master, worker))
         environment = {"ALLUXIO_LIKE_MASTER": master["address"]}
         refused = site.run("alluxio-like", "workers", **environment)
         assert refused.returncode == 1

@@ -51,6 +51,25 @@ def _find_in_pod(pod: Object) -> Iterator[str]:
         yield from (f"{where}: port {number} is there twice" for number in set(numbers) if numbers.count(number) > 1)
 
 
+def find_unrestricted(pod: Object) -> list[str]:
+    """What the Pod Security Standard "restricted" does not allow, of what our pods may have."""
+    kinds = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+    found = [f"volume {volume['name']}" for volume in pod.get("volumes", []) if not kinds & set(volume)]
+    found += [name for name in ("hostPID", "hostIPC", "hostNetwork") if pod.get(name)]
+    for container in [*pod.get("initContainers", []), *pod["containers"]]:
+        security = {**pod.get("securityContext", {}), **container.get("securityContext", {})}
+        rules = {
+            "privileged": not security.get("privileged"),
+            "allowPrivilegeEscalation": security.get("allowPrivilegeEscalation") is False,
+            "capabilities": security.get("capabilities", {}).get("drop") == ["ALL"]
+            and set(security["capabilities"].get("add", [])) <= {"NET_BIND_SERVICE"},
+            "runAsNonRoot": security.get("runAsNonRoot") is True and security.get("runAsUser") != 0,
+            "seccompProfile": security.get("seccompProfile", {}).get("type") in {"RuntimeDefault", "Localhost"},
+        }
+        found += [f"{container['name']}: {rule}" for rule, is_kept in rules.items() if not is_kept]
+    return found
+
+
 def admits(policy: Object, namespace: str, source: tuple[str, Mapping[str, str]], port: str) -> bool:
     """Whether a NetworkPolicy of a namespace lets a pod (its namespace, its labels) in at a port of this name."""
     return any(

@@ -13,7 +13,7 @@ import yaml
 
 from alluxio_like.config import ClientConfig, FuseConfig, MasterConfig, WorkerConfig, load_config
 from alluxio_like.ufs.options import describe_options, list_schemes
-from tests.kubernetes.apirules import admits, find_refusals, list_clients
+from tests.kubernetes.apirules import admits, find_refusals, find_unrestricted, list_clients
 from tests.kubernetes.rendering import (
     CHART,
     VALUES,
@@ -110,6 +110,14 @@ def test_refusals_are_found() -> None:
 def test_examples_are_what_kubernetes_knows(example: str, version: str) -> None:
     objects = parse((EXAMPLES / f"{example}.yaml").read_text())
     assert [fault for one in objects for fault in find_faults(one, version)] == []
+
+
+@pytest.mark.parametrize(("example", "is_restricted"), [("pvc", True), ("csi", True), ("sdk", True), ("hostpath", False)])
+def test_examples_for_restricted_namespaces_are_allowed_there(example: str, is_restricted: bool) -> None:
+    """By the Pod Security Standard "restricted"; hostPath is not."""
+    jobs = [one for one in parse((EXAMPLES / f"{example}.yaml").read_text()) if one["kind"] == "Job"]
+    violations = [said for _, pod in list_pods(jobs) for said in find_unrestricted(pod)]
+    assert violations == ([] if is_restricted else ["volume alluxio", "training: runAsNonRoot", "training: seccompProfile"])
 
 
 def test_examples_fit_the_chart() -> None:
@@ -229,6 +237,8 @@ def test_golden(case: str) -> None:
         (["tls.secretName=a", "tls.certManager.issuerRef.name=b"], "name one of both"),
         (["master.metadata.url=postgresql://me@db/x?password=p"], "master.metadata.url holds a password"),
         (["config.master.metadata_url=postgresql://me:p@db/x"], "config.master.metadata_url holds a password"),
+        (["stores.env[0].name=AWS_SECRET_ACCESS_KEY", "stores.env[0].value=x"], "AWS_SECRET_ACCESS_KEY would stand in the pods"),
+        (["mounts[0].path=/a", "mounts[0].uri=s3://me:secret@b/x"], "mounts: the uri of /a holds a password"),
         (["tls.issuer=x"], "additional properties 'issuer' not allowed"),
         (["tls.clientNamespaces[0]=Team"], "at '/tls/clientNamespaces/0': 'Team' does not match"),
         (["tls.secretName=mine", "tls.clientNamespaces[0]=team"], "with tls.secretName the authority is yours"),

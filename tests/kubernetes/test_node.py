@@ -132,6 +132,13 @@ class World:
             return bool(self.store.get(self.bucket, key))
         return False
 
+    def read_metric(self, node: Node, name: str) -> float:
+        """Of a node's worker; one without labels."""
+        address = self.cluster.get_pod("worker", node).address
+        text = self.cluster.network.call(lambda: _get(address, "/metrics"))
+        (line,) = [line for line in text.splitlines() if line.startswith(f"alluxio_like_{name} ")]
+        return float(line.split()[-1])
+
     def count_store_requests(self) -> float:
         """By all workers since each was started."""
         total = 0.0
@@ -356,6 +363,10 @@ def test_a_node_that_is_shut_down_ends_in_time_and_leaves_nothing(world: World) 
     training = world.trainings.pop()
     assert world.cluster.run_all([make_writer("/alluxio/data/ckpt/step-0")], node) == "written\n"
     wait_until(lambda: world.has_object("ckpt/step-0"), "the first checkpoint in the store")
+    # No more may wait than goes in the time to drain, at the speed measured.
+    speed, limit = (world.read_metric(node, name) for name in ("upload_bytes_per_second", "unpersisted_limit_bytes"))
+    assert speed > 0
+    assert limit == pytest.approx(60 * speed, rel=0.01)
     world.cluster.network.stall()
     assert world.cluster.run_all([make_writer("/alluxio/data/ckpt/step-100")], node) == "written\n"
     begun = time.monotonic()
