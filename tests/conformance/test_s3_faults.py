@@ -62,7 +62,8 @@ def open_at(
         if requests is not None:
             requests[op] += 1
 
-    return open_ufs(f"s3://{bucket}", options, secrets=secrets, on_request=count, io_timeout_s=3 * timeout_s)
+    # (Also a hasty one takes its time to make its clients.)
+    return open_ufs(f"s3://{bucket}", options, secrets=secrets, on_request=count, io_timeout_s=3 * PATIENCE_S)
 
 
 @pytest.fixture
