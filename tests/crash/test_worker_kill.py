@@ -292,13 +292,18 @@ async def test_an_upload_to_s3_is_gone_on_with_and_leaves_no_parts(
         os.close(fd)
 
         def list_uploads() -> list[dict[str, Any]]:
-            return list(s3_server.client.list_multipart_uploads(Bucket=s3_bucket).get("Uploads", []))
+            # (What the server can do may be tried out just then: with uploads of other names.)
+            found = s3_server.client.list_multipart_uploads(Bucket=s3_bucket, Prefix="large").get("Uploads", [])
+            return [dict(one) for one in found]
 
         def is_under_way() -> bool:
             begun = list_uploads()
             if not begun:
-                return bool(s3_server.client.list_objects_v2(Bucket=s3_bucket).get("Contents"))
-            parts = s3_server.client.list_parts(Bucket=s3_bucket, Key="large", UploadId=begun[0]["UploadId"])
+                return bool(s3_server.client.list_objects_v2(Bucket=s3_bucket, Prefix="large").get("Contents"))
+            try:
+                parts = s3_server.client.list_parts(Bucket=s3_bucket, Key="large", UploadId=begun[0]["UploadId"])
+            except s3_server.client.exceptions.NoSuchUpload:
+                return True  # it has ended meanwhile
             return bool(parts.get("Parts"))
 
         await wait_until(is_under_way, "the first part", 60)
