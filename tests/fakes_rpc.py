@@ -3,7 +3,7 @@
 import asyncio
 import random
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -78,7 +78,7 @@ class FakeMaster:
         self.seen_paths: list[str] = []
         self.reports: list[tuple[str, list[BlockDelta]]] = []
         self.cancelled = asyncio.Event()
-        self.job_states: list[JobState] = [JobState.PLANNING, JobState.RUNNING, JobState.DONE]
+        self.job_states: Iterable[JobState] = [JobState.PLANNING, JobState.RUNNING, JobState.DONE]
 
     async def _enter(self, call: str) -> None:
         self.calls.append(call)

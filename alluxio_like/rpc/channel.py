@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -28,6 +28,7 @@ from alluxio_like.rpc import status
 from alluxio_like.rpc.auth import TOKEN_KEY
 from alluxio_like.rpc.context import LEASE_KEY
 from alluxio_like.rpc.local_link import LocalLink, LocalMethod, MethodFinder
+from alluxio_like.rpc.streams import closing
 from alluxio_like.rpc.trust import TRY_S, find_refusal
 
 REQUEST_ID_KEY = "x-request-id"
@@ -55,7 +56,9 @@ OPTIONS: list[tuple[str, Any]] = [
 ]
 
 _REFUSAL_S = 1.0
-_wait = tenacity.wait_random_exponential(multiplier=0.05, max=1.0)
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 1.0
+_wait = tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE_S, max=_LAST_PAUSE_S)
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -338,7 +341,7 @@ def _may_repeat(error: BaseException) -> bool:
 async def call_stream(
     method: Method, request: Any, timeout_s: float, convert: Callable[[Any], Any] | None
 ) -> AsyncGenerator[Any]:
-    """One call and its replies, each through `convert`; not repeated. Closing the generator early cancels the call."""
+    """One call and its replies, each through `convert`; made once. Closing the generator early cancels the call."""
     cancels = _count_cancels()
     failed: grpc.aio.AioRpcError | None = None
     closed = False
@@ -362,7 +365,28 @@ async def call_stream(
             del call
     if failed is not None:
         error = await _describe(method, failed)
+        if _may_repeat(error) and not status.has_detail(failed):
+            method.channel.note_lost()
         del failed
         raise error
     if closed:
         raise method.make_closed()
+
+
+async def repeat_stream(make: Callable[[], AsyncGenerator[T]], repeat_s: float) -> AsyncGenerator[T]:
+    """The replies of a stream that only reads; `make` makes the call. It is made again, with pauses, while the service cannot be
+    reached and nothing has come yet, for `repeat_s` at most."""
+    stop_at, pause_s, begun = time.monotonic() + repeat_s, _FIRST_PAUSE_S, False
+    while True:
+        try:
+            replies = make()
+            async with closing(replies):
+                async for reply in replies:
+                    begun = True
+                    yield reply
+            return
+        except Unavailable as error:
+            if begun or not _may_repeat(error) or time.monotonic() + pause_s > stop_at:
+                raise
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LAST_PAUSE_S)

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from typing import Any
 
 from alluxio_like.rpc import convert, convert_report
-from alluxio_like.rpc.channel import Method, RpcChannel, call_stream, call_unary
+from alluxio_like.rpc.channel import Method, RpcChannel, call_stream, call_unary, repeat_stream
 from alluxio_like.rpc.messages import (
     ArchiveStatus,
     BlockDelta,
@@ -109,9 +109,8 @@ class MasterStub:
     def list_tree(self, path: str, unless: int = 0, *, timeout_s: float | None = None) -> AsyncGenerator[TreePage]:
         """Pages to the last one, which has the mark. No deadline unless one is given."""
         request = master_pb2.ListTreeRequest(path=to_bytes(path), unless=unless)
-        return call_stream(
-            Method(self._channel, "master", "Namespace", "ListTree"), request, timeout_s or 0, convert.to_tree_page
-        )
+        method = Method(self._channel, "master", "Namespace", "ListTree")
+        return repeat_stream(lambda: call_stream(method, request, timeout_s or 0, convert.to_tree_page), self._timeout_s)
 
     async def stat_fs(self, inode: InodeId | None = None, *, timeout_s: float | None = None) -> FsTotals:
         request = master_pb2.StatFsRequest(inode=inode or 0)
@@ -236,9 +235,10 @@ class MasterStub:
         return [convert.to_job(one) for one in reply.jobs]
 
     def watch_job(self, job_id: JobId, *, timeout_s: float | None = None) -> AsyncGenerator[Job]:
-        """States until the job has ended. No deadline unless one is given; a broken stream raises Unavailable."""
+        """States until the job has ended. No deadline unless one is given; a stream that breaks raises Unavailable."""
         request = master_pb2.GetJobRequest(job_id=job_id)
-        return call_stream(Method(self._channel, "master", "Cache", "WatchJob"), request, timeout_s or 0, convert.to_job)
+        method = Method(self._channel, "master", "Cache", "WatchJob")
+        return repeat_stream(lambda: call_stream(method, request, timeout_s or 0, convert.to_job), self._timeout_s)
 
     async def cancel_job(self, job_id: JobId, *, operation_id: str = "", timeout_s: float | None = None) -> Job:
         request = master_pb2.CancelJobRequest(operation_id=operation_id or make_operation_id(), job_id=job_id)

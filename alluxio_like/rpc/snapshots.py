@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import grpc.aio
 
-from alluxio_like.rpc.channel import Method, RpcChannel, call_stream, call_unary
+from alluxio_like.rpc.channel import Method, RpcChannel, call_stream, call_unary, repeat_stream
 from alluxio_like.rpc.streams import closing
 from alluxio_like.rpc.v1 import snapshots_pb2, snapshots_pb2_grpc
 from alluxio_like.types import to_bytes, to_str
@@ -106,7 +106,8 @@ class SnapshotsStub:
 
     async def diff(self, path: str, name: str, other: str) -> AsyncGenerator[list[Difference]]:
         request = snapshots_pb2.DiffSnapshotsRequest(path=to_bytes(path), name=to_bytes(name), other=to_bytes(other))
-        parts = call_stream(Method(self._channel, "master", "Snapshots", "Diff"), request, 0.0, _to_differences)
+        method = Method(self._channel, "master", "Snapshots", "Diff")
+        parts = repeat_stream(lambda: call_stream(method, request, 0.0, _to_differences), self._timeout_s)
         async with closing(parts):
             async for part in parts:
                 yield part

@@ -137,6 +137,40 @@ async def test_a_call_goes_on_when_the_service_is_back() -> None:
         await channel.close()
 
 
+async def test_a_stream_is_asked_for_again_until_it_has_begun() -> None:
+    """As where a master is starting anew, which calls of one reply have reached by its socket already."""
+    master = FakeMaster()
+    master.job_states = [JobState.RUNNING, JobState.DONE]
+    master.fail = [errors.Unavailable("starting")]
+    bind = f"127.0.0.1:{find_ports(1)[0]}"
+    channel = open_channel(bind)
+    stub = MasterStub(channel, timeout_s=60)
+
+    async def watch() -> list[JobState]:
+        return [job.state async for job in stub.watch_job(JobId("7"))]
+
+    waiting = asyncio.create_task(watch())
+    async with asyncio.timeout(60):
+        while not channel.away_s:
+            await asyncio.sleep(0.01)
+    async with serve(master=master, bind=bind):
+        assert await waiting == [JobState.RUNNING, JobState.DONE]
+        assert not channel.away_s
+
+        def break_off() -> Iterator[JobState]:
+            yield JobState.RUNNING
+            master.fail = [errors.Unavailable("going")]
+            yield JobState.RUNNING
+
+        # What has begun is not: its reader would have the beginning twice.
+        master.job_states = break_off()
+        with pytest.raises(errors.Unavailable, match="going"):
+            await watch()
+        await channel.close()
+    with pytest.raises(errors.Unavailable, match="cannot be reached"):
+        await asyncio.wait_for(anext(MasterStub(open_channel(bind), timeout_s=0.5).watch_job(JobId("7"))), 60)
+
+
 async def test_a_service_that_says_that_it_cannot_is_not_away() -> None:
     master = FakeMaster()
     master.fail = [errors.Unavailable("no worker is live")] * 1000
