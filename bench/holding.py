@@ -25,7 +25,7 @@ def measure_holding(server: S3Server, directory: Path, *, quick: bool) -> list[R
     environment = {"ALLUXIO_LIKE_SESSION": "kernel", **server.environment}
     limit = statistics.median(_measure_limit(directory, size) for _ in range(3))
     with start_stack(directory, {"/": f"s3://{bucket}"}, environment, "--workers", "1") as stack:
-        return [_measure_early_handles(stack, large, limit)]
+        return _measure_early_handles(stack, large, limit)
 
 
 def _measure_limit(directory: Path, size: int) -> float:
@@ -42,18 +42,29 @@ def _measure_limit(directory: Path, size: int) -> float:
     return done["bytes"] / done["seconds"]
 
 
-def _measure_early_handles(stack: Stack, keys: list[str], limit_bytes_s: float) -> Result:
-    """Sequential reads through handles that were opened before anything of their files was local."""
-    rates = []
+def _measure_early_handles(stack: Stack, keys: list[str], limit_bytes_s: float) -> list[Result]:
+    """Sequential reads through handles that were opened before anything of their files was local: the first time, when each page
+    is held against its checksum, and again."""
+    rates: dict[str, list[float]] = {"": [], ", read again": []}
     for key in keys:
         with start_baseline("held", str(stack.mountpoint / key)) as process:
             assert process.stdout is not None
             process.stdout.readline()
             stack.load(f"/{key}")
             done = json.loads(process.communicate("go\n")[0])
-        rates.append(done["bytes"] / done["seconds"])
+        for seconds, found in zip((done["seconds"], done["again_seconds"]), rates.values(), strict=True):
+            found.append(done["bytes"] / seconds)
     reference = min(READS_BYTES_S, limit_bytes_s)
     limit = f"3 GB/s, or what READs can give here at most: {limit_bytes_s / 1e9:.1f} GB/s"
     name = f"a handle opened before the file was complete, of {limit}"
-    detail = {"bytes_s": rates, "limit_bytes_s": limit_bytes_s}
-    return Result(name, statistics.median(rates) / MB, reference / MB, "MB/s", 1.0, detail=detail)
+    return [
+        Result(
+            name + which,
+            statistics.median(found) / MB,
+            reference / MB,
+            "MB/s",
+            1.0,
+            detail={"bytes_s": found, "limit_bytes_s": limit_bytes_s},
+        )
+        for which, found in rates.items()
+    ]
