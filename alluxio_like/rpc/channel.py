@@ -11,7 +11,7 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -28,7 +28,6 @@ from alluxio_like.rpc import status
 from alluxio_like.rpc.auth import TOKEN_KEY
 from alluxio_like.rpc.context import LEASE_KEY
 from alluxio_like.rpc.local_link import LocalLink, LocalMethod, MethodFinder
-from alluxio_like.rpc.streams import closing
 from alluxio_like.rpc.trust import TRY_S, find_refusal
 
 REQUEST_ID_KEY = "x-request-id"
@@ -379,8 +378,8 @@ async def repeat_stream(make: Callable[[], AsyncGenerator[T]], repeat_s: float) 
     stop_at, pause_s, begun = time.monotonic() + repeat_s, _FIRST_PAUSE_S, False
     while True:
         try:
-            replies = make()
-            async with closing(replies):
+            # (Not `closing`, a generator itself: the end of a loop closes all of them at once, this one under us.)
+            async with aclosing(make()) as replies:
                 async for reply in replies:
                     begun = True
                     yield reply
