@@ -20,14 +20,16 @@ _libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Give the bytes' space back; they read as zeros afterwards. The file's size stays."""
-    if _libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
 
 
 def reserve(fd: int, offset: int, length: int) -> None:
     """Have space for these bytes, on file systems that can; the file's size and what it holds stay."""
-    if _libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE, offset, length) != 0:
+    _fallocate(fd, _FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    if _libc.fallocate(fd, mode, offset, length) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

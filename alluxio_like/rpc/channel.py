@@ -11,7 +11,7 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -28,6 +28,7 @@ from alluxio_like.rpc import status
 from alluxio_like.rpc.auth import TOKEN_KEY
 from alluxio_like.rpc.context import LEASE_KEY
 from alluxio_like.rpc.local_link import LocalLink, LocalMethod, MethodFinder
+from alluxio_like.rpc.streams import closing
 from alluxio_like.rpc.trust import TRY_S, find_refusal
 
 REQUEST_ID_KEY = "x-request-id"
@@ -272,9 +273,10 @@ async def _describe(method: Method, failure: grpc.aio.AioRpcError, stop_at: floa
     error = method.to_error(failure)
     if status.has_detail(failure):
         method.channel.note_answer()
-    if isinstance(error, Unavailable) and not status.has_detail(failure):
+    elif isinstance(error, Unavailable):
         within_s = TRY_S if stop_at is None else max(stop_at - time.monotonic(), 0.001)
-        return await method.channel.explain(error, method.target, within_s)
+        error = await method.channel.explain(error, method.target, within_s)
+        method.channel.note_lost()
     return error
 
 
@@ -312,8 +314,6 @@ async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat_s
                 del rpc
         # Outside of the except clause and without its locals: an error that somebody keeps must not keep gRPC's objects alive.
         error = await _describe(method, failed, stop_at) if failed is not None else method.make_closed()
-        if failed is not None and isinstance(error, Unavailable) and not status.has_detail(failed):
-            method.channel.note_lost()
         del failed
         raise error
 
@@ -364,8 +364,6 @@ async def call_stream(
             del call
     if failed is not None:
         error = await _describe(method, failed)
-        if _may_repeat(error) and not status.has_detail(failed):
-            method.channel.note_lost()
         del failed
         raise error
     if closed:
@@ -378,8 +376,8 @@ async def repeat_stream(make: Callable[[], AsyncGenerator[T]], repeat_s: float) 
     stop_at, pause_s, begun = time.monotonic() + repeat_s, _FIRST_PAUSE_S, False
     while True:
         try:
-            # (Not `closing`, a generator itself: the end of a loop closes all of them at once, this one under us.)
-            async with aclosing(make()) as replies:
+            replies = make()
+            async with closing(replies):
                 async for reply in replies:
                     begun = True
                     yield reply

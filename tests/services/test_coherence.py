@@ -106,6 +106,17 @@ async def serve(
         await server.stop(0)
 
 
+@asynccontextmanager
+async def serve_two() -> AsyncIterator[tuple[Coherence, LeaseTable, Keeper, Keeper]]:
+    """The same, and two clients that have yet to start."""
+    async with AsyncExitStack() as stack:
+        coherence, table, address = await stack.enter_async_context(serve())
+        keepers = Keeper(address), Keeper(address)
+        for keeper in keepers:
+            stack.push_async_callback(keeper.close)
+        yield coherence, table, *keepers
+
+
 def grant(coherence: Coherence, keeper: Keeper, directory: InodeId = DIRECTORY) -> bool:
     return coherence.grant(keeper.channel.lease, directory)
 
@@ -118,11 +129,8 @@ async def invalidate(coherence: Coherence, *recalls: Recall) -> float:
 
 
 async def test_a_recall_is_forgotten_and_confirmed() -> None:
-    async with AsyncExitStack() as stack:
-        coherence, table, address = await stack.enter_async_context(serve())
-        here, other = Keeper(address), Keeper(address)
+    async with serve_two() as (coherence, table, here, other):
         for keeper in (here, other):
-            stack.push_async_callback(keeper.close)
             await keeper.start()
         assert grant(coherence, here)
         here.forgotten.clear()
@@ -236,11 +244,7 @@ def count_succeeded(coherence: Coherence) -> float:
 
 
 async def test_who_takes_a_dead_clients_place_ends_its_lease_once_all_is_taken_back() -> None:
-    async with AsyncExitStack() as stack:
-        coherence, table, address = await stack.enter_async_context(serve())
-        dead, heir = Keeper(address), Keeper(address)
-        for keeper in (dead, heir):
-            stack.push_async_callback(keeper.close)
+    async with serve_two() as (coherence, table, dead, heir):
         await dead.start()
         assert grant(coherence, dead)
         await dead.die()
@@ -263,11 +267,7 @@ async def test_who_takes_a_dead_clients_place_ends_its_lease_once_all_is_taken_b
 
 
 async def test_where_locks_are_not_taken_over_a_dead_clients_lease_runs_out_by_itself() -> None:
-    async with AsyncExitStack() as stack:
-        coherence, table, address = await stack.enter_async_context(serve())
-        dead, heir = Keeper(address), Keeper(address)
-        for keeper in (dead, heir):
-            stack.push_async_callback(keeper.close)
+    async with serve_two() as (coherence, table, dead, heir):
         await dead.start()
         await dead.die()
         attached = asyncio.get_running_loop().create_future()
@@ -280,11 +280,7 @@ async def test_where_locks_are_not_taken_over_a_dead_clients_lease_runs_out_by_i
 
 
 async def test_the_lease_of_a_client_that_is_there_is_not_ended_by_another() -> None:
-    async with AsyncExitStack() as stack:
-        coherence, table, address = await stack.enter_async_context(serve())
-        living, other = Keeper(address), Keeper(address)
-        for keeper in (living, other):
-            stack.push_async_callback(keeper.close)
+    async with serve_two() as (coherence, table, living, other):
         await living.start()
         assert grant(coherence, living)
         await other.start([living.keeper.lease_id, other.keeper.lease_id])
