@@ -7,7 +7,7 @@ gs_writing.py. The same rule of concurrency.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class GsUfs(CloudUfs):
-    """`Ufs` on Google Cloud Storage."""
+    """`Ufs` and `VersionedUfs` on Google Cloud Storage."""
 
     def __init__(
         self, make_settings: Callable[[], GsSettings], prefix: str, *, on_request: Callable[[str], None], may_change: bool
@@ -73,6 +73,17 @@ class GsUfs(CloudUfs):
             return ListPage(tuple(entries), None)
         end = entries[-1].sort_name if entries else last or ""
         return ListPage(tuple(entries), json.dumps([next_token, end]))
+
+    # -- older versions -------------------------------------------------------------------------------------------------------
+
+    async def keeps_versions(self) -> bool:
+        path = f"/storage/v1/b/{quote_component(self._settings.bucket)}"
+        answer = await self._ask("HEAD", Request("GET", path, [("fields", "versioning")]), self.bucket)
+        versioning = parse_object(answer.body, self.bucket).get("versioning")
+        return isinstance(versioning, dict) and versioning.get("enabled") is True
+
+    def read_kept(self, key: str, fingerprint: Fingerprint, offset: int, length: int) -> AsyncIterator[memoryview]:
+        return self.read(key, fingerprint, offset, length)  # which names the generation
 
     # -- requests -------------------------------------------------------------------------------------------------------------
 

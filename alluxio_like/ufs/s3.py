@@ -28,7 +28,7 @@ from alluxio_like.ufs.threads import BlockingPool, Lent
 from alluxio_like.ufs.uri import StoreUri
 
 if TYPE_CHECKING:
-    from obstore import GetResult
+    from obstore import GetOptions, GetResult
 
 T = TypeVar("T")
 
@@ -151,7 +151,13 @@ class S3Ufs:
 
     # -- reading --------------------------------------------------------------------------------------------------------------
 
-    async def read(self, key: str, fingerprint: Fingerprint, offset: int, length: int) -> AsyncIterator[memoryview]:
+    def read(self, key: str, fingerprint: Fingerprint, offset: int, length: int) -> AsyncIterator[memoryview]:
+        return self._read_version(key, fingerprint, offset, length, None)
+
+    async def _read_version(
+        self, key: str, fingerprint: Fingerprint, offset: int, length: int, version: str | None
+    ) -> AsyncGenerator[memoryview, None]:
+        """As `read`, of one version of the object; None: the newest."""
         if offset < 0 or length < 0 or offset + length > fingerprint.size:
             raise errors.InvalidArgument("the range lies outside of the content", subject=key)
         if length == 0:
@@ -160,9 +166,9 @@ class S3Ufs:
         full_key = self._prefix + key
         result = None
         if _is_plain(full_key):
-            result = await self._start_read(clients, full_key, key, fingerprint, offset, length)
+            result = await self._start_read(clients, full_key, key, fingerprint, offset, length, version)
         if result is None:
-            async with aclosing(self._read_by_boto(clients, full_key, key, fingerprint, offset, length)) as chunks:
+            async with aclosing(self._read_by_boto(clients, full_key, key, fingerprint, offset, length, version)) as chunks:
                 async for chunk in chunks:
                     yield chunk
             return
@@ -183,17 +189,24 @@ class S3Ufs:
         self._pool.close()
 
     async def _start_read(
-        self, clients: S3Clients, full_key: str, key: str, fingerprint: Fingerprint, offset: int, length: int
+        self,
+        clients: S3Clients,
+        full_key: str,
+        key: str,
+        fingerprint: Fingerprint,
+        offset: int,
+        length: int,
+        version: str | None,
     ) -> "GetResult | None":
         """The answer's head, compared with what was asked; None where boto3 must say what went wrong."""
         self._on_request("GET")
-        etag = listing.add_quotes(fingerprint.token)
+        options: GetOptions = {"range": (offset, offset + length), "if_match": listing.add_quotes(fingerprint.token)}
+        if version is not None:
+            options["version"] = version
         start_s = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._settings.stall_s + 1):
-                result = await obstore.get_async(
-                    clients.store, full_key, options={"range": (offset, offset + length), "if_match": etag}
-                )
+                result = await obstore.get_async(clients.store, full_key, options=options)
         except PreconditionError:
             raise errors.Stale("the store holds another content by now", subject=key) from None
         except TimeoutError:
@@ -209,7 +222,7 @@ class S3Ufs:
             or meta["size"] != fingerprint.size
             or listing.strip_quotes(meta["e_tag"] or "") != fingerprint.token
         ):
-            await self._explain(key, fingerprint, "the answer's range, size or ETag is not what was asked for")
+            await self._explain(key, fingerprint, "the answer's range, size or ETag is not what was asked for", version)
         return result
 
     async def _take_whole(self, result: "GetResult", key: str, length: int) -> memoryview:
@@ -258,7 +271,14 @@ class S3Ufs:
         return max(_SMALL_BYTES, min(int(self._bytes_per_s * _CHUNK_S), _MAX_CHUNK_BYTES, length))
 
     async def _read_by_boto(
-        self, clients: S3Clients, full_key: str, key: str, fingerprint: Fingerprint, offset: int, length: int
+        self,
+        clients: S3Clients,
+        full_key: str,
+        key: str,
+        fingerprint: Fingerprint,
+        offset: int,
+        length: int,
+        version: str | None,
     ) -> AsyncGenerator[memoryview, None]:
         self._on_request("GET")
         opened: Lent[Any] = Lent(_close_body)
@@ -268,6 +288,7 @@ class S3Ufs:
             "Range": f"bytes={offset}-{offset + length - 1}",
             "IfMatch": listing.add_quotes(fingerprint.token),
             **self._get_payer(),
+            **_place_version(version),
         }
 
         def ask() -> Any:
@@ -282,7 +303,7 @@ class S3Ufs:
             except errors.StoreError as error:
                 refusal = get_refusal(error.__cause__) if error.__cause__ else None
                 if refusal and refusal.status == 416:
-                    await self._explain(key, fingerprint, "the store does not have the range")
+                    await self._explain(key, fingerprint, "the store does not have the range", version)
                 raise
             if (
                 answer["ResponseMetadata"]["HTTPStatusCode"] != 206
@@ -290,7 +311,8 @@ class S3Ufs:
                 or answer.get("ContentLength") != length
                 or listing.strip_quotes(answer.get("ETag", "")) != fingerprint.token
             ):
-                await self._explain(key, fingerprint, "the answer's status, range, length or ETag is not what was asked for")
+                problem = "the answer's status, range, length or ETag is not what was asked for"
+                await self._explain(key, fingerprint, problem, version)
             got = 0
             while chunk := await self._run(partial(_read_body, opened, _SMALL_BYTES), key):
                 got += len(chunk)
@@ -300,10 +322,10 @@ class S3Ufs:
         finally:
             opened.abandon()
 
-    async def _explain(self, key: str, fingerprint: Fingerprint, problem: str) -> None:
+    async def _explain(self, key: str, fingerprint: Fingerprint, problem: str, version: str | None) -> None:
         """Raises Stale where the store has another content by now, else StoreProtocol."""
         try:
-            found = get_fingerprint(await self._head(key), key)
+            found = get_fingerprint(await self._head(key, version), key)
         except errors.NotFound:
             raise errors.Stale("the object is no longer in the store", subject=key) from None
         if found != fingerprint:
@@ -312,11 +334,12 @@ class S3Ufs:
 
     # -- what all of them need --------------------------------------------------------------------------------------------------
 
-    async def _head(self, key: str) -> Any:
+    async def _head(self, key: str, version: str | None = None) -> Any:
         clients = await self._connect()
         if not key or "\0" in key or is_probe(key):
             raise errors.NotFound("no such object", subject=key)
         arguments: dict[str, Any] = {"Bucket": self._settings.bucket, "Key": self._prefix + key, **self._get_payer()}
+        arguments |= _place_version(version)
         self._on_request("HEAD")
         return await self._run(partial(clients.client.head_object, **arguments), key)
 
@@ -372,6 +395,10 @@ class S3Ufs:
 
     def _make_stalled(self, key: str) -> errors.StoreUnavailable:
         return errors.StoreUnavailable("the store stopped answering", subject=key)
+
+
+def _place_version(version: str | None) -> dict[str, str]:
+    return {} if version is None else {"VersionId": version}
 
 
 def _close_body(answer: Any) -> None:

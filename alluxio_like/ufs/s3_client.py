@@ -113,7 +113,7 @@ def _make_client(session: boto3.session.Session, settings: S3Settings, region: s
     events = client.meta.events
     # Under these names they come before boto3's own handler, which parses all of it and takes what it cannot parse for a failure.
     events.register("before-parse.*.ListObjectsV2", before_parse)
-    for answer in ("CreateMultipartUpload", "ListParts", "CompleteMultipartUpload"):
+    for answer in ("CreateMultipartUpload", "ListParts", "CompleteMultipartUpload", "ListObjectVersions"):
         events.register(f"before-parse.*.{answer}", drop_control_characters)
     if not _is_aws(client.meta.endpoint_url):
         events.register("before-sign.s3.CopyObject", _spell_for_radosgw)

@@ -14,8 +14,8 @@ from alluxio_like.types import Fingerprint
 from alluxio_like.ufs import s3_listing as listing
 from alluxio_like.ufs.api import StoreEntry
 from alluxio_like.ufs.s3 import get_fingerprint
-from alluxio_like.ufs.s3_archive import S3Archive
 from alluxio_like.ufs.s3_errors import get_refusal
+from alluxio_like.ufs.s3_versions import S3Versions
 from alluxio_like.ufs.s3_writing import get_etag, make_entry, make_metadata
 from alluxio_like.ufs.writing import Expected, Part, Upload, WriteOptions
 
@@ -26,8 +26,8 @@ _KEPT_HEADERS = ("CacheControl", "ContentDisposition", "ContentEncoding", "Conte
 """What a copy takes over beside its bytes; metadata is what the caller gives."""
 
 
-class WritableS3Ufs(S3Archive):
-    """`WritableUfs` and `ArchivingUfs` on S3."""
+class WritableS3Ufs(S3Versions):
+    """`WritableUfs`, `ArchivingUfs` and `VersionedUfs` on S3."""
 
     copy_limit_bytes = 256 << 20
     """Up to here one request copies. A guess. On AWS it is 5 GiB: there the answer is kept alive meanwhile, while other servers

@@ -21,6 +21,7 @@ from alluxio_like import errors
 from alluxio_like.types import Fingerprint, Kind
 from alluxio_like.ufs.api import Ufs
 from alluxio_like.ufs.open import open_ufs, split_secrets
+from alluxio_like.ufs.versions import VersionedUfs
 from alluxio_like.ufs.writing import Expected, Source, WritableUfs, WriteOptions, get_writable
 from tests.conformance.stores import make_source
 from tests.servers.fault_control import FaultProxy
@@ -399,13 +400,31 @@ async def test_kept_versions_are_read_on(gs_server: GsServer) -> None:
     name = gs_server.make_bucket(keeps_versions=True)
     gs_server.put(name, "k", b"first")
     ufs = open_whole(gs_server, name)
+    assert isinstance(ufs, VersionedUfs)
+    assert await ufs.keeps_versions()
     first = (await ufs.stat("k")).fingerprint
     gs_server.put(name, "k", b"other")
     second = (await ufs.stat("k")).fingerprint
     assert first is not None and second is not None and first != second
     for fingerprint, data in [(first, b"first"), (second, b"other")]:
         assert b"".join([bytes(chunk) async for chunk in ufs.read("k", fingerprint, 0, 5)]) == data
+        assert b"".join([bytes(chunk) async for chunk in ufs.read_kept("k", fingerprint, 0, 5)]) == data
     assert [entry.fingerprint for entry in (await ufs.list_page("")).entries] == [second]
+    gs_server.delete(name, "k")
+    assert b"".join([bytes(chunk) async for chunk in ufs.read_kept("k", second, 0, 5)]) == b"other"
+    await ufs.close()
+
+
+async def test_a_bucket_that_keeps_no_versions_says_so(gs_server: GsServer, gs_bucket: str) -> None:
+    ufs = open_whole(gs_server, gs_bucket)
+    assert isinstance(ufs, VersionedUfs)
+    assert not await ufs.keeps_versions()
+    gs_server.put(gs_bucket, "k", b"first")
+    first = (await ufs.stat("k")).fingerprint
+    assert first is not None
+    gs_server.put(gs_bucket, "k", b"other")
+    with pytest.raises(errors.Stale):
+        _ = [chunk async for chunk in ufs.read_kept("k", first, 0, 5)]
     await ufs.close()
 
 

@@ -174,7 +174,19 @@ def s3_bucket(s3_server: S3Server) -> Iterator[str]:
             break
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda entry: client.delete_object(Bucket=name, Key=entry["Key"]), objects))
+    if client.get_bucket_versioning(Bucket=name).get("Status"):
+        _remove_versions(client, name)
     client.delete_bucket(Bucket=name)
+
+
+def _remove_versions(client: "S3Client", bucket: str) -> None:
+    while True:
+        page = client.list_object_versions(Bucket=bucket)
+        found: list[Any] = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+        if not found:
+            return
+        for entry in found:
+            client.delete_object(Bucket=bucket, Key=entry["Key"], VersionId=entry["VersionId"])
 
 
 @pytest.fixture(scope="session")
