@@ -22,6 +22,8 @@ EVERYWHERE = InodeId(0)
 OWN_TOKEN = "own-"
 """How the token of a fingerprint begins that stands for a content written here: followed by its version."""
 
+SNAPSHOT_FOLDER = ".snapshots"
+"""The name, in every directory that has snapshots, under which they are found; no listing shows it."""
 SNAPSHOT_SHIFT = 44
 """Inode ids from 1 << SNAPSHOT_SHIFT on are those of snapshots: the snapshot's number above the inode's own id. None of them can
 be changed."""
@@ -106,6 +108,7 @@ class FileRef:
     `key` is relative to the root of the mount `mount_id`. `fingerprint` stands for the content in caches. `source` is what the
     store says of it, where that is another: a content that was written here is known by its version, from before the store has it
     and for ever. `holders` are workers that have it, where the store does not: then `source` is None, and only they can be asked.
+    `frozen`: wanted as it is in a snapshot, so that the store may be asked for an older version of the object.
     """
 
     inode: InodeId
@@ -116,6 +119,7 @@ class FileRef:
     pinned: bool = False
     source: Fingerprint | None = None
     holders: tuple[WorkerId, ...] = ()
+    frozen: bool = False
 
     @property
     def is_stored(self) -> bool:

@@ -21,13 +21,23 @@ app = make_app("Freeze the state of a tree: made in an instant, read below PATH/
 
 NamedArgument = Annotated[str, typer.Argument(metavar="PATH@NAME", help="A directory and the name of its snapshot.")]
 
+_ELSE = "what is replaced or deleted later can be read there only while it is cached"
+_OLD_VERSIONS = {
+    "yes": "the store keeps old versions: what is replaced or deleted later can be read there for as long as it does",
+    "no": f"the store keeps no old versions: {_ELSE}",
+    "partly": f"only some of the stores below it keep old versions; in the others, {_ELSE}",
+    "unknown": f"the store did not say whether it keeps old versions (S3: that needs s3:GetBucketVersioning); if not, {_ELSE}",
+}
+"""By rpc.snapshots.OldVersions, which is imported only by a command that runs."""
+
 
 @app.command()
 def create(target: NamedArgument, master: MasterOption = "", as_json: JsonOption = False) -> None:
     """Freeze the tree below a directory, whatever its size, in an instant.
 
     Names, attributes and which contents they have stay as they are now, below PATH/.snapshots/NAME. Contents are not copied: one
-    that is replaced or deleted later can be read there only while it is cached.
+    that is replaced or deleted later is read there from the store's older versions, where it keeps those (the command says so),
+    and else only while it is cached.
 
     \b
     Example:
@@ -44,6 +54,7 @@ def create(target: NamedArgument, master: MasterOption = "", as_json: JsonOption
         print_json(to_plain(made))
         return
     print(f"{show_name(made.path)}@{show_name(made.name)}: read it below {show_name(_get_folder(made))}")
+    print(_OLD_VERSIONS[made.old_versions])
     if made.unlisted:
         print(
             f"{made.unlisted} directories below it were never listed, and are empty in it: "
@@ -57,7 +68,7 @@ def list_(
     master: MasterOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Snapshots of a directory, or all.
+    """Snapshots of a directory, or all; OLD VERSIONS says whether the store keeps what is replaced or deleted.
 
     \b
     Example:
@@ -73,10 +84,16 @@ def list_(
         print_json([to_plain(one) for one in found])
         return
     rows = [
-        [show_name(one.path) or "(removed)", show_name(one.name), _show_time(one.created_ns), show_name(_get_folder(one))]
+        [
+            show_name(one.path) or "(removed)",
+            show_name(one.name),
+            _show_time(one.created_ns),
+            one.old_versions,
+            show_name(_get_folder(one)),
+        ]
         for one in found
     ]
-    print_table(["PATH", "NAME", "CREATED", "READ IT AT"], rows)
+    print_table(["PATH", "NAME", "CREATED", "OLD VERSIONS", "READ IT AT"], rows)
 
 
 @app.command()

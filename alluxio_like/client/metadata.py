@@ -21,7 +21,7 @@ from zlib import crc32
 from alluxio_like.client.entries import MAX_ENTRIES, EntryStore, Record
 from alluxio_like.rpc.messages import DirPage, LookupResult
 from alluxio_like.rpc.messages_writing import Told
-from alluxio_like.types import EVERYWHERE, ROOT_INODE, Entry, InodeId, Kind, Recall, to_bytes
+from alluxio_like.types import EVERYWHERE, ROOT_INODE, SNAPSHOT_FOLDER, Entry, InodeId, Kind, Recall, to_bytes
 
 MAX_NAMES = 50_000
 """Names that were asked for one by one, and paths. A guess: about 12 MB when full."""
@@ -36,6 +36,7 @@ _MAX_CHANGED = 10_000
 _TICKS_A_S = 10
 
 _NOTHING = InodeId(0)
+_SNAPSHOT_FOLDER = to_bytes(SNAPSHOT_FOLDER)
 _UNCOVERED = 1 << 31
 """Of a stamp: no lease covers the answer. The rest is the stamp of its directory; 0 is nobody's."""
 
@@ -454,8 +455,8 @@ class MetadataCache:
 
     def _find_in_listing(self, directory: _Directory, name: bytes) -> _Link | None:
         """What a name led to by the pages that were kept; None: they do not tell."""
-        if b"%~" in name:
-            # Shown in place of one that cannot be: where it stands in the order of names is not known.
+        if b"%~" in name or name == _SNAPSHOT_FOLDER:
+            # Shown in place of one that cannot be: where it stands in the order of names is not known. Or in no listing.
             return None
         page = directory.pages[0]
         for sort_name in (name, name + b"/"):

@@ -36,6 +36,7 @@ from alluxio_like.master.core.jobs import (
 from alluxio_like.master.job_calls import JobCalls
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.snapshot_trees import is_frozen
 from alluxio_like.master.surveying import Surveyor
 from alluxio_like.master.walking import Targets, Walker, with_pauses
 from alluxio_like.master.worker_pool import WorkerPool
@@ -510,7 +511,7 @@ class JobRunner:
         for parent in {outcome.item.path.rpartition("/")[0] or "/" for outcome in changed}:
             try:
                 directory = (await self._s.lister.resolve_path(parent)).entry
-                if directory is not None:
+                if directory is not None and not is_frozen(directory.attr.inode):
                     await self._s.lister.refresh(directory.attr.inode, now_ns)
             except errors.AlluxioLikeError as error:
                 log.warning("cannot list a changed directory", extra={"path": parent, "error": str(error)})

@@ -11,7 +11,7 @@ an await between. Applying happens in the writer's thread.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from alluxio_like import errors
@@ -21,14 +21,13 @@ from alluxio_like.master.asking import MAX_EMPTY_PAGES, Asker
 from alluxio_like.master.core import flat, leases, namespace, paths
 from alluxio_like.master.core.flat import Applied, Asked, Claims, Part, Run, Target
 from alluxio_like.master.core.model import NO_MOUNT, Changes, DirState, EntryPage, ListingPlan
-from alluxio_like.master.core.snapshots import FOLDER_NAME
 from alluxio_like.master.flight import Flight
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.master.snapshot_trees import SnapshotTrees, is_frozen
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.context import get_remaining_s
-from alluxio_like.types import ROOT_INODE, Entry, InodeId, Kind, MountId, Recall, to_bytes, to_str
+from alluxio_like.types import ROOT_INODE, SNAPSHOT_FOLDER, Entry, InodeId, Kind, MountId, Recall, to_bytes, to_str
 from alluxio_like.ufs.api import ListPage, StoreEntry, Ufs
 
 log = logging.getLogger(__name__)
@@ -115,10 +114,16 @@ class Lister:
     async def lookup(self, parent: InodeId, name: str, *, session: str = "") -> Answer:
         """One displayed name; the lease of `session` is to cover it. Raises NotFound and NotADirectory for the parent, and the
         store's errors."""
-        if name == FOLDER_NAME or is_frozen(parent):
+        if name == SNAPSHOT_FOLDER or is_frozen(parent):
             frozen = self._lookup_frozen(parent, name)
             if frozen is not None:
                 return frozen
+            answer = await self._lookup_listed(parent, name, "")
+            # Nobody is told when the first snapshot makes it a name.
+            return answer if answer.entry is not None else replace(answer, valid_s=0.0)
+        return await self._lookup_listed(parent, name, session)
+
+    async def _lookup_listed(self, parent: InodeId, name: str, session: str) -> Answer:
         entry, state = self._read_name(parent, name)
         if self._is_fresh(state):
             return self._cover(session, state, entry)
@@ -138,7 +143,7 @@ class Lister:
 
     def read(self, parent: InodeId, name: str, *, session: str) -> Answer | None:
         """As `lookup`, of what is believed now; None: it would have to be asked for. Raises as `lookup`."""
-        if name == FOLDER_NAME or is_frozen(parent):
+        if name == SNAPSHOT_FOLDER or is_frozen(parent):
             return None
         entry, state = self._read_name(parent, name)
         return self._cover(session, state, entry) if self._is_fresh(state) else None

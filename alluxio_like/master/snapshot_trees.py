@@ -10,10 +10,10 @@ from dataclasses import replace
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction
 from alluxio_like.master.core import namespace, snapshots
-from alluxio_like.master.core.model import NO_MOUNT, EntryPage
-from alluxio_like.master.core.snapshots import FOLDER_NAME, View
+from alluxio_like.master.core.model import NO_MOUNT, DirState, EntryPage
+from alluxio_like.master.core.snapshots import View
 from alluxio_like.master.meta_store import MetaStore
-from alluxio_like.types import SNAPSHOT_SHIFT, Attr, Entry, InodeId, Kind, VersionId
+from alluxio_like.types import SNAPSHOT_FOLDER, SNAPSHOT_SHIFT, Attr, Entry, InodeId, Kind, VersionId
 
 _FOLDER_MODE = 0o555
 
@@ -66,6 +66,21 @@ class SnapshotTrees:
                 return _make_root(txn, snapshot)
             return _freeze(txn, number, namespace.get_entry(View(txn, number), own))
 
+    def get_place(self, directory: InodeId) -> tuple[str, DirState]:
+        """The path by which a frozen directory is reached, and what is known of its children."""
+        number, own = snapshots.split_id(directory)
+        with self._meta.read() as txn:
+            if snapshots.is_folder(number):
+                count = sum(1 for one in snapshots.list_all(txn) if one.root == own and not one.deleted)
+                path = f"{namespace.get_path(txn, own).rstrip('/')}/{SNAPSHOT_FOLDER}"
+                return path, replace(
+                    namespace.get_dir_state(txn, own), mount_id=NO_MOUNT, complete=True, files=0, directories=count
+                )
+            snapshot, view = snapshots.get(txn, number), View(txn, number)
+            below = namespace.get_path(view, own)[len(namespace.get_path(view, snapshot.root).rstrip("/")) :]
+            root = namespace.get_path(txn, snapshot.root).rstrip("/")
+            return f"{root}/{SNAPSHOT_FOLDER}/{snapshot.name}{below.rstrip('/')}", namespace.get_dir_state(view, own)
+
     def list_page(self, directory: InodeId, cursor: bytes, limit: int) -> EntryPage:
         """A page of a frozen directory."""
         number, inode = snapshots.split_id(directory)
@@ -89,6 +104,7 @@ def _freeze(txn: ReadTransaction, number: int, entry: Entry) -> Entry:
             now = None
         if now is not None and (now.version, now.fingerprint) == (ref.version, ref.fingerprint):
             ref = now
+        ref = replace(ref, frozen=True)
     return replace(entry, attr=replace(entry.attr, inode=snapshots.make_id(number, entry.attr.inode)), ref=ref)
 
 
@@ -101,4 +117,6 @@ def _make_folder(txn: ReadTransaction, directory: InodeId) -> Entry:
     attr = namespace.get_entry(txn, directory).attr
     inode = snapshots.make_folder_id(directory)
     made_ns = max((one.created_ns for one in snapshots.list_all(txn) if one.root == directory), default=attr.ctime_ns)
-    return Entry(FOLDER_NAME, Attr(inode, Kind.DIRECTORY, _FOLDER_MODE, attr.uid, attr.gid, 0, made_ns, made_ns, 1, VersionId(0)))
+    return Entry(
+        SNAPSHOT_FOLDER, Attr(inode, Kind.DIRECTORY, _FOLDER_MODE, attr.uid, attr.gid, 0, made_ns, made_ns, 1, VersionId(0))
+    )

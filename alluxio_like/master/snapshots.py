@@ -6,24 +6,30 @@ task collects.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.core import namespace, operations, snapshots
+from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.core.snapshots import View
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.mount_table import MountTable
 from alluxio_like.master.snapshot_trees import is_frozen
-from alluxio_like.rpc.snapshots import Difference, Snapshot
-from alluxio_like.types import Entry, InodeId, Kind
+from alluxio_like.rpc.snapshots import Difference, OldVersions, Snapshot
+from alluxio_like.types import Entry, InodeId, Kind, MountId
+from alluxio_like.ufs.versions import VersionedUfs
 
 log = logging.getLogger(__name__)
 
 _PAGE = 1000
 _LOOKED_AT = 2_000
 """Directories and files of a tree that making a snapshot looks at, to say what no listing has covered. A guess: 20 ms."""
+_VERSIONS_S = 2.0
+"""For so long a store is asked whether it keeps old versions; making a snapshot waits for that at most. A guess."""
 _COLLECT_PAUSE_S = 0.02
 _COLLECT_AGAIN_S = 60.0
 
@@ -31,9 +37,10 @@ _COLLECT_AGAIN_S = 60.0
 class SnapshotsService:
     """SnapshotsHandler of rpc.snapshots."""
 
-    def __init__(self, meta: MetaStore, lister: Lister, *, clock: Clock) -> None:
+    def __init__(self, meta: MetaStore, lister: Lister, mounts: MountTable, *, clock: Clock) -> None:
         self._meta = meta
         self._lister = lister
+        self._mounts = mounts
         self._clock = clock
         self._deleted = asyncio.Event()
         self._deleted.set()
@@ -48,13 +55,20 @@ class SnapshotsService:
             return str(snapshots.create(txn, root, name, now_ns).created_ns).encode()
 
         created = await self._once(operation_id, "create snapshot", now_ns, work)
-        return Snapshot(path, name, int(created), unlisted)
+        mounts = self._list_mounts(root)
+        return Snapshot(path, name, int(created), unlisted, _sum_up((await self._ask_versions(mounts)).values()))
 
     async def list_snapshots(self, path: str) -> list[Snapshot]:
         root = await self._resolve(path) if path else None
         with self._meta.read() as txn:
             live = [one for one in snapshots.list_all(txn) if not one.deleted and root in (None, one.root)]
-            found = [Snapshot(_find_path(txn, one.root), one.name, one.created_ns) for one in live]
+            made = [Snapshot(_find_path(txn, one.root), one.name, one.created_ns) for one in live]
+        below = [self._list_mounts(one.root) for one in live]
+        kept = await self._ask_versions(frozenset().union(*below))
+        found = [
+            replace(one, old_versions=_sum_up([kept[mount_id] for mount_id in mounts]))
+            for one, mounts in zip(made, below, strict=True)
+        ]
         return sorted(found, key=lambda one: (one.path, one.created_ns))
 
     async def delete_snapshot(self, operation_id: str, path: str, name: str) -> None:
@@ -87,6 +101,33 @@ class SnapshotsService:
             if found:
                 yield found
             await asyncio.sleep(0)
+
+    def _list_mounts(self, root: InodeId) -> frozenset[MountId]:
+        """The mounts of which a tree has something."""
+        with self._meta.read() as txn:
+            try:
+                path, mount_id = namespace.get_path(txn, root).rstrip("/") + "/", namespace.get_dir_state(txn, root).mount_id
+            except errors.NotFound:
+                return frozenset()
+        below = {info.mount_id for info in self._mounts.list_mounts() if f"{info.path}/".startswith(path)}
+        return frozenset(below if mount_id == NO_MOUNT else {mount_id, *below})
+
+    async def _ask_versions(self, mount_ids: frozenset[MountId]) -> dict[MountId, OldVersions]:
+        """What the stores of mounts say of old versions, each asked once; who does not say so soon: not known."""
+
+        async def ask(mount_id: MountId) -> OldVersions:
+            try:
+                ufs = self._mounts.get_ufs(mount_id)
+                if not isinstance(ufs, VersionedUfs):
+                    return OldVersions.NO
+                async with asyncio.timeout(_VERSIONS_S):
+                    return OldVersions.YES if await ufs.keeps_versions() else OldVersions.NO
+            except (errors.AlluxioLikeError, TimeoutError) as error:
+                log.info("not known whether a store keeps old versions", extra={"mount": mount_id, "error": str(error)})
+                return OldVersions.UNKNOWN
+
+        ordered = sorted(mount_ids)
+        return dict(zip(ordered, await asyncio.gather(*map(ask, ordered)), strict=True))
 
     async def _resolve(self, path: str) -> InodeId:
         inode = await self._lister.resolve_directory(path, otherwise="snapshots are of directories")
@@ -122,6 +163,16 @@ class SnapshotsService:
                 at = cursor
                 cursor = await self._meta.write(lambda txn, at=at, number=number: snapshots.collect(txn, number, at))  # type: ignore[misc]
                 await asyncio.sleep(_COLLECT_PAUSE_S)
+
+
+def _sum_up(told: Iterable[OldVersions]) -> OldVersions:
+    """Of a tree, from what is so of its stores. One without any can lose nothing but what is kept here alone."""
+    different = set(told)
+    if len(different) == 1:
+        return different.pop()
+    if OldVersions.UNKNOWN in different:
+        return OldVersions.UNKNOWN
+    return OldVersions.PARTLY if different else OldVersions.NO
 
 
 def _find_path(txn: ReadTransaction, inode: InodeId) -> str:

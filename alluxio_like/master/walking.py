@@ -13,9 +13,10 @@ from typing import Protocol
 from alluxio_like import errors
 from alluxio_like.master.core import namespace
 from alluxio_like.master.core.jobs import Cursor, Problem
-from alluxio_like.master.core.model import EntryPage
+from alluxio_like.master.core.model import DirState, EntryPage
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore
+from alluxio_like.master.snapshot_trees import is_frozen
 from alluxio_like.master.surveying import Survey
 from alluxio_like.types import Entry, InodeId, Kind
 
@@ -150,9 +151,7 @@ class Walker:
         inode, tagged = InodeId(levels[-1][0]), levels[-1][1]
         phase, position = tagged[:1], tagged[1:]
         try:
-            with self._meta.read() as txn:
-                path = namespace.get_path(txn, inode)
-                state = namespace.get_dir_state(txn, inode)
+            path, state = self._get_place(inode)
         except (errors.NotFound, errors.NotADirectory):
             levels.pop()
             return
@@ -182,12 +181,11 @@ class Walker:
         base = path.rstrip("/") + "/"
         root = target.rstrip("/") + "/"
         limit = PAGE_ENTRIES
-        if self._survey is not None and not position:
+        if self._survey is not None and not position and not is_frozen(inode):
             await self._survey.bring(inode, among=InodeId(levels[-2][0]) if len(levels) > 1 else None, whole=False)
         while True:
             if self._since_ns is None:
-                with self._meta.read() as txn:
-                    page = namespace.list_entries(txn, inode, position, limit)
+                page = self._list(inode, position, limit)
             else:
                 listed = await self._lister.list_page(inode, position, limit, since_ns=self._since_ns, patience=LISTING_PATIENCE)
                 page = listed.page
@@ -215,8 +213,7 @@ class Walker:
         buffer = self._buffers.get(inode)
         while True:
             if buffer is None or buffer.position != position:
-                with self._meta.read() as txn:
-                    buffer = _Buffer(position, 0, namespace.list_entries(txn, inode, position, PAGE_ENTRIES))
+                buffer = _Buffer(position, 0, self._list(inode, position, PAGE_ENTRIES))
             entries = buffer.page.entries
             place = buffer.place
             while place < len(entries) and entries[place].attr.kind is not Kind.DIRECTORY:
@@ -229,16 +226,28 @@ class Walker:
             position, buffer = buffer.page.cursor, None
         after = buffer.page.cursor
         if place < len(entries) - 1:
-            with self._meta.read() as txn:
-                after = namespace.list_entries(txn, inode, position, place - buffer.place + 1).cursor
+            after = self._list(inode, position, place - buffer.place + 1).cursor
         self._list_ahead(inode, [entry.attr.inode for entry in entries[place:] if entry.attr.kind is Kind.DIRECTORY])
         levels[-1] = (inode, _DIRECTORIES + after) if after else (inode, _END)
         levels.append((entries[place].attr.inode, _FILES))
         self._buffers[inode] = _Buffer(after, place + 1, buffer.page)
         return True
 
+    def _get_place(self, inode: InodeId) -> tuple[str, DirState]:
+        """A directory's path and what is known of its children. Raises NotFound, NotADirectory."""
+        if is_frozen(inode):
+            return self._lister.snapshots.get_place(inode)
+        with self._meta.read() as txn:
+            return namespace.get_path(txn, inode), namespace.get_dir_state(txn, inode)
+
+    def _list(self, inode: InodeId, position: bytes, limit: int) -> EntryPage:
+        if is_frozen(inode):
+            return self._lister.snapshots.list_page(inode, position, limit)
+        with self._meta.read() as txn:
+            return namespace.list_entries(txn, inode, position, limit)
+
     def _list_ahead(self, directory: InodeId, below: list[InodeId]) -> None:
-        if self._survey is None:
+        if self._survey is None or is_frozen(directory):
             return
         for done in [inode for inode, task in self._ahead.items() if task.done()]:
             del self._ahead[done]

@@ -138,6 +138,7 @@ def to_entry(message: common_pb2.Entry, *, dir_key: str = "", mount_id: int = 0)
         message.pinned,
         to_fingerprint(message.source) if message.HasField("source") else None,
         tuple(WorkerId(one) for one in message.holders),
+        frozen=message.content_inode != 0,
     )
     return Entry(name, attributes, ref)
 
@@ -152,6 +153,7 @@ def file_ref(value: FileRef) -> common_pb2.FileRef:
         pinned=value.pinned,
         source=None if value.source is None else fingerprint(value.source),
         holders=value.holders,
+        frozen=value.frozen,
     )
 
 
@@ -165,6 +167,7 @@ def to_file_ref(message: common_pb2.FileRef) -> FileRef:
         message.pinned,
         to_fingerprint(message.source) if message.HasField("source") else None,
         tuple(WorkerId(one) for one in message.holders),
+        message.frozen,
     )
 
 

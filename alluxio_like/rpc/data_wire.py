@@ -190,18 +190,28 @@ def encode_ref(ref: FileRef) -> bytes:
 
 
 def _encode_more(ref: FileRef) -> bytes:
-    """Of a content that was written here: where it is. Empty for all others."""
-    if ref.source is None and not ref.holders:
+    """Of a content that was written here: where it is; of one in a snapshot: that it is. Empty for all others.
+
+    The third of a source is there for a frozen one alone: a release before those reads no further than the size. It says whether
+    the content is known by another name in caches.
+    """
+    frozen = ref.frozen and ref.is_stored
+    if ref.source is None and not ref.holders and not frozen:
         return b""
-    source = None if ref.source is None else [ref.source.token, ref.source.size]
+    source: list[object] | None = [ref.stored.token, ref.stored.size] if ref.source is not None or frozen else None
+    if source is not None and frozen:
+        source.append(ref.source is not None)
     return json.dumps([source, ref.holders]).encode()
 
 
-def _decode_more(data: bytes) -> tuple[Fingerprint | None, tuple[WorkerId, ...]]:
+def _decode_more(data: bytes) -> tuple[Fingerprint | None, tuple[WorkerId, ...], bool]:
     try:
         source, holders = json.loads(data)
         stored = None if source is None else Fingerprint(str(source[0]), int(source[1]))
-        return stored, tuple(WorkerId(str(holder)) for holder in holders)
+        frozen = source is not None and len(source) > 2
+        if frozen and not source[2]:
+            stored = None
+        return stored, tuple(WorkerId(str(holder)) for holder in holders), frozen
     except (ValueError, TypeError, IndexError, RecursionError) as error:
         raise Malformed("the description of a content says something unknown") from error
 
@@ -217,7 +227,7 @@ def decode_ref(data: bytes) -> FileRef:
     if len(data) < key_end or flags > _PINNED | _MORE or bool(more) != bool(flags & _MORE):
         raise Malformed("the description of a content is of another length than it says")
     token, key = to_str(data[_REF.size : token_end]), to_str(data[token_end:key_end])
-    source, holders = _decode_more(more) if more else (None, ())
+    source, holders, frozen = _decode_more(more) if more else (None, (), False)
     return FileRef(
         InodeId(inode),
         VersionId(version),
@@ -227,6 +237,7 @@ def decode_ref(data: bytes) -> FileRef:
         bool(flags & _PINNED),
         source,
         holders,
+        frozen,
     )
 
 

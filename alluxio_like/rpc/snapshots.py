@@ -5,6 +5,7 @@ Owns the handler's Protocol, the servicer and the stub. Rule of concurrency: as 
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol
 
 import grpc.aio
@@ -15,14 +16,25 @@ from alluxio_like.rpc.v1 import snapshots_pb2, snapshots_pb2_grpc
 from alluxio_like.types import to_bytes, to_str
 
 
+class OldVersions(StrEnum):
+    """Whether stores keep old versions; PARTLY: some of them do."""
+
+    YES = "yes"
+    NO = "no"
+    PARTLY = "partly"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A frozen version of the tree below `path`. `unlisted`: when it was made, directories there that no listing had covered."""
+    """A frozen version of the tree below `path`. `unlisted`: when it was made, directories there that no listing had covered.
+    `old_versions`: whether the stores below it keep what is replaced or deleted there from now on."""
 
     path: str
     name: str
     created_ns: int
     unlisted: int = 0
+    old_versions: OldVersions = OldVersions.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +127,18 @@ class SnapshotsStub:
 
 def _snapshot(value: Snapshot) -> snapshots_pb2.Snapshot:
     return snapshots_pb2.Snapshot(
-        path=to_bytes(value.path), name=to_bytes(value.name), created_ns=value.created_ns, unlisted=value.unlisted
+        path=to_bytes(value.path),
+        name=to_bytes(value.name),
+        created_ns=value.created_ns,
+        unlisted=value.unlisted,
+        old_versions=value.old_versions,
     )
 
 
 def _to_snapshot(message: snapshots_pb2.Snapshot) -> Snapshot:
-    return Snapshot(to_str(message.path), to_str(message.name), message.created_ns, message.unlisted)
+    # A master of another release may say nothing of it, or a word that is not known here.
+    told = message.old_versions if message.old_versions in set(OldVersions) else OldVersions.UNKNOWN
+    return Snapshot(to_str(message.path), to_str(message.name), message.created_ns, message.unlisted, OldVersions(told))
 
 
 def _to_differences(message: snapshots_pb2.DiffSnapshotsReply) -> list[Difference]:

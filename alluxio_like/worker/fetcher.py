@@ -11,7 +11,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alluxio_like import errors
 from alluxio_like.cache.file import CachedFile, Role
@@ -313,6 +313,8 @@ class Fetcher:
         flights = self._flights.get(ref.file_id, {})
         flight = flights.get(pages.first)
         if flight is not None and flight.ref.fingerprint == ref.fingerprint:
+            if ref.frozen and not flight.ref.frozen:
+                flight.ref = replace(flight.ref, frozen=True)
             if priority < flight.priority:
                 flight.priority = priority
                 if flight.turn is not None:

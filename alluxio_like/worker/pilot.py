@@ -21,8 +21,9 @@ from alluxio_like.cache.file import CachedFile
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.data_pool import BegunRead
 from alluxio_like.rpc.messages import Priority
-from alluxio_like.types import PAGE_BYTES
+from alluxio_like.types import PAGE_BYTES, FileRef
 from alluxio_like.ufs.api import Ufs
+from alluxio_like.ufs.versions import VersionedUfs
 from alluxio_like.waits import Cause, Waits
 from alluxio_like.worker.buffers import Buffers
 from alluxio_like.worker.cluster import ClusterView
@@ -117,16 +118,17 @@ class Pilot:
 
     async def fly(self, flight: Flight) -> None:
         """Land every page of a flight. Raises what stopped it."""
-        if flight.peers and flight.ref.is_stored:
-            await self._ask_peers(flight)
-        if flight.landed >= flight.stop:
-            return
-        used = self._stores.lookup_ufs(flight.ref.mount_id)
+        used, was_frozen = self._stores.lookup_ufs(flight.ref.mount_id), flight.ref.frozen
         try:
-            await self._ask_source(flight)
+            if flight.peers and flight.ref.is_stored:
+                await self._ask_peers(flight)
+            if flight.landed < flight.stop:
+                await self._ask_source(flight)
             return
         except errors.AlluxioLikeError as error:
-            if not (is_retryable(error) or self._may_renew(flight, used, error)):
+            # A reader of a snapshot may have joined, to whom an older version of the object will do.
+            is_wider = isinstance(error, errors.Stale) and flight.ref.frozen and not was_frozen
+            if not (is_wider or is_retryable(error) or self._may_renew(flight, used, error)):
                 raise
             flight.last_error = error
         await self._ask_again(flight)
@@ -331,7 +333,7 @@ class Pilot:
             flight.source = "store"
             flight.requests += 1
             offset, length = self._get_rest(flight)
-            await self._receive(flight, ufs.read(flight.ref.key, flight.ref.stored, offset, length), ufs.checks_first)
+            await self._receive(flight, _read(ufs, flight.ref, offset, length), ufs.checks_first)
             self._metrics.store_bytes.labels(label).inc(length)
         except errors.StoreError as error:
             self._metrics.store_errors.labels("GET", label, error.code).inc()
@@ -489,6 +491,13 @@ class Pilot:
     def _hold(flight: Flight, first: int, data: memoryview) -> None:
         for n in range(-(-len(data) // PAGE_BYTES)):
             flight.held[first + n] = data[n * PAGE_BYTES : (n + 1) * PAGE_BYTES]
+
+
+def _read(ufs: Ufs, ref: FileRef, offset: int, length: int) -> AsyncIterator[memoryview]:
+    """A content from the store; of a snapshot's, an older version of the object too."""
+    if ref.frozen and isinstance(ufs, VersionedUfs):
+        return ufs.read_kept(ref.key, ref.stored, offset, length)
+    return ufs.read(ref.key, ref.stored, offset, length)
 
 
 def _check(flight: Flight, first: int, data: memoryview, sums: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,62 @@ class Late:
         await self.go_on.wait()
         if self.stale:
             raise errors.Stale("changed during the read", subject=key)
+
+
+class Keeping:
+    """A store that keeps what was there before; `asked` counts the reads for which any version will do."""
+
+    checks_first = True
+
+    def __init__(self, ufs: MemoryUfs) -> None:
+        self._ufs = ufs
+        self.old = b""
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ufs, name)
+
+    async def keeps_versions(self) -> bool:
+        return True
+
+    async def read_kept(self, _key: str, _fingerprint: Fingerprint, offset: int, length: int) -> AsyncIterator[memoryview]:
+        self.asked += 1
+        yield memoryview(self.old)[offset : offset + length]
+
+
+async def test_only_what_is_in_a_snapshot_may_be_an_older_version(tmp_path: Path) -> None:
+    stores: list[Keeping] = []
+    async with running_parts(tmp_path, wrap=lambda ufs: stores.append(Keeping(ufs)) or stores[0]) as parts:  # type: ignore[func-returns-value]
+        old = stores[0].old = make_data(3 * MIB, 1)
+        ref, store = parts.put(1, old), stores[0]
+        parts.put(1, make_data(3 * MIB, 2))
+        with pytest.raises(errors.Stale):
+            await read(parts, ref, 0, len(old))
+        assert store.asked == 0
+        frozen = replace(ref, frozen=True)
+        assert await read(parts, frozen, 0, len(old)) == old
+        assert store.asked == 1
+        # It is in the cache as what it is: whoever asks for this version gets it.
+        assert await read(parts, ref, 0, len(old)) == old
+        assert store.asked == 1
+
+
+async def test_a_reader_of_a_snapshot_is_not_refused_with_others_whose_fetch_it_joins(tmp_path: Path) -> None:
+    stores: list[Keeping] = []
+    async with running_parts(tmp_path, wrap=lambda ufs: stores.append(Keeping(ufs)) or stores[0]) as parts:  # type: ignore[func-returns-value]
+        old = stores[0].old = make_data(MIB, 1)
+        ref, store = parts.put(1, old), stores[0]
+        parts.put(1, make_data(MIB, 2))
+        go_on = asyncio.Event()
+        parts.ufs.fail("GET", Fault(until=go_on))
+        live = read(parts, ref, 0, MIB)
+        await wait_until(lambda: parts.ufs.in_flight == 1)
+        frozen = read(parts, replace(ref, frozen=True), 0, MIB)
+        await asyncio.sleep(0.05)
+        go_on.set()
+        assert await frozen == old
+        assert await live == old
+        assert (len(parts.ufs.requests), store.asked) == (1, 1)
 
 
 @pytest.mark.parametrize("stale", [True, False])

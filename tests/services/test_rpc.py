@@ -4,6 +4,7 @@ tokens, health."""
 import asyncio
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -18,7 +19,7 @@ from alluxio_like.rpc.messages import BlockDelta, DirPage, JobState, LoadFile, L
 from alluxio_like.rpc.server import create_server
 from alluxio_like.rpc.v1 import worker_pb2
 from alluxio_like.rpc.worker_stub import WorkerStub
-from alluxio_like.types import PAGE_BYTES, FileId, InodeId, JobId, MountId, VersionId, WorkerId
+from alluxio_like.types import PAGE_BYTES, SNAPSHOT_SHIFT, FileId, Fingerprint, InodeId, JobId, MountId, VersionId, WorkerId
 from tests.fakes_rpc import TOKEN, FakeMaster, FakeWorker, connected, make_dir, make_entry, serve, wait_until
 from tests.servers.net import find_ports
 from tests.servers.tcp_proxy import TcpProxy
@@ -58,6 +59,18 @@ def test_a_listing_leaves_out_keys_that_follow_from_names() -> None:
     assert convert.to_dir_page(message) == page
     other = DirPage(page.entries, b"", 5.0, MountId(2), "elsewhere/")
     assert convert.to_dir_page(convert.list_dir_reply(other)) == other
+
+
+def test_what_is_in_a_snapshot_stays_so_on_every_way() -> None:
+    live = make_entry("a", 5, 7)
+    assert live.ref is not None
+    frozen = replace(live, attr=replace(live.attr, inode=InodeId(1 << SNAPSHOT_SHIFT | 5)), ref=replace(live.ref, frozen=True))
+    for entry in (live, frozen):
+        assert convert.to_entry(convert.entry(entry)) == entry
+        assert entry.ref is not None
+        written = replace(entry.ref, source=Fingerprint("etag", 7), holders=(WorkerId("w"),))
+        for ref in (entry.ref, written):
+            assert convert.to_file_ref(convert.file_ref(ref)) == ref
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16383, 16384, PAGE_BYTES])

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +12,11 @@ from alluxio_like import errors
 from alluxio_like.client.client import Client
 from alluxio_like.config import ClientConfig
 from alluxio_like.master import snapshots as service
+from alluxio_like.rpc.messages import JobState
 from alluxio_like.rpc.messages_writing import NewName, Renaming, XattrChange
+from alluxio_like.rpc.snapshots import OldVersions
 from alluxio_like.types import SNAPSHOT_SHIFT, Kind
+from alluxio_like.ufs.memory import MemoryUfs
 from tests.unit.master_parts import Cluster, wait_until
 
 
@@ -64,7 +69,8 @@ async def test_a_snapshot_stays_as_it_was(cluster: Cluster, client: Client) -> N
     assert await list_names(client, "/data") == ["a", "made", "moved"]
     old = await client.get_path(f"{frozen}/a")
     assert old.attr.size == 1
-    assert old.ref == before.ref
+    assert before.ref is not None
+    assert old.ref == replace(before.ref, frozen=True)
     assert old.attr.inode >> SNAPSHOT_SHIFT
     assert (await client.get_entry(old.attr.inode)).entry == old
     moved = await client.get_path(f"{frozen}/d/x")
@@ -82,6 +88,25 @@ async def test_a_snapshot_stays_as_it_was(cluster: Cluster, client: Client) -> N
         await cluster.changes.rename("", Renaming(root.attr.inode, "a", directory.attr.inode, "a"))
     with pytest.raises(errors.ReadOnly):
         await client.create_snapshot(frozen, "again", operation_id="")
+
+
+async def test_the_folder_is_found_beside_what_a_listing_showed(cluster: Cluster, client: Client) -> None:
+    store = await cluster.add_store()
+    store.put("a", b"1")
+    client.watch()
+    await wait_until(lambda: client._keeper.session, "a lease")
+    tree = (await client.get_path("/data")).attr.inode
+    assert await list_names(client, "/data") == ["a"]
+    assert (await client.lookup(tree, "b")).entry is None
+    assert (await client.lookup(tree, ".snapshots")).entry is None
+    await client.create_snapshot("/data", "one", operation_id="one")
+    found = (await client.lookup(tree, ".snapshots")).entry
+    assert found is not None
+    assert await list_names(client, "/data") == ["a"]
+    # Also when what was said of it is over, and the listing is not.
+    await asyncio.sleep(1.2)
+    assert client.lookup_known(tree, "b") is not None
+    assert (await client.lookup(tree, ".snapshots")).entry == found
 
 
 async def test_what_is_other_since(cluster: Cluster, client: Client) -> None:
@@ -169,3 +194,73 @@ async def test_symbolic_links_and_attributes_of_programs_are_those_of_then(clust
     assert await cluster.changes.get_xattrs(frozen.attr.inode) == {b"trusted.a": b"1"}
     with pytest.raises(errors.ReadOnly):
         await cluster.changes.set_xattr("", frozen.attr.inode, XattrChange(b"trusted.a", b"3"))
+
+
+async def test_a_load_of_it_brings_what_was_there_then(cluster: Cluster, client: Client) -> None:
+    store = await cluster.add_store()
+    for key in ("a", "b", "d/x", "d/e/y"):
+        store.put(key, key.encode())
+    await client.sync_path("/data", recursive=True)
+    await client.create_snapshot("/data", "one", operation_id="one")
+    for key in ("a", "d/x", "d/e/y"):
+        store.delete(key)
+    store.put("new", b"new")
+    await client.sync_path("/data", recursive=True)
+    worker = await cluster.add_worker("w")
+    # Neither the store's listing nor the tree of today has any part in it.
+    lists = store.count_requests()["LIST"]
+    for target, keys in (
+        ("/data/.snapshots/one/d/e", ["d/e/y"]),
+        ("/data/.snapshots/one/b", ["b"]),
+        ("/data/.snapshots", ["a", "b", "d/e/y", "d/x"]),
+    ):
+        worker.loads.clear()
+        worker.cached.clear()
+        job = await cluster.load(target)
+        assert (job.state, job.done_files, job.problems) == (JobState.DONE, len(keys), ()), target
+        loaded = [one.ref for one, _ in worker.loads]
+        assert sorted(ref.key for ref in loaded) == keys
+        assert all(ref.frozen for ref in loaded)
+    assert store.count_requests()["LIST"] == lists
+
+
+class _Told:
+    """A store that says whether it keeps old versions, or why it does not say."""
+
+    def __init__(self, store: MemoryUfs, told: bool | Exception) -> None:
+        self._store = store
+        self._told = told
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def keeps_versions(self) -> bool:
+        if isinstance(self._told, Exception):
+            raise self._told
+        return self._told
+
+    def read_kept(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+
+async def test_it_says_what_the_stores_below_keep(cluster: Cluster, client: Client) -> None:
+    told: dict[str, bool | Exception] = {"s3://yes": True, "s3://no": False, "s3://denied": errors.StoreDenied("no")}
+    for path, uri in (
+        ("/in/yes", "s3://yes"),
+        ("/in/no", "s3://no"),
+        ("/in/denied", "s3://denied"),
+        ("/in/no/plain", "s3://plain"),
+    ):
+        await cluster.add_store(path, uri)
+    mounts = cluster.master.mounts
+    for info in mounts.list_mounts():
+        if info.uri in told:
+            store = mounts.get_ufs(info.mount_id)
+            mounts._open[info.mount_id] = _Told(store, told[info.uri])  # type: ignore[arg-type,assignment]
+    wanted = {"/in/yes": "yes", "/in/denied": "unknown", "/in/no": "no", "/in": "unknown"}
+    for path, says in wanted.items():
+        assert (await client.create_snapshot(path, "one", operation_id=path)).old_versions == says
+    assert {one.path: one.old_versions for one in await client.list_snapshots()} == wanted
+    told_all = [OldVersions.YES, OldVersions.NO]
+    assert service._sum_up(told_all) is OldVersions.PARTLY
+    assert service._sum_up([]) is OldVersions.NO

@@ -19,8 +19,6 @@ from alluxio_like.kv.api import ReadTransaction, WriteTransaction, get_prefix_st
 from alluxio_like.master.core import records, tables
 from alluxio_like.types import SNAPSHOT_SHIFT, InodeId, to_str
 
-FOLDER_NAME = ".snapshots"
-"""The name, in every directory that has snapshots, under which they are found; no listing shows it."""
 MAX_NAME_BYTES = 255
 MAX_SNAPSHOTS = (1 << 17) - 1
 _FOLDER = 1 << 17

@@ -87,7 +87,7 @@ class Entry(_message.Message):
     def __init__(self, name: _Optional[bytes] = ..., attr: _Optional[_Union[Attr, _Mapping]] = ..., mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., pinned: _Optional[bool] = ..., source: _Optional[_Union[Fingerprint, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ..., content_inode: _Optional[int] = ...) -> None: ...
 
 class FileRef(_message.Message):
-    __slots__ = ("inode", "version", "mount_id", "key", "fingerprint", "pinned", "source", "holders")
+    __slots__ = ("inode", "version", "mount_id", "key", "fingerprint", "pinned", "source", "holders", "frozen")
     INODE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,7 @@ class FileRef(_message.Message):
     PINNED_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
     inode: int
     version: int
     mount_id: int
@@ -104,7 +105,8 @@ class FileRef(_message.Message):
     pinned: bool
     source: Fingerprint
     holders: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, inode: _Optional[int] = ..., version: _Optional[int] = ..., mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., pinned: _Optional[bool] = ..., source: _Optional[_Union[Fingerprint, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ...) -> None: ...
+    frozen: bool
+    def __init__(self, inode: _Optional[int] = ..., version: _Optional[int] = ..., mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., pinned: _Optional[bool] = ..., source: _Optional[_Union[Fingerprint, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ..., frozen: _Optional[bool] = ...) -> None: ...
 
 class FileId(_message.Message):
     __slots__ = ("inode", "version")

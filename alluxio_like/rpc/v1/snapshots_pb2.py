@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#alluxio_like/rpc/v1/snapshots.proto\x12\x13\x61lluxio_like.rpc.v1\"I\n\x15\x43reateSnapshotRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\x0c\"L\n\x08Snapshot\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\x0c\x12\x12\n\ncreated_ns\x18\x03 \x01(\x03\x12\x10\n\x08unlisted\x18\x04 \x01(\x04\"$\n\x14ListSnapshotsRequest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\"F\n\x12ListSnapshotsReply\x12\x30\n\tsnapshots\x18\x01 \x03(\x0b\x32\x1d.alluxio_like.rpc.v1.Snapshot\"I\n\x15\x44\x65leteSnapshotRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\x0c\"\x15\n\x13\x44\x65leteSnapshotReply\"A\n\x14\x44iffSnapshotsRequest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\x0c\x12\r\n\x05other\x18\x03 \x01(\x0c\"J\n\x12\x44iffSnapshotsReply\x12\x34\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32\x1f.alluxio_like.rpc.v1.Difference\"6\n\nDifference\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x32\xfa\x02\n\tSnapshots\x12S\n\x06\x43reate\x12*.alluxio_like.rpc.v1.CreateSnapshotRequest\x1a\x1d.alluxio_like.rpc.v1.Snapshot\x12Z\n\x04List\x12).alluxio_like.rpc.v1.ListSnapshotsRequest\x1a\'.alluxio_like.rpc.v1.ListSnapshotsReply\x12^\n\x06\x44\x65lete\x12*.alluxio_like.rpc.v1.DeleteSnapshotRequest\x1a(.alluxio_like.rpc.v1.DeleteSnapshotReply\x12\\\n\x04\x44iff\x12).alluxio_like.rpc.v1.DiffSnapshotsRequest\x1a\'.alluxio_like.rpc.v1.DiffSnapshotsReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#alluxio_like/rpc/v1/snapshots.proto\x12\x13\x61lluxio_like.rpc.v1\"I\n\x15\x43reateSnapshotRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\x0c\"b\n\x08Snapshot\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\x0c\x12\x12\n\ncreated_ns\x18\x03 \x01(\x03\x12\x10\n\x08unlisted\x18\x04 \x01(\x04\x12\x14\n\x0cold_versions\x18\x05 \x01(\t\"$\n\x14ListSnapshotsRequest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\"F\n\x12ListSnapshotsReply\x12\x30\n\tsnapshots\x18\x01 \x03(\x0b\x32\x1d.alluxio_like.rpc.v1.Snapshot\"I\n\x15\x44\x65leteSnapshotRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\x0c\"\x15\n\x13\x44\x65leteSnapshotReply\"A\n\x14\x44iffSnapshotsRequest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\x0c\x12\r\n\x05other\x18\x03 \x01(\x0c\"J\n\x12\x44iffSnapshotsReply\x12\x34\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32\x1f.alluxio_like.rpc.v1.Difference\"6\n\nDifference\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x32\xfa\x02\n\tSnapshots\x12S\n\x06\x43reate\x12*.alluxio_like.rpc.v1.CreateSnapshotRequest\x1a\x1d.alluxio_like.rpc.v1.Snapshot\x12Z\n\x04List\x12).alluxio_like.rpc.v1.ListSnapshotsRequest\x1a\'.alluxio_like.rpc.v1.ListSnapshotsReply\x12^\n\x06\x44\x65lete\x12*.alluxio_like.rpc.v1.DeleteSnapshotRequest\x1a(.alluxio_like.rpc.v1.DeleteSnapshotReply\x12\\\n\x04\x44iff\x12).alluxio_like.rpc.v1.DiffSnapshotsRequest\x1a\'.alluxio_like.rpc.v1.DiffSnapshotsReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,21 +34,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESNAPSHOTREQUEST']._serialized_start=60
   _globals['_CREATESNAPSHOTREQUEST']._serialized_end=133
   _globals['_SNAPSHOT']._serialized_start=135
-  _globals['_SNAPSHOT']._serialized_end=211
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=213
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=249
-  _globals['_LISTSNAPSHOTSREPLY']._serialized_start=251
-  _globals['_LISTSNAPSHOTSREPLY']._serialized_end=321
-  _globals['_DELETESNAPSHOTREQUEST']._serialized_start=323
-  _globals['_DELETESNAPSHOTREQUEST']._serialized_end=396
-  _globals['_DELETESNAPSHOTREPLY']._serialized_start=398
-  _globals['_DELETESNAPSHOTREPLY']._serialized_end=419
-  _globals['_DIFFSNAPSHOTSREQUEST']._serialized_start=421
-  _globals['_DIFFSNAPSHOTSREQUEST']._serialized_end=486
-  _globals['_DIFFSNAPSHOTSREPLY']._serialized_start=488
-  _globals['_DIFFSNAPSHOTSREPLY']._serialized_end=562
-  _globals['_DIFFERENCE']._serialized_start=564
-  _globals['_DIFFERENCE']._serialized_end=618
-  _globals['_SNAPSHOTS']._serialized_start=621
-  _globals['_SNAPSHOTS']._serialized_end=999
+  _globals['_SNAPSHOT']._serialized_end=233
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=235
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=271
+  _globals['_LISTSNAPSHOTSREPLY']._serialized_start=273
+  _globals['_LISTSNAPSHOTSREPLY']._serialized_end=343
+  _globals['_DELETESNAPSHOTREQUEST']._serialized_start=345
+  _globals['_DELETESNAPSHOTREQUEST']._serialized_end=418
+  _globals['_DELETESNAPSHOTREPLY']._serialized_start=420
+  _globals['_DELETESNAPSHOTREPLY']._serialized_end=441
+  _globals['_DIFFSNAPSHOTSREQUEST']._serialized_start=443
+  _globals['_DIFFSNAPSHOTSREQUEST']._serialized_end=508
+  _globals['_DIFFSNAPSHOTSREPLY']._serialized_start=510
+  _globals['_DIFFSNAPSHOTSREPLY']._serialized_end=584
+  _globals['_DIFFERENCE']._serialized_start=586
+  _globals['_DIFFERENCE']._serialized_end=640
+  _globals['_SNAPSHOTS']._serialized_start=643
+  _globals['_SNAPSHOTS']._serialized_end=1021
 # @@protoc_insertion_point(module_scope)

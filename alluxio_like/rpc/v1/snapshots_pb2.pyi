@@ -17,16 +17,18 @@ class CreateSnapshotRequest(_message.Message):
     def __init__(self, operation_id: _Optional[str] = ..., path: _Optional[bytes] = ..., name: _Optional[bytes] = ...) -> None: ...
 
 class Snapshot(_message.Message):
-    __slots__ = ("path", "name", "created_ns", "unlisted")
+    __slots__ = ("path", "name", "created_ns", "unlisted", "old_versions")
     PATH_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CREATED_NS_FIELD_NUMBER: _ClassVar[int]
     UNLISTED_FIELD_NUMBER: _ClassVar[int]
+    OLD_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     name: bytes
     created_ns: int
     unlisted: int
-    def __init__(self, path: _Optional[bytes] = ..., name: _Optional[bytes] = ..., created_ns: _Optional[int] = ..., unlisted: _Optional[int] = ...) -> None: ...
+    old_versions: str
+    def __init__(self, path: _Optional[bytes] = ..., name: _Optional[bytes] = ..., created_ns: _Optional[int] = ..., unlisted: _Optional[int] = ..., old_versions: _Optional[str] = ...) -> None: ...
 
 class ListSnapshotsRequest(_message.Message):
     __slots__ = ("path",)
