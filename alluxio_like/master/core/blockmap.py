@@ -1,42 +1,34 @@
 """Which worker holds which blocks: memory only, rebuilt from the workers' reports.
 
 Owns the map and its totals; does not know names, sizes or placement. Compact: a file of one block whose pages are there from the
-first on (every wholly cached file up to 64 MiB) costs 8 bytes a copy, one word in an array indexed by inode; anything else one
-object a copy, with 12 bytes a block. Nothing is an object per block.
+first on (every wholly cached file up to 64 MiB) costs 8 bytes a copy, one word (`slots.py`); anything else one object a copy,
+with 12 bytes a block. Nothing is an object per block.
 
 A worker's full report builds a new generation of that worker beside the old one and replaces it at once when it is complete;
-changes that arrive meanwhile count for both. What a gone generation left is passed over, and swept out later, a few chunks at a
-time (`sweep_some`), since the map may have a hundred million slots and nobody else runs meanwhile.
+changes that arrive meanwhile count for both. What a gone generation left is passed over, and swept out later, a few leaves at a
+time (`sweep_some`), since the map may have a hundred million words and nobody else runs meanwhile.
 
 Single-threaded: used from the event loop alone; no method awaits.
 """
 
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
+from alluxio_like.master.core.slots import MAX_INODE, MAX_OWNER, MAX_VERSION, PART_BITS, Bools, Ints, Slots, fits
 from alluxio_like.types import BLOCK_BYTES, PAGE_BYTES, FileId, InodeId, VersionId, WorkerId
 
-_CHUNK_BITS = 12
-"""4,096 inodes: of 100 million files 24,000 chunks, whose objects stay in the processor's cache (with 1,024 reports take twice as
-long); a chunk of which one file is cached costs 32 KiB."""
-_CHUNK = 1 << _CHUNK_BITS
-_CHUNK_MASK = _CHUNK - 1
-_SIZE_BITS = 27
-_SIZE_MASK = (1 << _SIZE_BITS) - 1
-_INDEX_SHIFT = _SIZE_BITS + 16
-_MAX_SLOT_VERSION = (1 << 16) - 1
-_MAX_GENERATIONS = (1 << 16) - 1
 _SWEEP_AFTER = 64
 """Gone generations before a sweep pays (a guess: it looks at the whole map)."""
 _SWEEP_PART = 16
 """Or when so large a part of the map is of gone ones."""
-_FILES_A_CHUNK = 32
-"""Files with extents that take as long to sweep as a chunk (a guess)."""
-SWEEP_CHUNKS = 8
-"""Chunks swept in one step: about 2 ms."""
+SWEEP_LEAVES = 64
+"""Leaves swept in one step: 0.15 ms, also where all of them go."""
+_FILES_A_LEAF = 4
+"""Files with extents that take as long to sweep as a leaf (a guess)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +64,32 @@ class Holding:
 
 @dataclass(slots=True)
 class _Generation:
-    """One report's worth of a worker; `live` only while it is the worker's current one, `gone` once it is not."""
+    """One report's worth of a worker: its current one, one that is being built, or gone."""
 
     index: int
     worker_id: WorkerId
-    gone: bool = False
     bytes: int = 0
     blocks: int = 0
 
 
-def _make_layer() -> "array[int]":
-    """The n-th copy of each file in a chunk: generation (16 bits; 0: a free slot), version (16) and bytes (27) in a word."""
-    return array("Q", bytes(8 * _CHUNK))
+@dataclass(slots=True)
+class _Report:
+    """A report under way; `journal` are changes since it began, `singles` inodes that it told of otherwise than by columns."""
+
+    session_id: str
+    generation: _Generation
+    journal: list[BlockDelta] = field(default_factory=list)
+    singles: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Sweep:
+    """A sweep under way: whose words and extents it removes, and how far it has still to go, from behind."""
+
+    gone: frozenset[int]
+    is_gone: Bools
+    leaves: int
+    files: list[FileId]
 
 
 @dataclass(slots=True)
@@ -110,103 +116,117 @@ def _is_prefix(bits: int, size: int) -> bool:
     return 0 < size <= BLOCK_BYTES and bits == (1 << -(-size // PAGE_BYTES)) - 1
 
 
+def _get_prefix(size: int) -> int:
+    """The bits of so many bytes from the first page on."""
+    return (1 << -(-size // PAGE_BYTES)) - 1
+
+
+def _get_column(numbers: "array[int]") -> Ints:
+    """Numbers of a message; those of 64 bits that are too large for a slot anyway may become negative."""
+    return np.frombuffer(numbers, dtype=numbers.typecode).astype(np.int64)
+
+
+def _find_odd(inodes: Ints, versions: Ints) -> Bools:
+    """Which files of a message no slot can describe, or are named in it more than once."""
+    is_odd = (inodes < 0) | (inodes > MAX_INODE) | (versions > MAX_VERSION)
+    if (inodes[1:] <= inodes[:-1]).any():
+        order = np.argsort(inodes)
+        twice = np.flatnonzero(inodes[order[1:]] == inodes[order[:-1]])
+        is_odd[order[twice]] = is_odd[order[twice + 1]] = True
+    return is_odd
+
+
 class BlockMap:
     """The map; see the module."""
 
     def __init__(self) -> None:
-        self._chunks: dict[int, list[array[int]]] = {}
-        """Layers of each chunk of inodes: see `_make_layer`."""
+        self._gone = bytearray(MAX_OWNER + 1)
+        """By generation's index, whether it is gone; 0, which no generation has, is."""
+        self._gone[0] = 1
+        self._slots = Slots(self._gone)
         self._extents: dict[FileId, dict[int, _Extents]] = {}
-        self._extended: Counter[int] = Counter()
-        """Inodes that have extents of any version, and of how many copies."""
+        self._extended: dict[int, set[FileId]] = {}
+        """Files with extents by part."""
         self._generations: dict[int, _Generation] = {}
         self._current: dict[WorkerId, _Generation] = {}
-        self._building: dict[WorkerId, tuple[str, _Generation, list[BlockDelta]]] = {}
+        self._building: dict[WorkerId, _Report] = {}
         self._next_index = 1
-        self._sweep: tuple[frozenset[int], list[int], list[FileId]] | None = None
-        """Under way: the generations that it removes, and the chunks and files with extents that it has still to look at."""
+        self._sweep: _Sweep | None = None
 
     # -- reports -------------------------------------------------------------------------------------------------------
 
     def begin_report(self, worker_id: WorkerId, session_id: str) -> None:
         """A full report begins; one begun before and not finished is forgotten."""
         self.abort_report(worker_id)
-        self._building[worker_id] = (session_id, self._make_generation(worker_id), [])
+        self._building[worker_id] = _Report(session_id, self._make_generation(worker_id))
 
     def add_report(self, worker_id: WorkerId, session_id: str, blocks: Iterable[BlockDelta]) -> bool:
         """A part of the report; False when another one was begun since, whose parts alone count."""
-        building = self._building.get(worker_id)
-        if building is None or building[0] != session_id:
+        report = self._get_report(worker_id, session_id)
+        if report is None:
             return False
-        generation = building[1]
         for delta in blocks:
-            self._apply(generation, delta)
+            report.singles.add(delta.file_id.inode)
+            self._apply(report.generation, delta)
         return True
 
     def add_whole_files(self, worker_id: WorkerId, session_id: str, files: WholeFiles) -> bool:
-        """`add_report` for files of the usual kind, five times as fast. Raises ValueError for columns that cannot be."""
-        building = self._building.get(worker_id)
-        if building is None or building[0] != session_id:
+        """`add_report` for files of the usual kind, all at once. Raises ValueError for columns that cannot be."""
+        report = self._get_report(worker_id, session_id)
+        if report is None:
             return False
-        inodes, versions, sizes = files
-        if not len(inodes) == len(versions) == len(sizes) or (sizes and not 0 < min(sizes) <= max(sizes) <= BLOCK_BYTES):
+        inodes, versions, sizes = (_get_column(column) for column in files)
+        if not len(inodes) == len(versions) == len(sizes):
             raise ValueError("columns of a block report that do not fit each other")
-        generation = building[1]
-        mine, chunks, extended = generation.index << _INDEX_SHIFT, self._chunks, self._extended
-        odd: list[tuple[int, int, int]] = []
-        for inode, version, size in zip(inodes, versions, sizes, strict=True):
-            layers = chunks.get(inode >> _CHUNK_BITS)
-            if layers is None:
-                layers = chunks[inode >> _CHUNK_BITS] = [_make_layer()]
-            slot = inode & _CHUNK_MASK
-            free = None
-            for layer in layers:
-                word = layer[slot]
-                if not word:
-                    free = free or layer
-                elif word >> _INDEX_SHIFT == generation.index:
-                    free = None
-                    break
-            if free is None or version > _MAX_SLOT_VERSION or inode in extended:
-                odd.append((inode, version, size))
-            else:
-                free[slot] = mine | version << _SIZE_BITS | size
-        blocks, total = len(inodes) - len(odd), sum(sizes) - sum(size for _, _, size in odd)
-        self._count(generation, blocks, total)
-        for inode, version, size in odd:
-            bits = (1 << -(-size // PAGE_BYTES)) - 1
-            self._apply(generation, BlockDelta(make_file_id(inode, version), 0, bits, size))
+        if not len(inodes):
+            return True
+        if not 0 < sizes.min() <= sizes.max() <= BLOCK_BYTES:
+            raise ValueError("sizes in a block report that no block can have")
+        generation = report.generation
+        is_odd = _find_odd(inodes, versions)
+        if report.singles and not report.singles.isdisjoint(files.inodes):
+            is_odd |= np.fromiter((inode in report.singles for inode in files.inodes), dtype=np.bool_, count=len(inodes))
+        order = np.flatnonzero(~is_odd)
+        if order.size:
+            if (inodes[order[1:]] < inodes[order[:-1]]).any():
+                order = order[np.argsort(inodes[order])]
+            is_put = self._slots.put_many(inodes[order], versions[order], sizes[order], generation.index)
+            is_odd[order[~is_put]] = True
+            put = order[is_put]
+            self._count(generation, len(put), int(sizes[put].sum()))
+        for number in np.flatnonzero(is_odd).tolist():
+            inode, version, size = files.inodes[number], files.versions[number], files.sizes[number]
+            self._apply(generation, BlockDelta(make_file_id(inode, version), 0, _get_prefix(size), size))
         return True
 
     def finish_report(self, worker_id: WorkerId, session_id: str) -> bool:
         """The report replaces what was known of the worker; False when another one was begun since."""
-        building = self._building.get(worker_id)
-        if building is None or building[0] != session_id:
+        report = self._get_report(worker_id, session_id)
+        if report is None:
             return False
         del self._building[worker_id]
-        _, generation, journal = building
-        for delta in journal:
-            self._apply(generation, delta)
+        for delta in report.journal:
+            self._apply(report.generation, delta)
         self._retire(self._current.get(worker_id))
-        self._current[worker_id] = generation
+        self._current[worker_id] = report.generation
         return True
 
     def abort_report(self, worker_id: WorkerId) -> None:
         """Forget a report that was not finished."""
-        building = self._building.pop(worker_id, None)
-        if building is not None:
-            self._retire(building[1])
+        report = self._building.pop(worker_id, None)
+        if report is not None:
+            self._retire(report.generation)
 
     def apply_changes(self, worker_id: WorkerId, changes: Iterable[BlockDelta]) -> None:
         """Changes since the last report or the last changes. Changes to a worker that never reported are taken as its first."""
         generation = self._current.get(worker_id)
         if generation is None:
             generation = self._current[worker_id] = self._make_generation(worker_id)
-        building = self._building.get(worker_id)
+        report = self._building.get(worker_id)
         for delta in changes:
             self._apply(generation, delta)
-            if building is not None:
-                building[2].append(delta)
+            if report is not None:
+                report.journal.append(delta)
 
     def drop_worker(self, worker_id: WorkerId) -> None:
         """Forget all that a worker holds."""
@@ -215,10 +235,8 @@ class BlockMap:
 
     def drop_file(self, file_id: FileId) -> None:
         """Forget all copies of a file (its workers will say so too)."""
-        for generation in list(self._generations.values()):
-            if not generation.gone:
-                for block, _, _ in self._get_blocks(generation, file_id):
-                    self._apply(generation, BlockDelta(file_id, block, 0, 0))
+        for index, block, _, _ in list(self._iter_copies(file_id)):
+            self._apply(self._generations[index], BlockDelta(file_id, block, 0, 0))
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
@@ -236,20 +254,15 @@ class BlockMap:
 
     def list_parts(self) -> list[int]:
         """Numbers for `list_files`, which together give every file that somebody holds some of."""
-        return list(self._chunks.keys() | {file_id.inode >> _CHUNK_BITS for file_id in self._extents})
+        return list({*self._slots.list_parts(), *self._extended})
 
     def list_files(self, part: int) -> set[FileId]:
         """The files in one part of the map, copies of gone generations left out."""
-        first = part << _CHUNK_BITS
-        found: set[FileId] = set()
-        for layer in self._chunks.get(part, ()):
-            for slot, word in enumerate(layer):
-                if word and not self._generations[word >> _INDEX_SHIFT].gone:
-                    found.add(make_file_id(first + slot, word >> _SIZE_BITS & _MAX_SLOT_VERSION))
-        if self._extended:
-            inodes = [inode for inode in range(first, first + _CHUNK) if inode in self._extended]
-            if inodes:
-                found.update(file_id for file_id in self._extents if first <= file_id.inode < first + _CHUNK)
+        inodes, versions = self._slots.list_copies(part)
+        found = set(map(make_file_id, inodes.tolist(), versions.tolist()))
+        for file_id in self._extended.get(part, ()):
+            if not all(self._gone[index] for index in self._extents[file_id]):
+                found.add(file_id)
         return found
 
     def get_bytes_by_worker(self, file_id: FileId) -> dict[WorkerId, int]:
@@ -266,161 +279,135 @@ class BlockMap:
 
     def get_memory_bytes(self) -> int:
         """What the arrays take, roughly."""
-        slots = sum(len(layers) for layers in self._chunks.values()) * _CHUNK * 8
-        return slots + sum(400 + 12 * len(e.bits) for copies in self._extents.values() for e in copies.values())
+        return self._slots.get_memory_bytes() + sum(
+            400 + 12 * len(e.bits) for copies in self._extents.values() for e in copies.values()
+        )
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
+    def _get_report(self, worker_id: WorkerId, session_id: str) -> _Report | None:
+        """The report that is being built, unless it is another one."""
+        report = self._building.get(worker_id)
+        return report if report is not None and report.session_id == session_id else None
+
     def _make_generation(self, worker_id: WorkerId) -> _Generation:
-        if len(self._generations) == _MAX_GENERATIONS:
+        if len(self._generations) == MAX_OWNER:
             self.sweep()
         while self._next_index in self._generations:
-            self._next_index = self._next_index % _MAX_GENERATIONS + 1
+            self._next_index = self._next_index % MAX_OWNER + 1
         generation = _Generation(self._next_index, worker_id)
         self._generations[generation.index] = generation
-        self._next_index = self._next_index % _MAX_GENERATIONS + 1
+        self._gone[generation.index] = 0
+        self._next_index = self._next_index % MAX_OWNER + 1
         return generation
 
     def _retire(self, generation: _Generation | None) -> None:
-        if generation is not None and not generation.gone:
-            generation.gone = True
+        if generation is not None:
+            self._gone[generation.index] = 1
 
     def sweep(self) -> None:
         """Remove all that gone generations left, so that their numbers can be used again; long for a large map."""
-        while self.sweep_some(len(self._chunks) + len(self._extents) + 1, force=True):
+        while self.sweep_some(self._slots.count_leaves() + len(self._extents), force=True):
             pass
 
-    def sweep_some(self, chunks: int = SWEEP_CHUNKS, *, force: bool = False) -> bool:
+    def sweep_some(self, leaves: int = SWEEP_LEAVES, *, force: bool = False) -> bool:
         """A step of a sweep, which is begun where it pays (`force`: where there is anything); whether there is more to do."""
         if self._sweep is None:
-            ended = [generation for generation in self._generations.values() if generation.gone]
+            ended = [generation for generation in self._generations.values() if self._gone[generation.index]]
             waste = sum(generation.blocks for generation in ended)
             held = sum(generation.blocks for generation in self._current.values())
             if not ended or not (force or len(ended) >= _SWEEP_AFTER or waste * _SWEEP_PART > held):
                 return False
             gone = frozenset(generation.index for generation in ended)
-            self._sweep = (gone, list(self._chunks), list(self._extents))
-        gone, numbers, files = self._sweep
-        for number in numbers[-chunks:]:
-            self._sweep_chunk(number, gone)
-        del numbers[-chunks:]
-        if numbers:
+            is_gone = np.zeros(len(self._gone), dtype=np.bool_)
+            is_gone[list(gone)] = True
+            self._sweep = _Sweep(gone, is_gone, self._slots.count_leaves(), list(self._extents))
+        sweep = self._sweep
+        if sweep.leaves:
+            first = max(0, sweep.leaves - leaves)
+            self._slots.sweep(first, sweep.leaves, sweep.is_gone)
+            sweep.leaves = first
+        else:
+            for file_id in sweep.files[-leaves * _FILES_A_LEAF :]:
+                for index in sweep.gone & self._extents.get(file_id, {}).keys():
+                    self._drop_extents(file_id, index)
+            del sweep.files[-leaves * _FILES_A_LEAF :]
+        if sweep.leaves or sweep.files:
             return True
-        for file_id in files[-chunks * _FILES_A_CHUNK :]:
-            for index in gone & self._extents.get(file_id, {}).keys():
-                self._drop_extents(file_id, index)
-        del files[-chunks * _FILES_A_CHUNK :]
-        if files:
-            return True
-        for index in gone:
+        for index in sweep.gone:
             del self._generations[index]
         self._sweep = None
         return False
 
-    def _sweep_chunk(self, number: int, gone: frozenset[int]) -> None:
-        kept = []
-        for layer in self._chunks.get(number, ()):
-            words = array("Q", [0 if word >> _INDEX_SHIFT in gone else word for word in layer])
-            if any(words):
-                kept.append(words)
-        if kept:
-            self._chunks[number] = kept
-        else:
-            self._chunks.pop(number, None)
-
     def _iter_copies(self, file_id: FileId) -> Iterator[tuple[int, int, int, int]]:
         """(generation, block, bits, bytes) of every copy, those of gone generations left out."""
-        slot = file_id.inode & _CHUNK_MASK
-        for layer in self._chunks.get(file_id.inode >> _CHUNK_BITS, ()):
-            word = layer[slot]
-            index = word >> _INDEX_SHIFT
-            if word and word >> _SIZE_BITS & _MAX_SLOT_VERSION == file_id.version and not self._generations[index].gone:
-                size = word & _SIZE_MASK
-                yield index, 0, (1 << -(-size // PAGE_BYTES)) - 1, size
-        for index, extents in self._extents.get(file_id, {}).items():
-            if not self._generations[index].gone:
+        for index, size in self._slots.list_copies_of(file_id.inode, file_id.version):
+            yield index, 0, (1 << -(-size // PAGE_BYTES)) - 1, size
+        copies = self._extents.get(file_id)
+        for index, extents in copies.items() if copies is not None else ():
+            if not self._gone[index]:
                 for block, bits in enumerate(extents.bits):
                     if bits:
                         yield index, block, bits, extents.sizes[block]
 
-    def _get_blocks(self, generation: _Generation, file_id: FileId) -> list[tuple[int, int, int]]:
-        return [(block, bits, size) for index, block, bits, size in self._iter_copies(file_id) if index == generation.index]
-
     def _apply(self, generation: _Generation, delta: BlockDelta) -> None:
         """Make one copy of one block what the delta says."""
-        file_id, block = delta.file_id, delta.block
+        file_id, block, bits, size = delta.file_id, delta.block, delta.bits, delta.bytes
+        index, inode, version = generation.index, file_id.inode, file_id.version
         copies = self._extents.get(file_id)
-        extents = copies.get(generation.index) if copies is not None else None
-        if extents is None:
-            old = self._find_slot(generation, file_id)
-            if old is not None:
-                layer, slot = old
-                word = layer[slot]
-                old_size = word & _SIZE_MASK
-                if block == 0:
-                    self._count(generation, -1, -old_size)
-                layer[slot] = 0
-                if block != 0 and delta.bits:
-                    self._put_extent(generation, file_id, 0, (1 << -(-old_size // PAGE_BYTES)) - 1, old_size)
-                    extents = self._extents[file_id][generation.index]
-                elif block != 0:
-                    layer[slot] = word
-                    return
-        else:
-            old_bits, old_bytes = extents.get(block)
-            if old_bits:
-                self._count(generation, -1, -old_bytes)
+        if copies is not None and index in copies:
+            self._apply_to_extents(generation, delta)
+            return
+        has_slot = fits(inode, version)
+        if has_slot and block == 0 and (not bits or _is_prefix(bits, size)):
+            old_size = self._slots.put(inode, version, index, size if bits else 0)
+            if old_size:
+                self._count(generation, -1, -old_size)
+            if bits:
+                self._count(generation, 1, size)
+            return
+        if not bits:
+            return
+        # A slot cannot tell of it.
+        old_size = self._slots.put(inode, version, index, 0) if has_slot else 0
+        if old_size and block == 0:
+            self._count(generation, -1, -old_size)
+        elif old_size:
+            self._put_extent(generation, file_id, 0, _get_prefix(old_size), old_size)
+        self._put_extent(generation, file_id, block, bits, size)
+        self._count(generation, 1, size)
+
+    def _apply_to_extents(self, generation: _Generation, delta: BlockDelta) -> None:
+        old_bits, old_bytes = self._extents[delta.file_id][generation.index].get(delta.block)
+        if old_bits:
+            self._count(generation, -1, -old_bytes)
         if delta.bits:
             self._count(generation, 1, delta.bytes)
-        slot_fits = block == 0 and file_id.version <= _MAX_SLOT_VERSION and _is_prefix(delta.bits, delta.bytes)
-        if extents is None and slot_fits:
-            self._put_slot(generation, file_id, delta.bytes)
-        elif extents is not None or delta.bits:
-            self._put_extent(generation, file_id, block, delta.bits, delta.bytes)
-            self._fold(generation, file_id)
+        self._put_extent(generation, delta.file_id, delta.block, delta.bits, delta.bytes)
+        self._fold(generation, delta.file_id)
 
     def _count(self, generation: _Generation, blocks: int, size: int) -> None:
         generation.blocks += blocks
         generation.bytes += size
-
-    def _find_slot(self, generation: _Generation, file_id: FileId) -> "tuple[array[int], int] | None":
-        if file_id.version > _MAX_SLOT_VERSION:
-            return None
-        slot = file_id.inode & _CHUNK_MASK
-        wanted = generation.index << 16 | file_id.version
-        for layer in self._chunks.get(file_id.inode >> _CHUNK_BITS, ()):
-            if layer[slot] >> _SIZE_BITS == wanted:
-                return layer, slot
-        return None
-
-    def _put_slot(self, generation: _Generation, file_id: FileId, size: int) -> None:
-        layers = self._chunks.setdefault(file_id.inode >> _CHUNK_BITS, [])
-        slot = file_id.inode & _CHUNK_MASK
-        for layer in layers:
-            word = layer[slot]
-            if not word or self._generations[word >> _INDEX_SHIFT].gone:
-                break
-        else:
-            layer = _make_layer()
-            layers.append(layer)
-        layer[slot] = generation.index << _INDEX_SHIFT | file_id.version << _SIZE_BITS | size
 
     def _put_extent(self, generation: _Generation, file_id: FileId, block: int, bits: int, size: int) -> None:
         copies = self._extents.setdefault(file_id, {})
         extents = copies.get(generation.index)
         if extents is None:
             extents = copies[generation.index] = _Extents()
-            self._extended[file_id.inode] += 1
+            self._extended.setdefault(file_id.inode >> PART_BITS, set()).add(file_id)
         extents.set(block, bits, size)
 
     def _drop_extents(self, file_id: FileId, index: int) -> None:
         copies = self._extents[file_id]
         del copies[index]
-        if not copies:
-            del self._extents[file_id]
-        self._extended[file_id.inode] -= 1
-        if not self._extended[file_id.inode]:
-            del self._extended[file_id.inode]
+        if copies:
+            return
+        del self._extents[file_id]
+        part = self._extended[file_id.inode >> PART_BITS]
+        part.remove(file_id)
+        if not part:
+            del self._extended[file_id.inode >> PART_BITS]
 
     def _fold(self, generation: _Generation, file_id: FileId) -> None:
         """Give up an extent record that is empty or that a slot can describe."""
@@ -430,11 +417,11 @@ class BlockMap:
             extents.bits.pop()
             extents.sizes.pop()
         count = len(extents.bits)
-        fits = count == 1 and file_id.version <= _MAX_SLOT_VERSION and _is_prefix(extents.bits[0], extents.sizes[0])
-        if count and not fits:
+        is_whole = count == 1 and fits(file_id.inode, file_id.version) and _is_prefix(extents.bits[0], extents.sizes[0])
+        if count and not is_whole:
             return
-        if fits:
-            self._put_slot(generation, file_id, extents.sizes[0])
+        if is_whole:
+            self._slots.put(file_id.inode, file_id.version, generation.index, extents.sizes[0])
         self._drop_extents(file_id, generation.index)
 
 
