@@ -431,12 +431,24 @@ class CachedFile:
         if self._fd < 0:
             flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             try:
-                self._fd = os.open(self._path, flags | (os.O_CREAT if create else 0), 0o600, dir_fd=self._dir.fd)
+                self._fd = self._open_or_create(flags) if create else os.open(self._path, flags, dir_fd=self._dir.fd)
             except FileNotFoundError:
                 raise
             except OSError as error:
                 raise self._translate(error) from error
         return self._fd
+
+    def _open_or_create(self, flags: int) -> int:
+        try:
+            return os.open(self._path, flags | os.O_CREAT, 0o600, dir_fd=self._dir.fd)
+        except FileNotFoundError:
+            # Somebody has removed directories. Taken for a file that was removed, it would be tried again and again.
+            try:
+                self._dir.make_place(self._path)
+                return os.open(self._path, flags | os.O_CREAT, 0o600, dir_fd=self._dir.fd)
+            except FileNotFoundError as error:
+                self._dir.fail("it was removed")
+                raise errors.DiskError("cache directory was removed", subject=str(self._dir.spec.path)) from error
 
     def _get_runs(self, pages: PageRange, *, present: bool) -> list[PageRange]:
         runs: list[PageRange] = []

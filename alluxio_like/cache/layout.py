@@ -37,6 +37,9 @@ DEFAULT_QUOTA_FRACTION = 0.8
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 DISK_CHECK_INTERVAL_S = 1.0
 """How long a statvfs is believed; what we write ourselves meanwhile is subtracted."""
+_NEEDED = ("index/data.mdb", "drafts", "held")
+"""What a directory in use must have, looked for as often as its room: a worker whose directory is removed keeps descriptors
+of what is gone, which fail at nothing but the next file, and an index that its next start does not find."""
 INDEX_MAP_FRACTION = 8
 """Address space for the index: an eighth of the quota. A file of one page takes 152 bytes of it where files come in the order of
 their ids and 356 in random order (measured), so that this is enough for files of 4 KiB; space is taken only as it fills."""
@@ -135,8 +138,7 @@ class CacheDirectory:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=self.fd)
             for number in range(256):
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(f"files/{number:02x}", 0o700, dir_fd=self.fd)
+                self.make_place(f"files/{number:02x}/")
             self.quota_bytes = default_quota if self.spec.quota_bytes is None else self.spec.quota_bytes
             index = Index(f"/proc/self/fd/{self.fd}/index", self.quota_bytes // INDEX_MAP_FRACTION, on_commit)
             same_boot = (index.get_meta(fmt.KEY_BOOT) or boot_id.encode()) == boot_id.encode()
@@ -150,6 +152,12 @@ class CacheDirectory:
         except (OSError, lmdb.Error) as error:
             self.fail(str(error))
 
+    def make_place(self, path: str) -> None:
+        """The directories in which a cache file is to be made, where they are not there (any more). Raises OSError."""
+        for name in ("files", path.rpartition("/")[0]):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=self.fd)
+
     def get_room(self) -> int:
         """Bytes that may still be written: by the quota and by what must stay free on the disk."""
         if not self.ok:
@@ -158,6 +166,11 @@ class CacheDirectory:
         if now >= self._room_until:
             try:
                 stat = os.fstatvfs(self.fd)
+                for name in _NEEDED:
+                    os.stat(name, dir_fd=self.fd)
+            except FileNotFoundError:
+                self.fail(f"{name} was removed from it")
+                return 0
             except OSError as error:
                 self.fail(str(error))
                 return 0

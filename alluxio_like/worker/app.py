@@ -502,10 +502,14 @@ async def _end(task: asyncio.Task[None]) -> None:
 
 
 async def _show_gauges(store: CacheStore, parts: _Parts, metrics: Metrics) -> None:
-    """Keep the gauges current, until cancelled."""
+    """Keep the gauges current, until cancelled; a cache directory that fails is logged."""
+    failed: set[str] = set()
     while True:
         for usage in store.get_usage():
             name = str(usage.path)
+            if usage.state == "failed" and name not in failed:
+                failed.add(name)
+                _LOG.error("the cache directory %s is out of use until the next start: %s", name, usage.reason)
             metrics.cache_used_bytes.labels(name).set(usage.used_bytes)
             metrics.cache_capacity_bytes.labels(name).set(usage.quota_bytes)
             metrics.cache_files.labels(name).set(usage.file_count)

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -550,6 +551,35 @@ def test_files_spread_over_directories_and_one_failure_costs_only_its_own(
     assert again.directory == 1
     assert again.read(0, 10) == make_data(refs[0])[:10]
     assert {change.file_id for change in store.iter_blocks()} <= {file.file_id for file in files if file.directory == 1}
+
+
+def test_directories_that_were_removed_are_made_again(stores: Stores) -> None:
+    store = stores.open()
+    gone = fill(store, make_ref(1, PAGE_BYTES))
+    shutil.rmtree(stores.root / "d0" / "files")
+    fresh = fill(store, make_ref(2, PAGE_BYTES))
+    assert fresh.read(0, 10) == make_data(make_ref(2, PAGE_BYTES))[:10]
+    with pytest.raises(errors.NotFound):
+        gone.read(0, 10)
+    assert [usage.state for usage in store.get_usage()] == ["ok"]
+
+
+def test_a_cache_directory_that_was_removed_is_out_of_use(stores: Stores) -> None:
+    store = stores.open()
+    fill(store, make_ref(1, PAGE_BYTES))
+    shutil.rmtree(stores.root / "d0")
+    # Tried as often as a file that is just being evicted, it would cost each reader of what is not there most of a second.
+    with pytest.raises(errors.DiskError):
+        fill(store, make_ref(2, PAGE_BYTES))
+    assert [usage.state for usage in store.get_usage()] == ["failed"]
+
+
+@pytest.mark.parametrize("name", ["index", "drafts", "held"])
+def test_a_cache_directory_that_lacks_something_is_found_though_nothing_is_written(stores: Stores, name: str) -> None:
+    store = stores.open(2)
+    shutil.rmtree(stores.root / "d1" / name)
+    wait_until(lambda: [usage.state for usage in store.get_usage()] == ["ok", "failed"])
+    assert name in store.get_usage()[1].reason
 
 
 def test_full_disk_is_no_space_and_costs_nothing(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
