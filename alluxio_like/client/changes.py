@@ -8,10 +8,19 @@ one event loop.
 
 import asyncio
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 
 from alluxio_like.client.news import News
-from alluxio_like.errors import Cancelled, TimedOut, Unavailable
+from alluxio_like.errors import (
+    AlreadyExists,
+    Cancelled,
+    DirectoryNotEmpty,
+    IsADirectory,
+    NotADirectory,
+    NotFound,
+    TimedOut,
+    Unavailable,
+)
 from alluxio_like.rpc.changes import ChangesStub
 from alluxio_like.rpc.channel import RpcChannel
 from alluxio_like.rpc.messages_writing import (
@@ -26,6 +35,9 @@ from alluxio_like.rpc.messages_writing import (
     XattrChange,
 )
 from alluxio_like.types import InodeId
+
+_OTHERWISE = (AlreadyExists, NotFound, IsADirectory, NotADirectory, DirectoryNotEmpty)
+"""Refusals that tell how names are at the master."""
 
 
 def make_operation_id() -> str:
@@ -108,10 +120,17 @@ class Changes:
         except (Unavailable, TimedOut, Cancelled, asyncio.CancelledError):
             # It may be made all the same, and nobody tells us but this answer.
             self._changes += 1
-            self._news.doubt_names(places)
-            if inode is not None:
-                self._news.doubt(inode)
+            self._doubt(places, inode)
+            raise
+        except _OTHERWISE:
+            # Somebody else has changed it just now, and we may not have been told yet: who is refused may look at once.
+            self._doubt(places, inode)
             raise
         self._changes += 1
         self._news.take(changed.recalls, changed.told, begun)
         return changed
+
+    def _doubt(self, places: Iterable[tuple[InodeId, str]], inode: InodeId | None) -> None:
+        self._news.doubt_names(places)
+        if inode is not None:
+            self._news.doubt(inode)

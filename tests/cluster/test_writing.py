@@ -8,6 +8,7 @@ import random
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,59 @@ def test_two_machines_write_one_file_and_the_last_to_close_wins(apart: tuple[Pat
         wait_until(lambda place=place: (place / "f").read_bytes() == b"THE OTHERning", "the last to close")
     (here / "f").write_bytes(b"and on")
     assert (there / "f").read_bytes() == b"and on"
+
+
+def test_what_is_said_to_be_there_is_found_and_what_is_said_to_be_gone_is_not(apart: tuple[Path, Path]) -> None:
+    """To whom a change is refused since the other machine was faster, and is about to tell of it."""
+    together = threading.Barrier(2, timeout=60)
+
+    def look_and_change(place: Path) -> None:
+        for step in range(100):
+            directory, file = place / f"d{step}", place / f"f{step}"
+            assert not directory.exists()
+            assert not file.exists()
+            together.wait()
+            directory.mkdir(exist_ok=True)  # where it is refused, this looks whether a directory is there
+            together.wait()
+            try:
+                file.open("xb").close()
+            except FileExistsError:
+                assert file.exists()
+            together.wait()
+            try:
+                directory.rmdir()
+            except FileNotFoundError:
+                assert not directory.exists()
+            together.wait()
+
+    def change(place: Path) -> None:
+        try:
+            look_and_change(place)
+        except BaseException:
+            together.abort()
+            raise
+
+    with ThreadPoolExecutor(2) as machines:
+        done = [machines.submit(change, place) for place in apart]
+    problems = [error for error in (one.exception() for one in done) if not isinstance(error, threading.BrokenBarrierError)]
+    assert problems == [None, None]
+
+
+def test_opens_succeed_while_two_machines_write_one_file(apart: tuple[Path, Path]) -> None:
+    """What an open has looked up may be gone when it is to be brought: the other machine has written the file anew."""
+    (apart[0] / "f").write_bytes(b"-")
+
+    def write(place: Path) -> None:
+        for _ in range(40):
+            with (place / "f").open("ab", buffering=0) as file:
+                file.write(b"+")
+
+    with ThreadPoolExecutor(2) as machines:
+        list(machines.map(write, apart))
+    # (Neither waits for the other, so what one has appended may be lost to the other.)
+    found = (apart[0] / "f").read_bytes()
+    assert found == b"-" + b"+" * (len(found) - 1)
+    assert (apart[1] / "f").read_bytes() == found
 
 
 def test_bytes_are_where_the_policy_wants_them_when_close_returns(store: Store, stack: Stack) -> None:
