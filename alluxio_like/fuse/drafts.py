@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from alluxio_like.errors import AlluxioLikeError, Internal, QuotaExceeded, ReadOnly
+from alluxio_like.errors import AlluxioLikeError, Internal, QuotaExceeded, ReadOnly, Stale
 from alluxio_like.fuse.attributes import FileError, WrittenAttr
 from alluxio_like.fuse.backend import DraftFiles
 from alluxio_like.fuse.handles import FileHandle
@@ -34,6 +34,9 @@ _LOOK_S = 1.0
 CARELESS_BYTES = 1 << 30
 """Where quotas leave so much, the kernel may write by itself. A guess."""
 _CLAIMED_BYTES = 8 << 20
+_AGAIN_PAUSE_S = 0.005
+_AGAIN_LONGEST_S = 2.0
+"""Pauses before what a file is now is asked for again, which double from the first to the longest. Guesses."""
 _T = TypeVar("_T")
 Stamp = tuple[int, int, int]
 """Size, mtime and ctime of a file: others than before when it was written to."""
@@ -77,6 +80,22 @@ class Draft:
 
 def get_stamp(found: os.stat_result) -> Stamp:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+async def take_newest(lookup: Callable[[], Awaitable[Entry]], take: Callable[[Entry], Awaitable[Draft]]) -> tuple[Entry, Draft]:
+    """What a file is now, and its draft. Others may write it meanwhile: what was looked up is gone then when it is to be brought,
+    and the next is tried, for some seconds. (Of itself the kernel looks once more; where two machines write one file in turns
+    that is too little.) Raises Stale after that, and what the two functions raise."""
+    pause_s = _AGAIN_PAUSE_S
+    while True:
+        entry = await lookup()
+        try:
+            return entry, await take(entry)
+        except Stale:
+            if pause_s > _AGAIN_LONGEST_S:
+                raise
+        await asyncio.sleep(pause_s)
+        pause_s *= 2
 
 
 def _is_written(fd: int) -> bool:

@@ -36,7 +36,7 @@ from alluxio_like.errors import (
 )
 from alluxio_like.fuse import xattrs
 from alluxio_like.fuse.backend import Answer, Backend, Buffer, Reader, Totals
-from alluxio_like.fuse.drafts import Draft, Drafts, Notes
+from alluxio_like.fuse.drafts import Draft, Drafts, Notes, take_newest
 from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, FileHandle, HandleTable, KeptPage
 from alluxio_like.fuse.kernel_memory import ROOT_NODE, KernelMemory
 from alluxio_like.fuse.notify import SILENT, Teller
@@ -56,9 +56,6 @@ _SLOW_FAILURE_S = 1.0
 _FAILURE_KEPT_S = 1.0
 """A read that failed after more than _SLOW_FAILURE_S is answered the same way for _FAILURE_KEPT_S: the kernel repeats each failed
 read-ahead once by itself, page by page, and the caller would wait the whole io_timeout_s twice."""
-_ADOPT_PAUSE_S = 0.02
-_ADOPT_LONGEST_S = 2.0
-"""Pauses between two tries to take a writer's handle over, which double from the first to the longest. Guesses."""
 _STALE_INODES = 10_000
 
 _WAIT_KNOWN_S = 2.0
@@ -315,24 +312,16 @@ class Operations:
             await self.drafts.begin_release(draft)
 
     async def _adopt(self, node: int, *, writes: bool) -> tuple[Entry, Draft | None]:
-        pause_s = _ADOPT_PAUSE_S
-        while True:
+        async def lookup() -> Entry:
             try:
-                entry, _ = await self._get_entry(self.get_inode(node))
+                return await self.get_entry_to_write(node)
             except NotFound:
                 raise Stale("what an earlier daemon had open is gone", subject=str(node)) from None
-            self._check_kind(entry)
-            if not writes or self.drafts is None:
-                return entry, None
-            try:
-                return entry, await self.drafts.adopt(entry)
-            except Stale:
-                # While nobody here had it open its worker has sealed what was written, and we are being told: it goes on from
-                # there. An open would look its name up again.
-                if pause_s > _ADOPT_LONGEST_S:
-                    raise
-            await asyncio.sleep(pause_s)
-            pause_s *= 2
+
+        if not writes or self.drafts is None:
+            return await lookup(), None
+        # While nobody here had it open its worker may have sealed what was written, of which we are being told.
+        return await take_newest(lookup, self.drafts.adopt)
 
     async def revive(self, inodes: Iterable[int], patience_s: float) -> None:
         """Know again what was being written through the daemon before this one; see Drafts. Does not raise."""

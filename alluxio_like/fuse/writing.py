@@ -20,7 +20,7 @@ from alluxio_like.fuse.appending import Appends, Place
 from alluxio_like.fuse.attributes import FileError, get_kind
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.changing import Answerer, Changing
-from alluxio_like.fuse.drafts import Draft, Drafts
+from alluxio_like.fuse.drafts import Draft, Drafts, take_newest
 from alluxio_like.fuse.handles import FileHandle
 from alluxio_like.fuse.locking import Locking
 from alluxio_like.fuse.modes import Way
@@ -98,12 +98,13 @@ class Writing:
         node = header.nodeid
         entry = await self._operations.get_entry_to_write(self._nodes.get_inode(node))
         opened = await self._open(header, node, entry, truncate=bool(flags & os.O_TRUNC))
+        entry = opened.file.entry
         if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID:
             await self._changing.kill_set_ids(header, entry)
         return opened
 
     async def _open(self, header: wire.InHeader, node: int, entry: Entry, *, truncate: bool, created: bool = False) -> Opened:
-        draft = await self._drafts.open(entry, truncate=truncate, created=created)
+        entry, draft = await self._take(entry, truncate=truncate, created=created)
         try:
             unique = header.unique & ~wire.UNIQUE_RESEND
             passes = not self._drafts.needs_asking(draft)
@@ -112,6 +113,17 @@ class Writing:
             await self._drafts.begin_release(draft)
             raise
         return Opened(FileHandle(entry, None, node, choice.way, draft=draft, writes=True), choice)
+
+    async def _take(self, entry: Entry, *, truncate: bool, created: bool) -> tuple[Entry, Draft]:
+        """The draft of a file that was looked up, and the file as it was then. Raises as `Drafts.open`."""
+        found: Entry | None = entry
+
+        async def lookup() -> Entry:
+            nonlocal found
+            given, found = found, None
+            return given or await self._operations.get_entry_to_write(entry.attr.inode)
+
+        return await take_newest(lookup, lambda one: self._drafts.open(one, truncate=truncate, created=created and one is entry))
 
     async def create(self, request: wire.Request) -> Opened:
         header, body = request
@@ -173,7 +185,7 @@ class Writing:
         self, header: wire.InHeader, entry: Entry, size: int = 0, *, truncate: bool = False, created: bool = False
     ) -> None:
         """Give a file that nobody opened for it another size, and seal that."""
-        draft = await self._drafts.open(entry, truncate=truncate, created=created)
+        _, draft = await self._take(entry, truncate=truncate, created=created)
         try:
             if not truncate:
                 await self._drafts.claim(draft, size)

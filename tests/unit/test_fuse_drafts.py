@@ -5,9 +5,13 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-from alluxio_like.fuse.drafts import Draft, Drafts
+import pytest
+
+from alluxio_like.errors import Stale
+from alluxio_like.fuse import drafts as drafts_module
+from alluxio_like.fuse.drafts import Draft, Drafts, take_newest
 from alluxio_like.rpc.messages_writing import DraftSealed
-from alluxio_like.types import InodeId, VersionId, WorkerId
+from alluxio_like.types import Entry, InodeId, VersionId, WorkerId
 
 
 async def test_an_operation_has_its_descriptor_from_the_moment_it_is_asked_for(tmp_path: Path) -> None:
@@ -59,3 +63,37 @@ async def test_a_draft_says_how_large_the_file_is_until_its_seal_is_told(tmp_pat
     assert drafts.lookup(draft.inode) is None
     assert files.ended
     assert draft.fd == -1
+
+
+@pytest.mark.parametrize("gone", [0, 1, 5])
+async def test_what_was_looked_up_and_is_gone_is_looked_up_again(gone: int) -> None:
+    entries = [cast(Entry, object()) for _ in range(gone + 1)]
+    draft = cast(Draft, object())
+    left = iter(entries)
+
+    async def lookup() -> Entry:
+        return next(left)
+
+    async def take(entry: Entry) -> Draft:
+        if entry is not entries[-1]:
+            raise Stale("written anew")
+        return draft
+
+    assert await take_newest(lookup, take) == (entries[-1], draft)
+
+
+async def test_what_is_gone_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafts_module, "_AGAIN_LONGEST_S", 0.01)
+    tries = 0
+
+    async def lookup() -> Entry:
+        return cast(Entry, object())
+
+    async def take(_entry: Entry) -> Draft:
+        nonlocal tries
+        tries += 1
+        raise Stale("written anew")
+
+    with pytest.raises(Stale):
+        await take_newest(lookup, take)
+    assert tries == 3
