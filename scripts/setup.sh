@@ -5,7 +5,7 @@
 #   scripts/setup.sh            what it takes to run and to check
 #   scripts/setup.sh --demo     also the S3 server that the demo starts (Ceph)
 #   scripts/setup.sh --servers  also the servers that the tests start (Ceph, PostgreSQL; HDFS, with Java; for GCS and Azure what
-#                               stands for them), and what the tests read and format with
+#                               stands for them), what the tests read and format with, and PyTorch, as a program to be run
 #   scripts/setup.sh --bench    also what the benchmarks hold us against
 #   PYTHON=/path/to/python3     the interpreter, 3.11 or newer      [the one before, else /usr/bin/python3, else python3]
 set -euo pipefail
@@ -59,6 +59,11 @@ if command -v dpkg-query >/dev/null; then
     # fsx is built by Rust 1.82 or newer, which both distributions have beside their ordinary one.
     if [ "${1:-}" = --servers ] && ! python3 -m tests.servers.tools find-cargo >/dev/null 2>&1; then
         apt_install /dev/null cargo-web || apt_install /dev/null cargo-1.85 || say "no Rust 1.82 can be had: fsx is not run"
+    fi
+    # Debian's for CPUs alone (150 MB); the wheels for x86-64 need gigabytes of what a GPU runs. Ubuntu 24.04 has none.
+    if [ "${1:-}" = --servers ] && [ ! -d /usr/lib/python3/dist-packages/torch ]; then
+        say "installing python3-torch"
+        apt_install /dev/null python3-torch || say "no python3-torch can be had: PyTorch is not run"
     fi
 else
     say "not a Debian system: install by hand what corresponds to: $packages"
