@@ -9,6 +9,7 @@ import json
 import os
 import re
 import ssl
+import stat
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit, urlunsplit
 from urllib.request import urlopen
 
-from alluxio_like.errors import AlluxioLikeError, NotFound, TimedOut, Unavailable
+from alluxio_like.errors import AlluxioLikeError, IsADirectory, NotFound, TimedOut, Unavailable
 
 T = TypeVar("T")
 Books = dict[str, Any]
@@ -133,10 +134,13 @@ def find_mount(path: str, mounts: list[LocalMount]) -> LocalMount | None:
 
 
 def get_inode(path: str) -> int:
-    """The inode number of a file on a mount. Raises NotFound, Unavailable."""
+    """The inode number of a file on a mount. Raises NotFound, IsADirectory, Unavailable."""
     try:
-        return _bounded(lambda: Path(path).stat().st_ino, path)
+        found = _bounded(lambda: Path(path).stat(), path)
     except FileNotFoundError:
         raise NotFound("no such file", subject=path) from None
     except OSError as error:
         raise Unavailable(f"{path}: {(error.strerror or str(error)).lower()}", subject=path) from None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectory("a directory: give a file in it, or the number of the process that reads there", subject=path)
+    return found.st_ino

@@ -4,6 +4,7 @@ Owns what it prints, and the asking of the master for what the advice needs. One
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from alluxio_like.cli.rates import CAUSES
 from alluxio_like.cli.render import print_table, show_name, show_percent, show_seconds, show_size
 from alluxio_like.cli.top import choose_mounts
 from alluxio_like.errors import AlluxioLikeError, NotFound, Unavailable
+from alluxio_like.types import Worker
 
 _BAR = 30
 
@@ -165,12 +167,20 @@ async def _gather_facts(mount: LocalMount, books: dict[str, Any], files: list[di
         why_not=facts.why_not,
         path=path,
         missing_bytes=missing,
-        free_bytes=max(0, report.totals.capacity_bytes - report.totals.used_bytes),
+        free_bytes=count_free(report.cluster.workers),
         stored_whole=status is not None and status.complete and status.known_bytes > 0 and not missing,
         limited_buckets=tuple(one.bucket for one in report.limited_buckets),
         loads_running=sum(not job.state.ended for job in report.jobs),
         host=facts.host,
     )
+
+
+def count_free(workers: Iterable[Worker]) -> int:
+    """Bytes that the caches can take beside what they hold: no more than others have left on their disks."""
+    sizes = [
+        (one.capacity_bytes if one.usable_bytes is None else one.usable_bytes, one.used_bytes) for one in workers if one.live
+    ]
+    return sum(max(0, size - used) for size, used in sizes)
 
 
 # What a person sees

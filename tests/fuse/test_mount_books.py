@@ -224,6 +224,7 @@ def test_why_tells_of_a_process_that_has_ended(mount: Make, session: str) -> Non
     assert "large" in run_command("why", str(made.path / "large"))
     assert "no mount of this machine remembers" in run_command("why", "1", code=1)
     assert "not on a mount" in run_command("why", "/etc/passwd", code=1)
+    assert "a directory: give a file in it" in run_command("why", str(made.path), code=1)
 
 
 def test_requests_that_wait_now_are_shown(mount: Make, session: str) -> None:

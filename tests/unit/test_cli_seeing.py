@@ -8,8 +8,9 @@ from alluxio_like.cli.advice import Facts, advise
 from alluxio_like.cli.mounted import LocalMount, ask_books
 from alluxio_like.cli.rates import CAUSES, Row, compute
 from alluxio_like.cli.top import format_lines
-from alluxio_like.cli.why import merge
+from alluxio_like.cli.why import count_free, merge
 from alluxio_like.errors import Unavailable
+from alluxio_like.types import Worker, WorkerId
 
 
 def make_tally(**changed: Any) -> dict[str, Any]:
@@ -113,6 +114,14 @@ def test_a_launcher_is_the_sum_of_its_children() -> None:
     assert (merged["pid"], merged["children"], merged["read_bytes"], merged["opens"]["passthrough"]) == (1, 2, 400, 2)
     assert (merged["waits_s"]["store"], merged["waits_s"]["queue"]) == (3, 1)
     assert merged["hit_ratio"] == 0.875
+
+
+def test_what_is_free_is_what_others_leave_of_it() -> None:
+    roomy = Worker(WorkerId("a"), "h:1", "h", "", capacity_bytes=100, used_bytes=30)
+    crowded = Worker(WorkerId("b"), "h:2", "h", "", capacity_bytes=100, used_bytes=30, usable_bytes=40)
+    over = Worker(WorkerId("c"), "h:3", "h", "", capacity_bytes=100, used_bytes=30, usable_bytes=20)
+    dead = Worker(WorkerId("d"), "h:4", "h", "", capacity_bytes=100, live=False)
+    assert count_free([roomy, crowded, over, dead]) == 80
 
 
 FACTS = Facts(mountpoint="/mnt", path="/data/train", missing_bytes=12 * 10**9, free_bytes=40 * 10**9, host="node7")
