@@ -102,10 +102,14 @@ def start_gcs() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def start_azurite() -> Iterator[str]:
-    """Azurite, empty, for as long as the context lasts; its endpoint, without the account."""
+def start_azurite(directory: Path | None = None) -> Iterator[str]:
+    """Azurite, empty, for as long as the context lasts; its endpoint, without the account.
+
+    What it holds is in memory, or in `directory`.
+    """
     install()
-    options = ["--blobPort", "0", "--inMemoryPersistence", "--silent", "--disableTelemetry", "--disableProductStyleUrl"]
+    place = ["--inMemoryPersistence"] if directory is None else ["--location", str(directory)]
+    options = ["--blobPort", "0", *place, "--silent", "--disableTelemetry", "--disableProductStyleUrl"]
     with _start([find_node(), str(get_azurite_script()), *options], re.compile(r"listens on http://[^:]*:(\d+)")) as port:
         yield f"http://127.0.0.1:{port}"
 
