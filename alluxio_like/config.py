@@ -197,6 +197,11 @@ class FuseConfig(ServiceConfig):
     )
     read_only: bool = Field(False, description="refuse to change anything, also where the namespace can be written")
     allow_other: bool | None = Field(None, description="let other users in; empty: where we may")
+    suid: bool = Field(
+        False,
+        description="set-id bits and capabilities of programs on the mount count (needs root): who may set them on any machine "
+        "that writes is trusted here",
+    )
     read_ahead_kb: int = Field(4096, description="the kernel's read-ahead for the mount (needs root)")
     entry_timeout_s: float = Field(
         86_400.0, description="longest time the kernel keeps a name or attributes without asking; the master's answers bound it"

@@ -87,6 +87,7 @@ def hold(config: FuseConfig, lifeline: int = -1, *, joined: bool = False) -> NoR
         leave_s=max(config.io_timeout_s, config.client.io_timeout_s) + _LEAVE_S,
         joined=joined,
         read_ahead_kb=config.read_ahead_kb,
+        suid=config.suid,
     )
     _become(plan.to_json())
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -225,6 +225,10 @@ def run_fuse(
     allow_other: Annotated[
         bool | None, typer.Option("--allow-other/--no-allow-other", help="Let other users in; default: where we may.")
     ] = None,
+    options: Annotated[
+        list[str],
+        typer.Option("-o", metavar="suid|nosuid", help="As of mount(8): whether set-id programs work on the mount; nosuid."),
+    ] = [],  # noqa: B006
     http_bind: HttpOption = None,
     insecure: InsecureOption = None,
     tls_certificate: CertificateOption = None,
@@ -259,6 +263,7 @@ def run_fuse(
       alluxio-like fuse /mnt/data --master master-host:19998
       alluxio-like fuse /mnt/imagenet --path /data/imagenet
       alluxio-like fuse /mnt/data --open-wait 4GiB     files up to 4 GiB are read at the disk's speed from their first open on
+      alluxio-like fuse /mnt/data -o suid              set-id programs on it work: trust whoever is root where it is written
       alluxio-like fuse /mnt/data --replace            after an upgrade
     """
     flags = _common_flags(locals())
@@ -272,6 +277,7 @@ def run_fuse(
     flags["passthrough"] = passthrough
     flags["processes"] = processes
     flags["read_only"] = read_only
+    flags["suid"] = _parse_suid(options)
     flags["verify_open"] = verify_open
     flags["open_wait_bytes"] = parse_size(open_wait) if open_wait else None
     # Once more: an option that was not given does not take away what --set says.
@@ -301,6 +307,14 @@ def run_fuse(
 
     with recorded("fuse", master=loaded.client.master, mountpoint=to_local(str(loaded.mountpoint)), path=loaded.path):
         _serve("fuse", loaded, start, supervisor, lifeline)
+
+
+def _parse_suid(options: Sequence[str]) -> bool | None:
+    """What the last of the options of `fuse` says; None: nothing."""
+    for option in options:
+        if option not in ("suid", "nosuid"):
+            raise InvalidArgument(f"-o {option}: only suid and nosuid can be chosen; options of a store are `mount`'s")
+    return options[-1] == "suid" if options else None
 
 
 def run_holder(

@@ -125,7 +125,12 @@ def connect(config: FuseConfig, place: Path) -> Connection:
     nothing stays."""
     allow_other = mountpoint.may_allow_other() if config.allow_other is None else config.allow_other
     device = Device.mount(
-        place, allow_other=allow_other, read_only=config.read_only, source=mountpoint.SOURCE, subtype=mountpoint.SUBTYPE
+        place,
+        allow_other=allow_other,
+        read_only=config.read_only,
+        suid=config.suid,
+        source=mountpoint.SOURCE,
+        subtype=mountpoint.SUBTYPE,
     )
     try:
         handshake = device.shake_hands(
@@ -289,6 +294,8 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
 def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> Parts:
     if config.passthrough == "on":
         raise ConfigError("passthrough needs the kernel session", subject="passthrough")
+    if config.suid:
+        raise ConfigError("set-id programs need the kernel session: mount as root", subject="suid")
     if config.processes > 1:
         raise ConfigError("several processes need the kernel session", subject="processes")
     try:

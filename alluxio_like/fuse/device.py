@@ -139,10 +139,11 @@ class Device:
         *,
         allow_other: bool,
         read_only: bool = True,
+        suid: bool = False,
         source: str = "alluxio-like",
         subtype: str = "alluxio_like",
     ) -> "Device":
-        """Mount on a directory; INIT waits to be answered then (`shake_hands`).
+        """Mount on a directory; INIT waits to be answered then (`shake_hands`). `suid`: set-id bits of programs count.
 
         Raises AccessDenied without CAP_SYS_ADMIN, ConfigError where there is no /dev/fuse or nothing can be mounted, Conflict.
         """
@@ -153,7 +154,8 @@ class Device:
         options = f"fd={device.fd},rootmode=40000,user_id=0,group_id=0,default_permissions,max_read={MAX_REQUEST_BYTES}"
         if allow_other:
             options += ",allow_other"
-        flags = libc.MS_NOSUID | libc.MS_NODEV | (libc.MS_RDONLY if read_only else 0)
+        # (Never devices: what one stands for is this machine's, and who made it may have been root of another.)
+        flags = libc.MS_NODEV | (libc.MS_RDONLY if read_only else 0) | (0 if suid else libc.MS_NOSUID)
         try:
             libc.mount(source, place, f"fuse.{subtype}", flags, options)
         except OSError as error:

@@ -273,7 +273,7 @@ class Holder:
     def _mount(self) -> list[Action]:
         plan = self._plan
         try:
-            self._device = Device.mount(plan.place, allow_other=plan.allow_other, read_only=plan.read_only)
+            self._device = Device.mount(plan.place, allow_other=plan.allow_other, read_only=plan.read_only, suid=plan.suid)
             self._note_number()
             self._handshake = self._device.shake_hands(
                 passthrough=plan.passthrough != "off",

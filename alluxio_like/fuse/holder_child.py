@@ -72,6 +72,7 @@ class Plan(NamedTuple):
     joined: bool = False
     leave_after_s: float = 15.0
     read_ahead_kb: int = 0
+    suid: bool = False
 
     def to_json(self) -> str:
         return json.dumps({**self._asdict(), "launch": self.launch._asdict()})

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -44,7 +44,9 @@ def start_written(
 
 
 @contextmanager
-def mounted_again(stack: Stack, workplace: Path, name: str = "mnt2", hidden_worker: int = 0) -> Iterator[Path]:
+def mounted_again(
+    stack: Stack, workplace: Path, name: str = "mnt2", hidden_worker: int = 0, options: Sequence[str] = ()
+) -> Iterator[Path]:
     """The same namespace at another place of this machine, by a daemon of its own; with `hidden_worker` as on a machine that does
     not have that worker."""
     place, ready = workplace / name, workplace / f"{name}.ready"
@@ -57,7 +59,7 @@ def mounted_again(stack: Stack, workplace: Path, name: str = "mnt2", hidden_work
     command = [
         *hide,
         str(PROGRAMS / "alluxio-like"), "fuse", str(place), "--master", stack.master,
-        "--token-file", stack.ready["master"]["token_file"], "--ready-file", str(ready),
+        "--token-file", stack.ready["master"]["token_file"], "--ready-file", str(ready), *options,
     ]  # fmt: skip
     with open(workplace / f"{name}.log", "ab") as log:
         process = subprocess.Popen(command, env=stack.environment, stdout=log, stderr=log)

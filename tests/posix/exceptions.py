@@ -5,7 +5,7 @@ itself; a check's name is as pytest writes it, without the target.
 """
 
 NO_SHIFTS = "FUSE has no collapsing and inserting of ranges"
-NO_SUID = "mounts of FUSE are nosuid: set-id bits are kept, and mean nothing there"
+NO_SUID = "mounts are nosuid unless they are made with -o suid: set-id bits are kept, and mean nothing there"
 NO_ATIME = "reading sets no time, as with noatime"
 NO_FLUSH = "a range is unlocked by the close of the descriptor that locked it, not by that of one that only read"
 KEY_LENGTH = "a path is at most as long as a path or key of the store"
