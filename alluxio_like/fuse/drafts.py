@@ -63,6 +63,8 @@ class Draft:
     is_known_durably: bool = False
     """Its worker finds it again also after the loss of power."""
     over: bool = False
+    own_blocks: int = 0
+    """Of its blocks on the disk those that are not content: where its worker keeps what it notes beside it."""
     limit: int | None = None
     """The size that quotas let it grow to without being asked again; None: none limits it."""
     reading: bool = False
@@ -157,8 +159,9 @@ class Drafts:
             return attr
         found = draft.stat()
         values = {field.name: getattr(attr, field.name) for field in fields(Attr)}
-        values |= {"size": found.st_size, "blocks": found.st_blocks}
-        if draft.sealed is None or get_stamp(found) != draft.sealed:
+        values |= {"size": found.st_size, "blocks": max(0, found.st_blocks - draft.own_blocks)}
+        # (Its ctime alone is another one when its worker keeps something beside it, or makes it a cache file.)
+        if draft.sealed is None or get_stamp(found)[:2] != draft.sealed[:2]:
             values |= {"mtime_ns": found.st_mtime_ns, "ctime_ns": max(attr.ctime_ns, found.st_ctime_ns)}
         return WrittenAttr(**values)
 
@@ -219,6 +222,8 @@ class Drafts:
         draft = Draft(ref.inode, opened.worker_id, opened.fd, ref.version, (found.st_dev, found.st_ino), is_new=is_new)
         if known and found.st_size == ref.size and not truncate:
             draft.sealed = get_stamp(found)
+        if is_new and not found.st_size:
+            draft.own_blocks = found.st_blocks
         draft.limit = await self._files.claim(ref.inode, found.st_size + CARELESS_BYTES, only_asks=True)
         self._drafts[ref.inode] = draft
         self._notes.note_written(ref.inode)

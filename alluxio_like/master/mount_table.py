@@ -48,7 +48,9 @@ _FLAT_SCHEMES = frozenset({"s3", "gs", "az"})
 _MAX_KEY_BYTES = 1024
 """What S3, GCS and Azure take as a key."""
 _MAX_PATH_BYTES = 4000
-"""Of file systems: 4,095, less what the names of what is being written take."""
+"""Of file systems that are asked by path: 4,095, less what the names of what is being written take."""
+_MAX_WALKED_BYTES = 60_000
+"""Of directories, which are walked step by step: so long that no path of the kernel's is longer (a guess)."""
 _NOTHING = "nothing is there yet; if something should be, see that the bucket and the path in it are spelled right"
 _OF_THE_WHOLE_STORE = (errors.StoreUnavailable, errors.StoreThrottled, errors.StoreMissing)
 
@@ -147,7 +149,10 @@ class MountTable:
     def get_key_limit(self, mount_id: MountId) -> int:
         """Bytes that a key below a mount's root may have. Raises NotFound."""
         uri = parse_uri(self.get_record(mount_id).uri)
-        most = _MAX_KEY_BYTES if uri.scheme in _FLAT_SCHEMES else _MAX_PATH_BYTES
+        if uri.scheme in _FLAT_SCHEMES:
+            most = _MAX_KEY_BYTES
+        else:
+            most = _MAX_WALKED_BYTES if uri.scheme == "file" else _MAX_PATH_BYTES
         return most - len(to_bytes(uri.prefix))
 
     def get_record(self, mount_id: MountId) -> MountRecord:

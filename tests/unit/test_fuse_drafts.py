@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,9 +10,10 @@ import pytest
 
 from alluxio_like.errors import Stale
 from alluxio_like.fuse import drafts as drafts_module
-from alluxio_like.fuse.drafts import Draft, Drafts, take_newest
+from alluxio_like.fuse.attributes import count_stat_blocks
+from alluxio_like.fuse.drafts import Draft, Drafts, get_stamp, take_newest
 from alluxio_like.rpc.messages_writing import DraftSealed
-from alluxio_like.types import Entry, InodeId, VersionId, WorkerId
+from alluxio_like.types import Attr, Entry, InodeId, Kind, VersionId, WorkerId
 
 
 async def test_an_operation_has_its_descriptor_from_the_moment_it_is_asked_for(tmp_path: Path) -> None:
@@ -97,3 +99,26 @@ async def test_what_is_gone_again_and_again_is_given_up(monkeypatch: pytest.Monk
     with pytest.raises(Stale):
         await take_newest(lookup, take)
     assert tries == 3
+
+
+def test_what_a_worker_does_with_a_sealed_draft_is_no_change_of_the_file(tmp_path: Path) -> None:
+    """It takes its note off the file, or makes it a cache file: the ctime is another one, the content is not."""
+    path = tmp_path / "draft"
+    path.write_bytes(b"content")
+    drafts = Drafts(cast(Any, None), lambda _: (), lambda *_: None)
+    fd = os.open(path, os.O_RDWR)
+    draft = Draft(InodeId(5), WorkerId("w1"), fd, VersionId(2), (1, 2), sealed=get_stamp(os.fstat(fd)), own_blocks=1)
+    drafts._drafts[draft.inode] = draft
+    set_ns = path.stat().st_mtime_ns
+    told = Attr(InodeId(5), Kind.FILE, 0o644, 0, 0, 7, set_ns, set_ns, 1, VersionId(2))
+    time.sleep(0.02)  # the kernel's clock for files goes on
+    path.rename(tmp_path / "cache-file")
+    os.utime(fd, ns=(1, set_ns))
+    assert get_stamp(os.fstat(fd)) != draft.sealed
+    shown = drafts.show(told)
+    assert (shown.mtime_ns, shown.ctime_ns) == (told.mtime_ns, told.ctime_ns)
+    assert count_stat_blocks(shown) == os.fstat(fd).st_blocks - 1, "what the worker notes beside it is no block of the file"
+    os.write(fd, b"other")
+    shown = drafts.show(told)
+    assert (shown.mtime_ns, shown.ctime_ns) == (os.fstat(fd).st_mtime_ns, os.fstat(fd).st_ctime_ns)
+    os.close(fd)
