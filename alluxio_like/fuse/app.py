@@ -31,6 +31,7 @@ from alluxio_like.fuse.device import LOCKS, Device, DeviceWriter, Handshake, get
 from alluxio_like.fuse.locking import Locking
 from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.nodes import Nodes
+from alluxio_like.fuse.nested import NestedMounts
 from alluxio_like.fuse.notify import Notifier
 from alluxio_like.fuse.opening import Opener, OpenSettings
 from alluxio_like.fuse.operations import Operations, Settings
@@ -201,9 +202,12 @@ class Parts:
     readers: Readers | None = None
     to_mount: "Pyfuse3Session | None" = None
     writing: Writing | None = None
+    nested: NestedMounts | None = None
 
     async def close(self) -> None:
         """Let go of what is open; after the session's end."""
+        if self.nested is not None:
+            self.nested.close()
         if self.readers is not None:
             await self.readers.close()
         if self.opener is not None:
@@ -252,7 +256,8 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
     nodes = Nodes(connection.generation if connection.handshake.passthrough else 0)
     clock, device = SystemClock(), connection.device
     opener = Opener(backend, device, nodes, settings, clock, metrics)
-    notifier = Notifier(DeviceWriter(device), enabled=may_tell())
+    notifier = Notifier(DeviceWriter(device), enabled=may_tell(), has_epochs=connection.handshake.minor >= _EPOCHS_MINOR)
+    nested = NestedMounts(connection.number)
     operations = Operations(
         backend,
         root,
@@ -266,6 +271,7 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
         list_nodes=nodes.list_nodes,
         on_sealed=opener.note_sealed,
         notes=device,
+        list_nested=nested.list_steps,
     )
     writing: Writing | None = None
     if operations.drafts is not None and backend.changes is not None:
@@ -287,7 +293,17 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
     )
     description = opener.describe_session()
     return Parts(
-        operations, session, notifier, description, accounting, address, backend.watch, opener, readers=readers, writing=writing
+        operations,
+        session,
+        notifier,
+        description,
+        accounting,
+        address,
+        backend.watch,
+        opener,
+        readers=readers,
+        writing=writing,
+        nested=nested,
     )
 
 

@@ -163,8 +163,12 @@ class _Daemon:
         try:
             await wait_first(task, session.wait_ready(), self._config.client.io_timeout_s)
             # What the daemon before has told the kernel nobody vouches for any more; `start` has all names asked for again.
-            notifier.start()
+            # (But for what others have mounted below: see nested.py.)
+            gently = self._parts.nested is not None and bool(self._parts.nested.list_steps())
+            notifier.start(gently=gently)
             notifier.tell_inode(wire.ROOT_ID)
+            if gently:
+                await self._ask_again()
             self._watch()
             self._tell_serving()
             if not has_http:
@@ -201,6 +205,9 @@ class _Daemon:
         """The mount stays, and our lease does not: have the kernel ask again for what we have told it."""
         # Of what is answered later it would not know.
         await _wait_any(task, timeout_s=_GRACE_S)
+        await self._ask_again()
+
+    async def _ask_again(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TAKE_BACK_S):
                 await self._parts.operations.begin_recall([Recall(EVERYWHERE, all_names=True)])

@@ -295,8 +295,9 @@ class DeviceWriter:
     def __init__(self, device: Device) -> None:
         self._device = device
 
-    def invalidate_entry(self, parent: int, name: bytes) -> None:
-        self._device.notify(wire.pack_inval_entry(parent, name))
+    def invalidate_entry(self, parent: int, name: bytes, *, expire_only: bool) -> None:
+        # (A kernel before 6.2 does not look at the flag, and forgets.)
+        self._device.notify(wire.pack_inval_entry(parent, name, wire.EXPIRE_ONLY if expire_only else 0))
 
     def invalidate_inode(self, node: int, *, attributes_only: bool) -> None:
         self._device.notify(wire.pack_inval_inode(node, -1 if attributes_only else 0, 0))

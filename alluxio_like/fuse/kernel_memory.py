@@ -14,6 +14,7 @@ A notification waits in the kernel for the requests under way in that directory,
 too. Answers that were asked for before a recall and come after it are given with no time to be kept.
 """
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from alluxio_like.clock import Clock
 from alluxio_like.errors import AlluxioLikeError
 from alluxio_like.fuse.backend import Backend
 from alluxio_like.fuse.handles import BoundedDict
+from alluxio_like.fuse.nested import Steps
 from alluxio_like.fuse.notify import Teller
 from alluxio_like.types import EVERYWHERE, InodeId, Kind, Recall, to_bytes, to_str
 
@@ -56,9 +58,12 @@ class KernelMemory:
         *,
         changes: bool = False,
         list_nodes: Callable[[InodeId], Iterable[int]] | None = None,
+        list_nested: Callable[[], frozenset[Steps]] = frozenset,
     ) -> None:
-        """`changes`: the mount may change things itself. `list_nodes` gives the node ids that a file may have."""
+        """`changes`: the mount may change things itself. `list_nodes` gives the node ids that a file may have, `list_nested` what
+        others have mounted on (nested.py)."""
         self._changes = changes
+        self._list_nested = list_nested
         self._list_nodes = list_nodes or (lambda inode: [inode])
         self._backend = backend
         self._teller = teller
@@ -123,6 +128,7 @@ class KernelMemory:
         open; `is_shown`: of an inode whose attributes the kernel does not remember anyway.
         """
         self.recalls += 1
+        nested = self._list_nested()
         everything = False
         for recall in recalls:
             if self._changes:
@@ -130,11 +136,11 @@ class KernelMemory:
             if recall.directory == EVERYWHERE:
                 everything = everything or not recall.pins_only
             elif (node := self._get_node(recall.directory)) is not None:
-                self._recall_directory(node, recall, in_use, open_directories)
+                self._recall_directory(node, recall, in_use, open_directories, nested)
         if not everything:
             return self._teller.flush()
-        self._recall_everything(open_directories)
-        return self._teller.flush() if self._teller.can_tell_all else self._tell_top(list(in_use))
+        at_once = self._recall_everything(open_directories, nested)
+        return self._teller.flush() if at_once else self._tell_names(list(in_use), nested)
 
     def doubt_names(self) -> None:
         """A change failed that may have been made all the same. Before the kernel hears of that, it is to rely on no name: who is
@@ -148,12 +154,12 @@ class KernelMemory:
             self._teller.tell_inode(node, listing=False)
         await self._teller.flush()
 
-    def tell_name(self, inode: InodeId) -> None:
+    def tell_name(self, inode: InodeId, *, gently: bool = False) -> None:
         """The name that led to an inode has to be looked up again."""
         known = self._backend.get_old(inode)
         parent = None if known is None else self._get_node(known[1])
         if known is not None and parent is not None:
-            self._teller.tell(parent, to_bytes(known[0].name))
+            self._teller.tell(parent, to_bytes(known[0].name), gently=gently)
 
     def _drop_listing(self, node: int) -> bool:
         """A listing is not so any more; whether the kernel may drop its copy now."""
@@ -164,33 +170,52 @@ class KernelMemory:
         self._listings.discard(node)
         return True
 
-    def _recall_everything(self, open_directories: Iterable[InodeId]) -> None:
+    def _recall_everything(self, open_directories: Iterable[InodeId], nested: frozenset[Steps]) -> bool:
+        """Whether all names are told with it."""
         for node in self._listings.list_keys():
             self._drop_listing(node)
-        self._teller.tell_all()
+        at_once = self._teller.can_tell_all and not nested
+        if at_once:
+            self._teller.tell_all()
         # Who opens a directory from now on finds no old copy; who has it open may rewind it.
         for node in {ROOT_NODE, *filter(None, map(self._get_node, open_directories))}:
             self._teller.tell_inode(node, listing=self._listings.lookup(node) is None)
+        return at_once
 
-    async def _tell_top(self, in_use: Iterable[InodeId]) -> None:
+    async def _tell_names(self, in_use: Iterable[InodeId], nested: frozenset[Steps]) -> None:
         """One by one what is in use, and what everything else is below: also what an earlier daemon on this mount has
         answered."""
-        names = set(self._backend.list_known_names(self._root, 1 << 30) or ())
+        await self._tell_below(self._root, nested)
+        for inode in in_use:
+            self.tell_name(inode, gently=bool(nested))
+        await self._teller.flush()
+
+    async def _tell_below(self, directory: InodeId, nested: frozenset[Steps]) -> None:
+        """All names in a directory, each with what is below it; but for those on the way to what others have mounted, which are
+        told gently, and so is all beside that way."""
+        node = self._get_node(directory)
+        if node is None:
+            return
+        names = set(self._backend.list_known_names(directory, 1 << 30) or ())
         cursor: bytes | None = None
         try:
             while True:
-                page = await self._backend.list_dir(self._root, cursor)
+                page = await self._backend.list_dir(directory, cursor)
                 names.update(to_bytes(entry.name) for entry in page.entries)
                 cursor = page.next_cursor
                 if cursor is None:
                     break
         except AlluxioLikeError as error:
-            log.info("not all names at the top could be told to the kernel", extra={"reason": str(error)})
-        for name in names:
-            self._teller.tell(ROOT_NODE, name)
-        for inode in in_use:
-            self.tell_name(inode)
-        await self._teller.flush()
+            log.info("not all names of a directory could be told to the kernel", extra={"reason": str(error)})
+        on_the_way = {steps[0] for steps in nested}
+        for name in names | on_the_way:
+            self._teller.tell(node, name, gently=name in on_the_way)
+        for name in on_the_way:
+            with contextlib.suppress(AlluxioLikeError):
+                entry = (await self._backend.lookup(directory, to_str(name))).entry
+                if entry is not None and entry.attr.kind is Kind.DIRECTORY:
+                    further = frozenset(steps[1:] for steps in nested if steps[0] == name and steps[1:])
+                    await self._tell_below(entry.attr.inode, further)
 
     def _recall_attributes(self, recall: Recall, is_shown: Callable[[InodeId], bool]) -> None:
         """Of inodes, under whatever name the kernel found them. (Pages of what is another content now go at the next open.)"""
@@ -201,33 +226,39 @@ class KernelMemory:
                 self._teller.tell_inode(node, listing=False)
 
     def _recall_directory(
-        self, node: int, recall: Recall, in_use: Iterable[InodeId], open_directories: Iterable[InodeId]
+        self,
+        node: int,
+        recall: Recall,
+        in_use: Iterable[InodeId],
+        open_directories: Iterable[InodeId],
+        nested: frozenset[Steps],
     ) -> None:
+        can_tell_all = self._teller.can_tell_all and not nested
         may_drop = self._drop_listing(node)
         names: Sequence[bytes] | None = recall.names
         if recall.all_names:
             known = self._backend.list_known_names(recall.directory, _NAMES_TOLD)
             names = None if known is None else list({*known, *recall.names})
-            if names is not None and self._teller.can_tell_all and self._has_directory(recall.directory, names):
+            if names is not None and can_tell_all and self._has_directory(recall.directory, names):
                 # A directory that is told by its name is nameless to who works in it until somebody looks it up again.
                 names = None
-        if self._changes and self._teller.can_tell_all and (names or names is None):
+        if self._changes and can_tell_all and (names or names is None):
             # A name that is told by itself waits in the kernel for what we are changing in that directory. That may wait at the
             # master for another mount to hear of it, which in the same way waits for us.
             self._teller.tell_all()
             names = ()
         elif names is None:
-            if self._teller.can_tell_all:
-                self._recall_everything(open_directories)
-            elif node == ROOT_NODE:
+            if can_tell_all:
+                self._recall_everything(open_directories, nested)
+            elif node == ROOT_NODE or nested:
                 names = self._backend.list_known_names(recall.directory, 1 << 30)
-            else:
+            if names is None and not can_tell_all and node != ROOT_NODE:
                 # Its own name takes along all below it that is not in use.
                 self.tell_name(recall.directory)
                 for inode in in_use:
                     self.tell_name(inode)
         for name in names or ():
-            self._teller.tell(node, name)
+            self._teller.tell(node, name, gently=bool(nested))
         self._teller.tell_inode(node, listing=may_drop)
 
     def _has_directory(self, directory: InodeId, names: Iterable[bytes]) -> bool:

@@ -31,10 +31,14 @@ def list_lines() -> list[MountLine]:
     for line in lines:
         left, _, right = line.partition(b" - ")
         fields, (fstype, source) = left.split(b" "), right.split(b" ")[:2]
-        place = _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
         options = frozenset(fields[5].decode().split(","))
-        found.append(MountLine(fields[2].decode(), os.fsdecode(place), fstype.decode(), os.fsdecode(source), options))
+        found.append(MountLine(fields[2].decode(), os.fsdecode(unescape(fields[4])), fstype.decode(), os.fsdecode(source), options))
     return found
+
+
+def unescape(path: bytes) -> bytes:
+    """A path as mountinfo writes it, where spaces and the like are octal numbers."""
+    return _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), path)
 
 
 def find_top_line(place: str) -> MountLine | None:

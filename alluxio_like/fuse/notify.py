@@ -27,8 +27,9 @@ class Teller(Protocol):
         """Whether `tell_all` does anything: Linux 6.16, and only where the mount is served by ourselves."""
         ...
 
-    def tell(self, parent: int, name: bytes) -> None:
-        """A name in a directory, by its node id, has to be looked up again."""
+    def tell(self, parent: int, name: bytes, *, gently: bool = False) -> None:
+        """A name in a directory, by its node id, has to be looked up again, and all below it is forgotten; `gently`: what is
+        below it stays, mounts of others among it, where the name leads to what it did."""
         ...
 
     def tell_inode(self, node: int, *, listing: bool = True) -> None:
@@ -51,7 +52,7 @@ class Teller(Protocol):
 class KernelWriter(Protocol):
     """Writes one notification, and waits for requests under way where the kernel does. Each raises OSError."""
 
-    def invalidate_entry(self, parent: int, name: bytes) -> None: ...
+    def invalidate_entry(self, parent: int, name: bytes, *, expire_only: bool) -> None: ...
 
     def invalidate_inode(self, node: int, *, attributes_only: bool) -> None: ...
 
@@ -63,7 +64,7 @@ class _Silent:
 
     can_tell_all = False
 
-    def tell(self, parent: int, name: bytes) -> None: ...
+    def tell(self, parent: int, name: bytes, *, gently: bool = False) -> None: ...
 
     def tell_inode(self, node: int, *, listing: bool = True) -> None: ...
 
@@ -78,10 +79,13 @@ SILENT: Teller = _Silent()
 
 
 class Notifier:
-    """A Teller that writes one notification at a time, from `start` to `end`. With `enabled` False it tells nothing."""
+    """A Teller that writes one notification at a time, from `start` to `end`. With `enabled` False it tells nothing.
 
-    def __init__(self, writer: KernelWriter, *, enabled: bool = True) -> None:
+    `has_epochs`: the kernel's protocol has a word for all names at once."""
+
+    def __init__(self, writer: KernelWriter, *, enabled: bool = True, has_epochs: bool = True) -> None:
         self._writer = writer
+        self._has_epochs = has_epochs
         self._enabled = enabled
         self._waiting: deque[tuple[str, Callable[[], None]]] = deque()
         self._change = threading.Condition()
@@ -89,11 +93,13 @@ class Notifier:
         self._can_tell_all = False
         self._thread = threading.Thread(target=self._run, name="fuse-notify", daemon=True)
 
-    def start(self) -> None:
-        """Begin; once. Finds out what the kernel can be told."""
+    def start(self, *, gently: bool = False) -> None:
+        """Begin; once. Finds out what the kernel can be told, which has all names looked up again, where it can; `gently`: what
+        its protocol says is believed."""
         try:
-            self._writer.increment_epoch()
-            self._can_tell_all = True
+            if not gently:
+                self._writer.increment_epoch()
+            self._can_tell_all = self._has_epochs
         except OSError as error:
             log.debug("the kernel cannot be told of all names at once", extra={"reason": error.strerror})
         self._thread.start()
@@ -102,11 +108,11 @@ class Notifier:
     def can_tell_all(self) -> bool:
         return self._can_tell_all
 
-    def tell(self, parent: int, name: bytes) -> None:
-        if self._can_tell_all and len(self._waiting) >= _WAITING_LIMIT:
+    def tell(self, parent: int, name: bytes, *, gently: bool = False) -> None:
+        if self._can_tell_all and not gently and len(self._waiting) >= _WAITING_LIMIT:
             self.tell_all()
         else:
-            self._add("entry", lambda: self._writer.invalidate_entry(parent, name))
+            self._add("entry", lambda: self._writer.invalidate_entry(parent, name, expire_only=gently))
 
     def tell_inode(self, node: int, *, listing: bool = True) -> None:
         self._add("inode", lambda: self._writer.invalidate_inode(node, attributes_only=not listing))

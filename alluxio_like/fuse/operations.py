@@ -39,6 +39,7 @@ from alluxio_like.fuse.backend import Answer, Backend, Buffer, Reader, Totals
 from alluxio_like.fuse.drafts import Draft, Drafts, Notes, take_newest
 from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, FileHandle, HandleTable, KeptPage
 from alluxio_like.fuse.kernel_memory import ROOT_NODE, KernelMemory
+from alluxio_like.fuse.nested import Steps
 from alluxio_like.fuse.notify import SILENT, Teller
 from alluxio_like.types import EVERYWHERE, Attr, Entry, InodeId, Kind, Recall, SharedRange, VersionId, to_bytes, to_str
 
@@ -96,9 +97,11 @@ class Operations:
         list_nodes: Callable[[InodeId], Iterable[int]] | None = None,
         on_sealed: Callable[[Draft, VersionId], None] = lambda draft, before: None,
         notes: Notes | None = None,
+        list_nested: Callable[[], frozenset[Steps]] = frozenset,
     ) -> None:
         """`teller` tells the kernel what it should ask for again. `writes`: the mount may be written, where the backend can be.
-        `list_nodes` gives the node ids of a file; `on_sealed`, `notes`: see Drafts.
+        `list_nodes` gives the node ids of a file; `on_sealed`, `notes`: see Drafts; `list_nested`: see
+        KernelMemory.
 
         `get_url` says where the daemon's HTTP server is. `generation` tells this daemon's handles from those of an earlier one
         on the same mount.
@@ -125,7 +128,13 @@ class Operations:
                 notes,
             )
         self.kernel_memory = KernelMemory(
-            backend, teller, root.attr.inode, clock, changes=self.drafts is not None, list_nodes=list_nodes
+            backend,
+            teller,
+            root.attr.inode,
+            clock,
+            changes=self.drafts is not None,
+            list_nodes=list_nodes,
+            list_nested=list_nested,
         )
         self._away_until_s = 0.0
         self._open: dict[InodeId, list[FileHandle]] = {}

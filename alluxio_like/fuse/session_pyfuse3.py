@@ -467,7 +467,8 @@ class Pyfuse3Writer:
     inode."""
 
     @staticmethod
-    def invalidate_entry(parent: int, name: bytes) -> None:
+    def invalidate_entry(parent: int, name: bytes, *, expire_only: bool) -> None:
+        del expire_only  # it has no word for that
         pyfuse3.invalidate_entry(parent, name)
 
     @staticmethod

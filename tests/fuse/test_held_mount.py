@@ -18,7 +18,7 @@ import pytest
 
 from alluxio_like.fuse import mountpoint as places
 from tests.fuse.held_mounts import HeldMount, Statting, block_daemons, is_orphan, show, wait_until
-from tests.fuse.test_mount_recalls import has_epoch
+from tests.fuse.test_mount_recalls import has_epoch, nested_mount
 from tests.servers.net import find_ports
 from tests.servers.processes import freeze
 
@@ -195,6 +195,21 @@ def test_who_leaves_takes_back_what_it_told_the_kernel(hold: Hold) -> None:
             assert statting.wait() == 0
             Path(mount.config["blocked_by"]).touch()
     mount.wait_ready(2)
+
+
+def test_what_others_mounted_below_outlives_daemons(hold: Hold) -> None:
+    mount = hold(plan={"give_up_s": 600.0}, tree={"valid_s": 3600.0})
+    names = sorted(os.listdir(mount.path / "many"))
+    with nested_mount(mount.path / "many", elsewhere=False) as see:
+        mount.kill_daemon()
+        mount.wait_ready(1)
+        assert (mount.path / "big").stat().st_size == SIZE
+        assert see() == ["inside"]
+        mount.replace()
+        mount.wait_ready(2)
+        assert (mount.path / "big").stat().st_size == SIZE
+        assert see() == ["inside"]
+    assert sorted(os.listdir(mount.path / "many")) == names
 
 
 def test_mappings_and_handles_outlive_daemons(hold: Hold) -> None:

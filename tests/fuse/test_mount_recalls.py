@@ -5,8 +5,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,53 @@ def test_all_names_of_a_directory_and_all_names(mount: MakeMount, where: str | N
         assert changed == names[:50], "also the one that is open"
         assert (directory / names[0]).read_text() == "replaced"
         assert kept.fileno() >= 0
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_others_mounted_below_stays(mount: MakeMount, session: str, elsewhere: bool) -> None:
+    """The kernel takes a mount away with a forgotten name on the way to it, and says nothing to whoever made it."""
+    if session == "pyfuse3":
+        pytest.skip("only the kernel session can have a name looked up again without its being forgotten")
+    made = mount(many={"/many": 300}, big_files={"/dir/sub/deep/file": 10}, **LONG)
+    deep = made.path / "dir/sub/deep"
+    with nested_mount(deep, elsewhere=elsewhere) as see:
+        assert see() == ["inside"]
+        names = sorted(os.listdir(made.path / "many"))
+        changes = {None: "/many/zzz", "/": "/new", "/dir": "/dir/new", "/dir/sub": "/dir/sub/new", "/many": "/many/y"}
+        for where, changed in changes.items():
+            assert not (made.path / changed[1:]).exists()
+            made.do("add_file", path=changed, text="added")
+            recall(made, where, all_names=True, names=[changed.rpartition("/")[2]])
+            assert (made.path / changed[1:]).read_text() == "added"
+            assert see() == ["inside"], where
+        assert sorted(os.listdir(made.path / "many")) == [*names, "y", "zzz"]
+    assert os.listdir(deep) == ["file"]
+
+
+@contextmanager
+def nested_mount(directory: Path, *, elsewhere: bool) -> Iterator[Callable[[], list[str]]]:
+    """A tmpfs on a directory, here or in a mount namespace of its own; what lists it as it is seen there."""
+    script = 'mount -t tmpfs nested "$0" && touch "$0/inside" && echo there && while read _; do ls "$0" && echo .; done'
+    enter = ["unshare", "-m", "--propagation", "private"] if elsewhere else []
+    with subprocess.Popen(
+        [*enter, "bash", "-c", script, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as shell:
+        assert shell.stdin is not None
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == "there\n"
+        stdin, stdout = shell.stdin, shell.stdout
+
+        def see() -> list[str]:
+            stdin.write("\n")
+            return [line.rstrip() for line in iter(stdout.readline, ".\n")]
+
+        if elsewhere:
+            time.sleep(1)  # namespaces are looked for twice a second
+        yield see
+        stdin.close()
+        shell.wait(60)
+    if not elsewhere:
+        subprocess.run(["umount", directory], check=True)
 
 
 @pytest.mark.parametrize("where", ["/many", None])

@@ -1,0 +1,44 @@
+"""What is mounted on directories of a mount, as mountinfo tells it."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from alluxio_like.fuse.nested import NestedMounts, find_nested
+
+LINES = b"""\
+21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+40 21 0:50 / /mnt/data rw,nosuid - fuse.alluxio_like alluxio-like rw
+41 40 0:60 / /mnt/data/a/b\\040c rw - tmpfs none rw
+42 21 0:50 /train /srv/train rw - fuse.alluxio_like alluxio-like rw
+43 42 0:61 / /srv/train/scratch rw - tmpfs none rw
+44 41 0:62 / /mnt/data/a/b\\040c/within rw - tmpfs none rw
+45 40 0:63 / /mnt/data rw - tmpfs over-the-root rw
+46 21 0:64 / /mnt/data-2/x rw - tmpfs none rw
+47 42 0:50 /val /srv/train/val rw - fuse.alluxio_like alluxio-like rw
+"""
+
+
+def test_paths_are_those_in_the_file_system() -> None:
+    assert find_nested(LINES, b"0:50") == {(b"a", b"b c"), (b"train", b"scratch"), (b"train", b"val")}
+    assert find_nested(LINES, b"0:61") == frozenset()
+    assert find_nested(LINES, b"") == frozenset()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
+def test_what_comes_and_goes_here_is_known_at_once(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True)
+    found = os.stat(tmp_path).st_dev
+    nested = NestedMounts(f"{os.major(found)}:{os.minor(found)}")
+    try:
+        assert nested.list_steps() == frozenset()
+        (tmp_path / "a/b").mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path / "a/b"], check=True)
+        assert nested.list_steps() == {(b"a", b"b")}
+        subprocess.run(["umount", tmp_path / "a/b"], check=True)
+        assert nested.list_steps() == frozenset()
+    finally:
+        nested.close()
+        subprocess.run(["umount", "-R", tmp_path], check=True)
