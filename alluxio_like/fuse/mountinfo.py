@@ -32,7 +32,9 @@ def list_lines() -> list[MountLine]:
         left, _, right = line.partition(b" - ")
         fields, (fstype, source) = left.split(b" "), right.split(b" ")[:2]
         options = frozenset(fields[5].decode().split(","))
-        found.append(MountLine(fields[2].decode(), os.fsdecode(unescape(fields[4])), fstype.decode(), os.fsdecode(source), options))
+        found.append(
+            MountLine(fields[2].decode(), os.fsdecode(unescape(fields[4])), fstype.decode(), os.fsdecode(source), options)
+        )
     return found
 
 

@@ -30,7 +30,7 @@ def test_paths_are_those_in_the_file_system() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
 def test_what_comes_and_goes_here_is_known_at_once(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True)
-    found = os.stat(tmp_path).st_dev
+    found = tmp_path.stat().st_dev
     nested = NestedMounts(f"{os.major(found)}:{os.minor(found)}")
     try:
         assert nested.list_steps() == frozenset()
