@@ -136,17 +136,17 @@ class Rates:
 def compute(before: dict[str, Any], after: dict[str, Any], by: str = "pid") -> Rates:
     """What happened between two looks. `by`: pid, command or group."""
     seconds = max(after["clock_s"] - before["clock_s"], 1e-3)
-    old_jobs = {(job["pid"], job["start_ticks"]): job for job in before["jobs"]}
+    old_jobs = {(job["pid"], job["birth"]): job for job in before["jobs"]}
     merged: dict[Any, Row] = {}
     known = Row("known", seconds=seconds)
     for job in after["jobs"]:
         label = job["name"] or "?"
-        row = subtract(job, old_jobs.get((job["pid"], job["start_ticks"])), label, seconds)
+        row = subtract(job, old_jobs.get((job["pid"], job["birth"])), label, seconds)
         row.pid = job["pid"]
         if row.is_idle:
             continue
         add(known, row)
-        key: Any = (job["pid"], job["start_ticks"])
+        key: Any = (job["pid"], job["birth"])
         if by != "pid":
             key = row.label = label if by == "command" else (job["group"] or "-")
         if key in merged:

@@ -81,7 +81,7 @@ class _Heirs:
 
     def note(self, counts: list[tuple[JobInfo, int]]) -> None:
         """They were looked at. A fork begins with nothing read."""
-        now = {(info.pid, info.start_ticks): count for info, count in counts}
+        now = {(info.pid, info.birth): count for info, count in counts}
         self.read_chars += sum(max(0, count - self.seen.get(key, 0)) for key, count in now.items())
         self.seen = now
 
@@ -172,7 +172,7 @@ class Accounting:
         if known is None or self._clock.monotonic() - known[1] >= _TRUST_S:
             known = self._find_job(thread, self._clock.monotonic()), 0.0
         info = known[0]
-        return not info.pid or (info.pid, info.start_ticks) in self._prepared
+        return not info.pid or (info.pid, info.birth) in self._prepared
 
     async def prepare(self, thread: int) -> None:
         """See what a thread's process has read before its first open of a file that passes through is answered: to count from
@@ -182,7 +182,7 @@ class Accounting:
         """
         now_s = self._clock.monotonic()
         info = self._find_job(thread, now_s)
-        self._prepared.add((info.pid, info.start_ticks))
+        self._prepared.add((info.pid, info.birth))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PREPARE_S):
                 await self._sample([self.ledger.use_job(info, now_s)])
@@ -355,12 +355,12 @@ class Accounting:
     async def _learn(self) -> None:
         """Ask which processes the new jobs are."""
         infos = [job.info for job in self.ledger.jobs if not job.gone and job.info.pid > 0]
-        infos = [info for info in infos if self._learnt.get((info.pid, info.start_ticks)) != info.name][:_MOST_SAMPLES]
+        infos = [info for info in infos if self._learnt.get((info.pid, info.birth)) != info.name][:_MOST_SAMPLES]
         if not infos:
             return
         found = await self._asker.run(lambda: [self._ask.read_details(info) for info in infos])
         for info, details in zip(infos, found, strict=True):
-            key = info.pid, info.start_ticks
+            key = info.pid, info.birth
             self._learnt[key] = info.name
             if details is not None:
                 self.details[key] = details
@@ -375,7 +375,7 @@ class Accounting:
                     self._book(self.ledger.sample(job, None, 0, self._clock.monotonic()))
                 job.gone = True
         self.ledger.forget_old(self._clock.monotonic())
-        kept = {(job.info.pid, job.info.start_ticks) for job in self.ledger.jobs}
+        kept = {(job.info.pid, job.info.birth) for job in self.ledger.jobs}
         self.details = {key: details for key, details in self.details.items() if key in kept}
         self._prepared &= kept
         self._learnt = {key: name for key, name in self._learnt.items() if key in kept}

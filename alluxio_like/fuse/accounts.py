@@ -31,7 +31,7 @@ class JobInfo:
     """A process. `pid` 0: one that cannot be seen from here."""
 
     pid: int
-    start_ticks: int
+    birth: int
     name: str = ""
     parent: int = 0
     uid: int = -1

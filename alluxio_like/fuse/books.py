@@ -174,7 +174,7 @@ class Ledger:
 
     def use_job(self, info: JobInfo, now_s: float) -> JobAccount:
         """The account of a process, which has just asked for something."""
-        key = info.pid, info.start_ticks
+        key = info.pid, info.birth
         job = self._jobs.use(key)
         if job is None:
             job = JobAccount(info, now_s)

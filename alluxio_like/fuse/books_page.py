@@ -106,10 +106,10 @@ def show_tally(tally: Tally) -> dict[str, Any]:
 
 
 def _show_job(accounting: Accounting, job: JobAccount) -> dict[str, Any]:
-    details = accounting.details.get((job.info.pid, job.info.start_ticks))
+    details = accounting.details.get((job.info.pid, job.info.birth))
     return {
         "pid": job.info.pid,
-        "start_ticks": job.info.start_ticks,
+        "birth": job.info.birth,
         "name": job.info.name,
         "command": details.command if details is not None else "",
         "group": details.group if details is not None else "",

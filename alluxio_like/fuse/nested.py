@@ -4,20 +4,23 @@ The kernel takes such a mount away, without a word to whoever made it, as soon a
 again (d_invalidate in fs/dcache.c); a name that is only looked up again and leads to the same inode keeps it. So whoever tells
 the kernel to forget names asks here first.
 
-Owns how they are found: mountinfo of each mount namespace that a process of /proc is in; not that of a namespace without a
-process, nor of processes in another pid namespace. Standard library only. One event loop.
+Owns how they are found: our own mount namespace says by itself when something changes; those of other processes are looked at by
+a thread, again and again, since a look at them may wait for an exec under way, which may be waiting for this mount. Not seen are
+namespaces without a process, processes in another pid namespace, and what was mounted in another namespace just now.
+`list_steps` and `close` are the event loop's.
 """
 
-import math
 import os
 import select
+import threading
 import time
 from pathlib import Path
 
 from alluxio_like.fuse.mountinfo import unescape
 
-_LOOK_S = 0.5
-"""How long the namespaces of others are believed to be as they were. A guess."""
+_LOOK_S = 1.0
+_LOOK_PART = 0.02
+"""At most so much of a thread's time is spent on looking. (Both are guesses.)"""
 
 Steps = tuple[bytes, ...]
 
@@ -28,7 +31,6 @@ class NestedMounts:
     def __init__(self, device: str, proc: Path = Path("/proc")) -> None:
         self._device = device.encode()
         self._proc = proc
-        self._looked_s = -math.inf
         self._here: frozenset[Steps] = frozenset()
         self._elsewhere: frozenset[Steps] = frozenset()
         # (Held open, mountinfo tells what changes, and keeps its namespace: so only our own is.)
@@ -36,24 +38,30 @@ class NestedMounts:
         self._changes = select.poll()
         self._changes.register(self._own, select.POLLPRI)
         self._read_own()
+        self._ended = threading.Event()
+        if device:
+            threading.Thread(target=self._look, name="nested-mounts", daemon=True).start()
 
     def list_steps(self) -> frozenset[Steps]:
-        """The paths of what is mounted over, name by name from the root of the mount."""
-        if not self._device:
-            return frozenset()
+        """The paths of what is mounted over, name by name from the root of the mount. Does not wait."""
         if self._changes.poll(0):
             self._read_own()
-        if time.monotonic() - self._looked_s >= _LOOK_S:
-            self._elsewhere = self._look_elsewhere()
-            self._looked_s = time.monotonic()
         return self._here | self._elsewhere
 
     def close(self) -> None:
+        self._ended.set()
         self._own.close()
 
     def _read_own(self) -> None:
         self._own.seek(0)
         self._here = find_nested(self._own.read(), self._device)
+
+    def _look(self) -> None:
+        taken_s = 0.0
+        while not self._ended.wait(max(_LOOK_S, taken_s / _LOOK_PART) if taken_s else 0):
+            begun_s = time.monotonic()
+            self._elsewhere = self._look_elsewhere()
+            taken_s = time.monotonic() - begun_s or 1e-6
 
     def _look_elsewhere(self) -> frozenset[Steps]:
         found: set[Steps] = set()

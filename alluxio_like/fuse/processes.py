@@ -1,9 +1,10 @@
 """What the kernel tells of processes: who a thread belongs to, and how much its process has read.
 
-Owns the reading of /proc, nothing that is remembered. `find_process` and `is_alive` take no lock that a process could hold while
-it
+Owns the reading of /proc, nothing that is remembered. `find_process` and `is_alive` take no lock that a process could hold while it
 waits for this mount, and so may be called from the loop that answers it. All else may not: /proc/PID/io waits for an exec under
-way, and /proc/PID/cmdline for page faults, and both may be waiting for us. These belong into a thread.
+way, and /proc/PID/cmdline for page faults, and both may be waiting for us. These belong into a thread. (In an exec the kernel
+closes files, whose FLUSH it waits for. Newer kernels have /proc/PID/stat wait for it too, 6.18.44 among them; not
+/proc/PID/status.)
 
 /proc/PID/io: `rchar` is what read(2), pread(2), readv(2), sendfile(2) and splice(2) gave, of files, pipes and terminals alike,
 from the page
@@ -11,6 +12,7 @@ cache or not, through FUSE passthrough or not. Not in it: page faults of mapped 
 (libaio). `read_bytes` is what was fetched from block devices for the process, these included.
 """
 
+import functools
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -47,11 +49,10 @@ def find_process(thread: int) -> JobInfo | None:
     if thread <= 0:
         return None
     try:
-        fields = dict(line.split(b":\t", 1) for line in _read(f"/proc/{thread}/status").split(b"\n") if b":\t" in line)
+        fields = _read_status(thread)
         pid = int(fields[b"Tgid"])
-        ticks = _get_start_ticks(_read(f"/proc/{pid}/stat"))
-        name = fields[b"Name"] if pid == thread else _get_name(_read(f"/proc/{pid}/stat"))
-        return JobInfo(pid, ticks, name.decode(errors="replace"), int(fields[b"PPid"]), int(fields[b"Uid"].split()[0]))
+        name = fields[b"Name"] if pid == thread else _read_status(pid)[b"Name"]
+        return JobInfo(pid, _get_birth(pid), name.decode(errors="replace"), int(fields[b"PPid"]), int(fields[b"Uid"].split()[0]))
     except (OSError, ValueError, KeyError, IndexError):
         return None
 
@@ -59,9 +60,8 @@ def find_process(thread: int) -> JobInfo | None:
 def is_alive(job: JobInfo) -> bool:
     """Whether the process still runs."""
     try:
-        stat = _read(f"/proc/{job.pid}/stat")
-        return _get_start_ticks(stat) == job.start_ticks and stat.rpartition(b")")[2].split()[0] not in b"ZX"
-    except (OSError, ValueError, IndexError):
+        return _get_birth(job.pid) == job.birth and _read_status(job.pid)[b"State"][:1] not in b"ZX"
+    except (OSError, ValueError, KeyError, IndexError):
         return False
 
 
@@ -69,7 +69,7 @@ def read_counts(job: JobInfo) -> IoCounts | None:
     """What a process has read by now; None if it is gone, or may not be looked at. In a thread."""
     try:
         lines = _read(f"/proc/{job.pid}/io").split(b"\n")
-        if _get_start_ticks(_read(f"/proc/{job.pid}/stat")) != job.start_ticks:
+        if _get_birth(job.pid) != job.birth:
             return None
         counts = dict(line.split(b": ", 1) for line in lines if line)
         return IoCounts(int(counts[b"rchar"]), int(counts[b"read_bytes"]))
@@ -140,9 +140,28 @@ def _read(path: str) -> bytes:
         os.close(fd)
 
 
-def _get_start_ticks(stat: bytes) -> int:
-    return int(stat.rpartition(b")")[2].split()[19])
+def _read_status(pid: int) -> dict[bytes, bytes]:
+    return dict(line.split(b":\t", 1) for line in _read(f"/proc/{pid}/status").split(b"\n") if b":\t" in line)
 
 
-def _get_name(stat: bytes) -> bytes:
-    return stat[stat.index(b"(") + 1 : stat.rindex(b")")]
+def _get_birth(pid: int) -> int:
+    """A number that tells a process from a later one of the same number: of its pidfd, or where these have none of their own
+    (before Linux 6.9) the time at which it began."""
+    fd = os.pidfd_open(pid)
+    try:
+        found = os.fstat(fd)
+        if found.st_ino != _get_shared_number():
+            return found.st_ino
+    finally:
+        os.close(fd)
+    return int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
+
+
+@functools.cache
+def _get_shared_number() -> int:
+    """What the pidfds of all processes have as their inode's number, where they share one; else 0."""
+    fds = [os.pidfd_open(1), os.pidfd_open(os.getpid())]
+    numbers = {os.fstat(fd).st_ino for fd in fds}
+    for fd in fds:
+        os.close(fd)
+    return numbers.pop() if len(numbers) == 1 and os.getpid() != 1 else 0

@@ -149,10 +149,11 @@ class MountTable:
     def get_key_limit(self, mount_id: MountId) -> int:
         """Bytes that a key below a mount's root may have. Raises NotFound."""
         uri = parse_uri(self.get_record(mount_id).uri)
+        most = _MAX_PATH_BYTES
         if uri.scheme in _FLAT_SCHEMES:
             most = _MAX_KEY_BYTES
-        else:
-            most = _MAX_WALKED_BYTES if uri.scheme == "file" else _MAX_PATH_BYTES
+        elif uri.scheme == "file":
+            most = _MAX_WALKED_BYTES
         return most - len(to_bytes(uri.prefix))
 
     def get_record(self, mount_id: MountId) -> MountRecord:

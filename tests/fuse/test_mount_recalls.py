@@ -120,7 +120,7 @@ def nested_mount(directory: Path, *, elsewhere: bool) -> Iterator[Callable[[], l
             return [line.rstrip() for line in iter(stdout.readline, ".\n")]
 
         if elsewhere:
-            time.sleep(1)  # namespaces are looked for twice a second
+            time.sleep(3)  # namespaces are looked for once a second
         yield see
         stdin.close()
         shell.wait(60)

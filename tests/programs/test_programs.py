@@ -476,3 +476,22 @@ with open(sys.argv[1], "r+b") as file, mmap.mmap(file.fileno(), 4096) as shared:
     processes = [subprocess.Popen([sys.executable, "-S", "-c", program, path]) for _ in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert struct.unpack_from("<Q", path.read_bytes())[0] == 600
+
+
+def test_a_program_that_begins_another_with_its_files_open(place: Path, run: Run) -> None:
+    """The kernel closes them amid the exec, and waits for that; whoever asks it for that process meanwhile waits too."""
+    script = (
+        "import os\n"
+        "for number in range(5):\n"
+        "    fds = [os.open(f'{number}-{at}', os.O_CREAT | os.O_WRONLY) for at in range(3)]\n"
+        "    for fd in fds:\n"
+        "        os.write(fd, b'content')\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        os.execv('/bin/true', ['true'])\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "    for fd in fds:\n"
+        "        os.close(fd)\n"
+    )
+    run(sys.executable, "-c", script, timeout_s=60)
+    assert sorted(file.read_text() for file in place.iterdir()) == ["content"] * 15

@@ -32,7 +32,7 @@ def make_tally(**changed: Any) -> dict[str, Any]:
 
 def make_job(pid: int, name: str = "python", **changed: Any) -> dict[str, Any]:
     return {
-        **make_tally(**changed), "pid": pid, "start_ticks": 1, "name": name, "command": name, "group": "pod x", "parent": 1,
+        **make_tally(**changed), "pid": pid, "birth": 1, "name": name, "command": name, "group": "pod x", "parent": 1,
         "uid": 0, "ended": False, "open": 0, "first_s": 0.0, "last_s": 0.0, "worst": [],
     }  # fmt: skip
 

@@ -233,7 +233,7 @@ def test_this_process_is_found_by_any_of_its_threads() -> None:
     assert (job.pid, job.parent, job.uid) == (os.getpid(), os.getppid(), os.getuid())
     assert processes.is_alive(job)
     assert processes.find_process(0) is None
-    assert not processes.is_alive(JobInfo(job.pid, job.start_ticks + 1))
+    assert not processes.is_alive(JobInfo(job.pid, job.birth + 1))
 
 
 def test_reads_show_in_the_counts() -> None:
@@ -247,7 +247,7 @@ def test_reads_show_in_the_counts() -> None:
     after = processes.read_counts(job)
     assert before is not None and after is not None
     assert 10_000_000 <= after.read_chars - before.read_chars < 10_100_000
-    assert processes.read_counts(JobInfo(job.pid, job.start_ticks + 1)) is None
+    assert processes.read_counts(JobInfo(job.pid, job.birth + 1)) is None
 
 
 @pytest.mark.parametrize(
