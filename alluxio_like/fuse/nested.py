@@ -66,7 +66,7 @@ class NestedMounts:
     def _look_elsewhere(self) -> frozenset[Steps]:
         found: set[Steps] = set()
         seen = {self._get_namespace("self")}
-        for name in os.listdir(self._proc):
+        for name in os.listdir(self._proc):  # noqa: PTH208  (quicker)
             if name.isdecimal() and (namespace := self._get_namespace(name)) not in seen:
                 seen.add(namespace)
                 found |= self._look_at(name)
