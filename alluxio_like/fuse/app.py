@@ -30,8 +30,8 @@ from alluxio_like.fuse.client_backend import ClientBackend
 from alluxio_like.fuse.device import LOCKS, Device, DeviceWriter, Handshake, get_extra_flags
 from alluxio_like.fuse.locking import Locking
 from alluxio_like.fuse.meter import Meter
-from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.nested import NestedMounts
+from alluxio_like.fuse.nodes import Nodes
 from alluxio_like.fuse.notify import Notifier
 from alluxio_like.fuse.opening import Opener, OpenSettings
 from alluxio_like.fuse.operations import Operations, Settings

@@ -1,9 +1,9 @@
 """What the kernel tells of processes: who a thread belongs to, and how much its process has read.
 
 Owns the reading of /proc, nothing that is remembered. `find_process` and `is_alive` take no lock that a process could hold while
-it waits for this mount, and so may be called from the loop that answers it. All else may not: /proc/PID/io waits for an exec under
-way, and /proc/PID/cmdline for page faults, and both may be waiting for us. These belong into a thread. (In an exec the kernel
-closes files, whose FLUSH it waits for. Newer kernels have /proc/PID/stat wait for it too, 6.18.44 among them; not
+it waits for this mount, and so may be called from the loop that answers it. All else may not: /proc/PID/io waits for an exec
+under way, and /proc/PID/cmdline for page faults, and both may be waiting for us. These belong into a thread. (In an exec the
+kernel closes files, whose FLUSH it waits for. Newer kernels have /proc/PID/stat wait for it too, 6.18.44 among them; not
 /proc/PID/status.)
 
 /proc/PID/io: `rchar` is what read(2), pread(2), readv(2), sendfile(2) and splice(2) gave, of files, pipes and terminals alike,
