@@ -65,7 +65,7 @@ class NestedMounts:
 
     def _look_elsewhere(self) -> frozenset[Steps]:
         found: set[Steps] = set()
-        seen = {self._get_namespace("self")}
+        seen = {self._get_namespace("self"), 0}
         for name in os.listdir(self._proc):  # noqa: PTH208  (quicker)
             if name.isdecimal() and (namespace := self._get_namespace(name)) not in seen:
                 seen.add(namespace)
@@ -76,7 +76,7 @@ class NestedMounts:
         try:
             return (self._proc / process / "ns" / "mnt").stat().st_ino
         except OSError:
-            return 0  # it has ended
+            return 0  # it has ended, or is not to be looked at
 
     def _look_at(self, process: str) -> frozenset[Steps]:
         try:
