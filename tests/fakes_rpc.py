@@ -220,6 +220,9 @@ class FakeWorker:
         self.touched: list[Touched] = []
         self.fail: list[Exception] = []
         self.always: Exception | None = None
+        self.is_replaced = False
+        """Whether the store has another content by now; with `keeps_versions` it has the one before too."""
+        self.keeps_versions = False
         self.fail_ahead: Exception | None = None
         """What every read ahead ends with; reads that somebody waits for are answered."""
         self.stall = False
@@ -243,6 +246,8 @@ class FakeWorker:
         try:
             if self.always is not None:
                 raise self.always
+            if self.is_replaced and not (self.keeps_versions and ref.frozen):
+                raise errors.Stale("another content", subject=ref.key)
             if self.fail_ahead is not None and priority is Priority.AHEAD:
                 raise self.fail_ahead
             if self.fail:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 
 from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.fetching import Fetcher, OnEnd
@@ -108,6 +109,8 @@ class FileReader:
         self._reads = 0
         self._served_bytes = 0
         self._few_bytes = 0
+        self._was_read = False
+        """Whether anybody has had bytes of this content by this handle."""
         self._closed = False
         self._waits = SharedWaits()
         self._rest = Cause.OTHER
@@ -207,6 +210,7 @@ class FileReader:
         self._note_local_read(shared.length)
 
     def _note_local_read(self, count: int) -> None:
+        self._was_read = True
         self._read_bytes += count
         self._reads += 1
         if self._reads >= REPORT_READS:
@@ -263,6 +267,7 @@ class FileReader:
         return None
 
     def _note_served(self, count: int) -> None:
+        self._was_read = True
         # A small file that was read once from memory, in whatever order, need not stay there.
         self._served_bytes += count
         if self._served_bytes >= self.size and self.size <= SMALL_FILE_BYTES:
@@ -291,13 +296,14 @@ class FileReader:
             async with asyncio.timeout(self._io_timeout_s):
                 data = await self._read_slowly(offset, stop, told)
             cause = self._rest
+            self._was_read = True
             return data
         except TimeoutError:
             cause = self._rest
             error: AlluxioLikeError = TimedOut(f"not read within {self._io_timeout_s:g} s", subject=self.ref.key)
         except Stale as stale:
             cause = Cause.STORE
-            if not found_again and await self._find_again():
+            if not found_again and (await self._find_again() or self._may_read_on()):
                 return await self.read(offset, length, found_again=True)
             error = Stale(stale.message, subject=stale.subject or self.ref.key)
         except AlluxioLikeError as other:
@@ -315,6 +321,14 @@ class FileReader:
         if moved is not None:
             self.ref = moved
         return moved is not None
+
+    def _may_read_on(self) -> bool:
+        """Have older versions of the object asked for from now on, for who has read a part of this content already. Who has just
+        opened it is to have ESTALE, and opens what is there now."""
+        if self.ref.frozen or not self._was_read:
+            return False
+        self.ref = replace(self.ref, frozen=True)
+        return True
 
     def begin_read(self, offset: int, length: int, on_end: OnEnd) -> Callable[[], None] | None:
         """Begin a read, of what `try_read` does not have, for which no task is needed: a few bytes in no order, of a large file
@@ -334,6 +348,7 @@ class FileReader:
             del self._begun[begun]
             self._waits.end(time.monotonic(), told.get(), Cause.PEER)
             if data is not None:
+                self._was_read = True
                 self._few_bytes += length
             if not given_up:
                 on_end(data)

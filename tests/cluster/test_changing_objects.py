@@ -20,6 +20,7 @@ import pytest
 from alluxio_like import connect
 from tests.cluster.conftest import StackMaker
 from tests.cluster.test_leases import mount_again
+from tests.servers.fault_control import FaultProxy
 from tests.servers.fixtures import S3Server
 from tests.servers.net import wait_until
 
@@ -216,3 +217,24 @@ def test_readers_of_changing_objects_see_one_version_or_estale(
     seen = sum((reader.seen for reader in readers), Counter())
     changes = sum((writer.changes for writer in writers), Counter())
     print(f"{dict(changes)} while {dict(seen)}")  # noqa: T201
+
+
+def test_who_has_read_a_part_reads_on_where_the_bucket_keeps_versions(
+    make_stack: StackMaker, s3_server: S3Server, s3_bucket: str, proxy: FaultProxy
+) -> None:
+    s3_server.client.put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"})
+    old, new = os.urandom(64 << 20), os.urandom(1 << 20)
+    s3_server.put(s3_bucket, "d/a", old)
+    mount = make_stack().mountpoint
+    # Only the first of it comes before it is replaced.
+    proxy.set_rules({"op": "GET", "key": "d/a", "range_start": 0}, {"op": "GET", "key": "d/a", "status": 503, "code": "SlowDown"})
+    with open(mount / "d" / "a", "rb") as held, open(mount / "d" / "a", "rb") as late:
+        assert os.pread(held.fileno(), BLOCK, 0) == old[:BLOCK]
+        s3_server.put(s3_bucket, "d/a", new)
+        proxy.set_rules()
+        # Who has had nothing of it is to see what is there now.
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+            os.pread(late.fileno(), BLOCK, 32 << 20)
+        assert os.pread(held.fileno(), BLOCK, 60 << 20) == old[60 << 20 : (60 << 20) + BLOCK]
+        assert (mount / "d" / "a").read_bytes() == new
+        assert held.read() == old

@@ -253,6 +253,25 @@ async def test_stale_is_said_and_the_master_is_asked_to_look_again() -> None:
             await reader.read(0, 10)
 
 
+async def test_who_has_read_a_part_reads_on_where_the_store_keeps_older_versions() -> None:
+    async with stage(1) as here:
+        entry, content = here.add_file("f", 30 * PAGE_BYTES)
+        [worker] = here.workers
+        reader, late = here.client.open_file(entry), here.client.open_file(entry)
+        assert await reader.read(0, 10) == content[:10]
+        worker.is_replaced = True
+        with pytest.raises(errors.Stale):
+            await late.read(0, 10)
+        with pytest.raises(errors.Stale):
+            await reader.read(25 * PAGE_BYTES, 10)
+        worker.keeps_versions = True
+        assert await reader.read(25 * PAGE_BYTES, 10) == content[25 * PAGE_BYTES : 25 * PAGE_BYTES + 10]
+        assert f"sync None {entry.attr.inode}" in here.master.calls
+        # Who has had nothing of it is to see what is there now.
+        with pytest.raises(errors.Stale):
+            await late.read(0, 10)
+
+
 @pytest.mark.parametrize("kind", [errors.StoreDenied, errors.StoreUnavailable, errors.StoreProtocol, errors.AccessDenied])
 async def test_what_the_store_said_is_final(kind: type[errors.AlluxioLikeError]) -> None:
     async with stage(2) as here:
