@@ -72,8 +72,9 @@ class LockTable:
     _waiting: dict[Owner, tuple[Place, Lock]] = field(default_factory=dict)
 
     def find_conflict(self, place: Place, wanted: Lock) -> Lock | None:
-        """A lock that stands in the way of another."""
-        return next((lock for lock in self._places.get(place, ()) if lock.conflicts(wanted)), None)
+        """A lock of another that stands in the way, of several the one that begins first."""
+        found = (lock for lock in self._places.get(place, ()) if lock.conflicts(wanted))
+        return min(found, key=lambda lock: lock.start, default=None)
 
     def set(self, place: Place, wanted: Lock) -> Lock | None:
         """Lock, or with kind NONE unlock, a range: what the owner had of it before is replaced. None: done; else what stands in

@@ -296,3 +296,13 @@ def test_locks_of_a_file_without_a_name_and_of_a_directory(place: Path, other: O
         fcntl.flock(directory, fcntl.LOCK_EX)
         with opened(place) as again:
             assert attempt(fcntl.flock, again, fcntl.LOCK_SH | fcntl.LOCK_NB) == "EAGAIN"
+
+
+def test_of_several_locks_in_the_way_the_first_is_told(place: Path, other: Other) -> None:
+    path = write(place / "file")
+    other("open", "f", path)
+    with opened(path, os.O_RDWR) as fd:
+        lock(fd, WR, 10, 5)
+        lock(fd, RD, 1, 5)
+        assert other("get", "f", WR, 0, 0) == [RD, 1, 5, os.getpid()]
+        assert other("get", "f", RD, 0, 0) == [WR, 10, 5, os.getpid()]
