@@ -53,6 +53,8 @@ class Draft:
     key: tuple[int, int]
     sealed: Stamp | None = None
     """What the file looked like when all of it was sealed; None: not known, or never."""
+    made: Stamp | None = None
+    """What a new file looked like before anything was written: its times are the name's."""
     writers: int = 0
     users: int = 0
     """Handles that read or write it, and operations under way."""
@@ -161,7 +163,8 @@ class Drafts:
         values = {field.name: getattr(attr, field.name) for field in fields(Attr)}
         values |= {"size": found.st_size, "blocks": max(0, found.st_blocks - draft.own_blocks)}
         # (Its ctime alone is another one when its worker keeps something beside it, or makes it a cache file.)
-        if draft.sealed is None or get_stamp(found)[:2] != draft.sealed[:2]:
+        known = draft.sealed or draft.made
+        if known is None or get_stamp(found)[:2] != known[:2]:
             values |= {"mtime_ns": found.st_mtime_ns, "ctime_ns": max(attr.ctime_ns, found.st_ctime_ns)}
         return WrittenAttr(**values)
 
@@ -205,6 +208,10 @@ class Drafts:
             draft = self._drafts.get(inode)
             if draft is None:
                 draft = await self._begin(entry.ref, truncate=truncate, known=known, is_new=is_new)
+                if is_new:
+                    # Made after its name: it is not to look as if it had been written.
+                    os.utime(draft.fd, ns=(entry.attr.mtime_ns, entry.attr.mtime_ns))
+                    draft.made = get_stamp(draft.stat())
                 draft.is_unnamed = not entry.attr.nlink
             elif draft.reading:
                 await self._begin_again(draft, entry.ref)

@@ -588,9 +588,10 @@ class Operations:
         return xattrs.format_value(name, entry, state)
 
     async def listxattr(self, node: int, uid: int = 0) -> list[bytes]:
-        """The names of an inode's extended attributes that a user sees."""
-        names = xattrs.list_names(await self.get_shown_entry(node), is_root=node == ROOT_NODE)
-        return [*names, *(name for name in await self._get_users_xattrs(node) if xattrs.is_shown(name, uid))]
+        """The names of an inode's extended attributes that a user sees. Ours are not among them: whoever copies a file with its
+        attributes, or compares them, asks for this list."""
+        await self.get_shown_entry(node)
+        return [name for name in await self._get_users_xattrs(node) if xattrs.is_shown(name, uid)]
 
     async def _get_users_xattrs(self, node: int) -> dict[bytes, bytes]:
         changes = self._backend.changes

@@ -27,8 +27,6 @@ HTTP = PREFIX + b"http"
 _SELINUX = b"security.selinux"
 """A label, of which FUSE has none: `ls -l` hears so once and does not ask for each name."""
 
-_OF_FILES = [CACHED, LOCATIONS, PASSTHROUGH, VERSION]
-
 
 class Serving(Protocol):
     """How the kernel is served."""
@@ -53,11 +51,6 @@ class _Pyfuse3:
 
 
 PYFUSE3: Final = _Pyfuse3()
-
-
-def list_names(entry: Entry, *, is_root: bool = False) -> list[bytes]:
-    """The names that listxattr(2) shows."""
-    return _OF_FILES if entry.attr.kind is Kind.FILE else [HTTP, SESSION] if is_root else []
 
 
 def is_known(name: bytes) -> bool:

@@ -267,3 +267,34 @@ def test_reading_sets_the_time_of_access(place: Path) -> None:
     os.utime(path, ns=(OLD_NS, OLD_NS + 5))
     path.read_bytes()
     assert look(path).st_atime_ns > OLD_NS + 5
+
+
+@table("flags", [("O_RDONLY",), ("O_WRONLY",), ("O_RDWR",)])
+def test_a_new_file_has_its_times_from_its_making_on(place: Path, flags: str) -> None:
+    path = place / "new"
+    fd = os.open(path, os.O_CREAT | getattr(os, flags), 0o644)
+    made = _get_times(path.stat())
+    time.sleep(0.03)
+    assert _get_times(os.fstat(fd)) == made
+    assert _get_times(path.stat()) == made
+    os.close(fd)
+    for _ in range(20):
+        assert _get_times(path.stat()) == made
+        time.sleep(0.01)
+
+
+def test_a_written_file_has_its_times_from_the_write_and_not_from_the_close(place: Path) -> None:
+    path = place / "file"
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
+    time.sleep(0.03)
+    os.write(fd, b"content")
+    written = _get_times(path.stat())
+    time.sleep(0.03)
+    os.close(fd)
+    for _ in range(20):
+        assert _get_times(path.stat()) == written
+        time.sleep(0.01)
+
+
+def _get_times(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns

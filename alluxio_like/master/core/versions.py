@@ -39,7 +39,8 @@ def seal(txn: WriteTransaction, inode: InodeId, size: int, mtime_ns: int, holder
     sealed = record._replace(
         size=size,
         mtime_ns=mtime_ns,
-        ctime_ns=now_ns,
+        # When it was written, which is what it was while it was open; not when it was closed.
+        ctime_ns=max(record.ctime_ns, min(now_ns, mtime_ns)),
         version=restoring.get_next_version(txn, record.version),
         flags=record.flags & ~records.MOVED | records.LOCAL | records.OWN,
         token=b"",
