@@ -56,9 +56,9 @@ if command -v dpkg-query >/dev/null; then
         # A root file system that no init system has run in lacks it, and without it fusermount3 unmounts nothing.
         [ -e /etc/mtab ] || $sudo ln -s ../proc/self/mounts /etc/mtab
     fi
-    # fsx is built by Rust 1.82 or newer, which both distributions have beside their ordinary one.
+    # fsx and pjdfstest are built by Rust 1.85 or newer, which both distributions have beside their ordinary one.
     if [ "${1:-}" = --servers ] && ! python3 -m tests.servers.tools find-cargo >/dev/null 2>&1; then
-        apt_install /dev/null cargo-web || apt_install /dev/null cargo-1.85 || say "no Rust 1.82 can be had: fsx is not run"
+        apt_install /dev/null cargo-web || apt_install /dev/null cargo-1.85 || say "no Rust 1.85 can be had: fsx and pjdfstest are not run"
     fi
     # Debian's for CPUs alone (150 MB); the wheels for x86-64 need gigabytes of what a GPU runs. Ubuntu 24.04 has none.
     if [ "${1:-}" = --servers ] && [ ! -d /usr/lib/python3/dist-packages/torch ]; then

@@ -1,19 +1,21 @@
-"""Programs that were written to find what is wrong with file systems, as they are: fsx, fio, stress-ng, dbench.
+"""Programs that were written to find what is wrong with file systems, as they are: fsx, pjdfstest, fio, stress-ng, dbench.
 
 A short while each in the usual run, long with ALLUXIO_LIKE_TEST_SOAK.
 """
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.posix.table import table
 from tests.programs.conftest import Run
-from tests.servers.tools import get_fsx, has_cargo
+from tests.servers.tools import get_crate, has_cargo
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(3600)]
 
+NO_RUST = "it is built by Rust 1.85 or newer, which is not here"
 SOAK = bool(os.environ.get("ALLUXIO_LIKE_TEST_SOAK"))
 
 FSX = {
@@ -65,13 +67,34 @@ FSX = {
 
 
 @table("settings", [(settings,) for settings in FSX])
-@pytest.mark.skipif(not has_cargo(), reason="fsx is built by Rust 1.82 or newer, which is not here")
+@pytest.mark.skipif(not has_cargo(), reason=NO_RUST)
 def test_fsx(place: Path, tmp_path: Path, run: Run, settings: str) -> None:
     (tmp_path / "fsx.toml").write_text(FSX[settings])
     for seed in range(1, 20 if SOAK else 3):
         operations = 100_000 if SOAK else 1500
-        command = [get_fsx(), "-q", "-f", tmp_path / "fsx.toml", "-P", tmp_path, "-N", operations, "-S", seed]
+        command = [get_crate("fsx"), "-q", "-f", tmp_path / "fsx.toml", "-P", tmp_path, "-N", operations, "-S", seed]
         assert "A-OK" in run(*command, place / f"file{seed}")
+
+
+PJDFSTEST = """
+[features]
+posix_fallocate = {}
+rename_ctime = {}
+utime_now = {}
+utimensat = {}
+[settings]
+naptime = 0.02
+allow_remount = false
+[dummy_auth]
+entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
+"""
+
+
+@pytest.mark.skipif(not has_cargo(), reason=NO_RUST)
+def test_pjdfstest(place: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "pjdfstest.toml").write_text(PJDFSTEST)
+    done = run(get_crate("pjdfstest"), "-c", tmp_path / "pjdfstest.toml", "-p", place, timeout_s=600)
+    assert re.search(r"^Summary: 0 failed, .* 3\d\d passed", done, re.MULTILINE), done[-2000:]
 
 
 FIO = {

@@ -24,8 +24,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 GO_VERSION = (1, 26)
-RUST_VERSION = (1, 82)
-FSX = ("fsx", "0.3.2")
+RUST_VERSION = (1, 85)
+CRATES = {"fsx": "0.3.2", "pjdfstest": "0.2.2"}
+"""Exercisers of file systems."""
 
 
 class ToolError(RuntimeError):
@@ -116,13 +117,13 @@ def install_wheel(name: str) -> Path:
     return directory
 
 
-def get_fsx() -> Path:
-    """The exerciser of file systems; built where it is missing. Raises ToolError."""
-    name, version = FSX
+def get_crate(name: str) -> Path:
+    """One of CRATES, the program; built where it is missing. Raises ToolError."""
+    version = CRATES[name]
     directory = get_cache() / f"{name}-{version}"
     if not directory.exists():
         cargo, environment = find_cargo()
-        say(f"building {name} (two minutes of one processor)")
+        say(f"building {name} (a minute or two of one processor)")
         with make_directory(directory) as made:
             # --locked: the crate's own lock, with the hash of each of its dependencies.
             options = ["--locked", "-j", "2", "--no-track", "--root", str(made)]
@@ -203,7 +204,8 @@ def main() -> int:
         HELM.install()
         CSI_SANITY.install()
         if has_cargo():
-            get_fsx()
+            for crate in CRATES:
+                get_crate(crate)
     except ToolError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
