@@ -31,6 +31,7 @@ from alluxio_like.config import (
     parse_duration,
     parse_size,
 )
+from alluxio_like.descriptors import raise_limit
 from alluxio_like.errors import AlluxioLikeError, ConfigError, InvalidArgument
 from alluxio_like.fuse import libc
 from alluxio_like.logs import setup_logging
@@ -472,6 +473,7 @@ def _serve(
     service: str, config: ServiceConfig | CsiConfig, start: Callable[[], Coroutine[Any, Any, int]], supervisor: int, lifeline: int
 ) -> None:
     setup_logging(service, level=config.log_level, log_format=config.log_format)
+    raise_limit()
     if lifeline >= 0:
         tie_to_supervisor(supervisor, lifeline)
     try:

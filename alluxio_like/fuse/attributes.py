@@ -62,4 +62,7 @@ def get_errno(error: BaseException) -> int:
         return error.errno or errno.EIO
     if isinstance(error, asyncio.CancelledError):
         return errno.EINTR
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        # Ours are used up, not the caller's.
+        return errno.ENFILE
     return errno.EIO

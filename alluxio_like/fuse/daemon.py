@@ -20,6 +20,7 @@ import uvloop
 
 from alluxio_like import pauses
 from alluxio_like.config import FuseConfig
+from alluxio_like.descriptors import raise_limit
 from alluxio_like.errors import AlluxioLikeError, InvalidArgument, Unavailable
 from alluxio_like.fuse import app_held, control
 from alluxio_like.fuse.held import Held
@@ -99,4 +100,5 @@ async def _serve(held: Held) -> int:
 if __name__ == "__main__":
     setup_logging("fuse")
     pauses.keep_short()
+    raise_limit()
     sys.exit(uvloop.run(_run(sys.argv[1:])))

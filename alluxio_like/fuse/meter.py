@@ -37,7 +37,9 @@ class Meter:
         """The errno that a failed request is answered with; counted, and logged where it is worth it."""
         number = get_errno(error)
         self.count_error(what, number)
-        if not isinstance(error, AlluxioLikeError | FileError | TimeoutError | asyncio.CancelledError):
+        if number == errno.ENFILE:
+            log.warning("%s: this process has as many files open as it may: raise LimitNOFILE, or `ulimit -n`, for it", what)
+        elif not isinstance(error, AlluxioLikeError | FileError | TimeoutError | asyncio.CancelledError):
             log.error("%s failed unexpectedly", what, exc_info=error)
         elif number == errno.EIO:
             log.warning("%s: %s", what, error or "not done in time")
