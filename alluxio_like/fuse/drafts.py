@@ -209,8 +209,10 @@ class Drafts:
             if draft is None:
                 draft = await self._begin(entry.ref, truncate=truncate, known=known, is_new=is_new)
                 if is_new:
-                    # Made after its name: it is not to look as if it had been written.
-                    os.utime(draft.fd, ns=(entry.attr.mtime_ns, entry.attr.mtime_ns))
+                    # Made after its name: it is not to look as if it had been written. (Where it is another user's, the
+                    # worker's, its mtime is a moment later once it is closed.)
+                    with contextlib.suppress(PermissionError):
+                        os.utime(draft.fd, ns=(entry.attr.mtime_ns, entry.attr.mtime_ns))
                     draft.made = get_stamp(draft.stat())
                 draft.is_unnamed = not entry.attr.nlink
             elif draft.reading:

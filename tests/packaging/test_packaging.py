@@ -61,7 +61,7 @@ def test_the_wheel_works_where_nothing_else_is_installed(built: Path, tmp_path: 
     place = tmp_path / "venv"
     venv.create(place, with_pip=True)
     # The locked versions, so that a release of somebody else's package cannot break this test.
-    locked = re.findall(r"^([a-z0-9][\w.-]*==\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    locked = re.findall(r"^([a-z0-9][\w.-]*==\S+(?: ;[^\\\n]*)?)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     (tmp_path / "constraints").write_text("\n".join(locked))
     pip = [str(place / "bin/python"), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     run(*pip, "-c", str(tmp_path / "constraints"), str(wheel), cwd=tmp_path)
