@@ -136,4 +136,5 @@ def test_stress_ng(place: Path, run: Run, stressor: str) -> None:
 def test_dbench(place: Path, run: Run) -> None:
     output = run("dbench", "-x", "-t", 120 if SOAK else 5, "-D", place, "-c", "/usr/share/dbench/client.txt", 4)
     assert "Throughput" in output
-    assert "failed" not in output
+    # (Without its semaphore, which is no file, its processes only begin less together.)
+    assert not [line for line in output.splitlines() if "failed" in line and "barrier semaphore" not in line]
