@@ -18,6 +18,7 @@ from alluxio_like.config import FuseConfig
 from alluxio_like.errors import AlluxioLikeError, make_error
 from alluxio_like.fuse.app import serve
 from alluxio_like.fuse.memory import Content, MemoryBackend
+from alluxio_like.fuse.nested import NestedMounts
 from alluxio_like.fuse.session_kernel import Session as KernelSession
 from alluxio_like.fuse.session_pyfuse3 import _Port
 from alluxio_like.logs import setup_logging
@@ -106,6 +107,9 @@ class Control:
                 names = tuple(name.encode() for name in command.get("names", ()))
                 recall = Recall(directory, names, all_names=command.get("all_names", False))
                 self.recalls.append(asyncio.ensure_future(backend.listener([recall])))
+            case "nested":
+                (nested,) = (found for found in gc.get_objects() if isinstance(found, NestedMounts))
+                return ["/".join(step.decode() for step in steps) for steps in nested.list_steps()]
             case "recalled":
                 return [recall.done() for recall in self.recalls]
             case "counts":

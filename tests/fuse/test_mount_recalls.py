@@ -90,6 +90,7 @@ def test_what_others_mounted_below_stays(mount: MakeMount, session: str, elsewhe
     deep = made.path / "dir/sub/deep"
     with nested_mount(deep, elsewhere=elsewhere) as see:
         assert see() == ["inside"]
+        wait_until(lambda: made.do("nested") == ["dir/sub/deep"], "the daemon looks at the other namespaces")
         names = sorted(os.listdir(made.path / "many"))
         changes = {None: "/many/zzz", "/": "/new", "/dir": "/dir/new", "/dir/sub": "/dir/sub/new", "/many": "/many/y"}
         for where, changed in changes.items():
@@ -119,8 +120,6 @@ def nested_mount(directory: Path, *, elsewhere: bool) -> Iterator[Callable[[], l
             stdin.write("\n")
             return [line.rstrip() for line in iter(stdout.readline, ".\n")]
 
-        if elsewhere:
-            time.sleep(3)  # namespaces are looked for once a second
         yield see
         stdin.close()
         shell.wait(60)
