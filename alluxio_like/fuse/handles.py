@@ -141,6 +141,8 @@ class FileHandle:
     draft: "Draft | None" = None
     """What it reads instead of `reader`, since the file is being written on this machine; with `writes`, what it writes."""
     writes: bool = False
+    runs: bool = False
+    """It is the program of a process."""
     failures: list[Failure] = field(default_factory=list)
 
     def add_failure(self, failure: Failure) -> None:

@@ -12,6 +12,7 @@ The mount's root has node id 1 whatever inode it is. All other node ids are inod
 """
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -35,6 +36,7 @@ from alluxio_like.errors import (
     Unsupported,
 )
 from alluxio_like.fuse import xattrs
+from alluxio_like.fuse.attributes import FileError
 from alluxio_like.fuse.backend import Answer, Backend, Buffer, Reader, Totals
 from alluxio_like.fuse.drafts import Draft, Drafts, Notes, take_newest
 from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, FileHandle, HandleTable, KeptPage
@@ -288,6 +290,12 @@ class Operations:
         else:
             opened.append(file)
         return self._files.add(file)
+
+    def refuse_running(self, inode: InodeId, seen_node: int = 0) -> None:
+        """Raise FileError (ETXTBSY) for a change of what a program that runs was read from. `seen_node`: of it the kernel has seen
+        to that by itself, as it does for one node id."""
+        if any(file.runs and file.node != seen_node for file in self._open.get(inode, ())):
+            raise FileError(errno.ETXTBSY, "the file is a program that runs")
 
     def choose_pages(self, file: FileHandle) -> tuple[bool, bool]:
         """Of a file that was just opened, where it has one node id whatever its version: whether the kernel's pages of it are of

@@ -114,14 +114,14 @@ class Session(RequestLoop):
         entry = self._operations.find_entry(self._nodes.get_inode(node), flags & ~os.O_APPEND)
         if entry is not None and (draft := self._operations.find_draft(entry)) is not None:
             found = self._opener.open_draft(node, entry, draft, thread, unique & RESENT_MASK, writes=False)
-            self._reply_open(unique, thread, FileHandle(entry, None, node, found.way), found)
+            self._reply_open(unique, thread, FileHandle(entry, None, node, found.way, runs=_runs(flags)), found)
             return
         is_prepared = not self._opener.passes or self._accounting.is_prepared(thread)
         choice = None if entry is None or not is_prepared else self._opener.try_open(node, entry, thread, unique & RESENT_MASK)
         if entry is None or choice is None:
             self._spawn("open", unique, thread, started_s, self._open_slowly(unique, node, flags, thread))
             return
-        self._reply_open(unique, thread, FileHandle(entry, choice.reader, node, choice.way), choice)
+        self._reply_open(unique, thread, FileHandle(entry, choice.reader, node, choice.way, runs=_runs(flags)), choice)
         self._meter.count("open", started_s)
 
     async def _open_slowly(self, unique: int, node: int, flags: int, thread: int) -> None:
@@ -138,7 +138,7 @@ class Session(RequestLoop):
             choice = self._opener.open_draft(node, entry, draft, thread, unique & RESENT_MASK, writes=False)
         else:
             choice = await self._opener.open(node, entry, thread, unique & RESENT_MASK)
-        self._reply_open(unique, thread, FileHandle(entry, choice.reader, node, choice.way), choice)
+        self._reply_open(unique, thread, FileHandle(entry, choice.reader, node, choice.way, runs=_runs(flags)), choice)
 
     async def _open_to_write(self, header: wire.InHeader, flags: int, open_flags: int) -> None:
         assert self._writing is not None
@@ -442,3 +442,8 @@ class Session(RequestLoop):
         if wire.WRITE in answered:
             answered[wire.WRITE] = self._write_request
         return {**handlers, **refused, **answered}
+
+
+def _runs(flags: int) -> bool:
+    """Whether a file is opened to run it."""
+    return flags & wire.FMODE_EXEC != 0

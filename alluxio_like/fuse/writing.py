@@ -97,6 +97,8 @@ class Writing:
         """An open for writing. Raises ReadOnly, Stale, IsADirectory, NoSpace, ..."""
         node = header.nodeid
         entry = await self._operations.get_entry_to_write(self._nodes.get_inode(node))
+        # (Of O_RDONLY|O_TRUNC the kernel thinks only once all has been cut off.)
+        self._operations.refuse_running(entry.attr.inode, node if flags & os.O_ACCMODE else 0)
         opened = await self._open(header, node, entry, truncate=bool(flags & os.O_TRUNC))
         entry = opened.file.entry
         if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID:
@@ -216,6 +218,7 @@ class Writing:
             await self._drafts.use(draft, lambda fd: os.ftruncate(fd, body.size))
             return
         entry = await self._operations.get_entry_to_write(self._nodes.get_inode(header.nodeid))
+        self._operations.refuse_running(entry.attr.inode, header.nodeid)
         await self._change_closed(header, entry, body.size, truncate=not body.size)
 
     # Bytes

@@ -70,6 +70,8 @@ class Control:
         match command.pop("do"):
             case "add_file":
                 return backend.add_file(command["path"], command["text"].encode())
+            case "add_copy":
+                return backend.add_file(command["path"], Path(command["of"]).read_bytes())
             case "add_raw_name":
                 backend.add_many("/dir", [bytes.fromhex(command["name"]).decode("utf-8", "surrogateescape")], b"odd")
             case "remove":

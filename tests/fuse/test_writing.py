@@ -386,3 +386,28 @@ def test_a_mount_that_is_to_change_nothing_does_not(mount: Callable[..., Any], t
     with pytest.raises(OSError) as caught:
         (made.path / "new").write_bytes(b"")
     assert caught.value.errno == errno.EROFS
+
+
+@pytest.mark.parametrize("call", ["open", "truncate"])
+def test_a_program_that_runs_is_not_written_by_another_node_id(
+    mount: Callable[..., Any], tmp_path: Path, session: str, call: str
+) -> None:
+    """What runs was opened before all of it was here; what is opened now passes through, on another node id."""
+    (tmp_path / "drafts").mkdir()
+    made = mount(write_dir=str(tmp_path / "drafts"), fuse={"fill_in_background": False, "fill_at_open_bytes": 0})
+    path = made.path / "program"
+    made.do("add_copy", path="/program", of="/bin/sleep")
+    path.chmod(0o755)
+    calls: dict[str, Callable[[], object]] = {
+        "open": lambda: os.close(os.open(path, os.O_WRONLY)),
+        "truncate": lambda: os.truncate(path, 5),
+    }
+    running = subprocess.Popen([path, "60"])
+    try:
+        made.do("complete", path="/program")
+        with open(path, "rb"), pytest.raises(OSError, match="Text file busy"):
+            calls[call]()
+    finally:
+        running.kill()
+        running.wait(60)
+    calls[call]()

@@ -48,7 +48,7 @@ def run_child(work: Callable[[], int]) -> int:
 
 
 @table("call expected", [
-    ("open to write", "ETXTBSY"), ("truncate", "ETXTBSY"), ("open to read", "ok"), ("unlink", "ok"), ("rename over", "ok"),
+    ("open to write", "ETXTBSY"), ("open to read, and cut off", "ETXTBSY"), ("truncate", "ETXTBSY"), ("open to read", "ok"), ("unlink", "ok"), ("rename over", "ok"),
     ("chmod", "ok"),
 ])  # fmt: skip
 def test_a_program_that_runs_is_not_written(place: Path, call: str, expected: str) -> None:
@@ -56,6 +56,7 @@ def test_a_program_that_runs_is_not_written(place: Path, call: str, expected: st
     new = write(place / "new", b"new")
     calls: dict[str, Callable[[], object]] = {
         "open to write": lambda: os.close(os.open(path, os.O_WRONLY)),
+        "open to read, and cut off": lambda: os.close(os.open(path, os.O_RDONLY | os.O_TRUNC)),
         "truncate": lambda: os.truncate(path, 5),
         "open to read": lambda: os.close(os.open(path, os.O_RDONLY)),
         "unlink": path.unlink,
@@ -66,6 +67,8 @@ def test_a_program_that_runs_is_not_written(place: Path, call: str, expected: st
     try:
         assert attempt(calls[call]) == expected
         assert running.poll() is None
+        if expected == "ETXTBSY":
+            assert path.read_bytes() == Path("/bin/sleep").read_bytes()
     finally:
         running.kill()
         running.wait(60)
