@@ -94,7 +94,9 @@ entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 def test_pjdfstest(place: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "pjdfstest.toml").write_text(PJDFSTEST)
     # (A shell, since what is said of a failure is in the midst of the output.)
-    done = run("sh", "-c", '"$@" || :', "sh", get_crate("pjdfstest"), "-c", tmp_path / "pjdfstest.toml", "-p", place, timeout_s=600)
+    done = run(
+        "sh", "-c", '"$@" || :', "sh", get_crate("pjdfstest"), "-c", tmp_path / "pjdfstest.toml", "-p", place, timeout_s=600
+    )
     wrong = "\n".join(re.split(r"^.* (?:ok|skipped)$", done, flags=re.MULTILINE))
     assert re.search(r"^Summary: 0 failed, .* 3\d\d passed", done, re.MULTILINE), re.sub(r"\n\s*\n", "\n", wrong)[-4000:]
 
