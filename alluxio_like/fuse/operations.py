@@ -292,8 +292,8 @@ class Operations:
         return self._files.add(file)
 
     def refuse_running(self, inode: InodeId, seen_node: int = 0) -> None:
-        """Raise FileError (ETXTBSY) for a change of what a program that runs was read from. `seen_node`: of it the kernel has seen
-        to that by itself, as it does for one node id."""
+        """Raise FileError (ETXTBSY) for a change of the file of a program that runs. `seen_node`: of this node id the kernel has
+        seen to that by itself."""
         if any(file.runs and file.node != seen_node for file in self._open.get(inode, ())):
             raise FileError(errno.ETXTBSY, "the file is a program that runs")
 
