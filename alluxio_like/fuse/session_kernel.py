@@ -31,6 +31,8 @@ from alluxio_like.types import Attr, Kind
 
 _READ = wire.READ_IN
 _DOTS = frozenset({b".", b".."})
+_FMODE_EXEC = 1 << 5
+"""Among the flags of OPEN: a program is opened to run. (Not the protocol's, but the kernel's own: include/linux/fs.h.)"""
 
 
 class Session(RequestLoop):
@@ -446,4 +448,4 @@ class Session(RequestLoop):
 
 def _runs(flags: int) -> bool:
     """Whether a file is opened to run it."""
-    return flags & wire.FMODE_EXEC != 0
+    return flags & _FMODE_EXEC != 0

@@ -178,8 +178,6 @@ FSYNC_FDATASYNC = 1 << 0
 ATTR_SUBMOUNT = 1 << 0
 ATTR_DAX = 1 << 1
 OPEN_KILL_SUIDGID = 1 << 0
-FMODE_EXEC = 1 << 5
-"""In the flags of OPEN, though it is none of the protocol's: a program is opened to run (include/linux/fs.h)."""
 SETXATTR_ACL_KILL_SGID = 1 << 0
 
 # Structs
