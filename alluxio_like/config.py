@@ -196,6 +196,12 @@ class FuseConfig(ServiceConfig):
         0, description="an open waits, at most io_timeout_s, until a file up to this size is on this machine"
     )
     read_only: bool = Field(False, description="refuse to change anything, also where the namespace can be written")
+    follow_interval_s: float = Field(
+        5.0,
+        ge=0,
+        description="what is written to a file of up to 64 MiB that stays open is seen by who opens it on other mounts after so "
+        "long, twice that at the latest; 0: once it is closed",
+    )
     allow_other: bool | None = Field(None, description="let other users in; empty: where we may")
     suid: bool = Field(
         False,

@@ -240,6 +240,11 @@ class Metrics:
             "Files brought whole to this machine for passthrough, by occasion and outcome.",
             ("occasion", "outcome"),
         )
+        self.fuse_shown = self._counter(
+            "fuse_shown_total",
+            "Times that what was written to a file which stays open was made visible to other mounts, or could not be.",
+            ("outcome",),
+        )
         self.fuse_readers = self._gauge("fuse_readers", "Processes beside the daemon that answer READs; kernel session.")
         self.fuse_reads_handed = self._counter(
             "fuse_reads_handed_total", "READs given to such a process: answered, or handed back to the daemon.", ("outcome",)

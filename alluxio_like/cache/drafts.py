@@ -30,7 +30,7 @@ import secrets
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import lmdb
@@ -47,6 +47,7 @@ from alluxio_like.cache.format import FileRecord
 from alluxio_like.cache.index import BlockPut, FilePut
 from alluxio_like.cache.layout import CacheDirectory
 from alluxio_like.cache.pages import Role
+from alluxio_like.cache.shown import Shown
 from alluxio_like.cache.upload_table import UploadTable
 from alluxio_like.cache.writing_records import DraftRecord, Sealing, Stamp, UploadRecord
 from alluxio_like.clock import Clock
@@ -69,6 +70,7 @@ TAKEOVER_S = 10.0
 """How long those who are just being sent a cache file may keep it from becoming a draft. A guess."""
 _POLL_S = 0.005
 _OBSERVE_TRIES = 3
+_READ_TRIES = 3
 
 
 class Owner(Protocol):
@@ -109,6 +111,7 @@ class Draft:
     """Where its file is once it is a cache file; empty: it is not about to be one."""
     sums: "array[int] | None" = None
     """Checksums of its pages, from when it is about to be one: the index has them elsewhere then."""
+    shown: Shown = field(default_factory=Shown)
 
     @property
     def inode(self) -> InodeId:
@@ -169,6 +172,16 @@ class Drafts:
             return False
         sealing = draft.record.sealing
         return generation == draft.record.generation or (sealing is not None and generation == sealing.copy)
+
+    def may_hold(self, draft: Draft, ref: FileRef) -> bool:
+        """Quick. Whether `read` may have bytes of a version."""
+        is_newest = draft.record.ref.file_id == ref.file_id
+        return is_newest or _is_next(draft.record, ref) or draft.shown.lookup(ref) is not None
+
+    def is_early(self, draft: Draft) -> bool:
+        """Quick. Whether what was sealed last was for others to see only, and is to be sealed once more when it is closed."""
+        found = self.uploads.get(draft.record.ref.file_id)
+        return found is not None and found[0].early
 
     def holds(self, draft: Draft, file_id: FileId, stamp: Stamp) -> bool:
         """Quick. Whether a draft of that stamp holds just that version."""
@@ -391,29 +404,39 @@ class Drafts:
         return Observation(stamp, sums, generation)
 
     def read(self, draft: Draft, ref: FileRef, offset: int, length: int) -> bytes:
-        """Bytes of a version from the draft that still holds just that; whole pages are compared with their checksums.
+        """Bytes of a version from the draft, as long as that has them: of a version whose checksums are known, those pages that
+        still match; else of one that nobody has changed.
 
         Raises Stale: it has changed since, or was never that version.
         """
+        for _ in range(_READ_TRIES):
+            record = draft.record
+            try:
+                return self._read(draft, record, ref, offset, length)
+            except errors.Stale:
+                if draft.record is record:
+                    break
+                # Sealed, or about to be, since the look at it: the checksums may have been the other version's.
+        raise errors.Stale("the file is being written anew", subject=ref.key)
+
+    def _read(self, draft: Draft, record: DraftRecord, ref: FileRef, offset: int, length: int) -> bytes:
         stale = errors.Stale("the file is being written anew", subject=ref.key)
-        record = draft.record
-        if record.ref.file_id != ref.file_id or record.ref.fingerprint != ref.fingerprint or record.stamp is None:
+        is_newest = record.ref.file_id == ref.file_id and record.ref.fingerprint == ref.fingerprint
+        sums = self._find_sums(draft, record, ref, is_newest=is_newest)
+        if sums is None and (not is_newest or record.stamp is None):
             raise stale
+        if sums is not None and len(sums) != get_page_count(ref.size):
+            raise stale  # it has become a cache file just now
         pages = get_pages(offset, length, ref.size)
         start, stop = pages.first * PAGE_BYTES, min(pages.stop * PAGE_BYTES, ref.size)
-        directory = self._dirs[draft.directory]
-        sums = None
-        if record.sealing is None:
-            sums = draft.sums or self._get_sums(draft)
-            if len(sums) < pages.stop:
-                raise stale  # it has become a cache file just now
-        fd = self.open_draft(draft)
+        copy = record.sealing.copy if record.sealing is not None and _is_next(record, ref) else 0
+        fd = self._open_copy(draft, copy) if copy else self.open_draft(draft)
         try:
-            with self._translated(directory):
-                if not _is_as(draft, files.get_stamp(fd)):
+            with self._translated(self._dirs[draft.directory]):
+                if sums is None and not _is_as(draft, files.get_stamp(fd)):
                     raise stale
                 data = files.read_all(fd, start, stop - start)
-                if len(data) != stop - start or not _is_as(draft, files.get_stamp(fd)):
+                if len(data) != stop - start or (sums is None and not _is_as(draft, files.get_stamp(fd))):
                     raise stale
         finally:
             os.close(fd)
@@ -424,10 +447,31 @@ class Drafts:
                     raise stale
         return data[offset - start : offset - start + length]
 
+    def _find_sums(self, draft: Draft, record: DraftRecord, ref: FileRef, *, is_newest: bool) -> "array[int] | None":
+        """The checksums of a version; None: they are not known."""
+        if _is_next(record, ref):
+            # The master has told others of it before its answer was here.
+            return self._get_sums(draft)
+        if is_newest and record.sealing is None:
+            return draft.sums or self._get_sums(draft)
+        return draft.shown.lookup(ref)
+
+    def _open_copy(self, draft: Draft, generation: int) -> int:
+        directory, path = self._dirs[draft.directory], fmt.make_draft_path(draft.inode, generation)
+        with self._translated(directory):
+            try:
+                return os.open(path, os.O_RDONLY | files.FLAGS, dir_fd=directory.fd)
+            except FileNotFoundError:
+                raise errors.Stale("it is a cache file by now", subject=path) from None
+
     def is_append(self, draft: Draft, seen: Observation) -> bool:
         """Whether what was observed is the version that the draft began from, or was sealed as last, and something behind it."""
+        return draft.record.stamp is not None and 0 < draft.record.ref.size < seen.stamp.size and self.extends(draft, seen)
+
+    def extends(self, draft: Draft, seen: Observation) -> bool:
+        """Whether the version that the draft began from, or was sealed as last, is the beginning of what was observed."""
         old = draft.record.ref
-        if draft.record.stamp is None or draft.record.sealing is not None or not 0 < old.size < seen.stamp.size:
+        if draft.record.sealing is not None or old.size > seen.stamp.size:
             return False
         sums, whole = self._get_sums(draft), old.size // PAGE_BYTES
         if len(sums) != get_page_count(old.size) or sums[:whole] != seen.sums[:whole]:
@@ -481,6 +525,11 @@ class Drafts:
         except BaseException:
             self.uploads.pop(ref.file_id)
             raise
+        if upload is not None and upload.early:
+            if sealing.copy:
+                draft.shown.note_copy(ref.file_id)
+            else:
+                draft.shown.note(ref, self._get_sums(draft))
         draft.record = record
         self.checkpoint("seal: committed")
 
@@ -539,7 +588,7 @@ class Drafts:
                 # From here on nobody opens it for writing before the descriptor is closed.
                 stamp = files.get_stamp(fd)
                 record = draft.record
-                if not record.unwanted and (record.sealing is not None or record.stamp != stamp):
+                if not record.unwanted and (record.sealing is not None or record.stamp != stamp or self.is_early(draft)):
                     return Ending.CHANGED
                 if record.unwanted or not stamp.size:
                     self._delete(draft, directory)
@@ -652,3 +701,8 @@ def _is_as(draft: Draft, stamp: Stamp) -> bool:
     if sealed is None or not draft.becomes:
         return sealed == stamp
     return replace(sealed, ctime_ns=stamp.ctime_ns) == stamp
+
+
+def _is_next(record: DraftRecord, ref: FileRef) -> bool:
+    """Whether a version is the one that a seal under way is making, as far as can be told here: checksums tell the rest."""
+    return record.sealing is not None and ref.version > record.ref.version and ref.size == record.sealing.stamp.size

@@ -76,7 +76,7 @@ class UploadRecord:
     """A version that the store does not have. `mode` and `replicas` are its policy. `token` marks what is written to the store as
     ours. `upload_id` and `part_bytes` are of an upload in parts to `destination`, which the store was asked to begin at
     `asked_ns` (`upload_id` empty: its answer was not written down). `appended`: it is the version before and something behind
-    it."""
+    it. `early`: its file was still open, and what that holds when it is closed is uploaded in its place."""
 
     ref: FileRef
     mode: str
@@ -87,6 +87,7 @@ class UploadRecord:
     part_bytes: int = 0
     asked_ns: int = 0
     appended: bool = False
+    early: bool = False
 
     @property
     def file_id(self) -> FileId:
@@ -159,6 +160,7 @@ def pack_upload(record: UploadRecord) -> bytes:
             "part_bytes": record.part_bytes,
             "asked_ns": record.asked_ns,
             "appended": record.appended,
+            "early": record.early,
         }
     )
 
@@ -177,6 +179,7 @@ def unpack_upload(raw: bytes) -> UploadRecord:
         fields["part_bytes"],
         fields["asked_ns"],
         fields.get("appended", False),
+        fields.get("early", False),
     )
 
 

@@ -125,15 +125,20 @@ class DraftFiles:
             await asyncio.sleep(min(_LOOK_S, _OPEN_PAUSE_S * tries))
             tries += 1
 
-    async def seal(self, worker_id: WorkerId, inode: InodeId, operation_id: str) -> DraftSealed:
-        """Make what was written the file's next version, and what the policy asks for; as it is then. Raises NotFound (there is
-        no such draft), Stale, NoSpace, Store*, Unavailable."""
+    async def seal(self, worker_id: WorkerId, inode: InodeId, operation_id: str, *, early: bool = False) -> DraftSealed:
+        """Make what was written the file's next version, and what the policy asks for; as it is then. `early`: the file stays
+        open, and others are to see it; no worker is waited for.
+
+        Raises NotFound (there is no such draft; `early`: or no name of the file), Stale, NoSpace, Store*, Unavailable; `early`:
+        Conflict (another machine has written the file)."""
         begun, told = self._news.begin(), False
         try:
             sealed = await self._ask(
                 worker_id,
-                lambda stub: self._watch(stub, stub.seal(operation_id, inode, self._news.lease, timeout_s=_NO_LIMIT_S)),
-                wait_s=self._io_timeout_s,
+                lambda stub: self._watch(
+                    stub, stub.seal(operation_id, inode, self._news.lease, early=early, timeout_s=_NO_LIMIT_S)
+                ),
+                wait_s=0.0 if early else self._io_timeout_s,
             )
             if told := bool(sealed.recalls):
                 self._news.take(sealed.recalls, sealed.told, begun)

@@ -28,6 +28,7 @@ from alluxio_like.fuse.changing import Changing
 from alluxio_like.fuse.choosing import choose_session
 from alluxio_like.fuse.client_backend import ClientBackend
 from alluxio_like.fuse.device import LOCKS, Device, DeviceWriter, Handshake, get_extra_flags
+from alluxio_like.fuse.following import Following
 from alluxio_like.fuse.locking import Locking
 from alluxio_like.fuse.meter import Meter
 from alluxio_like.fuse.nested import NestedMounts
@@ -203,9 +204,18 @@ class Parts:
     to_mount: "Pyfuse3Session | None" = None
     writing: Writing | None = None
     nested: NestedMounts | None = None
+    following: Following | None = None
+
+    def start(self) -> None:
+        """Begin with what nobody asks for."""
+        self.accounting.start()
+        if self.following is not None:
+            self.following.start()
 
     async def close(self) -> None:
         """Let go of what is open; after the session's end."""
+        if self.following is not None:
+            await self.following.close()
         if self.nested is not None:
             self.nested.close()
         if self.readers is not None:
@@ -282,6 +292,9 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
         if connection.handshake.flags & LOCKS:
             locking = Locking(operations, nodes, backend.open_locks(f"{identity:x}"))
         writing = Writing(operations, changing, operations.drafts, opener, nodes, backend, Appends(device), locking)
+    following = None
+    if operations.drafts is not None:
+        following = Following(operations.drafts, config.follow_interval_s, clock, metrics)
     metrics.fuse_handles.set_function(operations.count_open)
     metrics.fuse_session.labels(opener.describe_session()).set(1)
     accounting = Accounting(clock, metrics, backend.note_read)
@@ -304,6 +317,7 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
         readers=readers,
         writing=writing,
         nested=nested,
+        following=following,
     )
 
 
@@ -411,7 +425,7 @@ async def _serve_mount(config: FuseConfig, made: Parts, place: Path, http: HttpS
     if made.to_mount is not None:
         made.to_mount.mount(str(place), _make_options(config))
     device = ""
-    made.accounting.start()
+    made.start()
     task = asyncio.create_task(session.run(), name="fuse-session")
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)

@@ -153,7 +153,7 @@ class _Daemon:
         held, session, notifier = self._held, self._parts.session, self._parts.notifier
         leaving, gone = asyncio.Event(), False
         has_http = await self._try_http()
-        self._parts.accounting.start()
+        self._parts.start()
         if self._serving.resend:
             # Before anything is taken: what is being answered would come a second time, too.
             self._device.notify(wire.pack_resend())

@@ -69,6 +69,9 @@ class Draft:
     """Of its blocks on the disk those that are not content: where its worker keeps what it notes beside it."""
     limit: int | None = None
     """The size that quotas let it grow to without being asked again; None: none limits it."""
+    shown: bool = False
+    """What was sealed last was for others to see while the file is open: a close is to be told of it."""
+    shown_over_quota: bool = False
     reading: bool = False
     """Its descriptor is for reading only: nobody writes it through this daemon, but somebody may through the kernel."""
     sealing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -153,6 +156,10 @@ class Drafts:
     def lookup(self, inode: InodeId) -> Draft | None:
         """The draft of an inode, if it has one here."""
         return self._drafts.get(inode)
+
+    def list_all(self) -> list[Draft]:
+        """Those of all inodes that have one here."""
+        return list(self._drafts.values())
 
     def show(self, attr: Attr) -> Attr:
         """Attributes as they are with what was written: size and times of the draft."""
@@ -288,19 +295,31 @@ class Drafts:
         Stale, Store*, Unavailable, ...
 
         Without a name nobody can, and a version that no name leads to is not kept: what was written waits for its name."""
-        if draft.is_changed and not draft.is_unnamed:
+        if (draft.is_changed or draft.shown) and not draft.is_unnamed:
             await self.finish(self._seal(draft, operation_id))
 
-    async def _seal(self, draft: Draft, operation_id: str) -> None:
+    async def show_others(self, draft: Draft, operation_id: str) -> None:
+        """As `seal`, while the file stays open: what was written by now is seen by who opens it elsewhere, and nothing else is
+        done with it before a close. Raises also Conflict, NotFound: there is something else to be seen."""
+        await self.finish(self._seal(draft, operation_id, early=True))
+
+    async def _seal(self, draft: Draft, operation_id: str, *, early: bool = False) -> None:
         draft.users += 1
         try:
             async with draft.sealing:
+                if early and draft.over:
+                    return
                 before = get_stamp(draft.stat())
-                sealed = await self._files.seal(draft.worker_id, draft.inode, operation_id)
+                sealed = await self._files.seal(draft.worker_id, draft.inode, operation_id, early=early)
                 self._note_sealed(draft, sealed, before)
+                is_over = sealed.over_quota or (draft.shown_over_quota and sealed.unchanged)
+                draft.shown, draft.shown_over_quota = early, early and is_over
+                if early and draft.limit is not None:
+                    # The master counts what is sealed, and keeps no more room for it.
+                    draft.limit = min(draft.limit, before[0])
                 if self._tell_attributes is not None and not draft.is_new and not sealed.unchanged:
                     await self._tell_attributes(draft.inode)
-            if sealed.over_quota:
+            if is_over and not early:
                 raise QuotaExceeded("it is kept, and is more than the quota of its directory allows: remove something")
         finally:
             self._leave(draft)

@@ -215,7 +215,7 @@ class MemoryWriting:
             path.write_bytes(b"" if truncate else content if isinstance(content, bytes) else content(0, ref.size))
         return MemoryDraft(WorkerId("w1"), os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
-    async def seal(self, worker_id: WorkerId, inode: InodeId, operation_id: str) -> DraftSealed:
+    async def seal(self, worker_id: WorkerId, inode: InodeId, operation_id: str, *, early: bool = False) -> DraftSealed:
         if self.fail_seals is not None:
             raise self.fail_seals
         path, node = self._get_path(inode), self._backend.get_node(inode)

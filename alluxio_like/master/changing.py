@@ -214,7 +214,7 @@ class ChangesService:
         inode, holder = draft.inode, WorkerId(draft.worker_id)
 
         def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
-            return versions.seal(txn, inode, draft.size, draft.mtime_ns, (holder,), now_ns)
+            return versions.seal(txn, inode, draft.size, draft.mtime_ns, (holder,), now_ns, early=draft.early)
 
         def view(txn: ReadTransaction, outcome: Outcome) -> Sealed:
             entry = namespace.get_entry(txn, inode)

@@ -166,7 +166,13 @@ class _Changes:
 
     async def Seal(self, request: writing_pb2.SealRequest, _: Any) -> writing_pb2.SealReply:
         draft = SealedDraft(
-            InodeId(request.inode), request.size, request.mtime_ns, request.worker_id, request.base_version, request.lease
+            InodeId(request.inode),
+            request.size,
+            request.mtime_ns,
+            request.worker_id,
+            request.base_version,
+            request.lease,
+            request.early,
         )
         sealed = await self._handler.seal(request.operation_id, draft)
         return writing_pb2.SealReply(
@@ -325,6 +331,7 @@ class ChangesStub:
             worker_id=draft.worker_id,
             base_version=draft.base_version,
             lease=draft.lease,
+            early=draft.early,
         )
         reply = await self._call("Seal", request)
         recalls, told = to_recalls(reply.recalls), to_told(reply.told)

@@ -29,9 +29,11 @@ class DraftsHandler(Protocol):
         """
         ...
 
-    async def seal(self, operation_id: str, inode: InodeId, lease: str) -> DraftSealed:
+    async def seal(self, operation_id: str, inode: InodeId, lease: str, *, early: bool = False) -> DraftSealed:
         """Make what is in the draft now the next version; returns when its policy is met. `lease`: the caller's, which is told by
-        the answer alone. Raises NotFound (no draft here)."""
+        the answer alone. `early`: the file stays open, and is sealed for others to see; no policy is met.
+
+        Raises NotFound (no draft here); where it is early, also Conflict (another machine has written it since)."""
         ...
 
     async def end(self, inode: InodeId) -> None:
@@ -62,7 +64,7 @@ class _Drafts:
         return writing_pb2.BeginDraftReply(directory=place.directory, path=place.path)
 
     async def Seal(self, request: writing_pb2.SealDraftRequest, _: Any) -> writing_pb2.SealDraftReply:
-        sealed = await self._handler.seal(request.operation_id, InodeId(request.inode), request.lease)
+        sealed = await self._handler.seal(request.operation_id, InodeId(request.inode), request.lease, early=request.early)
         file = None if sealed.ref is None else convert.file_ref(sealed.ref)
         return writing_pb2.SealDraftReply(
             file=file,
@@ -104,8 +106,10 @@ class DraftsStub:
         reply = await self._call("Begin", request, timeout_s)
         return DraftPlace(reply.directory, reply.path)
 
-    async def seal(self, operation_id: str, inode: InodeId, lease: str, *, timeout_s: float | None = None) -> DraftSealed:
-        request = writing_pb2.SealDraftRequest(operation_id=operation_id, inode=inode, lease=lease)
+    async def seal(
+        self, operation_id: str, inode: InodeId, lease: str, *, early: bool = False, timeout_s: float | None = None
+    ) -> DraftSealed:
+        request = writing_pb2.SealDraftRequest(operation_id=operation_id, inode=inode, lease=lease, early=early)
         reply = await self._call("Seal", request, timeout_s)
         ref = convert.to_file_ref(reply.file) if reply.HasField("file") else None
         recalls, told = to_recalls(reply.recalls), to_told(reply.told)

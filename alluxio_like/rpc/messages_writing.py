@@ -131,7 +131,7 @@ class XattrChange:
 @dataclass(frozen=True, slots=True)
 class SealedDraft:
     """A new content of a file, held by a worker. `base_version` is the version that it was made from; `lease` that of the client
-    that asked for it, which hears of it by the answer."""
+    that asked for it, which hears of it by the answer. `early`: the file stays open, and the store gets it later."""
 
     inode: InodeId
     size: int
@@ -139,6 +139,7 @@ class SealedDraft:
     worker_id: str
     base_version: int
     lease: str = ""
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)

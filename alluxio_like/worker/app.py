@@ -349,7 +349,7 @@ def _wire_drafts(
     )  # fmt: skip
     drafts = DraftsService(
         store=store, fetcher=fetcher, evictor=evictor, uploader=uploader, replicator=replicator, changes=changes, disk=disk,
-        metrics=metrics, cap=cap, io_timeout_s=config.io_timeout_s,
+        metrics=metrics, cap=cap, lookup_entry=lookup_entry, io_timeout_s=config.io_timeout_s,
     )  # fmt: skip
     stack.push_async_callback(drafts.close)
     return drafts, replicator, cap

@@ -10,7 +10,7 @@ import asyncio
 import functools
 import logging
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -23,7 +23,7 @@ from alluxio_like.cache.writing_records import Stamp, UploadRecord, make_token
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import DraftPlace, DraftSealed, Sealed, SealedDraft, WriteMode
-from alluxio_like.types import FileRef, InodeId, JobId, PageRange, get_page_count
+from alluxio_like.types import Entry, FileRef, InodeId, JobId, PageRange, get_page_count
 from alluxio_like.worker.dirty import DrainCap
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.evictor import Evictor
@@ -66,7 +66,7 @@ class _Lock:
 
 
 class DraftsService:
-    """DraftsHandler of rpc.drafts."""
+    """DraftsHandler of rpc.drafts. `lookup_entry` asks the master for an inode (NotFound: it is gone)."""
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class DraftsService:
         disk: DiskQueue,
         metrics: Metrics,
         cap: DrainCap,
+        lookup_entry: Callable[[InodeId], Awaitable[Entry | None]],
         io_timeout_s: float,
     ) -> None:
         self._store = store
@@ -92,6 +93,7 @@ class DraftsService:
         self._disk = disk
         self._metrics = metrics
         self._cap = cap
+        self._lookup_entry = lookup_entry
         # What a caller waits for is over before its own deadline, so that it learns what was wrong.
         self._patience_s = io_timeout_s * 0.8
         self._loop = asyncio.get_running_loop()
@@ -118,27 +120,38 @@ class DraftsService:
             self._asked_s[ref.inode] = self._loop.time()
             return DraftPlace(draft.directory, draft.path)
 
-    async def seal(self, operation_id: str, inode: InodeId, lease: str = "") -> DraftSealed:
+    async def seal(self, operation_id: str, inode: InodeId, lease: str = "", *, early: bool = False) -> DraftSealed:
         """See DraftsHandler."""
         started = self._loop.time()
-        sealed = await self._to_end(self._seal_locked(operation_id, inode, lease))
+        sealed = await self._to_end(self._seal_locked(operation_id, inode, lease, early=early))
         self._metrics.seal_seconds.observe(self._loop.time() - started)
-        if sealed.ref is not None:
+        if sealed.ref is not None and not early:
             await self._meet_policy(sealed.ref)
         return sealed
 
-    async def _seal_locked(self, operation_id: str, inode: InodeId, lease: str) -> DraftSealed:
+    async def _seal_locked(self, operation_id: str, inode: InodeId, lease: str, *, early: bool) -> DraftSealed:
         async with self._locked(inode):
             draft = self._drafts.lookup(inode)
             if draft is None:
                 raise errors.NotFound("no such draft here; begin it again", subject=str(inode))
             try:
-                return await self._seal(draft, operation_id, lease)
+                if early:
+                    await self._check_newest(draft)
+                return await self._seal(draft, operation_id, lease, early=early)
             except errors.NotFound:
                 if self._drafts.lookup(inode) is not None:
                     raise
                 # Nobody has a name of the file, nor has it open elsewhere: there is nothing to be kept.
                 return DraftSealed(None, 0, unchanged=True)
+
+    async def _check_newest(self, draft: Draft) -> None:
+        """Raises Conflict where another machine has written the file since, NotFound where it has no name: the close decides
+        then."""
+        entry = await self._lookup_entry(draft.inode)
+        if entry is None or entry.ref is None or not entry.attr.nlink:
+            raise errors.NotFound("the file has no name any more", subject=str(draft.inode))
+        if entry.ref.version > draft.record.ref.version and draft.record.sealing is None:
+            raise errors.Conflict("another machine has written the file", subject=entry.ref.key)
 
     async def end(self, inode: InodeId) -> None:
         """See DraftsHandler."""
@@ -167,13 +180,13 @@ class DraftsService:
         return await self._to_end(self._persist(frozenset(inodes)))
 
     async def _persist(self, inodes: frozenset[InodeId]) -> int:
-        """Have what was to stay here uploaded as well, in the background."""
+        """Have what was to stay here, or to wait for a close, uploaded as well, in the background."""
         found = [record for inode in inodes for record in self._drafts.uploads.list_of(inode)]
         for record in found:
             async with self._locked(record.file_id.inode):
                 now = self._drafts.lookup_upload(record.file_id)
-                if now is not None and now.mode == WriteMode.CACHE:
-                    changed = replace(now, mode=WriteMode.BACK.value)
+                if now is not None and (now.mode == WriteMode.CACHE or now.early):
+                    changed = replace(now, mode=WriteMode.BACK.value, early=False)
                     await self._disk.submit(functools.partial(self._drafts.put_upload, changed))
         self._uploader.look()
         return len({record.file_id.inode for record in found})
@@ -274,9 +287,9 @@ class DraftsService:
 
     # -- seal --------------------------------------------------------------------------------------------------------------
 
-    async def _seal(self, draft: Draft, operation_id: str, lease: str = "") -> DraftSealed:
-        """Under the inode's lock. Make what is in the draft now the next version, if it is not one. Raises NotFound: the inode is
-        gone, and the draft with it."""
+    async def _seal(self, draft: Draft, operation_id: str, lease: str = "", *, early: bool = False) -> DraftSealed:
+        """Under the inode's lock. Make what is in the draft now the next version, if it is not one. `early`: for others to see,
+        while the file stays open. Raises NotFound: the inode is gone, and the draft with it."""
         if draft.record.sealing is not None:
             is_repeat = draft.record.sealing.operation_id == operation_id
             await self._finish_seal(draft)
@@ -285,32 +298,36 @@ class DraftsService:
             unchanged = False
         else:
             unchanged = True
-        begun = await self._disk.submit(lambda: self._begin_seal(draft, operation_id), alone=True)
+        begun = await self._disk.submit(lambda: self._begin_seal(draft, operation_id, early=early), alone=True)
         stamp = begun.stamp
         if not begun.is_changed:
             return DraftSealed(draft.record.ref, stamp.mtime_ns, unchanged=unchanged)
-        sealed = await self._finish_seal(draft, lease, appended=begun.appended)
+        sealed = await self._finish_seal(draft, lease, appended=begun.appended, early=early)
         return DraftSealed(
             draft.record.ref, stamp.mtime_ns, recalls=sealed.recalls, told=sealed.told, over_quota=sealed.over_quota
         )
 
-    def _begin_seal(self, draft: Draft, operation_id: str) -> _Begun:
+    def _begin_seal(self, draft: Draft, operation_id: str, *, early: bool) -> _Begun:
         """In a disk thread. Write down that what is in the draft now becomes a version, if it is none."""
         stamp = self._drafts.read_stamp(draft)
-        if stamp == draft.record.stamp:
+        # What others were only shown is sealed once more when it is closed: from then on the store is to have it.
+        if stamp == draft.record.stamp and (early or not self._drafts.is_early(draft)):
             return _Begun(stamp, is_changed=False)
-        seen = self._drafts.observe(draft) or self._drafts.observe_copy(draft)
+        seen = self._drafts.observe(draft)
+        if seen is None or (early and not self._drafts.extends(draft, seen)):
+            # What only grows still has this version when more has come. Of anything else others need a copy to read.
+            seen = self._drafts.observe_copy(draft)
         appended = self._drafts.is_append(draft, seen)
         self._drafts.note_sealing(draft, operation_id, seen)
         return _Begun(seen.stamp, appended=appended)
 
-    async def _finish_seal(self, draft: Draft, lease: str = "", *, appended: bool = False) -> Sealed:
+    async def _finish_seal(self, draft: Draft, lease: str = "", *, appended: bool = False, early: bool = False) -> Sealed:
         """Have the master give the version its number, under the operation id that was written down. `lease`: of the client to
         which its answer is given on; all others are told by recalls."""
         sealing = draft.record.sealing
         assert sealing is not None
         base = draft.record.ref.version
-        content = SealedDraft(draft.inode, sealing.stamp.size, sealing.stamp.mtime_ns, self._store.worker_id, base, lease)
+        content = SealedDraft(draft.inode, sealing.stamp.size, sealing.stamp.mtime_ns, self._store.worker_id, base, lease, early)
         operation_id = sealing.operation_id
         try:
             while (sealed := await self._changes.seal(operation_id, content)).ref.version <= base:
@@ -325,9 +342,19 @@ class DraftsService:
         if not sealed.unwanted:
             policy = sealed.policy
             token = make_token(self._store.cluster_id or "", sealed.ref.file_id)
-            upload = UploadRecord(sealed.ref, policy.mode, policy.replicas, token, appended=appended)
+            upload = UploadRecord(sealed.ref, policy.mode, policy.replicas, token, appended=appended, early=early)
         await self._disk.submit(lambda: self._drafts.note_sealed(draft, sealed.ref, upload, unwanted=sealed.unwanted), alone=True)
+        await self._disk.submit(functools.partial(self._drop_shown, draft))
         return sealed
+
+    def _drop_shown(self, draft: Draft) -> None:
+        """In a disk thread. Versions that others were shown before the newest one need no upload, nor more than a few copies."""
+        for record in self._drafts.uploads.list_of(draft.inode):
+            if record.early and record.ref.version < draft.record.ref.version and not self._uploader.has_begun(record.file_id):
+                self._drafts.drop_upload(record.file_id)
+        for file_id in draft.shown.pop_old_copies():
+            self._store.remove([file_id], force=True)
+            self._evictor.record_removed(file_id)
 
     async def _meet_policy(self, ref: FileRef) -> None:
         """What has to be so before a close returns."""

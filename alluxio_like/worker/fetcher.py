@@ -133,14 +133,24 @@ class Fetcher:
         end = offset + length
         if cached is None or cached.missing_pages(pages):
             draft = self._store.drafts.lookup(ref.inode)
-            if draft is None or draft.record.ref.file_id != ref.file_id:
+            if draft is None or not self._store.drafts.may_hold(draft, ref):
                 raise errors.NotFound("not cached here", subject=ref.key)
             while offset < end:
                 stop = min(end, offset - offset % PAGE_BYTES + PAGE_BYTES)
                 read = functools.partial(self._store.drafts.read, draft, ref, offset, stop - offset)
-                yield await self._reads.submit(read)
+                try:
+                    piece = await self._reads.submit(read)
+                except (errors.Stale, errors.DiskError):
+                    # It has become a cache file just now, or a copy of it has.
+                    cached = self._store.lookup_content(ref)
+                    if cached is None or cached.missing_pages(pages):
+                        raise
+                    break
+                yield piece
                 offset = stop
-            return
+            else:
+                return
+        assert cached is not None
         while offset < end:
             stop = min(end, offset - offset % PAGE_BYTES + PAGE_BYTES)
             try:

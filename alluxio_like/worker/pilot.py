@@ -193,7 +193,7 @@ class Pilot:
     async def _land_own(self, flight: Flight) -> bool:
         """Land what a draft here still holds: the store may have something newer at its key by now. Whether it did."""
         draft = self._drafts.lookup(flight.ref.inode)
-        if draft is None or draft.record.ref.file_id != flight.ref.file_id:
+        if draft is None or not self._drafts.may_hold(draft, flight.ref):
             return False
         try:
             await self._land_draft(flight, draft)

@@ -165,6 +165,9 @@ class Uploader:
 
     def _is_settled(self, record: UploadRecord) -> bool:
         """Whether a version is to go now: a file that is written again and again goes when that pauses, or now and then."""
+        if record.early:
+            # Of a file that is appended to all day, all of it would go again and again.
+            return self._draining
         inode = record.file_id.inode
         settling = self._settling.get(inode)
         if settling is None or self._draining or (record.mode == WriteMode.THROUGH and not record.appended):
@@ -199,6 +202,10 @@ class Uploader:
             del self._settling[inode]
             if inode in self._jobs:
                 self._settling[inode] = known
+
+    def has_begun(self, file_id: FileId) -> bool:
+        """Whether the store may have something of a version, or the master keeps a key free for it."""
+        return file_id in self._planned or file_id in self._sent
 
     def is_uploading(self, record: UploadRecord) -> bool:
         """Whether a version is one that this worker uploads: the newest here of its file, and by a policy that says so."""

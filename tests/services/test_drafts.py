@@ -303,8 +303,9 @@ async def test_a_version_is_read_from_the_draft_as_long_as_that_holds_it(tmp_pat
         assert await read(0, len(data)) == data
         assert await gather_bytes(one.parts.fetcher.read_cached(sealed, MIB - 3, 10)) == data[MIB - 3 : MIB + 7]
         os.pwrite(fd, b"changed", MIB)
+        assert await gather_bytes(one.parts.fetcher.read_cached(sealed, 0, 10)) == data[:10]
         with pytest.raises(errors.Stale):
-            await gather_bytes(one.parts.fetcher.read_cached(sealed, 0, 10))
+            await gather_bytes(one.parts.fetcher.read_cached(sealed, MIB, 10))
         again = (await one.service.seal("op-2", InodeId(5))).ref
         os.close(fd)
         await one.service.end(InodeId(5))

@@ -247,6 +247,7 @@ async def running_drafts(
             disk=disk,
             metrics=parts.metrics,
             cap=cap,
+            lookup_entry=lookup_entry,
             io_timeout_s=io_timeout_s,
         )
         try:

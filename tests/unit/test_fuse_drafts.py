@@ -37,7 +37,7 @@ class _Files:
         self.answer = asyncio.Event()
         self.ended = False
 
-    async def seal(self, *_: object) -> DraftSealed:
+    async def seal(self, *_: object, **__: object) -> DraftSealed:
         await self.answer.wait()
         return DraftSealed(None, 0)
 

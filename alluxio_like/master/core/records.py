@@ -501,10 +501,12 @@ class Moved(NamedTuple):
 
 
 class Dirty(NamedTuple):
-    """A version that the store does not have: who holds it, and what the store has at its key (None: nothing)."""
+    """A version that the store does not have: who holds it, and what the store has at its key (None: nothing). `early`: its file
+    was still open, and the store gets what it holds when it is closed."""
 
     holders: tuple[str, ...] = ()
     base: Fingerprint | None = None
+    early: bool = False
 
 
 def pack_moved(moved: Moved) -> bytes:
@@ -517,12 +519,12 @@ def unpack_moved(data: bytes) -> Moved:
 
 
 def pack_dirty(dirty: Dirty) -> bytes:
-    return json.dumps([dirty.holders, list_fingerprint(dirty.base)]).encode()
+    return json.dumps([dirty.holders, list_fingerprint(dirty.base), *([True] if dirty.early else [])]).encode()
 
 
 def unpack_dirty(data: bytes) -> Dirty:
-    holders, base = json.loads(data)
-    return Dirty(tuple(holders), make_fingerprint(base))
+    holders, base, *early = json.loads(data)
+    return Dirty(tuple(holders), make_fingerprint(base), bool(early))
 
 
 def list_fingerprint(fingerprint: Fingerprint | None) -> list[Any] | None:

@@ -49,11 +49,14 @@ def iter_files(txn: ReadTransaction, top: InodeId | None = None) -> Iterator[Dir
 def summarize(
     txn: ReadTransaction, top: InodeId | None, is_kept: Callable[[MountId, str], bool], limit: int = 0
 ) -> tuple[Sums, list[InodeId]]:
-    """Sums at and below an inode, and the first of the files. `is_kept` says whether nobody uploads what is at a key."""
+    """Sums at and below an inode, and the first of the files. `is_kept` says whether nobody uploads what is at a key. Files that
+    somebody still writes are not among them: how long they stay open nobody knows."""
     files = size_bytes = kept_files = kept_bytes = 0
     some: list[InodeId] = []
     for found in iter_files(txn, top):
         record = found.record
+        if found.dirty.early:
+            continue
         files += 1
         size_bytes += record.size
         if is_kept(record.mount_id, keys.get_key(txn, found.inode, record, natural=True)):

@@ -24,10 +24,13 @@ class UploadPlan(NamedTuple):
     expected: Fingerprint | None
 
 
-def seal(txn: WriteTransaction, inode: InodeId, size: int, mtime_ns: int, holders: tuple[str, ...], now_ns: int) -> Outcome:
+def seal(
+    txn: WriteTransaction, inode: InodeId, size: int, mtime_ns: int, holders: tuple[str, ...], now_ns: int, *, early: bool = False
+) -> Outcome:
     """A new version of a file, held by these workers and by nobody else. Raises NotFound, IsADirectory, InvalidArgument.
 
-    Also of a file that has no name any more: whoever has it open goes on writing. That one is never uploaded.
+    Also of a file that has no name any more: whoever has it open goes on writing. That one is never uploaded. `early`: it stays
+    open, and a later version is the one that is uploaded.
     """
     edit = Edit(txn, now_ns)
     record = tables.lookup_inode(txn, inode)
@@ -50,7 +53,7 @@ def seal(txn: WriteTransaction, inode: InodeId, size: int, mtime_ns: int, holder
         txn.put(records.dirty_key(inode), records.pack_dirty(Dirty(holders)))
         return Outcome(inode, (), sealed.version)
     base = drop_stored(txn, inode, record)
-    txn.put(records.dirty_key(inode), records.pack_dirty(Dirty(holders, base)))
+    txn.put(records.dirty_key(inode), records.pack_dirty(Dirty(holders, base, early)))
     edit.change(inode, record, sealed)
     edit.finish()
     # What was written is kept, whatever it makes of quotas: who wrote it is told.

@@ -178,7 +178,7 @@ class SetXattrRequest(_message.Message):
     def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., name: _Optional[bytes] = ..., value: _Optional[bytes] = ..., create: _Optional[bool] = ..., replace: _Optional[bool] = ..., remove: _Optional[bool] = ..., kill_sgid: _Optional[bool] = ...) -> None: ...
 
 class SealRequest(_message.Message):
-    __slots__ = ("operation_id", "inode", "size", "mtime_ns", "worker_id", "base_version", "lease")
+    __slots__ = ("operation_id", "inode", "size", "mtime_ns", "worker_id", "base_version", "lease", "early")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +186,7 @@ class SealRequest(_message.Message):
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    EARLY_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     inode: int
     size: int
@@ -193,7 +194,8 @@ class SealRequest(_message.Message):
     worker_id: str
     base_version: int
     lease: str
-    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., worker_id: _Optional[str] = ..., base_version: _Optional[int] = ..., lease: _Optional[str] = ...) -> None: ...
+    early: bool
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., worker_id: _Optional[str] = ..., base_version: _Optional[int] = ..., lease: _Optional[str] = ..., early: _Optional[bool] = ...) -> None: ...
 
 class SealReply(_message.Message):
     __slots__ = ("file", "unwanted", "policy", "recalls", "told", "over_quota")
@@ -385,14 +387,16 @@ class BeginDraftReply(_message.Message):
     def __init__(self, directory: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
 
 class SealDraftRequest(_message.Message):
-    __slots__ = ("operation_id", "inode", "lease")
+    __slots__ = ("operation_id", "inode", "lease", "early")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    EARLY_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     inode: int
     lease: str
-    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., lease: _Optional[str] = ...) -> None: ...
+    early: bool
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., lease: _Optional[str] = ..., early: _Optional[bool] = ...) -> None: ...
 
 class SealDraftReply(_message.Message):
     __slots__ = ("file", "unchanged", "mtime_ns", "recalls", "told", "over_quota")

@@ -1,0 +1,223 @@
+"""What is written to files that stay open, as it is seen on another mount, with real services."""
+
+import mmap
+import os
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.writing import mounted_again, read_tree, start_written, wait_until
+from tests.servers.stack import Stack
+
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs the kernel session"),
+    pytest.mark.timeout(240),
+]
+
+SEEN_S = 30.0
+"""5 to 10 s where the machine is not busy."""
+MIB = 1 << 20
+
+
+@pytest.fixture
+def policy(request: pytest.FixtureRequest) -> str:
+    return str(getattr(request, "param", "through"))
+
+
+@pytest.fixture
+def interval() -> str:
+    return "5"
+
+
+@pytest.fixture
+def stack(workplace: Path, policy: str) -> Iterator[Stack]:
+    (workplace / "store").mkdir()
+    with start_written(workplace, f"file://{workplace}/store", {}, policy, workers=2) as made:
+        yield made
+
+
+@pytest.fixture
+def apart(stack: Stack, workplace: Path, interval: str) -> Iterator[tuple[Path, Path]]:
+    """Two mounts as on two machines, each with a worker of its own."""
+    options = ["--set", f"follow_interval_s={interval}"]
+    with (
+        mounted_again(stack, workplace, "mnt1", hidden_worker=2, options=options) as first,
+        mounted_again(stack, workplace, "mnt2", hidden_worker=1, options=options) as second,
+    ):
+        yield first / "data", second / "data"
+
+
+def read_store(workplace: Path) -> dict[str, bytes | None]:
+    return read_tree(workplace / "store")
+
+
+def make_record(data: bytes) -> bytes:
+    """As in an event file of TensorBoard: length and its checksum, data and its checksum."""
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", zlib.crc32(length)) + data + struct.pack("<I", zlib.crc32(data))
+
+
+def read_records(data: bytes) -> list[bytes]:
+    """What a follower makes of it: whole records, and at the end perhaps the beginning of one."""
+    found, at = [], 0
+    while len(data) - at >= 12:
+        (length,) = struct.unpack_from("<Q", data, at)
+        assert zlib.crc32(data[at : at + 8]) == struct.unpack_from("<I", data, at + 8)[0]
+        if len(data) - at < 16 + length:
+            break
+        found.append(data[at + 12 : at + 12 + length])
+        assert zlib.crc32(found[-1]) == struct.unpack_from("<I", data, at + 12 + length)[0]
+        at += 16 + length
+    return found
+
+
+@pytest.mark.parametrize("policy", ["through", "back", "cache"], indirect=True)
+def test_what_is_appended_to_a_file_that_stays_open_is_seen(apart: tuple[Path, Path], workplace: Path, policy: str) -> None:
+    here, there = apart
+    written = b""
+    with (here / "log").open("ab", buffering=0) as log:
+        for step in range(4):
+            line = b"%d %s\n" % (step, os.urandom(300_000 * step).hex().encode())
+            log.write(line)
+            written += line
+            wait_until(lambda: (there / "log").read_bytes() == written, f"line {step}", SEEN_S)  # noqa: B023
+        assert (there / "log").stat().st_size == len(written)
+        # The store gets it when it is closed, and not for each of them.
+        assert not read_store(workplace).get("log")
+    assert (there / "log").read_bytes() == written
+    if policy == "through":
+        assert read_store(workplace)["log"] == written
+    elif policy == "back":
+        wait_until(lambda: read_store(workplace).get("log") == written, "it is in the store")
+
+
+def test_events_are_followed_while_they_are_written(apart: tuple[Path, Path]) -> None:
+    """As TensorBoard follows a training on another machine: the file is opened again for each look."""
+    here, there = apart
+    events = [b"event %d " % number * (1 + number % 40) for number in range(1500)]
+    done = threading.Event()
+
+    def train() -> None:
+        with (here / "events").open("wb", buffering=0) as file:
+            for event in events:
+                file.write(make_record(event))
+                time.sleep(0.01)
+            wait_until(done.is_set, "all of them are seen", 2 * SEEN_S)
+
+    training = threading.Thread(target=train)
+    training.start()
+    try:
+        looks, most = 0, 0
+        wait_until((there / "events").exists, "the file", SEEN_S)
+        while most < len(events):
+            found = read_records((there / "events").read_bytes())
+            assert found == events[: len(found)]
+            assert len(found) >= most, "nothing goes that was seen"
+            looks, most = looks + (len(found) > most), len(found)
+            assert training.is_alive()
+        assert looks > 2
+    finally:
+        done.set()
+        training.join()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_what_is_changed_in_a_file_that_stays_open_is_seen(apart: tuple[Path, Path], *, mapped: bool) -> None:
+    here, there = apart
+    content = bytearray(os.urandom(3 * MIB))
+    (here / "table").write_bytes(content)
+    fd = os.open(here / "table", os.O_RDWR)
+    memory = mmap.mmap(fd, len(content)) if mapped else None
+    seen = []
+    try:
+        for step in range(3):
+            place = step * MIB + 17
+            content[place : place + 4] = b"%04d" % step
+            if memory is not None:
+                memory[place : place + 4] = b"%04d" % step
+            else:
+                os.pwrite(fd, b"%04d" % step, place)
+            wait_until(lambda: (there / "table").read_bytes() == content, f"change {step}", SEEN_S)
+            seen.append((there / "table").open("rb", buffering=0))
+            assert seen[-1].read(100) == content[:100]
+        # Who has a version open reads it to its end.
+        assert seen[-1].read() == content[100:]
+    finally:
+        for file in seen:
+            file.close()
+        if memory is not None:
+            memory.close()
+        os.close(fd)
+    assert (there / "table").read_bytes() == content
+
+
+def test_what_is_written_all_the_time_is_seen_as_it_was_at_one_moment(apart: tuple[Path, Path]) -> None:
+    """A counter at each end of a file, which only grows: the one in front is never the older."""
+    here, there = apart
+    stop = threading.Event()
+
+    def count() -> None:
+        number = 0
+        with (here / "counted").open("wb", buffering=0) as file:
+            while not stop.is_set():
+                number += 1
+                file.write(b"%010d" % number)
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    try:
+        sizes: set[int] = set()
+        deadline = time.monotonic() + 6 * SEEN_S
+        while len(sizes) < 4:
+            assert time.monotonic() < deadline, sizes
+            found = (there / "counted").read_bytes() if (there / "counted").exists() else b""
+            whole = found[: len(found) // 10 * 10]
+            assert [int(whole[at : at + 10]) for at in range(0, len(whole), 10)] == list(range(1, len(whole) // 10 + 1))
+            sizes.add(len(found))
+            time.sleep(0.1)
+    finally:
+        stop.set()
+        counting.join()
+
+
+def test_where_two_machines_write_the_last_to_close_wins_all_the_same(apart: tuple[Path, Path]) -> None:
+    here, there = apart
+    (here / "f").write_bytes(b"the beginning")
+    with (here / "f").open("r+b", buffering=0) as one, (there / "f").open("r+b", buffering=0) as other:
+        one.write(b"ONE")
+        assert (here / "f").read_bytes() == b"ONE beginning"
+        other.write(b"THE OTHER")
+        time.sleep(8)
+        one.write(b"!")
+        one.close()
+        time.sleep(8)
+    for place in apart:
+        wait_until(lambda place=place: (place / "f").read_bytes() == b"THE OTHERning", "the last to close")
+
+
+@pytest.mark.parametrize("interval", ["0"])
+def test_it_can_be_switched_off(apart: tuple[Path, Path]) -> None:
+    here, there = apart
+    with (here / "log").open("ab", buffering=0) as log:
+        log.write(b"line\n")
+        os.fsync(log.fileno())
+        time.sleep(8)
+        assert (there / "log").read_bytes() == b""
+    assert (there / "log").read_bytes() == b"line\n"
+
+
+def test_a_file_without_a_name_and_one_that_nobody_writes_are_left_alone(apart: tuple[Path, Path], workplace: Path) -> None:
+    here, there = apart
+    with (here / "gone").open("wb", buffering=0) as gone, (here / "empty").open("wb", buffering=0):
+        gone.write(b"never seen")
+        (here / "gone").unlink()
+        time.sleep(8)
+        gone.write(b", and written on")
+        assert sorted(path.name for path in there.iterdir()) == ["empty"]
+    wait_until(lambda: read_store(workplace) == {"empty": b""}, "the store follows")
