@@ -8,6 +8,7 @@ NO_SHIFTS = "FUSE has no collapsing and inserting of ranges"
 NO_SUID = "mounts are nosuid unless they are made with -o suid: set-id bits are kept, and mean nothing there"
 NO_ATIME = "reading sets no time, as with noatime"
 NO_FLUSH = "a range is unlocked by the close of the descriptor that locked it, not by that of one that only read"
+POLLED = "FUSE lets every file be waited for; one is always ready"
 KEY_LENGTH = "a path is at most as long as a key of the store"
 
 
@@ -19,6 +20,7 @@ OURS = {
     "test_open::test_a_file_without_a_name_is_linked_by_who_only_reads_it": Chance(
         "it gets a name while it is open for writing, or until its close has been heard of"
     ),
+    "test_open::test_what_epoll_waits_for[[]file, EPERM]": POLLED,
     "test_times::test_which_times_a_call_sets[[]chown that changes nothing]": "a chown that changes nothing sets no time",
     "test_times::test_reading_sets_the_time_of_access": NO_ATIME,
     "test_locks::test_closing_any_descriptor_ends_a_processs_locks": NO_FLUSH,

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import select
 import socket
 import stat
 from collections.abc import Callable
@@ -263,6 +264,13 @@ def test_once_removed_a_file_gets_no_name_again(place: Path) -> None:
     with opened(path) as fd:
         path.unlink()
         assert attempt(link_open_file, fd, place / "name") == "ENOENT"
+
+
+@table("kind expected", [("file", "EPERM"), ("dir", "EPERM"), ("fifo", "ok")])
+def test_what_epoll_waits_for(place: Path, kind: str, expected: str) -> None:
+    KINDS[kind](place / "it")
+    with opened(place / "it", R | NONBLOCK) as it, select.epoll() as waiting:
+        assert attempt(waiting.register, it) == expected
 
 
 # -- O_EXCL ----------------------------------------------------------------------------------------------------------------------
