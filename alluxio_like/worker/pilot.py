@@ -202,17 +202,23 @@ class Pilot:
         return True
 
     async def _land_draft(self, flight: Flight, draft: Draft) -> None:
-        """Land, in memory, what this worker has in a draft that still holds the version. Raises Stale."""
+        """Land what this worker has in a draft that still holds the version. Raises Stale.
+
+        In memory: the draft becomes the version's cache file when it is over. A load is to have that now, and gets a copy, which
+        makes way then.
+        """
         flight.source = "local"
         flight.state = State.RUNNING
-        flight.role = None
+        if flight.job is None:
+            flight.role = None
         self._spend(flight, Cause.FILL)
         for page in range(flight.landed, flight.stop):
             start = page * PAGE_BYTES
             length = min(PAGE_BYTES, flight.ref.size - start)
             read = functools.partial(self._drafts.read, draft, flight.ref, start, length)
-            self._hold(flight, page, memoryview(await self._disk.submit(read)))
-            flight.land(page, 1)
+            write = self._begin_put(flight, page, memoryview(await self._disk.submit(read)), ())
+            if write is not None:
+                await self._settle(flight, write)
 
     async def _ask_peers(self, flight: Flight) -> None:
         """Land what other workers have. Their failures are no failures of the flight: the store is still to be asked."""

@@ -14,7 +14,7 @@ from alluxio_like.cache import draft_files as files
 from alluxio_like.cache.file import Role
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import WriteMode
-from alluxio_like.types import FileId, FileRef, InodeId, VersionId, WorkerId
+from alluxio_like.types import FileId, FileRef, InodeId, JobId, PageRange, VersionId, WorkerId
 from alluxio_like.worker.fetcher import Brought
 from tests.unit.draft_parts import make_own_ref, running_drafts
 from tests.unit.worker_parts import gather_bytes, make_data, wait_until
@@ -316,6 +316,30 @@ async def test_a_version_is_read_from_the_draft_as_long_as_that_holds_it(tmp_pat
             await gather_bytes(one.parts.fetcher.read(other, 0, 5, priority=Priority.DEMAND, role=Role.HOME))
         assert await gather_bytes(one.parts.fetcher.read_cached(again, MIB, 7)) == b"changed"
         assert not one.ufs.requests
+
+
+async def test_what_is_still_open_for_writing_is_loaded(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        fd = one.open(await one.service.begin(one.changes.create(5, "loaded"), truncate=True))
+        data = make_data(2 * MIB + 5)
+        os.pwrite(fd, data, 0)
+        ref = (await one.service.seal("op-1", InodeId(5))).ref
+        assert ref is not None
+        pages = PageRange(0, 3)
+        brought = await one.parts.fetcher.bring(ref, pages, job=JobId("load"))
+        assert brought == Brought(len(data), 0, 0)
+        assert await one.parts.fetcher.bring(ref, pages, job=JobId("load")) == Brought(0, len(data), 0)
+        copy = one.store.lookup(ref.file_id)
+        assert copy is not None
+        assert copy.read(0, len(data)) == data
+        # When it is over the draft is the cache file, and there is one.
+        os.close(fd)
+        await one.service.end(InodeId(5))
+        cached = one.store.lookup(ref.file_id)
+        assert cached is not None
+        assert cached is not copy
+        assert cached.read(0, len(data)) == data
+        assert one.store.get_usage()[0].used_bytes == (len(data) + 4095) & ~4095
 
 
 async def test_what_only_an_absent_worker_has_is_said_to_be_away(tmp_path: Path) -> None:
