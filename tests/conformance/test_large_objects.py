@@ -1,6 +1,6 @@
-"""A blob of more than 5 GiB on Azure, written in parts, read and copied: where 32 bits and the limits of one request end.
+"""Objects of more than 5 GiB on Google and Azure, written in parts, read and copied: where 32 bits and the limits of one request end.
 
-S3's is in test_s3_writing.py. Copies of more than Azure copies in one request are made here with small ones, too.
+S3's are in test_s3_writing.py. Copies of more than Azure copies in one request are made here with small ones, too.
 """
 
 import os
@@ -19,8 +19,8 @@ from alluxio_like.ufs.open import open_ufs, split_secrets
 from alluxio_like.ufs.writing import Expected, Source, WritableUfs, WriteOptions, get_writable
 from tests.conformance.stores import make_source
 from tests.servers.azurite_front import start_front
-from tests.servers.clouds import start_azurite
-from tests.servers.fixtures_clouds import AzServer
+from tests.servers.clouds import start_azurite, start_gcs
+from tests.servers.fixtures_clouds import AzServer, GsServer
 
 SIZE = (5 << 30) + 12_345
 PART_BYTES = 256 << 20
@@ -32,7 +32,7 @@ def make_options(**metadata: str) -> WriteOptions:
     return WriteOptions(secrets.token_hex(16), metadata)
 
 
-def open_at(server: AzServer) -> WritableUfs:
+def open_at(server: AzServer | GsServer) -> WritableUfs:
     public, secret = split_secrets(server.scheme, {**server.options, "timeout_s": "120"})
     uri = f"{server.scheme}://{server.make_bucket()}"
     return get_writable(open_ufs(uri, public, secrets=secret, on_request=lambda _op: None, io_timeout_s=360))
@@ -100,6 +100,19 @@ async def test_an_azure_blob_of_more_than_five_gigabytes(tmp_path: Path) -> None
             finally:
                 await ufs.close()
                 front.close()
+
+
+@SOAK
+@pytest.mark.server
+@pytest.mark.timeout(1800)
+async def test_an_object_of_more_than_five_gigabytes_on_google(tmp_path: Path) -> None:
+    with start_gcs(tmp_path) as endpoint:
+        server = GsServer(endpoint)
+        ufs = open_at(server)
+        try:
+            await check_large(ufs)
+        finally:
+            await ufs.close()
 
 
 async def test_azure_copies_in_blocks(az_server: AzServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,10 +94,14 @@ def find_npm() -> list[str]:
 
 
 @contextlib.contextmanager
-def start_gcs() -> Iterator[str]:
-    """A GCS server, empty, for as long as the context lasts; its endpoint."""
+def start_gcs(directory: Path | None = None) -> Iterator[str]:
+    """A GCS server, empty, for as long as the context lasts; its endpoint.
+
+    What it holds is in memory, or in `directory`; what it makes of several parts it has in memory all the same, twice at times.
+    """
     install()
-    with _start([str(GCS.get_path())], re.compile(r'"port": (\d+)')) as port:
+    place = [] if directory is None else [str(directory)]
+    with _start([str(GCS.get_path()), *place], re.compile(r'"port": (\d+)')) as port:
         yield f"http://127.0.0.1:{port}"
 
 

@@ -1,7 +1,7 @@
 // A Google Cloud Storage server for tests: fsouza/fake-gcs-server in memory, and before it what that server leaves out and the real
 // one has, by the documents of the JSON API: listings whose pages count objects and prefixes together, in one order; generation
 // conditions on delete, compose and rewrite; generations of a compose's sources. Prints one JSON line with its port and ends when its
-// standard input does, so that it never outlives who started it.
+// standard input does, so that it never outlives who started it. What it holds is in memory, or in the directory that is given.
 package main
 
 import (
@@ -200,7 +200,7 @@ func main() {
 	}
 	host := listener.Addr().String()
 	server, err := fakestorage.NewServerWithOptions(fakestorage.Options{
-		NoListener: true, PublicHost: host, ExternalURL: "http://" + host, Scheme: "http", Writer: io.Discard,
+		StorageRoot: strings.Join(os.Args[1:], ""), NoListener: true, PublicHost: host, ExternalURL: "http://" + host, Scheme: "http", Writer: io.Discard,
 	})
 	if err != nil {
 		log.Fatal(err)
