@@ -61,7 +61,7 @@ def _look_at(place: str) -> LocalMount:
         return session, url
 
     try:
-        session, url = _bounded(ask, f"the mount {place}")
+        session, url = _bounded(ask, "its daemon")
     except AlluxioLikeError as error:
         return LocalMount(place, problem=error.message)
     except OSError as error:

@@ -116,7 +116,7 @@ def print_local_mounts(mounts: "Sequence[dict[str, Any]]") -> None:
                 one["session"] + (f" ({'; '.join(notes)})" if notes else ""),
                 f"{sum(one['open'].values()):,}",
                 f"{passing:,}",
-                f"~{show_size(total['read_bytes'] + total['passthrough_bytes'])}",
+                ("~" if total["passthrough_bytes"] else "") + show_size(total["read_bytes"] + total["passthrough_bytes"]),
             ]
         )
     if rows:
