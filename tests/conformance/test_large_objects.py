@@ -1,4 +1,4 @@
-"""Objects of more than 5 GiB on Google and Azure, written in parts, read and copied: where 32 bits and the limits of one request end.
+"""Objects of more than 5 GiB on Google and Azure, written, read and copied: where 32 bits and the limits of one request end.
 
 S3's are in test_s3_writing.py. Copies of more than Azure copies in one request are made here with small ones, too.
 """
