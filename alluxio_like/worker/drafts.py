@@ -259,6 +259,11 @@ class DraftsService:
             except errors.NotFound:
                 # It was evicted just now.
                 continue
+            except errors.NoSpace:
+                # What is only cached makes room, as it does for what is brought to be written.
+                if cached is not None or not await self._disk.submit(self._evictor.make_room_to_begin):
+                    raise
+                continue
             if cached is not None:
                 self._evictor.record_removed(ref.file_id)
             return draft

@@ -17,6 +17,7 @@ from alluxio_like.clock import Clock
 from alluxio_like.metrics import Metrics
 from alluxio_like.types import (
     BLOCK_BYTES,
+    PAGE_BYTES,
     WHOLE_FILE_LIMIT_BYTES,
     FileId,
     FileRef,
@@ -111,6 +112,10 @@ class Evictor:
         if found is not None:
             return self._make_room(found.directory, ref.size - found.present_bytes, _NO_JOB)
         return self._get_best_room() >= ref.size or self._make_room_anywhere(ref.size, _NO_JOB)
+
+    def make_room_to_begin(self) -> bool:
+        """Make room for a file that is to be written from nothing. Blocks; for threads."""
+        return self._get_best_room() >= PAGE_BYTES or self._make_room_anywhere(PAGE_BYTES, _NO_JOB)
 
     def record_read(self, file_id: FileId, bytes_: int) -> None:
         """Quick. A reader was given bytes of a file: from the cache, from another worker, or read through."""

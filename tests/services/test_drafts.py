@@ -261,6 +261,17 @@ async def test_what_is_cached_makes_room_for_a_file_that_is_to_be_written(tmp_pa
             await one.service.begin(too_large, truncate=False)
 
 
+async def test_what_is_cached_makes_room_for_a_new_file(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path, quota_bytes=8 * MIB) as one:
+        for number in range(1, 5):
+            ref = one.parts.put(number, make_data(2 * MIB))
+            one.changes.add_stored(ref)
+            await gather_bytes(one.parts.fetcher.read(ref, 0, ref.size, priority=Priority.DEMAND, role=Role.HOME))
+        assert one.store.get_usage()[0].room_bytes < MIB
+        await one.service.begin(one.changes.create(8, "new"), truncate=True)
+        await one.service.end(InodeId(8))
+
+
 async def test_a_file_that_is_freed_while_it_is_brought_is_brought_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that has room is not called full."""
     async with running_drafts(tmp_path) as one:
