@@ -77,7 +77,10 @@ def mount(
     path: Annotated[str, typer.Argument(help="Where in the namespace.", show_default=False)] = "",
     uri: Annotated[
         str,
-        typer.Argument(help="What: s3://bucket/prefix, gs://bucket, az://container or file:///directory.", show_default=False),
+        typer.Argument(
+            help="What: s3://bucket/prefix, gs://bucket, az://container, hdfs://host/path, cephfs:///path or file:///directory.",
+            show_default=False,
+        ),
     ] = "",
     options: MountOptionsOption = [],  # noqa: B006
     sync_interval: SyncOption = "",

@@ -40,7 +40,9 @@ def parse_uri(uri: str) -> StoreUri:
     scheme, separator, rest = uri.partition("://")
     if not separator:
         raise errors.ConfigError(
-            "not a store's URI: it looks like s3://bucket/prefix, gs://bucket, az://container or file:///directory", subject=uri
+            "not a store's URI: it looks like s3://bucket/prefix, gs://bucket, az://container, hdfs://host/path, cephfs:///path "
+            "or file:///directory",
+            subject=uri,
         )
     describe_options(scheme)
     if scheme == "file":
