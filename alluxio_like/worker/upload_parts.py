@@ -24,6 +24,8 @@ _PARTS_AT_ONCE = 4
 _REPLAN_S = 2.0
 """After so long the master is asked again before anything becomes visible: the file may have been renamed, written anew, or
 removed."""
+_REPLAN_SENDING_S = 10.0
+"""And so often while parts are sent: what was removed need not be sent to its end (a guess)."""
 _TRIES = 5
 """Requests to a store that failed are repeated so often within one upload; the upload itself is repeated for ever."""
 _FIRST_PAUSE_S = 0.1
@@ -78,7 +80,7 @@ class PartSender:
 
         Raises Superseded and Replan, Conflict (what is there is not what was expected), Store*.
         """
-        begun = self._monotonic()
+        asked = self._monotonic()
         try:
             record, parts = await self._begin_parts(ufs, capabilities, opened.record, plan)
         except errors.NotFound:
@@ -92,11 +94,12 @@ class PartSender:
         try:
             async for part in _run_bounded([self._send_part(ufs, upload, record, opened, n, steps) for n in missing], at_once):
                 parts[part.number] = part
+                if self._monotonic() - asked > _REPLAN_SENDING_S:
+                    await _check_plan(to, steps)
+                    asked = self._monotonic()
             await steps.check()
-            if self._monotonic() - begun > _REPLAN_S:
-                again = await steps.plan()
-                if again is None or (again.mount_id, again.key, again.expected) != (to.mount_id, to.key, to.expected):
-                    raise Replan
+            if self._monotonic() - asked > _REPLAN_S:
+                await _check_plan(to, steps)
             async with steps.turn("COMPLETE"):
                 ordered = [parts[number] for number in sorted(parts)]
                 entry = await ufs.finish_upload(upload, ordered, options, expected=Expected(to.expected))
@@ -177,6 +180,13 @@ class PartSender:
             is_ours = upload.begun_ns == 0 or upload.begun_ns >= record.asked_ns - 60_000_000_000
             if upload.key == to.key and is_ours and (upload.key, upload.upload_id) not in known:
                 await ufs.abort_upload(upload)
+
+
+async def _check_plan(to: Destination, steps: Steps) -> None:
+    """Raises Replan: it goes somewhere else by now, or nowhere."""
+    again = await steps.plan()
+    if again is None or (again.mount_id, again.key, again.expected) != (to.mount_id, to.key, to.expected):
+        raise Replan
 
 
 def get_fingerprint(entry: StoreEntry) -> Fingerprint:

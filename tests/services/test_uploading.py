@@ -17,7 +17,7 @@ from alluxio_like.clock import ManualClock
 from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
 from alluxio_like.types import FileId, FileRef, InodeId, VersionId
 from alluxio_like.ufs.memory import Fault, MemoryUfs
-from alluxio_like.worker import app, uploading
+from alluxio_like.worker import app, upload_parts, uploading
 from tests.servers.net import wait_until as sync_wait_until
 from tests.unit.draft_parts import DraftParts, FakeChanges, running_drafts
 from tests.unit.worker_parts import make_data, wait_until
@@ -257,6 +257,23 @@ async def test_a_large_version_goes_in_parts_at_once_and_leaves_none(tmp_path: P
         assert not one.ufs.uploads
         assert one.ufs.count_requests()["CREATE"] == 1
         assert one.ufs.get_metadata("large")["mode"] == "644"
+
+
+async def test_what_is_removed_while_it_is_sent_is_not_sent_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_parts, "_REPLAN_SENDING_S", 0.0)
+    async with running_drafts(tmp_path, part_bytes=MIB) as one:
+        one.changes.policy = BACK
+        removed = asyncio.Event()
+        one.ufs.fail("PART", *[Fault() for _ in range(5)], Fault(until=removed), always=True)
+        await one.write(one.changes.create(5, "large"), make_data(20 * MIB))
+        await wait_until(lambda: sum(len(upload.parts) for upload in one.ufs.uploads.values()) == 5)
+        del one.changes.keys[InodeId(5)]
+        one.changes.dirty.clear()
+        removed.set()
+        await wait_uploaded(one)
+        assert one.ufs.count_requests()["PART"] < 15
+        assert not one.ufs.uploads
+        assert not one.ufs.has_below("")
 
 
 async def test_parts_are_gone_on_with_after_a_restart(tmp_path: Path) -> None:
