@@ -164,13 +164,15 @@ class Evictor:
         """Remove victims of one directory until `needed` bytes fit. Some more go at once, so that not each file waits for a
         commit."""
         usage = self._store.get_usage()[number]
-        if needed > usage.quota_bytes:
+        if needed + usage.draft_bytes > usage.quota_bytes:
             return False
         with self._removing:
-            room = self._store.get_usage()[number].room_bytes
-            if room < needed:
+            usage = self._store.get_usage()[number]
+            if usage.room_bytes < needed:
+                # What is being written may have outgrown the quota, and others the disk.
+                beyond = max(0, usage.used_bytes + usage.held_bytes - usage.quota_bytes, usage.overdrawn_bytes)
                 spare = int(usage.quota_bytes * (1 - self._high))
-                self._remove(number, needed - room + spare, job)
+                self._remove(number, needed - usage.room_bytes + beyond + spare, job)
             return self._store.get_usage()[number].room_bytes >= needed
 
     def _remove(self, number: int, needed: int, job: JobId | None) -> int:
