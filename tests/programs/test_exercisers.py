@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.posix.table import table
+from tests.posix.target import Target
 from tests.programs.conftest import Run
 from tests.servers.tools import get_crate, has_cargo
 
@@ -91,14 +92,19 @@ entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 
 
 @pytest.mark.skipif(not has_cargo(), reason=NO_RUST)
-def test_pjdfstest(place: Path, tmp_path: Path, run: Run) -> None:
+def test_pjdfstest(file_system: Target, place: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "pjdfstest.toml").write_text(PJDFSTEST)
     # (A shell, since what is said of a failure is in the midst of the output.)
     done = run(
         "sh", "-c", '"$@" || :', "sh", get_crate("pjdfstest"), "-c", tmp_path / "pjdfstest.toml", "-p", place, timeout_s=600
     )
     wrong = "\n".join(re.split(r"^.* (?:ok|skipped)$", done, flags=re.MULTILINE))
-    assert re.search(r"^Summary: 0 failed, .* 3\d\d passed", done, re.MULTILINE), re.sub(r"\n\s*\n", "\n", wrong)[-4000:]
+    failed = set(re.findall(r"^(\S+) +FAILED$", done, re.MULTILINE))
+    if file_system.name == "s3":
+        # A path can be as long as a key (tests/posix/exceptions.py).
+        failed -= {name for name in failed if name.endswith("::enametoolong_path")}
+    assert not failed, re.sub(r"\n\s*\n", "\n", wrong)[-4000:]
+    assert re.search(r"^Summary: .* 3\d\d passed", done, re.MULTILINE), done[-4000:]
 
 
 FIO = {
