@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from alluxio_like.kv.columns import Columns
+
 MAX_KEY_BYTES = 511
 
 
@@ -32,6 +34,10 @@ class ReadTransaction(Protocol):
         In a write transaction the scan sees the transaction's own writes up to when it was begun; what is written while it runs
         may or may not be seen, and never breaks it.
         """
+        ...
+
+    def scan_columns(self, start: bytes, stop: bytes, *, limit: int | None = None) -> Columns:
+        """The pairs of `scan`, by columns: of a hundred or more in less time, of thousands in a small part of it."""
         ...
 
 

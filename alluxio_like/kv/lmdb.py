@@ -31,6 +31,8 @@ import lmdb
 
 from alluxio_like import errors
 from alluxio_like.kv.api import MAX_KEY_BYTES, ReadTransaction, WriteTransaction
+from alluxio_like.kv.columns import Columns, make_columns
+from alluxio_like.kv.lmdb_pages import PageFile, list_behind, open_pages
 
 FORMAT = 1
 DEFAULT_MAP_BYTES = 1 << 40
@@ -142,8 +144,13 @@ class LmdbTransaction:
         txn = self._open()
         try:
             for group, same in itertools.groupby(pairs, _get_group):
+                run = list(same)
                 with txn.cursor(self._trees[group]) as cursor:
-                    cursor.putmulti(same)
+                    behind = list_behind(cursor, run, self._store.page_bytes)
+                    for key, _ in behind:
+                        txn.delete(key, db=self._trees[group])
+                    cursor.putmulti(run)
+                    cursor.putmulti(behind)
         except lmdb.Error as error:
             raise self._store.fail(error) from error
 
@@ -174,6 +181,19 @@ class LmdbTransaction:
                     high = chunk[-1][0]
                 else:
                     low = chunk[-1][0] + b"\0"
+
+    def scan_columns(self, start: bytes, stop: bytes, *, limit: int | None = None) -> Columns:
+        trees = self._get_trees(start, stop, False)
+        pages = self._store.get_pages() if len(trees) == 1 and not self._write else None
+        if pages is None:
+            # What a write has changed is not in the file yet.
+            return make_columns(self.scan(start, stop, limit=limit))
+        try:
+            tree = self._open().get(_name_tree(self._trees.index(trees[0])))
+        except lmdb.Error as error:
+            raise self._store.fail(error) from error
+        assert tree is not None
+        return pages.scan(tree, start, stop, limit)
 
     def _get_trees(self, start: bytes, stop: bytes, reverse: bool) -> "list[lmdb._Database]":
         if start >= stop:
@@ -241,6 +261,8 @@ class LmdbStore:
         self._env: lmdb.Environment | None = None
         self.trees: list[lmdb._Database] = []
         self.notes: lmdb._Database | None = None
+        self._pages: PageFile | None = None
+        self._are_pages_known = False
         try:
             if read_only:
                 self._open_read_only(path)
@@ -278,6 +300,18 @@ class LmdbStore:
     def begin_write(self) -> LmdbTransaction:
         """A write transaction for who cannot use a `with` block: `finish` must end it."""
         return LmdbTransaction(self, write=True).__enter__()
+
+    def get_pages(self) -> PageFile | None:
+        """For this module's transactions only: the pages of the file; None where they are not as we know them."""
+        if not self._are_pages_known:
+            with self._gate:
+                if not self._are_pages_known:
+                    try:
+                        self._pages = open_pages(self._path / "data.mdb")
+                    except OSError as error:
+                        raise _translate_os(error, self._path) from error
+                    self._are_pages_known = True
+        return self._pages
 
     def get_note(self, name: bytes) -> bytes | None:
         """What a transaction noted; for a store opened with `notes`."""
@@ -345,7 +379,7 @@ class LmdbStore:
     def _grow_if_tight(self) -> None:
         """Double the map when the last eighth is begun, so that a write as large as an eighth of the map still fits."""
         info = self._get_env().info()
-        used = (info["last_pgno"] + 1) * self._page_bytes()
+        used = (info["last_pgno"] + 1) * self.page_bytes
         if not self._must_grow and used < self._map_bytes - self._map_bytes // 8:
             return
         with self._gate:
@@ -360,7 +394,8 @@ class LmdbStore:
                 self._map_bytes *= 2
                 self._must_grow = False
 
-    def _page_bytes(self) -> int:
+    @property
+    def page_bytes(self) -> int:
         return int(self._get_env().stat()["psize"])
 
     def _get_env(self) -> lmdb.Environment:
@@ -392,6 +427,9 @@ class LmdbStore:
                 env, self._env = self._env, None
                 if env is not None:
                     env.close()
+                if self._pages is not None:
+                    self._pages.close()
+                self._pages, self._are_pages_known = None, True
             fd, self._lock_fd = self._lock_fd, -1
             if fd >= 0:
                 os.close(fd)

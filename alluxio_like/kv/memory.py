@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from alluxio_like import errors
 from alluxio_like.kv.api import MAX_KEY_BYTES, ReadTransaction, WriteTransaction
+from alluxio_like.kv.columns import Columns, make_columns
 
 
 class _Table:
@@ -59,6 +60,9 @@ class _Reader:
             found.reverse()
         for key in found[:limit]:
             yield key, self._open().values[key]
+
+    def scan_columns(self, start: bytes, stop: bytes, *, limit: int | None = None) -> Columns:
+        return make_columns(self.scan(start, stop, limit=limit))
 
 
 class _Writer(_Reader):

@@ -36,6 +36,7 @@ from typing import Any, Self
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
+from alluxio_like.kv.columns import Columns
 from alluxio_like.kv.lmdb import LmdbStore, LmdbTransaction
 
 log = logging.getLogger(__name__)
@@ -124,6 +125,9 @@ class _Writer:
         self, start: bytes, stop: bytes, *, limit: int | None = None, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         return self._open().scan(start, stop, limit=limit, reverse=reverse)
+
+    def scan_columns(self, start: bytes, stop: bytes, *, limit: int | None = None) -> Columns:
+        return self._open().scan_columns(start, stop, limit=limit)
 
     def put(self, key: bytes, value: bytes) -> None:
         self._open().put(key, value)

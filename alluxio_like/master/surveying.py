@@ -116,20 +116,24 @@ class Survey:
         self._no_flat = False
         self.total = Surveyed()
 
+    def is_known(self, directory: InodeId) -> bool:
+        """Whether nothing needs to be brought for a directory. Raises NotFound, NotADirectory."""
+        return self._s.lister.is_listed(directory, self.since_ns, strict=self._strict)
+
     async def bring(self, directory: InodeId, *, among: InodeId | None = None, whole: bool = True) -> None:
         """Return when a directory is known as a whole; or, without `whole`, when the caller had better list it by itself.
         `among`: the directory it is in, of which the survey wants the others behind it too.
 
         Raises NotFound, NotADirectory, the store's errors, and TimedOut when nothing goes on.
         """
-        if self._s.lister.is_listed(directory, self.since_ns, strict=self._strict):
+        if self.is_known(directory):
             return
         with self._s.meta.read() as txn:
             mount_id, prefix = namespace.get_key(txn, directory)
         run = self._s.lookup_run(mount_id, prefix) or self._start_run(mount_id, prefix, directory, among)
         while run is not None:
             await run.wait_passed(prefix, 3 * self._s.io_timeout_s)
-            if self._s.lister.is_listed(directory, self.since_ns, strict=self._strict):
+            if self.is_known(directory):
                 return
             run = self._s.lookup_run(mount_id, prefix)
         if whole:

@@ -16,14 +16,19 @@ def assert_whole(kv: KeyValueStore) -> None:
 
 def assert_columns(txn: ReadTransaction, directory: InodeId, limit: int = 2) -> None:
     """A directory read as columns says of each of its names what a listing does."""
-    columns = TreeColumns()
+    parts: list[tree.Children] = []
     below: list[tuple[InodeId, bytes]] = []
     cursor = b""
     while True:
-        cursor, more = tree.add_children(txn, directory, b"/at", cursor, limit, columns)
-        below += more
+        part = tree.read_children(txn, directory, b"/at", cursor, limit)
+        parts.append(part)
+        below += part.directories
+        cursor = part.cursor
         if not cursor:
             break
+    columns = TreeColumns()
+    tree.add_columns(columns, parts[:1])
+    tree.add_columns(columns, parts[1:])
     entries = namespace.list_entries(txn, directory).entries
     names = [to_bytes(entry.name) for entry in entries]
     assert _cut(columns.names, columns.name_ends) == names

@@ -94,12 +94,12 @@ _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")
 # kind, flags, mode, nlink, uid, gid, mount, size, mtime, version, sequence, parent, the token's length; then ctime if it differs
 _INODE = struct.Struct("<BHHHIIIQqIQQH")
+INODE_BYTES: Final = _INODE.size
+"""What every record begins with; record_columns.py knows its parts too."""
 _CTIME = struct.Struct("<q")
-_OWN_CTIME = 1 << 15
-_OWN_ATIME = 1 << 14
-_OWN_TIMES = _OWN_CTIME | _OWN_ATIME
-_INODE_BYTES = _INODE.size
-_FILE = int(Kind.FILE)
+OWN_CTIME: Final = 1 << 15
+OWN_ATIME: Final = 1 << 14
+"""Flags in a packed record alone: which times follow its head."""
 _TOTALS = struct.Struct("<qqqqq")
 _STATE = struct.Struct("<BqQQQQ")
 _STATE_COMPLETE = 1
@@ -167,10 +167,10 @@ def pack_inode(inode: Inode) -> bytes:
     flags = inode.flags
     if inode.ctime_ns != inode.mtime_ns:
         ctime = _CTIME.pack(inode.ctime_ns)
-        flags |= _OWN_CTIME
+        flags |= OWN_CTIME
     if inode.atime_ns is not None:
         ctime += _CTIME.pack(inode.atime_ns)
-        flags |= _OWN_ATIME
+        flags |= OWN_ATIME
     head = _INODE.pack(inode.kind, flags, *inode[2:9], *inode[10:13], len(inode.token))
     return head + ctime + inode.token + inode.name
 
@@ -192,13 +192,13 @@ def unpack_inode(data: bytes) -> Inode:
     kind, flags, mode, nlink, uid, gid, mount, size, mtime, version, sequence, parent, token_bytes = _INODE.unpack_from(data)
     at = _INODE.size
     ctime = mtime
-    if flags & _OWN_CTIME:
-        flags ^= _OWN_CTIME
+    if flags & OWN_CTIME:
+        flags ^= OWN_CTIME
         (ctime,) = _CTIME.unpack_from(data, at)
         at += _CTIME.size
     atime = None
-    if flags & _OWN_ATIME:
-        flags ^= _OWN_ATIME
+    if flags & OWN_ATIME:
+        flags ^= OWN_ATIME
         (atime,) = _CTIME.unpack_from(data, at)
         at += _CTIME.size
     name_at = at + token_bytes
@@ -220,28 +220,6 @@ def unpack_inode(data: bytes) -> Inode:
         data[name_at:],
         atime,
     )
-
-
-def unpack_listed(data: bytes) -> tuple[int, int, int, int, bytes, bytes]:
-    """Of a record that `pack_inode` made: kind, flags, size, mtime, what its content is known by in caches (b"": no file), and
-    its raw name. For where a million of them are read; `unpack_inode` has the rest."""
-    kind, flags, _, _, _, _, _, size, mtime, _, _, _, token_bytes = _INODE.unpack_from(data)
-    at = _INODE_BYTES
-    if flags & _OWN_TIMES:
-        at += 16 if flags & _OWN_TIMES == _OWN_TIMES else 8
-    name_at = at + token_bytes
-    if kind != _FILE:
-        return kind, flags, size, mtime, b"", data[name_at:]
-    form = data[at] if token_bytes else 0
-    if flags & OWN or form > 2:
-        token = to_bytes(unpack_inode(data).fingerprint.token)
-    elif form:
-        token = data[at + 1 : at + 17].hex().encode() + data[at + 17 : name_at]
-        if form == 2:
-            token = b'"' + token + b'"'
-    else:
-        token = data[at + 1 : name_at]
-    return kind, flags, size, mtime, token, data[name_at:]
 
 
 def pack_token(token: str) -> bytes:

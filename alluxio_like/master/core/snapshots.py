@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction, get_prefix_stop
+from alluxio_like.kv.columns import Columns, make_columns
 from alluxio_like.master.core import records, tables
 from alluxio_like.types import SNAPSHOT_SHIFT, InodeId, to_str
 
@@ -196,6 +197,9 @@ class _Recording:
     ) -> Iterator[tuple[bytes, bytes]]:
         return self._txn.scan(start, stop, limit=limit, reverse=reverse)
 
+    def scan_columns(self, start: bytes, stop: bytes, *, limit: int | None = None) -> Columns:
+        return self._txn.scan_columns(start, stop, limit=limit)
+
     def put(self, key: bytes, value: bytes) -> None:
         self._keep(key)
         self._txn.put(key, value)
@@ -255,6 +259,9 @@ class View:
             if count == limit:
                 return
             yield pair
+
+    def scan_columns(self, start: bytes, stop: bytes, *, limit: int | None = None) -> Columns:
+        return make_columns(self.scan(start, stop, limit=limit))
 
     def _merge(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         kept = self._iter_kept(start, stop)

@@ -1,0 +1,224 @@
+"""What is known of LMDB's pages: how a run of pairs fills them, and how all pairs on many of them are read at once.
+
+Owns the form of a data file as LMDB 0.9 has it (data version 1, little-endian): the tree's record, branch and leaf pages. Does
+not know transactions: whoever reads has one open that the tree's record came from, so none of its pages is used again meanwhile,
+and each was written before the record was. Writes nothing. Any thread.
+
+    page    number(8) pad(2) flags(2) lower(2) upper(2), then places(2) of its nodes up to `lower`
+    node    low(2) high(2) flags(2) key length(2) key value; on a branch page low, high and flags are the child's number
+    record  pad(4) flags(2) depth(2) branch pages(8) leaf pages(8) overflow pages(8) entries(8) root(8)
+"""
+
+import bisect
+import itertools
+import mmap
+import operator
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alluxio_like import errors
+from alluxio_like.kv.columns import Bytes, Columns, Ints, join_columns, pick
+
+if TYPE_CHECKING:
+    import lmdb
+
+_META = struct.Struct("<16xII16xI")
+_MAGIC: Final = 0xBEEFC0DE
+_DATA_VERSION: Final = 1
+_TREE = struct.Struct("<4xHH32xQ")
+_HEADER = struct.Struct("<Q2xHH2x")
+_HEADER_BYTES: Final = _HEADER.size
+_NODE_BYTES: Final = 8
+_BRANCH: Final = 1
+_LEAF: Final = 2
+_OVERFLOW: Final = 4
+_KINDS: Final = _BRANCH | _LEAF | _OVERFLOW
+_LARGE: Final = 1
+"""A node whose value lies on overflow pages, of which it has the first one's number."""
+
+
+def list_behind(cursor: "lmdb.Cursor[bytes]", run: Sequence[tuple[bytes, bytes]], page_bytes: int) -> list[tuple[bytes, bytes]]:
+    """What is to be taken out and put again behind a long run of new pairs, as much as a page holds.
+
+    LMDB fills a page wholly only where the next pair is the page's last. Where others follow on the page it splits at the middle,
+    again and again just before these, and leaves half a page empty each time (decision 0068).
+    """
+    if len(run) * _count_bytes(run[0]) < page_bytes or not cursor.set_range(run[0][0]):
+        return []
+    if cursor.key() <= run[-1][0] or any(map(operator.ge, run, itertools.islice(run, 1, None))):
+        # Not a run into a gap.
+        return []
+    behind: list[tuple[bytes, bytes]] = []
+    for pair in cursor.iternext():
+        page_bytes -= _count_bytes(pair)
+        if page_bytes < 0:
+            break
+        behind.append(pair)
+    return behind
+
+
+def _count_bytes(pair: tuple[bytes, bytes]) -> int:
+    """What a pair takes on a page, its place among the others included."""
+    size = len(pair[0]) + len(pair[1])
+    return size + (size & 1) + _NODE_BYTES + 2
+
+
+def open_pages(path: Path) -> "PageFile | None":
+    """A data file's pages; None where they have another form than the one known here (on a big-endian machine
+    among others)."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    magic, version, page_bytes = _META.unpack(os.pread(fd, _META.size, 0))
+    if (magic, version) != (_MAGIC, _DATA_VERSION):
+        os.close(fd)
+        return None
+    return PageFile(path, fd, page_bytes)
+
+
+class PageFile:
+    """See the module; `fd` is closed with it."""
+
+    def __init__(self, path: Path, fd: int, page_bytes: int) -> None:
+        self._path = path
+        self._fd = fd
+        self._page_bytes = page_bytes
+        self._pages: NDArray[np.uint8] = np.empty((0, page_bytes), np.uint8)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def scan(self, tree: bytes, start: bytes, stop: bytes, limit: int | None) -> Columns:
+        """Pairs with start <= key < stop, at most `limit`, of the tree with this record. Raises Corrupt."""
+        _, depth, root = _TREE.unpack(tree)
+        parts: list[Columns] = []
+        left = limit
+        for some in self._iter_leaves(root, depth, start, stop) if depth else ():
+            first, _ = self._find_place(some[0], start)
+            leaves = some if left is None else self._take_enough(some, first + left)
+            end, count = self._find_place(leaves[-1], stop)
+            part = self._read_leaves(leaves)
+            part = part.cut(first, len(part) - count + end)
+            if left is not None:
+                part = part.cut(0, left)
+                left -= len(part)
+            parts.append(part)
+            if left == 0:
+                break
+        return join_columns(parts) if parts else _EMPTY
+
+    def _iter_leaves(self, number: int, depth: int, start: bytes, stop: bytes) -> Iterator[list[int]]:
+        """The leaves that may hold the range, in order: those of one branch page at a time."""
+        if depth == 1:
+            yield [number]
+        elif depth == 2:
+            yield self._list_children(number, start, stop)
+        else:
+            for child in self._list_children(number, start, stop):
+                yield from self._iter_leaves(child, depth - 1, start, stop)
+
+    def _list_children(self, number: int, start: bytes, stop: bytes) -> list[int]:
+        page, places, get_key = self._open_page(number, _BRANCH)
+        # The first child has no key: it holds all that comes before the second one's.
+        first = bisect.bisect_right(places, start, 1, key=get_key) - 1
+        last = bisect.bisect_left(places, stop, first + 1, key=get_key)
+        return [int.from_bytes(page[place : place + 6], "little") for place in places[first:last]]
+
+    def _find_place(self, number: int, key: bytes) -> tuple[int, int]:
+        """How many pairs of a leaf come before a key, and how many it has."""
+        _, places, get_key = self._open_page(number, _LEAF)
+        return bisect.bisect_left(places, key, key=get_key), len(places)
+
+    def _open_page(self, number: int, kind: int) -> "tuple[bytes, memoryview[int], Callable[[int], bytes]]":
+        """A page, the places of its nodes, and what gives the key of one of these."""
+        page: bytes = self._get_pages(number)[number].tobytes()
+        own, flags, lower = _HEADER.unpack_from(page)
+        if own != number or flags & _KINDS != kind:
+            raise self._say_damaged(number)
+
+        def get_key(place: int) -> bytes:
+            key = place + _NODE_BYTES
+            return page[key : key + int.from_bytes(page[place + 6 : key], "little")]
+
+        return page, memoryview(page)[_HEADER_BYTES:lower].cast("H"), get_key
+
+    def _take_enough(self, numbers: list[int], count: int) -> list[int]:
+        """Of these leaves the first ones that have so many pairs; all, if there are not so many."""
+        pages = self._get_pages(max(numbers))
+        asked = np.array(numbers, np.int64)
+        lowers = pages[asked, 12].astype(np.int64) | pages[asked, 13].astype(np.int64) << 8
+        return numbers[: 1 + int(np.searchsorted(np.cumsum((lowers - _HEADER_BYTES) >> 1), count))]
+
+    def _read_leaves(self, numbers: list[int]) -> Columns:
+        """All pairs of these leaves."""
+        asked = np.array(numbers, np.int64)
+        block = self._get_pages(max(numbers))[asked]
+        words = block.view("<u2")
+        if (block[:, :8].copy().view("<i8")[:, 0] != asked).any() or ((words[:, 5] & _KINDS) != _LEAF).any():
+            raise self._say_damaged(numbers[0])
+        counts = (words[:, 6].astype(np.int64) - _HEADER_BYTES) >> 1
+        ends = np.cumsum(counts)
+        page_starts = np.arange(len(asked), dtype=np.int64) * self._page_bytes
+        # Where the places of all nodes stand, in words: behind each page's header, one after another.
+        firsts = (page_starts + _HEADER_BYTES >> 1) - (ends - counts)
+        total = int(ends[-1])
+        at = np.repeat(firsts, counts) + np.arange(total, dtype=np.int64)
+        nodes = np.repeat(page_starts, counts) + words.reshape(-1)[at]
+        data = block.reshape(-1)
+        heads = pick(data, nodes, "<u8")
+        key_starts = nodes + _NODE_BYTES
+        key_lengths = (heads >> np.uint64(48)).astype(np.int64)
+        found = Columns(
+            data,
+            key_starts,
+            key_lengths,
+            key_starts + key_lengths,
+            (heads & np.uint64(0xFFFFFFFF)).astype(np.int64),
+        )
+        flags = heads >> np.uint64(32) & np.uint64(0xFFFF)
+        if not flags.any():
+            return found
+        if (flags > _LARGE).any():
+            raise self._say_damaged(numbers[0])
+        return self._bring_large(found, np.flatnonzero(flags))
+
+    def _bring_large(self, found: Columns, rows: Ints) -> Columns:
+        """The same, with the values that lie on overflow pages."""
+        starts = found.value_starts.copy()
+        parts: list[Bytes] = [found.data]
+        end = len(found.data)
+        for row in rows.tolist():
+            at, size = int(starts[row]), int(found.value_lengths[row])
+            number = int.from_bytes(found.data[at : at + 8].tobytes(), "little")
+            stop = number * self._page_bytes + _HEADER_BYTES + size
+            pages = self._get_pages(-(-stop // self._page_bytes) - 1)
+            if int.from_bytes(pages[number, 10:12].tobytes(), "little") & _OVERFLOW == 0:
+                raise self._say_damaged(number)
+            parts.append(pages.reshape(-1)[stop - size : stop])
+            starts[row] = end
+            end += size
+        return Columns(np.concatenate(parts), found.key_starts, found.key_lengths, starts, found.value_lengths)
+
+    def _get_pages(self, last: int) -> NDArray[np.uint8]:
+        """The file as an array of pages, up to a page at least."""
+        pages = self._pages
+        if last >= len(pages):
+            count = os.fstat(self._fd).st_size // self._page_bytes
+            if last >= count:
+                raise self._say_damaged(last)
+            # What was mapped before goes when nobody looks at it any more.
+            mapped = mmap.mmap(self._fd, count * self._page_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
+            mapped.madvise(mmap.MADV_RANDOM)
+            self._pages = pages = np.frombuffer(mapped, np.uint8).reshape(count, self._page_bytes)
+        return pages
+
+    def _say_damaged(self, number: int) -> errors.Corrupt:
+        return errors.Corrupt(f"page {number} of the metadata store is not what it should be", subject=str(self._path))
+
+
+_NONE = np.empty(0, np.int64)
+_EMPTY = Columns(np.empty(0, np.uint8), _NONE, _NONE, _NONE, _NONE)
