@@ -261,6 +261,17 @@ def test_mtime_of_what_is_open_is_seen_by_its_name(place: Path) -> None:
     assert look(path).st_mtime_ns == during
 
 
+@table("ahead_s", [(100_000,), (100_000_000,), (8_000_000_000,), ((1 << 63) // 1_000_000_000 - 1,)])
+def test_a_directory_of_the_future_is_of_now_once_it_is_changed(place: Path, ahead_s: int) -> None:
+    path = place / "directory"
+    path.mkdir()
+    os.utime(path, (ahead_s, min(ahead_s + time.time(), (1 << 63) // 1_000_000_000 - 1)))
+    for name in ("one", "two"):
+        before = time.time() - 1
+        write(path / name, b"content")
+        assert before < look(path).st_mtime < before + 60
+
+
 def test_reading_sets_the_time_of_access(place: Path) -> None:
     # As with relatime: where it is not after the time of modification.
     path = write(place / "file", b"content")

@@ -122,6 +122,10 @@ _UNNAMED_NS = 3600 * 10**9
 _LIKELY = 4
 
 
+_CLOCK_NS = 24 * 3600 * 1_000_000_000
+"""Clocks are set back by less than this (a guess)."""
+
+
 class Directory:
     """A directory whose children are being changed: its record, its table and the counts, written by `Edit.finish`."""
 
@@ -134,9 +138,11 @@ class Directory:
         self.state = self.stored_state = get_state(txn, self.table)
 
     def set_changed(self, now_ns: int) -> None:
-        """Its children changed now. A directory's times never go back; those that come from the store stay as they are."""
+        """Its children changed now. A clock that is set back takes no directory's times back, but what somebody has set to be
+        in the future ends; times that come from the store stay as they are."""
         if not self.record.flags & records.STORE_TIMES:
-            now_ns = max(now_ns, self.record.mtime_ns + 1)
+            if self.record.mtime_ns - now_ns < _CLOCK_NS:
+                now_ns = max(now_ns, self.record.mtime_ns + 1)
             self.record = self.record._replace(mtime_ns=now_ns, ctime_ns=now_ns)
 
 
