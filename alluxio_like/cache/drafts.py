@@ -128,6 +128,20 @@ class Observation:
     copy: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """How a file below drafts/ becomes the cache file of a version. `values` are committed with it; `draft`: whose file it is,
+    None: a copy's."""
+
+    path: str
+    ref: FileRef
+    generation: int
+    sums: "array[int]"
+    values: Mapping[bytes, bytes | None]
+    unpersisted: bool
+    draft: Draft | None = None
+
+
 class Drafts:
     """All drafts of a worker, and what it has to upload."""
 
@@ -543,9 +557,9 @@ class Drafts:
             self._commit(directory, values)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path, dir_fd=directory.fd)
+            directory.note_draft(sealing.copy, 0)
         else:
-            self._move_to_files(directory, path, ref, sealing.copy, self._get_sums(draft), values, unpersisted=unpersisted)
-        directory.note_draft(sealing.copy, 0)
+            self._move_all([_Move(path, ref, sealing.copy, self._get_sums(draft), values, unpersisted)], directory)
 
     def adopt(self, record: UploadRecord, number: int) -> None:
         """A version that another worker has sealed, of which the directory of that number holds a copy. Durable on return."""
@@ -579,24 +593,48 @@ class Drafts:
     def end(self, draft: Draft) -> Ending:
         """Make it the cache file of its version, if nobody has it open for writing and it holds just that version; one that is
         unwanted, or empty, goes. A file that is open for reading stays so."""
+        with contextlib.ExitStack() as held:
+            ending = self._look_over(draft, held)
+            if isinstance(ending, Ending):
+                return ending
+            self._move_all([ending], self._dirs[draft.directory])
+            return Ending.DONE
+
+    def end_all(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """As `end`, with one wait for the disk: those that are over. What keeps the others, `end` says of each."""
+        done: list[Draft] = []
+        moves: dict[int, list[tuple[Draft, _Move]]] = {}
+        with contextlib.ExitStack() as held:
+            for draft in drafts:
+                with contextlib.suppress(errors.AlluxioLikeError):
+                    ending = self._look_over(draft, held)
+                    if ending is Ending.DONE:
+                        done.append(draft)
+                    elif isinstance(ending, _Move):
+                        moves.setdefault(draft.directory, []).append((draft, ending))
+            for number, found in moves.items():
+                with contextlib.suppress(errors.AlluxioLikeError):
+                    self._move_all([move for _, move in found], self._dirs[number])
+                    done += [draft for draft, _ in found]
+        return done
+
+    def _look_over(self, draft: Draft, held: contextlib.ExitStack) -> "Ending | _Move":
+        """Whether a draft is over; what is to become a cache file is said, and what is unwanted goes at once. Until `held` is
+        closed nobody opens it for writing."""
         directory = self._dirs[draft.directory]
         fd = self.open_draft(draft)
-        try:
-            with self._translated(directory):
-                if not syscalls.take_read_lease(fd):
-                    return Ending.IN_USE
-                # From here on nobody opens it for writing before the descriptor is closed.
-                stamp = files.get_stamp(fd)
-                record = draft.record
-                if not record.unwanted and (record.sealing is not None or record.stamp != stamp or self.is_early(draft)):
-                    return Ending.CHANGED
-                if record.unwanted or not stamp.size:
-                    self._delete(draft, directory)
-                else:
-                    self._become_cached(draft, directory, stamp)
+        held.callback(os.close, fd)
+        with self._translated(directory):
+            if not syscalls.take_read_lease(fd):
+                return Ending.IN_USE
+            stamp = files.get_stamp(fd)
+            record = draft.record
+            if not record.unwanted and (record.sealing is not None or record.stamp != stamp or self.is_early(draft)):
+                return Ending.CHANGED
+            if record.unwanted or not stamp.size:
+                self._delete(draft, directory)
                 return Ending.DONE
-        finally:
-            os.close(fd)
+            return self._make_move(draft, stamp)
 
     def delete(self, draft: Draft) -> None:
         """Drop a draft, whatever is in it: its inode is gone."""
@@ -612,61 +650,63 @@ class Drafts:
             os.unlink(draft.path, dir_fd=directory.fd)
         directory.note_draft(draft.record.generation, 0)
 
-    def _become_cached(self, draft: Draft, directory: CacheDirectory, stamp: Stamp) -> None:
+    def _make_move(self, draft: Draft, stamp: Stamp) -> "_Move":
+        """How a draft becomes a cache file."""
         record = draft.record
         ref = record.ref
         sums = self._get_sums(draft)
         if ref.size != stamp.size or len(sums) != get_page_count(stamp.size):
             raise errors.Internal("a draft has checksums of another content", subject=ref.key)
         values: dict[bytes, bytes | None] = {records.make_draft_key(ref.inode): None, records.make_sums_key(ref.inode): None}
-        unpersisted = ref.file_id in self.uploads
-        draft.sums, draft.becomes = sums, fmt.make_file_path(ref.file_id, record.generation)
-        try:
-            self._move_to_files(directory, draft.path, ref, record.generation, sums, values, unpersisted=unpersisted)
-        except BaseException:
-            draft.sums = None  # it stays a draft, and may come to hold something else
-            raise
-        directory.note_draft(record.generation, 0)
-        del self._drafts[ref.inode]
+        return _Move(draft.path, ref, record.generation, sums, values, ref.file_id in self.uploads, draft)
 
-    def _move_to_files(
-        self,
-        directory: CacheDirectory,
-        path: str,
-        ref: FileRef,
-        generation: int,
-        sums: "array[int]",
-        values: Mapping[bytes, bytes | None],
-        *,
-        unpersisted: bool,
-    ) -> None:
-        """Make a file below drafts/ the cache file of a version, committed with `values`."""
-        # Fetched from the store by others meanwhile, perhaps: one content has one cache file here.
-        self._owner.reserve(ref.file_id)
+    def _move_all(self, moves: "Sequence[_Move]", directory: CacheDirectory) -> None:
+        """Make files below drafts/ the cache files of their versions, in one transaction. Raises DiskError, NoSpace: those that
+        are drafts stay so."""
+        reserved: list[FileId] = []
+        puts: list[FilePut] = []
+        values: dict[bytes, bytes | None] = {}
         try:
-            target = fmt.make_file_path(ref.file_id, generation)
-            with self._translated(directory):
-                os.rename(path, target, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
-            self.checkpoint("end: renamed")
-            put = self._make_put(ref, generation, sums, directory, unpersisted=unpersisted)
-            self._commit(directory, values, [put])
+            for move in moves:
+                # Fetched from the store by others meanwhile, perhaps: one content has one cache file here.
+                self._owner.reserve(move.ref.file_id)
+                reserved.append(move.ref.file_id)
+            for move in moves:
+                target = fmt.make_file_path(move.ref.file_id, move.generation)
+                if move.draft is not None:
+                    move.draft.sums, move.draft.becomes = move.sums, target
+                with self._translated(directory):
+                    os.rename(move.path, target, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+                self.checkpoint("end: renamed")
+                puts.append(self._make_put(move, directory))
+                values |= move.values
+            self._commit(directory, values, puts)
             self.checkpoint("end: committed")
-            directory.give_back(-fmt.get_disk_bytes(ref.size))
+        except BaseException:
+            for move in moves:
+                if move.draft is not None:
+                    move.draft.sums = None  # it stays a draft, and may come to hold something else
+            raise
+        else:
+            for move in moves:
+                directory.give_back(-fmt.get_disk_bytes(move.ref.size))
+                directory.note_draft(move.generation, 0)
+                if move.draft is not None:
+                    del self._drafts[move.ref.inode]
         finally:
-            self._owner.allow(ref.file_id)
+            for file_id in reserved:
+                self._owner.allow(file_id)
 
-    def _make_put(
-        self, ref: FileRef, generation: int, sums: "array[int]", directory: CacheDirectory, *, unpersisted: bool
-    ) -> FilePut:
-        size = ref.size
+    def _make_put(self, move: "_Move", directory: CacheDirectory) -> FilePut:
+        ref, size = move.ref, move.ref.size
         now_s = self._clock.now_ns() // 1_000_000_000
         put = FilePut(
             ref.file_id,
-            FileRecord(size, generation, size, now_s, Role.HOME, ref.pinned, ref.fingerprint.token, unpersisted),
+            FileRecord(size, move.generation, size, now_s, Role.HOME, ref.pinned, ref.fingerprint.token, move.unpersisted),
         )
         trust = directory.get_index().trust
         for block in range(get_block_count(size)):
-            of_block = sums[block * PAGES_PER_BLOCK : (block + 1) * PAGES_PER_BLOCK]
+            of_block = move.sums[block * PAGES_PER_BLOCK : (block + 1) * PAGES_PER_BLOCK]
             put.blocks.append(BlockPut(block, trust, get_full_mask(size, block), of_block))
         return put
 

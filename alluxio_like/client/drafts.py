@@ -11,7 +11,7 @@ the worker lives is asked all the while; one that says nothing, or is gone, is w
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -151,6 +151,10 @@ class DraftFiles:
     async def end(self, worker_id: WorkerId, inode: InodeId) -> None:
         """Nothing here has the draft open for writing any more. Raises Unavailable; the worker finds out by itself, too."""
         await self._ask(worker_id, lambda stub: stub.end(inode, timeout_s=_END_S), wait_s=0.0)
+
+    async def end_all(self, worker_id: WorkerId, inodes: Sequence[InodeId]) -> None:
+        """As `end` of each of some, one at least."""
+        await self._ask(worker_id, lambda stub: stub.end_all(inodes, timeout_s=_END_S), wait_s=0.0)
 
     async def sync(self, worker_id: WorkerId, inode: InodeId) -> None:
         """That there is such a draft is durable when this returns. Raises Unavailable."""

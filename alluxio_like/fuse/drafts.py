@@ -15,7 +15,7 @@ import fcntl
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -37,6 +37,10 @@ _CLAIMED_BYTES = 8 << 20
 _AGAIN_PAUSE_S = 0.005
 _AGAIN_LONGEST_S = 2.0
 """Pauses before what a file is now is asked for again, which double from the first to the longest. Guesses."""
+LEFT_S = 0.2
+"""How long a draft that nobody writes any more stays one: who opens it again asks nobody, and its worker is told of several at
+once. A guess; small files that are made one after the other come at some hundreds a second."""
+_MOST_LEFT = 64
 _T = TypeVar("_T")
 Stamp = tuple[int, int, int]
 """Size, mtime and ctime of a file: others than before when it was written to."""
@@ -75,6 +79,11 @@ class Draft:
     reading: bool = False
     """Its descriptor is for reading only: nobody writes it through this daemon, but somebody may through the kernel."""
     sealing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether its last writer has gone; whoever opens it next may go on with it."""
+        return not self.writers and not self.reading
 
     def stat(self) -> os.stat_result:
         return os.fstat(self.fd)
@@ -149,6 +158,9 @@ class Drafts:
         self._drafts: dict[InodeId, Draft] = {}
         self._locks: WeakValueDictionary[InodeId, asyncio.Lock] = WeakValueDictionary()
         self._under_way: set[asyncio.Task[Any]] = set()
+        self._left: dict[InodeId, Draft] = {}
+        """Those whose worker is to be told that nobody writes them any more."""
+        self._telling: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._drafts)
@@ -160,6 +172,11 @@ class Drafts:
     def list_all(self) -> list[Draft]:
         """Those of all inodes that have one here."""
         return list(self._drafts.values())
+
+    def find(self, entry: Entry) -> Draft | None:
+        """The draft that says what a file is now. One that was left is none any more once others have written the file."""
+        draft = self._drafts.get(entry.attr.inode)
+        return None if draft is not None and draft.is_left and draft.version < entry.attr.version else draft
 
     def show(self, attr: Attr) -> Attr:
         """Attributes as they are with what was written: size and times of the draft."""
@@ -213,6 +230,9 @@ class Drafts:
             raise ReadOnly("what is below .snapshots is frozen: copy it elsewhere to change it", subject=entry.name)
         async with self._lock(inode):
             draft = self._drafts.get(inode)
+            if draft is not None and self.find(entry) is None:
+                await self._end([draft])
+                draft = None
             if draft is None:
                 draft = await self._begin(entry.ref, truncate=truncate, known=known, is_new=is_new)
                 if is_new:
@@ -275,8 +295,7 @@ class Drafts:
         while draft.reading and not draft.over:
             async with self._lock(draft.inode):
                 if draft.reading and not draft.over and not _is_written(draft.fd):
-                    await self._end(draft)
-                    self._close_unused(draft)
+                    await self._end([draft])
                     return
             await asyncio.sleep(_LOOK_S)
 
@@ -361,22 +380,57 @@ class Drafts:
                 pass
             async with self._lock(draft.inode):
                 draft.writers -= 1
-                if not draft.writers:
-                    await self._end(draft)
+                if draft.is_left:
+                    self._tell_later(draft)
         finally:
             self._leave(draft)
 
-    async def _end(self, draft: Draft) -> None:
-        # From here on this process does not keep it from being over; those who read it go on.
-        self._stop_writing(draft)
+    def _tell_later(self, draft: Draft) -> None:
+        self._left[draft.inode] = draft
+        if len(self._left) >= _MOST_LEFT:
+            self._begin_telling()
+        elif self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(LEFT_S, self._begin_telling)
+
+    def _begin_telling(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        left, self._left = list(self._left.values()), {}
+        if left:
+            self._start(self._end_left(left))
+
+    async def _end_left(self, drafts: Iterable[Draft]) -> None:
+        """End those that nobody has taken up again."""
+        async with contextlib.AsyncExitStack() as held:
+            ending: dict[WorkerId, list[Draft]] = {}
+            for draft in drafts:
+                lock = self._lock(draft.inode)
+                if lock.locked():
+                    # Not waited for: others are held here. Whoever has it takes it up, or it is left once more.
+                    self._tell_later(draft)
+                    continue
+                await held.enter_async_context(lock)
+                if draft.is_left and self._drafts.get(draft.inode) is draft:
+                    ending.setdefault(draft.worker_id, []).append(draft)
+            for of_worker in ending.values():
+                await self._end(of_worker)
+
+    async def _end(self, drafts: Sequence[Draft]) -> None:
+        """Under the locks of their inodes; drafts of one worker."""
+        # From here on this process does not keep them from being over; those who read them go on.
+        for draft in drafts:
+            self._stop_writing(draft)
         try:
-            await self._files.end(draft.worker_id, draft.inode)
+            await self._files.end_all(drafts[0].worker_id, [draft.inode for draft in drafts])
         except AlluxioLikeError as error:
-            log.info("a worker was not told that a file is not written any more: %s", error, extra={"inode": draft.inode})
-        draft.over = True
-        if self._drafts.get(draft.inode) is draft:
-            del self._drafts[draft.inode]
-            self._notes.forget_written(draft.inode)
+            log.info("a worker was not told that files are not written any more: %s", error, extra={"files": len(drafts)})
+        for draft in drafts:
+            draft.over = True
+            if self._drafts.get(draft.inode) is draft:
+                del self._drafts[draft.inode]
+                self._notes.forget_written(draft.inode)
+            self._close_unused(draft)
 
     @staticmethod
     def _stop_writing(draft: Draft) -> None:
@@ -437,7 +491,10 @@ class Drafts:
             self._leave(draft)
 
     async def set_times(self, draft: Draft, atime_ns: int | None, mtime_ns: int) -> None:
-        """Give a draft the times that were set for its file."""
+        """Give a draft the times that were set for its file. (One that was left holds just what was sealed, and is to stay so: the
+        name has them.)"""
+        if draft.is_left and not draft.is_changed:
+            return
         await self.use(draft, lambda fd: os.utime(fd, ns=(mtime_ns if atime_ns is None else atime_ns, mtime_ns)))
 
     async def sync(self, draft: Draft, *, data_only: bool) -> None:
@@ -466,10 +523,13 @@ class Drafts:
 
     async def close(self) -> None:
         """Give the descriptors back; what is not sealed stays with its worker. Does not raise."""
+        self._begin_telling()
         for draft in self._drafts.values():
             draft.over = True
         if self._under_way:
             await asyncio.wait(list(self._under_way), timeout=5.0)
+        if self._telling is not None:
+            self._telling.cancel()
         drafts, self._drafts = list(self._drafts.values()), {}
         for draft in drafts:
             if draft.fd >= 0:

@@ -6,7 +6,7 @@ once, and remembered. Nobody else's leases are recalled: there is one mount. Use
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -239,3 +239,7 @@ class MemoryWriting:
         if whole is not None and path.exists():
             path.rename(whole)
         path.unlink(missing_ok=True)
+
+    async def end_all(self, worker_id: WorkerId, inodes: Sequence[InodeId]) -> None:
+        for inode in inodes:
+            await self.end(worker_id, inode)

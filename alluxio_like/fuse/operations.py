@@ -161,7 +161,7 @@ class Operations:
 
     def _show(self, entry: Entry | None, valid_s: float) -> Answer:
         """An answer for the kernel: with what is being written, which it is not to remember."""
-        if entry is not None and self.drafts is not None and self.drafts.lookup(entry.attr.inode) is not None:
+        if entry is not None and self.drafts is not None and self.drafts.find(entry) is not None:
             return Answer(replace(entry, attr=self.drafts.show(entry.attr)), 0.0)
         return Answer(entry, self._limit(valid_s))
 
@@ -354,11 +354,11 @@ class Operations:
 
     def find_draft(self, entry: Entry) -> Draft | None:
         """What is being written of a file here."""
-        return None if self.drafts is None else self.drafts.lookup(entry.attr.inode)
+        return None if self.drafts is None else self.drafts.find(entry)
 
     def attach(self, file: FileHandle) -> None:
         """Have a handle that was just opened read what is being written, if the file is."""
-        draft = None if self.drafts is None else self.drafts.lookup(file.entry.attr.inode)
+        draft = self.find_draft(file.entry)
         if draft is not None and self.drafts is not None:
             self.drafts.attach(file, draft)
 

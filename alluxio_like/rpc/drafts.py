@@ -40,6 +40,10 @@ class DraftsHandler(Protocol):
         """The caller has closed its descriptors. One that is not there is fine."""
         ...
 
+    async def end_all(self, inodes: Sequence[InodeId]) -> None:
+        """As `end` of each."""
+        ...
+
     async def sync(self, inode: InodeId) -> None:
         """What is known of a draft outlives the loss of power when this returns. One that is not there is fine."""
         ...
@@ -76,7 +80,10 @@ class _Drafts:
         )
 
     async def End(self, request: writing_pb2.EndDraftRequest, _: Any) -> writing_pb2.EndDraftReply:
-        await self._handler.end(InodeId(request.inode))
+        if request.others:
+            await self._handler.end_all([InodeId(inode) for inode in (request.inode, *request.others)])
+        else:
+            await self._handler.end(InodeId(request.inode))
         return writing_pb2.EndDraftReply()
 
     async def Sync(self, request: writing_pb2.SyncDraftRequest, _: Any) -> writing_pb2.SyncDraftReply:
@@ -117,6 +124,9 @@ class DraftsStub:
 
     async def end(self, inode: InodeId, *, timeout_s: float | None = None) -> None:
         await self._call("End", writing_pb2.EndDraftRequest(inode=inode), timeout_s)
+
+    async def end_all(self, inodes: Sequence[InodeId], *, timeout_s: float | None = None) -> None:
+        await self._call("End", writing_pb2.EndDraftRequest(inode=inodes[0], others=inodes[1:]), timeout_s)
 
     async def sync(self, inode: InodeId, *, timeout_s: float | None = None) -> None:
         await self._call("Sync", writing_pb2.SyncDraftRequest(inode=inode), timeout_s)

@@ -11,7 +11,7 @@ import functools
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -156,6 +156,29 @@ class DraftsService:
     async def end(self, inode: InodeId) -> None:
         """See DraftsHandler."""
         await self._to_end(self._end_locked(inode))
+
+    async def end_all(self, inodes: Sequence[InodeId]) -> None:
+        """See DraftsHandler."""
+        await self._to_end(self._end_all(inodes))
+
+    async def _end_all(self, inodes: Sequence[InodeId]) -> None:
+        """Most were sealed and are over: these become cache files together. The others go on one by one."""
+        left = list(dict.fromkeys(inodes))
+        async with AsyncExitStack() as held:
+            ending: list[Draft] = []
+            for inode in left:
+                draft = self._drafts.lookup(inode)
+                # (One that is locked is not waited for: others are held here.)
+                if draft is not None and inode not in self._locks:
+                    await held.enter_async_context(self._locked(inode))
+                    ending.append(draft)
+            done = await self._disk.submit(lambda: self._drafts.end_all(ending), alone=True) if ending else []
+            for draft in done:
+                await self._note_over(draft)
+        over = {draft.inode for draft in done}
+        for inode in left:
+            if inode not in over:
+                await self._end_locked(inode)
 
     async def _end_locked(self, inode: InodeId) -> None:
         async with self._locked(inode):
@@ -387,18 +410,22 @@ class DraftsService:
             if ending is Ending.IN_USE:
                 return
             if ending is Ending.DONE:
-                self._asked_s.pop(draft.inode, None)
-                cached = self._store.lookup(draft.record.ref.file_id)
-                if cached is not None:
-                    if cached.unpersisted and self._drafts.lookup_upload(cached.file_id) is None:
-                        # The store had it while the file was being moved.
-                        await self._disk.submit(functools.partial(self._store.set_persisted, cached.file_id))
-                    self._evictor.record_state(cached)
-                # An upload that came while the file was being moved did not find it.
-                self._uploader.look_at(draft.inode)
+                await self._note_over(draft)
                 return
             if not await self._seal_quietly(draft):
                 return
+
+    async def _note_over(self, draft: Draft) -> None:
+        """Under the inode's lock. It has become a cache file, or has gone."""
+        self._asked_s.pop(draft.inode, None)
+        cached = self._store.lookup(draft.record.ref.file_id)
+        if cached is not None:
+            if cached.unpersisted and self._drafts.lookup_upload(cached.file_id) is None:
+                # The store had it while the file was being moved.
+                await self._disk.submit(functools.partial(self._store.set_persisted, cached.file_id))
+            self._evictor.record_state(cached)
+        # An upload that came while the file was being moved did not find it.
+        self._uploader.look_at(draft.inode)
 
     async def _seal_quietly(self, draft: Draft) -> bool:
         """Under the inode's lock. Seal what nobody has sealed; False: the inode is gone, and the draft with it."""

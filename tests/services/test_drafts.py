@@ -203,6 +203,33 @@ async def test_what_a_killed_writer_left_is_sealed_though_the_file_is_still_open
         assert not one.store.drafts.list_drafts()
 
 
+async def test_drafts_that_end_together_become_cache_files_and_keep_nobody_waiting_who_is_not_over(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path) as one:
+        fds = {}
+        for inode in (5, 6, 7, 8):
+            place = await one.service.begin(one.changes.create(inode, f"together-{inode}"), truncate=True)
+            fds[inode] = one.open(place)
+            os.pwrite(fds[inode], b"%d" % inode, 0)
+            if inode != 7:  # what a killed writer left
+                await one.service.seal(f"op-{inode}", InodeId(inode))
+        for inode in (5, 7, 8):
+            os.close(fds[inode])
+        async with one.service._locked(InodeId(8)):
+            ending = asyncio.create_task(one.service.end_all([InodeId(inode) for inode in (5, 6, 7, 8, 5, 99)]))
+            await wait_until(lambda: one.store.drafts.lookup(InodeId(5)) is None and one.store.drafts.lookup(InodeId(7)) is None)
+            # Somebody has it open for writing; somebody is just at it.
+            assert {draft.inode for draft in one.store.drafts.list_drafts()} == {6, 8}
+        await ending
+        assert {draft.inode for draft in one.store.drafts.list_drafts()} == {6}
+        await wait_until(lambda: not one.store.drafts.list_uploads())
+        for inode in (5, 7, 8):
+            assert one.ufs.get(f"together-{inode}") == b"%d" % inode
+            assert one.store.lookup(FileId(InodeId(inode), VersionId(2))) is not None
+        os.close(fds[6])
+        await one.service.end(InodeId(6))
+        assert not one.store.drafts.list_drafts()
+
+
 async def test_a_draft_whose_inode_is_gone_goes_with_it(tmp_path: Path) -> None:
     async with running_drafts(tmp_path) as one:
         place = await one.service.begin(one.changes.create(5, "gone"), truncate=True)

@@ -4,6 +4,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -312,6 +313,75 @@ def test_killed_while_a_draft_becomes_a_cache_file_it_is_one_or_the_other(kills:
     assert cached is not None
     assert cached.unpersisted
     assert cached.read(0, len(DATA)) == DATA
+    kills.check_space()
+
+
+@pytest.mark.parametrize("name", ["end: renamed", "end: committed"])
+def test_killed_while_several_drafts_become_cache_files_together_each_is_one_or_the_other(kills: Kills, name: str) -> None:
+    drafts, refs = kills.store.drafts, []
+    for inode in (7, 8, 9):
+        ref = replace(make_ref(1, 0), inode=InodeId(inode), key=f"key-{inode}")
+        draft = drafts.begin(ref, None, truncate=True)
+        fd = open_draft(kills.store.directory_fds[0], draft.path)
+        os.pwrite(fd, DATA, 0)
+        os.close(fd)
+        seen = drafts.observe(draft)
+        assert seen is not None
+        drafts.note_sealing(draft, "op", seen)
+        refs.append(replace(make_ref(2, len(DATA), own=True), inode=InodeId(inode), key=f"key-{inode}"))
+        drafts.note_sealed(draft, refs[-1], UploadRecord(refs[-1], "through", 1, "0" * 32), unwanted=False)
+    drafts.sync(kills.get_draft())
+    kills.kill_at(name, lambda: drafts.end_all(drafts.list_drafts()))
+    for ref in refs:
+        if name == "end: renamed":
+            assert kills.read_draft(ref.inode) == DATA
+            assert kills.get_draft(ref.inode).record.ref == ref
+    left = kills.store.drafts.list_drafts()
+    assert len(left) == (3 if name == "end: renamed" else 0)
+    # The first of them was renamed to and fro: it may have to be sealed once more.
+    for draft in left:
+        if kills.store.drafts.end(draft) is Ending.CHANGED:
+            seen = kills.store.drafts.observe(draft)
+            assert seen is not None
+            kills.store.drafts.note_sealing(draft, "op", seen)
+            kills.store.drafts.note_sealed(draft, draft.record.ref, None, unwanted=False)
+            assert kills.store.drafts.end(draft) is Ending.DONE
+    for ref in refs:
+        cached = kills.store.lookup(ref.file_id)
+        assert cached is not None
+        assert cached.unpersisted
+        assert cached.read(0, len(DATA)) == DATA
+    kills.check_space()
+
+
+def test_several_drafts_become_cache_files_in_one_transaction_but_for_those_that_may_not(kills: Kills) -> None:
+    drafts = kills.store.drafts
+    refs = [replace(make_ref(1, 0), inode=InodeId(inode), key=f"key-{inode}") for inode in range(1, 6)]
+    made = [drafts.begin(ref, None, truncate=True) for ref in refs]
+    for draft in made:
+        fd = open_draft(kills.store.directory_fds[0], draft.path)
+        os.pwrite(fd, DATA, 0)
+        os.close(fd)
+        seen = drafts.observe(draft)
+        assert seen is not None
+        drafts.note_sealing(draft, "op", seen)
+        drafts.note_sealed(
+            draft,
+            replace(draft.record.ref, version=VersionId(2), fingerprint=Fingerprint("own-2", len(DATA))),
+            None,
+            unwanted=False,
+        )
+    written = open_draft(kills.store.directory_fds[0], made[1].path)
+    changed = open_draft(kills.store.directory_fds[0], made[3].path)
+    os.pwrite(changed, b"x", 0)
+    os.close(changed)
+    commits: list[str] = []
+    drafts.checkpoint = commits.append
+    assert drafts.end_all(made) == [made[0], made[2], made[4]]
+    assert commits.count("end: committed") == 1
+    os.close(written)
+    assert drafts.end(made[1]) is Ending.DONE
+    assert drafts.end(made[3]) is Ending.CHANGED
     kills.check_space()
 
 

@@ -3,17 +3,19 @@
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from alluxio_like.client.drafts import OpenedDraft
 from alluxio_like.errors import Stale
 from alluxio_like.fuse import drafts as drafts_module
 from alluxio_like.fuse.attributes import count_stat_blocks
 from alluxio_like.fuse.drafts import Draft, Drafts, get_stamp, take_newest
 from alluxio_like.rpc.messages_writing import DraftSealed
-from alluxio_like.types import Attr, Entry, InodeId, Kind, VersionId, WorkerId
+from alluxio_like.types import Attr, Entry, FileRef, Fingerprint, InodeId, Kind, MountId, VersionId, WorkerId
 
 
 async def test_an_operation_has_its_descriptor_from_the_moment_it_is_asked_for(tmp_path: Path) -> None:
@@ -35,14 +37,14 @@ class _Files:
 
     def __init__(self) -> None:
         self.answer = asyncio.Event()
-        self.ended = False
+        self.ended: list[InodeId] = []
 
     async def seal(self, *_: object, **__: object) -> DraftSealed:
         await self.answer.wait()
         return DraftSealed(None, 0)
 
-    async def end(self, *_: object) -> None:
-        self.ended = True
+    async def end_all(self, _: WorkerId, inodes: Sequence[InodeId]) -> None:
+        self.ended += inodes
 
 
 async def test_a_draft_says_how_large_the_file_is_until_its_seal_is_told(tmp_path: Path) -> None:
@@ -62,9 +64,84 @@ async def test_a_draft_says_how_large_the_file_is_until_its_seal_is_told(tmp_pat
     assert not files.ended
     files.answer.set()
     await release
+    await drafts.close()
     assert drafts.lookup(draft.inode) is None
-    assert files.ended
+    assert files.ended == [5]
     assert draft.fd == -1
+
+
+class _Worker:
+    """One that begins drafts, and notes what it is asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.asked: list[object] = []
+
+    async def begin(self, ref: FileRef, *, truncate: bool) -> OpenedDraft:
+        self.asked.append(("begin", ref.inode, ref.version))
+        return OpenedDraft(WorkerId("w1"), os.open(self.directory / f"{ref.inode}.{ref.version}", os.O_RDWR | os.O_CREAT))
+
+    async def claim(self, *_: object, **__: object) -> None:
+        return None
+
+    async def end_all(self, _: WorkerId, inodes: Sequence[InodeId]) -> None:
+        self.asked.append(("end", *inodes))
+
+
+def make_entry(inode: int, version: int = 1) -> Entry:
+    ref = FileRef(InodeId(inode), VersionId(version), MountId(1), f"key-{inode}", Fingerprint("", 0))
+    return Entry(f"name-{inode}", Attr(ref.inode, Kind.FILE, 0o644, 0, 0, 0, 0, 0, 1, ref.version), ref)
+
+
+async def test_files_closed_one_after_the_other_are_ended_together(tmp_path: Path) -> None:
+    worker = _Worker(tmp_path)
+    drafts = Drafts(cast(Any, worker), lambda _: (), lambda *_: None)
+    made = [await drafts.open(make_entry(inode), truncate=True, created=True) for inode in (1, 2, 3)]
+    del worker.asked[:]
+    for draft in made:
+        await drafts.begin_release(draft)
+    assert [drafts.lookup(draft.inode) for draft in made] == made
+    async with asyncio.timeout(10):
+        while len(drafts):
+            await asyncio.sleep(0.01)
+    assert worker.asked == [("end", 1, 2, 3)]
+    assert [draft.fd for draft in made] == [-1] * 3
+    await drafts.close()
+
+
+async def test_who_opens_a_file_again_that_was_just_closed_asks_nobody_and_keeps_its_draft(tmp_path: Path) -> None:
+    worker = _Worker(tmp_path)
+    drafts = Drafts(cast(Any, worker), lambda _: (), lambda *_: None)
+    first, other = [await drafts.open(make_entry(inode), truncate=True, created=True) for inode in (1, 2)]
+    await drafts.begin_release(first)
+    await drafts.begin_release(other)
+    del worker.asked[:]
+    assert await drafts.open(make_entry(1), truncate=False) is first
+    os.pwrite(first.fd, b"more", 0)
+    async with asyncio.timeout(10):
+        while len(drafts) > 1:
+            await asyncio.sleep(0.01)
+    assert worker.asked == [("end", 2)]
+    os.pwrite(first.fd, b"and more", 4)
+    await drafts.begin_release(first)
+    await drafts.close()
+    assert worker.asked == [("end", 2), ("end", 1)], "nobody loses time with what is closed when the daemon ends"
+
+
+async def test_what_was_left_of_a_file_is_not_shown_nor_written_once_others_have_written_it(tmp_path: Path) -> None:
+    worker = _Worker(tmp_path)
+    drafts = Drafts(cast(Any, worker), lambda _: (), lambda *_: None)
+    draft = await drafts.open(make_entry(1), truncate=True, created=True)
+    assert drafts.find(make_entry(1, 2)) is draft, "while it is open here its writer sees what it writes"
+    await drafts.begin_release(draft)
+    assert drafts.find(make_entry(1)) is draft
+    assert drafts.find(make_entry(1, 2)) is None
+    del worker.asked[:]
+    newer = await drafts.open(make_entry(1, 2), truncate=False)
+    assert newer is not draft
+    assert worker.asked == [("end", 1), ("begin", 1, 2)]
+    await drafts.begin_release(newer)
+    await drafts.close()
 
 
 @pytest.mark.parametrize("gone", [0, 1, 5])

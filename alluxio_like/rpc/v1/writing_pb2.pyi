@@ -415,10 +415,12 @@ class SealDraftReply(_message.Message):
     def __init__(self, file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., unchanged: _Optional[bool] = ..., mtime_ns: _Optional[int] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ..., told: _Optional[_Iterable[_Union[Told, _Mapping]]] = ..., over_quota: _Optional[bool] = ...) -> None: ...
 
 class EndDraftRequest(_message.Message):
-    __slots__ = ("inode",)
+    __slots__ = ("inode", "others")
     INODE_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     inode: int
-    def __init__(self, inode: _Optional[int] = ...) -> None: ...
+    others: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, inode: _Optional[int] = ..., others: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class EndDraftReply(_message.Message):
     __slots__ = ()

@@ -965,7 +965,7 @@ class DraftsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def End(self, request, context):
-        """The caller has no descriptor of it any more: it becomes an ordinary cache file, sealed first if that was left out.
+        """The caller has no descriptor of them any more: they become ordinary cache files, sealed first if that was left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
