@@ -408,18 +408,26 @@ class ChangesService:
         now_ns = self._clock.now_ns()
 
         def work(txn: WriteTransaction) -> tuple[Outcome, A]:
-            raw = operations.run_once(txn, operation_id, method, now_ns, lambda: _pack_outcome(apply(txn, now_ns)))
-            outcome = _unpack_outcome(raw)
+            made: list[Outcome] = []
+
+            def make() -> bytes:
+                made.append(apply(txn, now_ns))
+                return _pack_outcome(made[0])
+
+            raw = operations.run_once(txn, operation_id, method, now_ns, make)
+            outcome = made[0] if made else _unpack_outcome(raw)
             return outcome, view(txn, outcome)
 
         async def commit() -> A:
             outcome, answer = await self._meta.write(work)
             self._follower.wake()
-            if not durable:
-                self._meta.flush_soon()
-                await self._coherence.invalidate(outcome.recalls, source=lease, wait=True)
+            telling = self._coherence.begin(outcome.recalls, source=lease)
+            if durable:
+                # (Those who are told confirm it meanwhile.)
+                await self._meta.flush()
             else:
-                await asyncio.gather(self._meta.flush(), self._coherence.invalidate(outcome.recalls, source=lease, wait=True))
+                self._meta.flush_soon()
+            await self._coherence.wait_confirmed(telling)
             return replace(answer, told=self._teller.tell(outcome.recalls, lease))
 
         return await run_to_end(commit())

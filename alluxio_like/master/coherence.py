@@ -9,13 +9,14 @@ It says so once nothing is relied on that they were told (client/coherence.py), 
 and is known to its client, to us, and to workers that seal for it. The session of a client that is there, with a stream, goes on,
 whoever says what; the stream of a process that was killed ends with it, or the same is said again with the next renewal.
 
-Rule of concurrency: event loop alone; no method but `watch` and `invalidate` awaits.
+Rule of concurrency: event loop alone; no method but `watch`, `invalidate` and `wait_confirmed` awaits.
 """
 
 import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.clock import Clock
@@ -46,6 +47,13 @@ class _Stream:
     def end(self) -> None:
         self.ended = True
         self.change.set()
+
+
+class Telling(NamedTuple):
+    """Who is being told of a change, and until when leases may last that a master before this one gave."""
+
+    duties: list[Duty]
+    start_s: float
 
 
 class Coherence:
@@ -93,12 +101,23 @@ class Coherence:
     async def invalidate(self, recalls: Iterable[Recall], *, source: str = "", wait: bool) -> None:
         """As `tell`; with `wait` it returns when no other client can still use what was true before: each has confirmed, or its
         lease has run out. Never later than one lease time, and once more that after a start of the master, from it on."""
-        start_wait_s = self._table.get_start_wait_s(self._clock.monotonic()) if wait else 0.0
-        duties = self.tell(recalls, source=source)
-        if start_wait_s > 0:
+        told = self.begin(recalls, source=source)
+        if wait:
+            await self.wait_confirmed(told)
+
+    def begin(self, recalls: Iterable[Recall], *, source: str = "") -> "Telling":
+        """As `tell`, of what is to be waited for with `wait_confirmed`."""
+        now_s = self._clock.monotonic()
+        start_s = now_s + self._table.get_start_wait_s(now_s)
+        return Telling(self.tell(recalls, source=source), start_s)
+
+    async def wait_confirmed(self, told: "Telling") -> None:
+        """The end of `invalidate`."""
+        if (left_s := told.start_s - self._clock.monotonic()) > 0:
             # Clients of the master before this one may hold what nobody here knows of.
-            await asyncio.sleep(start_wait_s)
-        while wait:
+            await asyncio.sleep(left_s)
+        duties = told.duties
+        while duties:
             now_s = self._clock.monotonic()
             duties = self._table.list_unconfirmed(duties, now_s)
             if not duties:

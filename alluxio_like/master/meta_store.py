@@ -6,11 +6,13 @@ whose caller is cancelled still happens or fails as a whole.
 """
 
 import asyncio
+import contextlib
 import logging
+import queue
+import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from alluxio_like import errors
 from alluxio_like.kv.api import KeyValueStore, ReadTransaction, WriteTransaction
@@ -29,17 +31,64 @@ async def run_to_end(work: Coroutine[object, object, T]) -> T:
     return await asyncio.shield(asyncio.ensure_future(work))
 
 
+class _Thread:
+    """Runs functions one after the other. (An executor does more for each than most writes do themselves.) Event loop alone."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, function: Callable[[], T]) -> "asyncio.Future[T]":
+        """A future of what it returns or raises. Cancelling it does not stop the function."""
+        loop = asyncio.get_running_loop()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, args=(loop,), name=self._name, daemon=True)
+            self._thread.start()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.put((function, future))
+        return future
+
+    async def end(self) -> None:
+        """After what was submitted."""
+        self._queue.put(None)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        while (item := self._queue.get()) is not None:
+            function, future = item
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as failure:  # noqa: BLE001 (handed to whoever waits)
+                error = failure
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+                loop.call_soon_threadsafe(_settle, future, result, error)
+            del item, function, future, result, error
+
+
+def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
 class MetaStore:
     """A KeyValueStore with a writer thread."""
 
     def __init__(self, store: KeyValueStore) -> None:
         self._store = store
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="meta-writer")
+        self._writer = _Thread("meta-writer")
         self._closed = False
-        self._flushing = asyncio.Lock()
-        """Held while the store is flushed: those who come meanwhile wait for the next flush, together."""
-        self._next_flush: asyncio.Task[None] | None = None
-        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="meta-flusher")
+        # Not in the writer's thread: writes need not wait for the disk.
+        self._flusher = _Thread("meta-flusher")
+        self._is_flushing = False
+        self._next_flush: asyncio.Future[None] | None = None
+        """What those wait for, together, who have written while the store is flushed."""
         self._soon: asyncio.TimerHandle | None = None
 
     def read(self) -> AbstractContextManager[ReadTransaction]:
@@ -50,7 +99,7 @@ class MetaStore:
         """What `apply` returns, once its transaction is committed; nothing is changed when it raises."""
         if self._closed:
             raise errors.Unavailable("the master is stopping")
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self.write_now, apply)
+        return await self._writer.submit(lambda: self.write_now(apply))
 
     def write_now(self, apply: Callable[[WriteTransaction], T]) -> T:
         """The same in the calling thread; for the start, when nothing else runs."""
@@ -59,9 +108,29 @@ class MetaStore:
 
     async def flush(self) -> None:
         """Make what was written before survive a power loss too. Of calls at the same time all but the first share one."""
+        await asyncio.shield(self._ask_for_flush())
+
+    def _ask_for_flush(self) -> "asyncio.Future[None]":
         if self._next_flush is None:
-            self._next_flush = asyncio.ensure_future(self._flush_next())
-        await asyncio.shield(self._next_flush)
+            self._next_flush = asyncio.get_running_loop().create_future()
+        asked = self._next_flush
+        if not self._is_flushing:
+            self._flush_next()
+        return asked
+
+    def _flush_next(self) -> None:
+        # Whoever comes from here on may have written too late for this one.
+        asked, self._next_flush = self._next_flush, None
+        assert asked is not None
+        self._is_flushing = True
+
+        def end(flushed: "asyncio.Future[None]") -> None:
+            self._is_flushing = False
+            _settle(asked, None, flushed.exception())
+            if self._next_flush is not None:
+                self._flush_next()
+
+        self._flusher.submit(self._store.flush).add_done_callback(end)
 
     def flush_soon(self) -> None:
         """Have it made durable within FLUSH_SOON_S, without waiting for that."""
@@ -71,20 +140,12 @@ class MetaStore:
     def _begin_flush(self) -> None:
         self._soon = None
         if not self._closed:
-            task = asyncio.ensure_future(self.flush())
-            task.add_done_callback(_log_failure)
-
-    async def _flush_next(self) -> None:
-        async with self._flushing:
-            # Whoever comes from here on may have written too late for this one.
-            self._next_flush = None
-            # Not in the writer's thread: writes need not wait for the disk.
-            await asyncio.get_running_loop().run_in_executor(self._flusher, self._store.flush)
+            self._ask_for_flush().add_done_callback(_log_failure)
 
     async def keep(self) -> None:
         """Look whether this process may still write. Raises Conflict when another took its place, Unavailable when the store is
         away."""
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._store.keep)
+        await self._writer.submit(self._store.keep)
 
     def get_size_bytes(self) -> int:
         return self._store.get_size_bytes()
@@ -96,12 +157,14 @@ class MetaStore:
         self._closed = True
         if self._soon is not None:
             self._soon.cancel()
-        await asyncio.to_thread(self._writer.shutdown)
-        await asyncio.to_thread(self._flusher.shutdown)
+        await self._writer.end()
+        if self._next_flush is not None:
+            await self.flush()  # behind the one that is under way
+        await self._flusher.end()
         await asyncio.to_thread(self._store.flush)
         self._store.close()
 
 
-def _log_failure(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
+def _log_failure(flushed: "asyncio.Future[None]") -> None:
+    if not flushed.cancelled() and (error := flushed.exception()) is not None:
         log.warning("the namespace could not be made durable: %s", error)

@@ -213,6 +213,8 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(self._guard(method, handler.unary_unary), **codec)
 
     def _guard(self, method: str, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        count = self._make_counter(method.rpartition(".")[2])
+
         async def serve(request: Any, context: Any) -> Any:
             started = time.monotonic()
             metadata = dict(context.invocation_metadata() or ())
@@ -237,16 +239,28 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                 failure = Internal(f"{type(error).__name__} while serving {method.rpartition('.')[2]}: see the service's log")
                 outcome = "INTERNAL"
             finally:
-                self._count(method, outcome, time.monotonic() - started)
+                count(outcome, time.monotonic() - started)
             return await _abort(context, failure)
 
         return serve
 
-    def _count(self, method: str, outcome: str, seconds: float) -> None:
-        if self._metrics is not None:
-            name = method.rpartition(".")[2]
-            self._metrics.rpc_requests.labels(name, outcome).inc()
-            self._metrics.rpc_latency.labels(name).observe(seconds)
+    def _make_counter(self, name: str) -> Callable[[str, float], None]:
+        """What counts the calls of one method, by their outcome and seconds."""
+        if self._metrics is None:
+            return lambda _outcome, _seconds: None
+        requests, latency = self._metrics.rpc_requests, self._metrics.rpc_latency
+        # To find a counter by its labels costs more than to count.
+        known: dict[str, tuple[Callable[[], None], Callable[[float], None]]] = {}
+
+        def count(outcome: str, seconds: float) -> None:
+            counters = known.get(outcome)
+            if counters is None:
+                counters = known[outcome] = requests.labels(name, outcome).inc, latency.labels(name).observe
+            increment, observe = counters
+            increment()
+            observe(seconds)
+
+        return count
 
 
 async def _abort(context: Any, error: AlluxioLikeError) -> NoReturn:

@@ -789,7 +789,7 @@ async def test_names_are_durable_soon_and_at_once_when_asked(
 
     async def settle() -> None:
         """What was written before is durable."""
-        await wait_until(lambda: meta._soon is None and meta._next_flush is None and not meta._flushing.locked(), "the flush")
+        await wait_until(lambda: meta._soon is None and meta._next_flush is None and not meta._is_flushing, "the flush")
         flushes.clear()
 
     monkeypatch.setattr(meta._store, "flush", flush)
