@@ -519,7 +519,8 @@ class Drafts:
         draft.record = record
 
     def note_sealed(self, draft: Draft, ref: FileRef, upload: UploadRecord | None, *, unwanted: bool) -> None:
-        """It has become that version. `upload`: the store is to have it, or never will, and does not yet."""
+        """It has become that version. `upload`: the store is to have it, or never will, and does not yet. Quick, unless a copy
+        was sealed."""
         sealing = draft.record.sealing
         assert sealing is not None
         stamp = None if sealing.copy else sealing.stamp
@@ -586,7 +587,7 @@ class Drafts:
         if found is not None:
             # The flag first: a record without a flag is looked at again, a flag without a record by nobody.
             self._owner.set_persisted(file_id)
-            self._commit(self._dirs[found[1]], {records.make_upload_key(file_id): None})
+            self._commit_soon(self._dirs[found[1]], {records.make_upload_key(file_id): None})
 
     # -- end ---------------------------------------------------------------------------------------------------------------
 

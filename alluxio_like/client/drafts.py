@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.local import LocalCaches
 from alluxio_like.client.news import News
-from alluxio_like.errors import Cancelled, NotFound, ReadOnly, TimedOut, Unavailable
+from alluxio_like.errors import AlluxioLikeError, Cancelled, NotFound, ReadOnly, TimedOut, Unavailable
 from alluxio_like.placement import rank_workers
 from alluxio_like.rpc.drafts import DraftsStub
 from alluxio_like.rpc.messages import MountInfo
@@ -163,22 +163,45 @@ class DraftFiles:
     async def _watch(self, stub: DraftsStub, call: Coroutine[Any, Any, _T]) -> _T:
         """Await a call for as long as the worker lives. Raises Unavailable once it has said nothing for the time that a call
         waits."""
-        task = asyncio.ensure_future(call)
-        heard_s = time.monotonic()
-        pause_s = self._io_timeout_s / _QUESTIONS
+        loop = asyncio.get_running_loop()
+        asking: asyncio.Task[None] | None = None
+
+        def begin() -> None:
+            nonlocal asking
+            asking = loop.create_task(self._ask_whether_it_lives(stub, limit))
+
+        # Most calls are answered long before: these cost no task.
+        timer = loop.call_later(self._io_timeout_s / _QUESTIONS, begin)
+        limit = asyncio.timeout(None)
         try:
-            while not (await asyncio.wait([task], timeout=pause_s))[0]:
-                try:
-                    await stub.sync(_NOBODY, timeout_s=pause_s)
-                    heard_s = time.monotonic()
-                except (Unavailable, TimedOut, Cancelled):
-                    if time.monotonic() - heard_s >= self._io_timeout_s and not task.done():
-                        raise Unavailable(
-                            "the worker that keeps what was written does not answer: see its log, and start it again if it hangs"
-                        ) from None
-            return task.result()
+            async with limit:
+                return await call
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise Unavailable(
+                "the worker that keeps what was written does not answer: see its log, and start it again if it hangs"
+            ) from None
         finally:
-            task.cancel()
+            timer.cancel()
+            if asking is not None:
+                asking.cancel()
+
+    async def _ask_whether_it_lives(self, stub: DraftsStub, limit: asyncio.Timeout) -> None:
+        """Ends a wait once a worker has said nothing for the time that a call waits."""
+        pause_s = self._io_timeout_s / _QUESTIONS
+        heard_s = time.monotonic() - pause_s
+        while True:
+            try:
+                await stub.sync(_NOBODY, timeout_s=pause_s)
+                heard_s = time.monotonic()
+            except (Unavailable, TimedOut, Cancelled):
+                if time.monotonic() - heard_s >= self._io_timeout_s:
+                    limit.reschedule(asyncio.get_running_loop().time())
+                    return
+            except AlluxioLikeError:
+                heard_s = time.monotonic()  # an answer it is
+            await asyncio.sleep(pause_s)
 
     async def find(self, inode: InodeId) -> WorkerId:
         """The worker that has, or would have, the draft of an inode. Raises ReadOnly, Unavailable."""

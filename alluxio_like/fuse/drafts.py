@@ -491,8 +491,8 @@ class Drafts:
             self._leave(draft)
 
     async def set_times(self, draft: Draft, atime_ns: int | None, mtime_ns: int) -> None:
-        """Give a draft the times that were set for its file. (One that was left holds just what was sealed, and is to stay so: the
-        name has them.)"""
+        """Give a draft the times that were set for its file. (One that was left holds just what was sealed, and is to stay so:
+        the name has them.)"""
         if draft.is_left and not draft.is_changed:
             return
         await self.use(draft, lambda fd: os.utime(fd, ns=(mtime_ns if atime_ns is None else atime_ns, mtime_ns)))

@@ -119,11 +119,14 @@ class Ledger:
         self._replace_written(inode, 0)
 
     def _replace_written(self, old: int, new: int) -> bool:
-        for start in range(_WRITTEN_START, _WRITTEN_START + _WRITTEN_BYTES, _INODE.size):
-            if _INODE.unpack_from(self._map, start)[0] == old:
-                _INODE.pack_into(self._map, start, new)
-                return True
-        return False
+        wanted, stop = _INODE.pack(old), _WRITTEN_START + _WRITTEN_BYTES
+        at = self._map.find(wanted, _WRITTEN_START, stop)
+        while at >= 0 and (at - _WRITTEN_START) % _INODE.size:
+            at = self._map.find(wanted, at + 1, stop)  # the end of one inode and the beginning of the next
+        if at < 0:
+            return False
+        _INODE.pack_into(self._map, at, new)
+        return True
 
     def list_written(self) -> list[int]:
         """What the daemon before has written down, and this one."""

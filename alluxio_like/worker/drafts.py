@@ -371,8 +371,13 @@ class DraftsService:
             policy = sealed.policy
             token = make_token(self._store.cluster_id or "", sealed.ref.file_id)
             upload = UploadRecord(sealed.ref, policy.mode, policy.replicas, token, appended=appended, early=early)
-        await self._disk.submit(lambda: self._drafts.note_sealed(draft, sealed.ref, upload, unwanted=sealed.unwanted), alone=True)
-        await self._disk.submit(functools.partial(self._drop_shown, draft))
+        note = functools.partial(self._drafts.note_sealed, draft, sealed.ref, upload, unwanted=sealed.unwanted)
+        if sealing.copy:
+            await self._disk.submit(note, alone=True)
+        else:
+            note()  # without waiting for the disk: committed soon
+        if sealing.copy or any(record.early for record in self._drafts.uploads.list_of(draft.inode)):
+            await self._disk.submit(functools.partial(self._drop_shown, draft))
         return sealed
 
     def _drop_shown(self, draft: Draft) -> None:

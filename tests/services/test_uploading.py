@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,6 @@ from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
 from alluxio_like.types import FileId, FileRef, InodeId, VersionId
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from alluxio_like.worker import app, upload_parts, uploading
-from tests.servers.net import wait_until as sync_wait_until
 from tests.unit.draft_parts import DraftParts, FakeChanges, running_drafts
 from tests.unit.worker_parts import make_data, wait_until
 
@@ -561,16 +559,16 @@ async def test_who_appends_while_the_store_refuses_is_told(tmp_path: Path, monke
         clock.advance(uploading.QUIET_S)
         one.uploader.look()
         await wait_until(lambda: bool(one.uploader.get_trouble()), "the failure")
-        job, loop, note_sealed = one.uploader._jobs[InodeId(5)], asyncio.get_running_loop(), one.store.drafts.note_sealed
+        job, meet_policy = one.uploader._jobs[InodeId(5)], one.service._meet_policy
 
-        def seal_and_try(*arguments: Any, **settings: Any) -> None:
+        async def try_and_meet(sealed: FileRef) -> None:
             """The next try sees what was appended before whoever appended it asks whether to wait for it."""
-            note_sealed(*arguments, **settings)
             before = job.failures
-            loop.call_soon_threadsafe(job.wake.set)
-            sync_wait_until("the next try", lambda: job.done or job.failures > before, timeout_s=60)
+            job.wake.set()
+            await wait_until(lambda: job.done or job.failures > before, "the next try")
+            await meet_policy(sealed)
 
-        monkeypatch.setattr(one.store.drafts, "note_sealed", seal_and_try)
+        monkeypatch.setattr(one.service, "_meet_policy", try_and_meet)
         with pytest.raises(errors.StoreDenied):
             await append(one, ref, b"third\n")
         one.ufs.heal()

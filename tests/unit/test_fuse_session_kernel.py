@@ -490,3 +490,21 @@ def test_any_request_is_answered_exactly_once(seed: int) -> None:
             assert not any(unique in kernel.answers for opcode, unique in sent if opcode in UNANSWERED)
 
     asyncio.run(play())
+
+
+def test_files_that_are_being_written_are_found_in_their_places_and_not_across_two() -> None:
+    ledger = Ledger(make_memory())
+    # In memory the end of the first and the beginning of the second look like the third.
+    first, second = 0x0000_0007_0000_0001, 0x0000_0002_0000_0009
+    across = int.from_bytes((first.to_bytes(8, "little") + second.to_bytes(8, "little"))[4:12], "little")
+    ledger.note_written(first)
+    ledger.note_written(second)
+    ledger.forget_written(across)
+    assert ledger.list_written() == [first, second]
+    ledger.note_written(across)
+    ledger.note_written(across)
+    assert ledger.list_written() == [first, second, across]
+    ledger.forget_written(first)
+    ledger.note_written(5)
+    assert ledger.list_written() == [5, second, across]
+    ledger.close()
