@@ -598,25 +598,28 @@ class Drafts:
             ending = self._look_over(draft, held)
             if isinstance(ending, Ending):
                 return ending
-            self._move_all([ending], self._dirs[draft.directory])
+            self._move_all([ending], self._dirs[draft.directory], held)
             return Ending.DONE
 
     def end_all(self, drafts: Sequence[Draft]) -> list[Draft]:
         """As `end`, with one wait for the disk: those that are over. What keeps the others, `end` says of each."""
         done: list[Draft] = []
-        moves: dict[int, list[tuple[Draft, _Move]]] = {}
-        with contextlib.ExitStack() as held:
-            for draft in drafts:
+        by_directory: dict[int, list[Draft]] = {}
+        for draft in drafts:
+            by_directory.setdefault(draft.directory, []).append(draft)
+        for number, together in by_directory.items():
+            with contextlib.ExitStack() as held:
+                moves: list[tuple[Draft, _Move]] = []
+                for draft in together:
+                    with contextlib.suppress(errors.AlluxioLikeError):
+                        ending = self._look_over(draft, held)
+                        if ending is Ending.DONE:
+                            done.append(draft)
+                        elif isinstance(ending, _Move):
+                            moves.append((draft, ending))
                 with contextlib.suppress(errors.AlluxioLikeError):
-                    ending = self._look_over(draft, held)
-                    if ending is Ending.DONE:
-                        done.append(draft)
-                    elif isinstance(ending, _Move):
-                        moves.setdefault(draft.directory, []).append((draft, ending))
-            for number, found in moves.items():
-                with contextlib.suppress(errors.AlluxioLikeError):
-                    self._move_all([move for _, move in found], self._dirs[number])
-                    done += [draft for draft, _ in found]
+                    self._move_all([move for _, move in moves], self._dirs[number], held)
+                    done += [draft for draft, _ in moves]
         return done
 
     def _look_over(self, draft: Draft, held: contextlib.ExitStack) -> "Ending | _Move":
@@ -661,9 +664,11 @@ class Drafts:
         values: dict[bytes, bytes | None] = {records.make_draft_key(ref.inode): None, records.make_sums_key(ref.inode): None}
         return _Move(draft.path, ref, record.generation, sums, values, ref.file_id in self.uploads, draft)
 
-    def _move_all(self, moves: "Sequence[_Move]", directory: CacheDirectory) -> None:
-        """Make files below drafts/ the cache files of their versions, in one transaction. Raises DiskError, NoSpace: those that
-        are drafts stay so."""
+    def _move_all(self, moves: "Sequence[_Move]", directory: CacheDirectory, held: contextlib.ExitStack | None = None) -> None:
+        """Make files below drafts/ the cache files of their versions, in one transaction. `held`: what keeps writers out. Raises
+        DiskError, NoSpace: those that are drafts stay so."""
+        if not moves:
+            return
         reserved: list[FileId] = []
         puts: list[FilePut] = []
         values: dict[bytes, bytes | None] = {}
@@ -681,6 +686,9 @@ class Drafts:
                 self.checkpoint("end: renamed")
                 puts.append(self._make_put(move, directory))
                 values |= move.values
+            if held is not None:
+                # A writer would not find them any more; who uploads them, once they are cache files, is not to be kept out.
+                held.close()
             self._commit(directory, values, puts)
             self.checkpoint("end: committed")
         except BaseException:
