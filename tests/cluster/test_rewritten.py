@@ -1,0 +1,122 @@
+"""A file that one machine writes anew, again and again or just after another one has opened it."""
+
+import mmap
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.writing import mounted_again, start_written
+from tests.servers.stack import Stack
+
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs the kernel session"),
+    pytest.mark.timeout(240),
+]
+
+MIB = 1 << 20
+ROUNDS = 150
+
+
+@pytest.fixture
+def stack(workplace: Path) -> Iterator[Stack]:
+    (workplace / "store").mkdir()
+    with start_written(workplace, f"file://{workplace}/store", {}, workers=2) as made:
+        yield made
+
+
+@pytest.fixture
+def apart(stack: Stack, workplace: Path) -> Iterator[tuple[Path, Path]]:
+    """Two mounts as on two machines, each with a worker of its own. What was opened is not copied here before it is read."""
+    options = ["--set", "fill_in_background=false"]
+    with (
+        mounted_again(stack, workplace, "mnt1", hidden_worker=2) as first,
+        mounted_again(stack, workplace, "mnt2", hidden_worker=1, options=options) as second,
+    ):
+        yield first / "data", second / "data"
+
+
+def make(number: int, size: int) -> bytes:
+    """A content of which each part says which one it is of."""
+    return b"%08d" % number * (size // 8)
+
+
+@pytest.mark.parametrize("size", [40, 300_000, 3_000_000])
+def test_what_is_written_again_and_again_is_read_whole_and_without_an_error(apart: tuple[Path, Path], size: int) -> None:
+    here, there = apart
+    (here / "f").write_bytes(make(0, size))
+    stop, found = threading.Event(), Counter[str]()
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                data = (there / "f").read_bytes()
+            except OSError as error:
+                found[repr(error)] += 1
+                continue
+            found["right" if data == data[:8] * (size // 8) else "torn"] += 1
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    try:
+        for number in range(1, ROUNDS):
+            (here / "f").write_bytes(make(number, size))
+    finally:
+        stop.set()
+        reading.join()
+    assert found["right"] > ROUNDS // 4
+    assert list(found) == ["right"]
+    assert (there / "f").read_bytes() == make(ROUNDS - 1, size)
+
+
+@pytest.mark.parametrize(("size", "count"), [(9 * MIB, 1), (8 * MIB + 4096, 3), (12 * MIB, 3)])
+def test_what_was_opened_and_not_read_is_read_as_it_is_now(apart: tuple[Path, Path], size: int, count: int) -> None:
+    """The version that was opened is gone from everywhere."""
+    here, there = apart
+    for turn in range(3):
+        (here / "f").write_bytes(make(2 * turn, 9 * MIB))
+        with ExitStack() as files:
+            opened = [files.enter_context((there / "f").open("rb", buffering=0)) for _ in range(count)]
+            (here / "f").write_bytes(make(2 * turn + 1, size))
+            for file in opened:
+                assert file.read() == make(2 * turn + 1, size)
+                assert os.fstat(file.fileno()).st_size == size
+        with (there / "f").open("rb", buffering=0) as file:
+            assert file.read() == make(2 * turn + 1, size)
+
+
+def test_what_was_opened_and_not_read_is_mapped_as_it_is_now(apart: tuple[Path, Path]) -> None:
+    here, there = apart
+    (here / "f").write_bytes(make(1, 9 * MIB))
+    with (there / "f").open("rb", buffering=0) as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
+        (here / "f").write_bytes(make(2, 9 * MIB))
+        assert memory[:] == make(2, 9 * MIB)
+
+
+@pytest.mark.parametrize("by_another", [False, True])
+def test_of_what_was_read_in_part_no_other_version_is_read(apart: tuple[Path, Path], *, by_another: bool) -> None:
+    """Also where another one has read it, and has gone: the kernel has its bytes."""
+    here, there = apart
+    (here / "f").write_bytes(make(1, 64 * MIB))
+    with (there / "f").open("rb", buffering=0) as file:
+        if by_another:
+            with (there / "f").open("rb") as other:
+                assert other.read(MIB) == make(1, MIB)
+        else:
+            assert file.read(MIB) == make(1, MIB)
+        (here / "f").write_bytes(make(2, 64 * MIB))
+        seen = set()
+        try:
+            file.seek(0)
+            while data := file.read(MIB):
+                seen.add(data[:8])
+                assert data == data[:8] * (len(data) // 8)
+        except OSError as error:
+            assert os.strerror(error.errno or 0) == "Stale file handle"
+        assert seen == {b"%08d" % 1}
+    assert (there / "f").read_bytes() == make(2, 64 * MIB)
