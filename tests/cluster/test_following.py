@@ -168,6 +168,7 @@ def test_what_is_written_all_the_time_is_seen_as_it_was_at_one_moment(apart: tup
             while not stop.is_set():
                 number += 1
                 file.write(b"%010d" % number)
+                time.sleep(0.0002)  # or it would soon be too large to be shown
 
     counting = threading.Thread(target=count)
     counting.start()
