@@ -71,6 +71,8 @@ TAKEOVER_S = 10.0
 _POLL_S = 0.005
 _OBSERVE_TRIES = 3
 _READ_TRIES = 3
+_NOTED_S = 0.5
+"""How long a read waits for a seal to be written down: the master tells others of a version before its answer is here. A guess."""
 
 
 class Owner(Protocol):
@@ -111,6 +113,8 @@ class Draft:
     """Where its file is once it is a cache file; empty: it is not about to be one."""
     sums: "array[int] | None" = None
     """Checksums of its pages, from when it is about to be one: the index has them elsewhere then."""
+    summing: bool = False
+    """The checksums on disk are being replaced: of which version they are cannot be told."""
     shown: Shown = field(default_factory=Shown)
 
     @property
@@ -190,7 +194,7 @@ class Drafts:
     def may_hold(self, draft: Draft, ref: FileRef) -> bool:
         """Quick. Whether `read` may have bytes of a version."""
         is_newest = draft.record.ref.file_id == ref.file_id
-        return is_newest or _is_next(draft.record, ref) or draft.shown.lookup(ref) is not None
+        return is_newest or _may_become(draft.record, ref) or draft.shown.lookup(ref) is not None
 
     def is_early(self, draft: Draft) -> bool:
         """Quick. Whether what was sealed last was for others to see only, and is to be sealed once more when it is closed."""
@@ -424,14 +428,23 @@ class Drafts:
         Raises Stale: it has changed since, or was never that version.
         """
         for _ in range(_READ_TRIES):
+            self._await_noted(draft, ref)
             record = draft.record
             try:
                 return self._read(draft, record, ref, offset, length)
             except errors.Stale:
                 if draft.record is record:
                     break
-                # Sealed, or about to be, since the look at it: the checksums may have been the other version's.
+                # Sealed, or about to be, since the look at it.
         raise errors.Stale("the file is being written anew", subject=ref.key)
+
+    @staticmethod
+    def _await_noted(draft: Draft, ref: FileRef) -> None:
+        """Wait while it cannot be told which version is which. (What a seal under way makes may be the version that is asked for,
+        or another machine's: only the master's answer says.)"""
+        until_s = time.monotonic() + _NOTED_S
+        while (draft.summing or _may_become(draft.record, ref)) and time.monotonic() < until_s:
+            time.sleep(_POLL_S)
 
     def _read(self, draft: Draft, record: DraftRecord, ref: FileRef, offset: int, length: int) -> bytes:
         stale = errors.Stale("the file is being written anew", subject=ref.key)
@@ -443,8 +456,7 @@ class Drafts:
             raise stale  # it has become a cache file just now
         pages = get_pages(offset, length, ref.size)
         start, stop = pages.first * PAGE_BYTES, min(pages.stop * PAGE_BYTES, ref.size)
-        copy = record.sealing.copy if record.sealing is not None and _is_next(record, ref) else 0
-        fd = self._open_copy(draft, copy) if copy else self.open_draft(draft)
+        fd = self.open_draft(draft)
         try:
             with self._translated(self._dirs[draft.directory]):
                 if sums is None and not _is_as(draft, files.get_stamp(fd)):
@@ -462,21 +474,15 @@ class Drafts:
         return data[offset - start : offset - start + length]
 
     def _find_sums(self, draft: Draft, record: DraftRecord, ref: FileRef, *, is_newest: bool) -> "array[int] | None":
-        """The checksums of a version; None: they are not known."""
-        if _is_next(record, ref):
-            # The master has told others of it before its answer was here.
-            return self._get_sums(draft)
-        if is_newest and record.sealing is None:
-            return draft.sums or self._get_sums(draft)
-        return draft.shown.lookup(ref)
-
-    def _open_copy(self, draft: Draft, generation: int) -> int:
-        directory, path = self._dirs[draft.directory], fmt.make_draft_path(draft.inode, generation)
-        with self._translated(directory):
-            try:
-                return os.open(path, os.O_RDONLY | files.FLAGS, dir_fd=directory.fd)
-            except FileNotFoundError:
-                raise errors.Stale("it is a cache file by now", subject=path) from None
+        """The checksums of a version; None: they are not known. Raises Stale: it cannot be told any more whose they are."""
+        if not is_newest or record.sealing is not None:
+            return draft.shown.lookup(ref)
+        if draft.sums:
+            return draft.sums
+        sums = self._get_sums(draft)
+        if draft.summing or draft.record is not record:
+            raise errors.Stale("the file is being written anew", subject=ref.key)
+        return sums
 
     def is_append(self, draft: Draft, seen: Observation) -> bool:
         """Whether what was observed is the version that the draft began from, or was sealed as last, and something behind it."""
@@ -507,8 +513,12 @@ class Drafts:
         record = replace(draft.record, sealing=Sealing(operation_id, seen.stamp, seen.copy))
         values = {records.make_draft_key(draft.inode): records.pack_draft(record)}
         values[records.make_sums_key(draft.inode)] = records.pack_sums(seen.sums)
-        self._commit(self._dirs[draft.directory], values)
-        draft.record = record
+        draft.summing = True
+        try:
+            self._commit(self._dirs[draft.directory], values)
+            draft.record = record
+        finally:
+            draft.summing = False
         self.checkpoint("seal: begun")
 
     def rename_sealing(self, draft: Draft, operation_id: str) -> None:
@@ -752,6 +762,6 @@ def _is_as(draft: Draft, stamp: Stamp) -> bool:
     return replace(sealed, ctime_ns=stamp.ctime_ns) == stamp
 
 
-def _is_next(record: DraftRecord, ref: FileRef) -> bool:
-    """Whether a version is the one that a seal under way is making, as far as can be told here: checksums tell the rest."""
+def _may_become(record: DraftRecord, ref: FileRef) -> bool:
+    """Whether a version may be the one that a seal under way is making."""
     return record.sealing is not None and ref.version > record.ref.version and ref.size == record.sealing.stamp.size

@@ -1,5 +1,6 @@
 """Versions that are sealed while their file stays open: read by others, uploaded once, gone again."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -146,7 +147,7 @@ async def test_what_another_machine_has_written_since_stays(tmp_path: Path) -> N
 
 
 async def test_a_version_is_read_that_the_master_tells_of_before_its_worker_knows(tmp_path: Path) -> None:
-    """Between the master's transaction and its answer others find the version, and ask for it."""
+    """Between the master's transaction and its answer others find the version, and ask for it: they wait for the answer."""
     async with running_drafts(tmp_path) as one:
         data = make_data(MIB + 3)
         for inode, early in ((5, True), (6, False)):
@@ -154,5 +155,8 @@ async def test_a_version_is_read_that_the_master_tells_of_before_its_worker_know
             one.changes.lose_answers = 1
             with pytest.raises(errors.Unavailable):
                 await one.service.seal(f"op-{inode}", InodeId(inode), early=early)
-            assert await read(one, one.changes.get_ref(inode, len(data), one.store.worker_id)) == data
+            reading = asyncio.create_task(read(one, one.changes.get_ref(inode, len(data), one.store.worker_id)))
+            await asyncio.sleep(0.02)
+            await one.service.seal(f"op-{inode}", InodeId(inode), early=early)
+            assert await reading == data
             os.close(fd)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -440,6 +441,44 @@ def test_mapped_pages_are_seen_however_long_the_mapping_lives(kills: Kills) -> N
             kills.store.drafts.read(draft, draft.record.ref, 0, 10)
         assert kills.store.drafts.end(draft) is Ending.IN_USE
     assert kills.store.drafts.end(draft) is Ending.CHANGED
+
+
+def test_checksums_of_the_next_version_are_not_taken_for_those_of_the_one_before(
+    kills: Kills, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafts = kills.store.drafts
+    monkeypatch.setattr("alluxio_like.cache.drafts._NOTED_S", 0.02)
+    draft = drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    before = seal(kills, 2)
+    other = make_bytes(len(DATA), b"b")
+    write_draft(kills, other)
+    commit, tries = drafts._commit, []
+
+    def look(*given: Any) -> None:
+        commit(*given)
+        with pytest.raises(errors.Stale):
+            drafts.read(draft, before, 0, len(DATA))
+        tries.append(given)
+
+    monkeypatch.setattr(drafts, "_commit", look)
+    after = seal(kills, 3)
+    assert len(tries) == 1
+    assert drafts.read(draft, after, 0, len(DATA)) == other
+
+
+def test_a_version_of_another_machine_is_not_taken_for_the_one_that_is_being_sealed(
+    kills: Kills, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafts = kills.store.drafts
+    monkeypatch.setattr("alluxio_like.cache.drafts._NOTED_S", 0.02)
+    draft = drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    seen = drafts.observe(draft)
+    assert seen is not None
+    drafts.note_sealing(draft, "op", seen)
+    with pytest.raises(errors.Stale):
+        drafts.read(draft, make_ref(2, len(DATA)), 0, len(DATA))
 
 
 def seal_copy(kills: Kills, version: int) -> FileRef:
