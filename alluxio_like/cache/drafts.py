@@ -72,7 +72,7 @@ _POLL_S = 0.005
 _OBSERVE_TRIES = 3
 _READ_TRIES = 3
 _NOTED_S = 0.5
-"""How long a read waits for a seal to be written down: the master tells others of a version before its answer is here. A guess."""
+"""How long a read waits for a seal to be noted: the master tells others of a version before its answer is here. A guess."""
 
 
 class Owner(Protocol):

@@ -237,7 +237,7 @@ class Accounting:
     def _update(self, file: FileHandle) -> None:
         opened = file.account
         if opened is not None:
-            waits = file.get_waits()
+            waits = NONE if file.reader is None else file.reader.get_waits()
             fresh = self.ledger.update(opened, file.read_bytes, file.waited_bytes, waits)
             if fresh is not NONE:
                 self._count_waits(fresh)

@@ -280,7 +280,6 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
         writes=not config.read_only,
         list_nodes=nodes.list_nodes,
         on_sealed=opener.note_sealed,
-        on_renewed=opener.note_renewed,
         notes=device,
         list_nested=nested.list_steps,
     )

@@ -17,7 +17,6 @@ from alluxio_like.fuse.accounts import Open
 from alluxio_like.fuse.backend import Backend, Listing, Reader
 from alluxio_like.fuse.modes import Way
 from alluxio_like.types import Entry, InodeId, Kind, to_bytes
-from alluxio_like.waits import NONE, Seconds, Waits
 
 if TYPE_CHECKING:
     from alluxio_like.fuse.drafts import Draft
@@ -142,26 +141,9 @@ class FileHandle:
     draft: "Draft | None" = None
     """What it reads instead of `reader`, since the file is being written on this machine; with `writes`, what it writes."""
     writes: bool = False
-    former: list[Reader] = field(default_factory=list)
-    """Readers of versions that it was opened with, to be closed with it: reads may be under way."""
-    untouched: bool = False
-    """Neither a program nor the kernel has any of its bytes (renewing.py)."""
     runs: bool = False
     """It is the program of a process."""
     failures: list[Failure] = field(default_factory=list)
-
-    def list_readers(self) -> list[Reader]:
-        """Those that are to be closed."""
-        return self.former if self.reader is None else [*self.former, self.reader]
-
-    def get_waits(self) -> Seconds:
-        """For how long, and for what, its reads have waited, those still under way excepted."""
-        if not self.former:
-            return NONE if self.reader is None else self.reader.get_waits()
-        total = Waits()
-        for reader in self.list_readers():
-            total.add_all(reader.get_waits())
-        return total.get()
 
     def add_failure(self, failure: Failure) -> None:
         """Remember a failure; the oldest is forgotten where there are too many."""

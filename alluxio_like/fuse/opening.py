@@ -316,13 +316,6 @@ class Opener:
         """What was written has become another version, in place."""
         self._modes.note_version(self._nodes.list_nodes(draft.inode), before, draft.version, draft.key)
 
-    def note_renewed(self, node: int, version: VersionId) -> None:
-        """What has a node id open reads another version from now on, and nothing was read of the one before."""
-        before = self._modes.get_version(node)
-        if before is not None:
-            self._modes.note_version([node], before, version, None)
-        self._pages.set(node, version)
-
     def decide(
         self,
         node: int,

@@ -43,7 +43,6 @@ from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, Fil
 from alluxio_like.fuse.kernel_memory import ROOT_NODE, KernelMemory
 from alluxio_like.fuse.nested import Steps
 from alluxio_like.fuse.notify import SILENT, Teller
-from alluxio_like.fuse.renewing import Renewed, Renewing
 from alluxio_like.types import EVERYWHERE, Attr, Entry, InodeId, Kind, Recall, SharedRange, VersionId, to_bytes, to_str
 
 log = logging.getLogger(__name__)
@@ -100,12 +99,11 @@ class Operations:
         list_nodes: Callable[[InodeId], Iterable[int]] | None = None,
         on_sealed: Callable[[Draft, VersionId], None] = lambda draft, before: None,
         notes: Notes | None = None,
-        on_renewed: Renewed = lambda node, version: None,
         list_nested: Callable[[], frozenset[Steps]] = frozenset,
     ) -> None:
         """`teller` tells the kernel what it should ask for again. `writes`: the mount may be written, where the backend can be.
-        `list_nodes` gives the node ids of a file; `on_sealed`, `notes`: see Drafts; `on_renewed`: see
-        Renewing; `list_nested`: see KernelMemory.
+        `list_nodes` gives the node ids of a file; `on_sealed`, `notes`: see Drafts; `list_nested`: see
+        KernelMemory.
 
         `get_url` says where the daemon's HTTP server is. `generation` tells this daemon's handles from those of an earlier one
         on the same mount.
@@ -142,7 +140,6 @@ class Operations:
         )
         self._away_until_s = 0.0
         self._open: dict[InodeId, list[FileHandle]] = {}
-        self.renewing = Renewing(lambda inode: self._open.get(inode, ()), on_renewed)
         self._totals: dict[int, Totals] = {}
         self._refreshes: dict[str, asyncio.Task[None]] = {}
 
@@ -421,7 +418,8 @@ class Operations:
         file = self._files.get(handle)
         if file.draft is not None and self.drafts is not None:
             return await self.drafts.use(file.draft, lambda fd: os.pread(fd, length, offset))
-        if offset >= file.entry.attr.size:
+        length = min(length, file.entry.attr.size - offset)
+        if length <= 0:
             return b""
         started_s = self._clock.monotonic()
         if file.failures:
@@ -430,7 +428,7 @@ class Operations:
                 raise failure.error
         try:
             async with asyncio.timeout(self._settings.io_timeout_s - waited_s):
-                return await self._read_newest(file, offset, length)
+                data = await self._get_reader(file).read(offset, length)
         except TimeoutError:
             error: AlluxioLikeError = TimedOut(f"not read within {self._settings.io_timeout_s:g} s", subject=file.entry.name)
             self._note_failure(file, offset, length, started_s, error)
@@ -438,41 +436,9 @@ class Operations:
         except AlluxioLikeError as error:
             self._note_failure(file, offset, length, started_s, error)
             raise
-
-    async def _read_newest(self, file: FileHandle, offset: int, length: int) -> Buffer:
-        """Bytes of the version that was opened; where that is gone, and nobody has any of it, of the one that is there now."""
-        while True:
-            entry = file.entry
-            wanted = min(length, entry.attr.size - offset)
-            if wanted <= 0:
-                return b""
-            try:
-                data = await self._get_reader(file).read(offset, wanted)
-            except Stale:
-                if file.entry.attr.version == entry.attr.version and not await self._renew(file):
-                    raise
-                continue
-            if file.entry.attr.version != entry.attr.version:
-                continue  # another read has found it gone
-            if len(data) != wanted:
-                raise StoreError(f"{len(data)} bytes instead of {wanted}", subject=entry.name)
-            return data
-
-    async def _renew(self, file: FileHandle) -> bool:
-        newer = await self.get_newer(file.entry) if self.renewing.may_renew(file) else None
-        if newer is None or not self.renewing.may_renew(file):
-            return False
-        self.renewing.renew(file, newer)
-        await self.kernel_memory.tell_attributes(newer.attr.inode)
-        return True
-
-    async def get_newer(self, entry: Entry) -> Entry | None:
-        """A later version of the same file; None: there is none, or nobody says."""
-        try:
-            newest, _ = await self._get_entry(entry.attr.inode)
-        except AlluxioLikeError:
-            return None
-        return newest if newest.attr.version > entry.attr.version else None
+        if len(data) != length:
+            raise StoreError(f"{len(data)} bytes instead of {length}", subject=file.entry.name)
+        return data
 
     def begin_release(self, handle: int) -> FileHandle | None:
         """Forget an open file; it is the caller's to close its reader, and to release its draft if it writes. None: it was not
@@ -492,9 +458,8 @@ class Operations:
     async def release(self, handle: int) -> None:
         """Forget an open file."""
         file = self.begin_release(handle)
-        if file is not None:
-            for reader in file.list_readers():
-                await reader.close()
+        if file is not None and file.reader is not None:
+            await file.reader.close()
 
     # Directories
 
@@ -663,7 +628,7 @@ class Operations:
         for task in list(self._refreshes.values()):
             task.cancel()
         await asyncio.gather(*self._refreshes.values(), return_exceptions=True)
-        readers = [reader for file in self._files for reader in file.list_readers()]
+        readers = [file.reader for file in self._files if file.reader is not None]
         await asyncio.gather(*(reader.close() for reader in readers), return_exceptions=True)
         if self.drafts is not None:
             await self.drafts.close()

@@ -12,7 +12,7 @@ import errno
 import os
 import time
 
-from alluxio_like.errors import NotFound, Stale
+from alluxio_like.errors import NotFound
 from alluxio_like.fuse import answers, wire, xattrs
 from alluxio_like.fuse.accounting import Accounting
 from alluxio_like.fuse.attributes import get_stat_mode
@@ -27,7 +27,7 @@ from alluxio_like.fuse.opening import Choice, Opener
 from alluxio_like.fuse.operations import Operations
 from alluxio_like.fuse.request_loop import HEADER_BYTES, RESENT_MASK, WRITES, Handler, RequestLoop
 from alluxio_like.fuse.writing import Opened, Writing
-from alluxio_like.types import Attr, Entry, Kind
+from alluxio_like.types import Attr, Kind
 
 _READ = wire.READ_IN
 _DOTS = frozenset({b".", b".."})
@@ -123,7 +123,7 @@ class Session(RequestLoop):
         if entry is None or choice is None:
             self._spawn("open", unique, thread, started_s, self._open_slowly(unique, node, flags, thread))
             return
-        self._reply_read_open(unique, node, thread, flags, entry, choice)
+        self._reply_open(unique, thread, FileHandle(entry, choice.reader, node, choice.way, runs=_runs(flags)), choice)
         self._meter.count("open", started_s)
 
     async def _open_slowly(self, unique: int, node: int, flags: int, thread: int) -> None:
@@ -138,25 +138,9 @@ class Session(RequestLoop):
         draft = self._operations.find_draft(entry)
         if draft is not None:
             choice = self._opener.open_draft(node, entry, draft, thread, unique & RESENT_MASK, writes=False)
-            self._reply_open(unique, thread, FileHandle(entry, None, node, choice.way, runs=_runs(flags)), choice)
-            return
-        while True:
-            try:
-                choice = await self._opener.open(node, entry, thread, unique & RESENT_MASK)
-                break
-            except Stale:
-                # Written anew since it was looked up? (Of itself the kernel looks once more, which is too little where another
-                # machine writes it again and again.)
-                newer = await self._operations.get_newer(entry)
-                if newer is None:
-                    raise
-                entry = newer
-        self._reply_read_open(unique, node, thread, flags, entry, choice)
-
-    def _reply_read_open(self, unique: int, node: int, thread: int, flags: int, entry: Entry, choice: Choice) -> None:
-        file = FileHandle(entry, choice.reader, node, choice.way, runs=_runs(flags))
-        self._operations.renewing.note_opened(file, without_pages=not choice.open_flags & wire.FOPEN_KEEP_CACHE)
-        self._reply_open(unique, thread, file, choice)
+        else:
+            choice = await self._opener.open(node, entry, thread, unique & RESENT_MASK)
+        self._reply_open(unique, thread, FileHandle(entry, choice.reader, node, choice.way, runs=_runs(flags)), choice)
 
     async def _open_to_write(self, header: wire.InHeader, flags: int, open_flags: int) -> None:
         assert self._writing is not None
@@ -214,10 +198,8 @@ class Session(RequestLoop):
             call = self._read_slowly(unique, node, thread, handle, offset, size, waited_s=waited_s)
             self._spawn("read", unique, thread, started_s, call)
 
-        version = file.entry.attr.version
-
         def end(data: Buffer | None) -> None:
-            if data is None or file.entry.attr.version != version:
+            if data is None:
                 spawn()
                 return
             self._end_begun(unique)
@@ -263,8 +245,6 @@ class Session(RequestLoop):
             self._note_read(file, len(data))
 
     def _note_read(self, file: FileHandle, count: int) -> None:
-        if file.untouched:
-            self._operations.renewing.note_read(file)
         file.read_bytes += count
         if file.way is Way.CACHED:
             self._opener.note_read(file.entry, file.read_bytes, count)
@@ -290,8 +270,8 @@ class Session(RequestLoop):
             self._opener.release(file.node, file.way)
         if file.draft is not None and file.writes and self._operations.drafts is not None:
             self._close_later(self._operations.drafts.begin_release(file.draft))
-        for reader in file.list_readers():
-            ending = reader.begin_close()
+        if file.reader is not None:
+            ending = file.reader.begin_close()
             if ending is not None:
                 self._close_later(ending)
         self._accounting.closed(file)

@@ -1,11 +1,9 @@
-"""A file that one machine writes anew, again and again or just after another one has opened it."""
+"""A file that one machine writes anew, again and again, while another one reads it."""
 
-import mmap
 import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -47,7 +45,7 @@ def make(number: int, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [40, 300_000, 3_000_000])
-def test_what_is_written_again_and_again_is_read_whole_and_without_an_error(apart: tuple[Path, Path], size: int) -> None:
+def test_what_is_written_again_and_again_is_read_whole_or_not_at_all(apart: tuple[Path, Path], size: int) -> None:
     here, there = apart
     (here / "f").write_bytes(make(0, size))
     stop, found = threading.Event(), Counter[str]()
@@ -57,7 +55,7 @@ def test_what_is_written_again_and_again_is_read_whole_and_without_an_error(apar
             try:
                 data = (there / "f").read_bytes()
             except OSError as error:
-                found[repr(error)] += 1
+                found[os.strerror(error.errno or 0)] += 1
                 continue
             found["right" if data == data[:8] * (size // 8) else "torn"] += 1
 
@@ -70,32 +68,8 @@ def test_what_is_written_again_and_again_is_read_whole_and_without_an_error(apar
         stop.set()
         reading.join()
     assert found["right"] > ROUNDS // 4
-    assert list(found) == ["right"]
+    assert set(found) <= {"right", "Stale file handle"}
     assert (there / "f").read_bytes() == make(ROUNDS - 1, size)
-
-
-@pytest.mark.parametrize(("size", "count"), [(9 * MIB, 1), (8 * MIB + 4096, 3), (12 * MIB, 3)])
-def test_what_was_opened_and_not_read_is_read_as_it_is_now(apart: tuple[Path, Path], size: int, count: int) -> None:
-    """The version that was opened is gone from everywhere."""
-    here, there = apart
-    for turn in range(3):
-        (here / "f").write_bytes(make(2 * turn, 9 * MIB))
-        with ExitStack() as files:
-            opened = [files.enter_context((there / "f").open("rb", buffering=0)) for _ in range(count)]
-            (here / "f").write_bytes(make(2 * turn + 1, size))
-            for file in opened:
-                assert file.read() == make(2 * turn + 1, size)
-                assert os.fstat(file.fileno()).st_size == size
-        with (there / "f").open("rb", buffering=0) as file:
-            assert file.read() == make(2 * turn + 1, size)
-
-
-def test_what_was_opened_and_not_read_is_mapped_as_it_is_now(apart: tuple[Path, Path]) -> None:
-    here, there = apart
-    (here / "f").write_bytes(make(1, 9 * MIB))
-    with (there / "f").open("rb", buffering=0) as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
-        (here / "f").write_bytes(make(2, 9 * MIB))
-        assert memory[:] == make(2, 9 * MIB)
 
 
 @pytest.mark.parametrize("by_another", [False, True])
