@@ -204,7 +204,7 @@ class Drafts:
     def holds(self, draft: Draft, file_id: FileId, stamp: Stamp) -> bool:
         """Quick. Whether a draft of that stamp holds just that version."""
         # (One that could not become a cache file is written on.)
-        is_as = draft.record.stamp == stamp or (draft.sums is not None and _is_as(draft, stamp))
+        is_as = draft.record.stamp == stamp or (draft.sums is not None and _is_as(draft, draft.record, stamp))
         return draft.record.ref.file_id == file_id and is_as
 
     # -- start -------------------------------------------------------------------------------------------------------------
@@ -459,10 +459,10 @@ class Drafts:
         fd = self.open_draft(draft)
         try:
             with self._translated(self._dirs[draft.directory]):
-                if sums is None and not _is_as(draft, files.get_stamp(fd)):
+                if sums is None and not _is_as(draft, record, files.get_stamp(fd)):
                     raise stale
                 data = files.read_all(fd, start, stop - start)
-                if len(data) != stop - start or (sums is None and not _is_as(draft, files.get_stamp(fd))):
+                if len(data) != stop - start or (sums is None and not _is_as(draft, record, files.get_stamp(fd))):
                     raise stale
         finally:
             os.close(fd)
@@ -754,9 +754,10 @@ class Drafts:
             raise directory.translate(error) from error
 
 
-def _is_as(draft: Draft, stamp: Stamp) -> bool:
-    """Whether a draft's file is still as it was sealed. (It is renamed as it becomes a cache file: that gives another ctime.)"""
-    sealed = draft.record.stamp
+def _is_as(draft: Draft, record: DraftRecord, stamp: Stamp) -> bool:
+    """Whether a draft's file is still as it was sealed. (It is renamed as it becomes a cache file: that gives another ctime.)
+    `record`: of that version, since the draft's own may be the next one's by now."""
+    sealed = record.stamp
     if sealed is None or not draft.becomes:
         return sealed == stamp
     return replace(sealed, ctime_ns=stamp.ctime_ns) == stamp

@@ -467,6 +467,28 @@ def test_checksums_of_the_next_version_are_not_taken_for_those_of_the_one_before
     assert drafts.read(draft, after, 0, len(DATA)) == other
 
 
+def test_what_is_sealed_amid_a_read_is_not_taken_for_the_version_before(kills: Kills, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafts = kills.store.drafts
+    draft = drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    before = seal(kills, 2)
+    write_draft(kills, make_bytes(len(DATA), b"b"))
+    seen = drafts.observe(draft)
+    assert seen is not None
+    drafts.note_sealing(draft, "op", seen)
+    open_it = drafts.open_draft
+
+    def note_first(one: Draft) -> int:
+        if one.record.sealing is not None:
+            ref = make_ref(3, len(DATA), own=True)
+            drafts.note_sealed(one, ref, UploadRecord(ref, "through", 1, "0" * 32), unwanted=False)
+        return open_it(one)
+
+    monkeypatch.setattr(drafts, "open_draft", note_first)
+    with pytest.raises(errors.Stale):
+        drafts.read(draft, before, 0, len(DATA))
+
+
 def test_a_version_of_another_machine_is_not_taken_for_the_one_that_is_being_sealed(
     kills: Kills, monkeypatch: pytest.MonkeyPatch
 ) -> None:
