@@ -5,15 +5,13 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.conftest import workplace  # noqa: F401  (a fixture)
-from tests.cluster.writing import mounted_again, start_written, wait_until
-from tests.crash.test_writing_crash import Running
-from tests.servers.whole import assert_whole_disks
+from tests.cluster.writing import mounted_again, wait_until
+from tests.crash.test_writing_crash import Running, running  # noqa: F401  (a fixture)
 
 pytestmark = [
     pytest.mark.mount,
@@ -23,15 +21,6 @@ pytestmark = [
 
 KILLS = int(os.environ.get("KILLS", "6"))
 SEED = int(os.environ.get("KILLS_SEED", "1"))
-
-
-@pytest.fixture
-def running(workplace: Path) -> Iterator[Running]:  # noqa: F811
-    (workplace / "store").mkdir()
-    with start_written(workplace, f"file://{workplace / 'store'}", {}) as stack:
-        yield Running(stack, workplace)
-        assert_whole_disks(workplace / "home", online=True)
-    assert_whole_disks(workplace / "home")
 
 
 def test_what_is_shown_of_an_open_file_is_right_through_kills(running: Running, workplace: Path) -> None:  # noqa: F811

@@ -130,14 +130,24 @@ def write_draft(kills: Kills, data: bytes) -> None:
     os.close(fd)
 
 
-def seal(kills: Kills, version: int, operation_id: str = "op") -> FileRef:
+def begin_seal(kills: Kills, operation_id: str = "op") -> None:
     draft = kills.get_draft()
     seen = kills.store.drafts.observe(draft)
     assert seen is not None
     kills.store.drafts.note_sealing(draft, operation_id, seen)
-    ref = make_ref(version, seen.stamp.size, own=True)
+
+
+def finish_seal(kills: Kills, version: int) -> FileRef:
+    draft = kills.get_draft()
+    assert draft.record.sealing is not None
+    ref = make_ref(version, draft.record.sealing.stamp.size, own=True)
     kills.store.drafts.note_sealed(draft, ref, UploadRecord(ref, "through", 1, "0" * 32), unwanted=False)
     return ref
+
+
+def seal(kills: Kills, version: int, operation_id: str = "op") -> FileRef:
+    begin_seal(kills, operation_id)
+    return finish_seal(kills, version)
 
 
 def test_killed_before_a_cache_file_is_a_draft_it_is_the_cache_file(kills: Kills) -> None:
@@ -473,15 +483,12 @@ def test_what_is_sealed_amid_a_read_is_not_taken_for_the_version_before(kills: K
     write_draft(kills, DATA)
     before = seal(kills, 2)
     write_draft(kills, make_bytes(len(DATA), b"b"))
-    seen = drafts.observe(draft)
-    assert seen is not None
-    drafts.note_sealing(draft, "op", seen)
+    begin_seal(kills)
     open_it = drafts.open_draft
 
     def note_first(one: Draft) -> int:
         if one.record.sealing is not None:
-            ref = make_ref(3, len(DATA), own=True)
-            drafts.note_sealed(one, ref, UploadRecord(ref, "through", 1, "0" * 32), unwanted=False)
+            finish_seal(kills, 3)
         return open_it(one)
 
     monkeypatch.setattr(drafts, "open_draft", note_first)
@@ -496,9 +503,7 @@ def test_a_version_of_another_machine_is_not_taken_for_the_one_that_is_being_sea
     monkeypatch.setattr("alluxio_like.cache.drafts._NOTED_S", 0.02)
     draft = drafts.begin(make_ref(1, 0), None, truncate=True)
     write_draft(kills, DATA)
-    seen = drafts.observe(draft)
-    assert seen is not None
-    drafts.note_sealing(draft, "op", seen)
+    begin_seal(kills)
     with pytest.raises(errors.Stale):
         drafts.read(draft, make_ref(2, len(DATA)), 0, len(DATA))
 
@@ -507,10 +512,7 @@ def seal_copy(kills: Kills, version: int) -> FileRef:
     """As when others go on writing."""
     draft = kills.get_draft()
     kills.store.drafts.note_sealing(draft, "op", kills.store.drafts.observe_copy(draft))
-    assert draft.record.sealing is not None
-    ref = make_ref(version, draft.record.sealing.stamp.size, own=True)
-    kills.store.drafts.note_sealed(draft, ref, UploadRecord(ref, "through", 1, "0" * 32), unwanted=False)
-    return ref
+    return finish_seal(kills, version)
 
 
 def test_a_copy_is_sealed_of_what_goes_on_changing(kills: Kills) -> None:
