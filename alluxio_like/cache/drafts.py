@@ -396,7 +396,8 @@ class Drafts:
         return None
 
     def observe_copy(self, draft: Draft) -> Observation:
-        """A copy of a draft that others go on changing, and all that is in it. Raises NoSpace, DiskError."""
+        """A copy of a draft that others go on changing, and all that is in it; its mtime is that of what was there when it was
+        begun. Raises NoSpace, DiskError."""
         directory = self._dirs[draft.directory]
         generation = secrets.randbits(62) + 1
         path = fmt.make_draft_path(draft.inode, generation)
@@ -405,7 +406,9 @@ class Drafts:
             with self._translated(directory):
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | files.FLAGS, 0o600, dir_fd=directory.fd)
                 try:
+                    written_ns = os.fstat(source).st_mtime_ns
                     files.copy_all(source, fd)
+                    os.utime(fd, ns=(written_ns, written_ns))
                     os.fdatasync(fd)
                     stamp = files.get_stamp(fd)
                     sums = files.compute_sums(fd, stamp.size)

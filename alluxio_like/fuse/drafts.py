@@ -93,6 +93,12 @@ class Draft:
         """Whether there may be something to seal."""
         return self.sealed is None or self.sealed != get_stamp(self.stat())
 
+    def says_more_than_its_name(self, found: os.stat_result) -> bool:
+        """Whether its size or time is not what its name has. (Its ctime alone is another one when its worker keeps something
+        beside it, or makes it a cache file.)"""
+        known = self.sealed or self.made
+        return known is None or get_stamp(found)[:2] != known[:2]
+
 
 def get_stamp(found: os.stat_result) -> Stamp:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
@@ -186,10 +192,10 @@ class Drafts:
         found = draft.stat()
         values = {field.name: getattr(attr, field.name) for field in fields(Attr)}
         values |= {"size": found.st_size, "blocks": max(0, found.st_blocks - draft.own_blocks)}
-        # (Its ctime alone is another one when its worker keeps something beside it, or makes it a cache file.)
-        known = draft.sealed or draft.made
-        if known is None or get_stamp(found)[:2] != known[:2]:
-            values |= {"mtime_ns": found.st_mtime_ns, "ctime_ns": max(attr.ctime_ns, found.st_ctime_ns)}
+        if draft.says_more_than_its_name(found) and found.st_mtime_ns != attr.mtime_ns:
+            # Its ctime is not that of the write where something else was done with it since.
+            written_ns = min(found.st_mtime_ns, found.st_ctime_ns)
+            values |= {"mtime_ns": found.st_mtime_ns, "ctime_ns": max(attr.ctime_ns, written_ns)}
         return WrittenAttr(**values)
 
     async def check(self, inode: InodeId) -> None:
@@ -491,9 +497,9 @@ class Drafts:
             self._leave(draft)
 
     async def set_times(self, draft: Draft, atime_ns: int | None, mtime_ns: int) -> None:
-        """Give a draft the times that were set for its file. (One that was left holds just what was sealed, and is to stay so:
-        the name has them.)"""
-        if draft.is_left and not draft.is_changed:
+        """Give a draft the times that were set for its file. (One that nobody writes any more holds just what was sealed, and is
+        to stay so, also while it is ending: the name has them.)"""
+        if not draft.writers and not draft.says_more_than_its_name(draft.stat()):
             return
         await self.use(draft, lambda fd: os.utime(fd, ns=(mtime_ns if atime_ns is None else atime_ns, mtime_ns)))
 

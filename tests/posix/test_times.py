@@ -250,6 +250,20 @@ def test_a_time_that_was_set_stays_over_the_close_of_a_writer(place: Path) -> No
     assert look(place / "file").st_mtime_ns == OLD_NS + 2
 
 
+@table("when_ns", [(OLD_NS,), (3 * OLD_NS,)])
+@table("written", [(False,), (True,)])
+def test_a_close_changes_no_time_that_was_set(place: Path, *, written: bool, when_ns: int) -> None:
+    path = write(place / "file", b"content")
+    with opened(path, os.O_RDWR) as fd:
+        if written:
+            os.write(fd, b"other")
+        os.utime(fd, ns=(when_ns, when_ns))
+        before = _get_times(os.fstat(fd))
+        wait_for_another_time(path)
+        assert _get_times(os.fstat(fd)) == before
+    assert _get_times(path.stat()) == before
+
+
 def test_mtime_of_what_is_open_is_seen_by_its_name(place: Path) -> None:
     path = write(place / "file", b"content")
     os.utime(path, ns=(OLD_NS, OLD_NS))

@@ -97,6 +97,20 @@ async def test_what_was_shown_and_changed_in_place_is_read_from_a_copy(tmp_path:
         assert one.ufs.get("log") == bytes(data)
 
 
+async def test_what_is_shown_has_the_time_at_which_it_was_written(tmp_path: Path) -> None:
+    """Also where a copy of it is sealed: a file's times do not go on by themselves, nor back with its close."""
+    async with running_drafts(tmp_path) as one:
+        fd = await begin(one, b"content")
+        await show(one)
+        os.pwrite(fd, b"other", 0)
+        await asyncio.sleep(0.02)  # the kernel's clock for files goes on
+        await show(one)
+        written_ns = os.fstat(fd).st_mtime_ns
+        os.close(fd)
+        await one.service.seal("close", FILE)
+        assert [draft.mtime_ns for draft in one.changes.seals[1:]] == [written_ns] * 2
+
+
 async def test_the_store_gets_it_once_it_is_closed_and_once(tmp_path: Path) -> None:
     async with running_drafts(tmp_path) as one:
         fd = await begin(one)

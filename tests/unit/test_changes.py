@@ -186,6 +186,21 @@ def test_times_are_those_that_were_set(txn: WriteTransaction) -> None:
     assert (attr.atime_ns, attr.mtime_ns, attr.ctime_ns) == (1, 2, NOW + 30)
 
 
+@pytest.mark.parametrize(
+    ("mtime_ns", "expected"),
+    [(NOW + 40, NOW + 40), (NOW + 90, NOW + 50), (2, NOW + 30), (NOW + HOUR, NOW + 30)],
+    ids=["written", "written by a clock that is ahead", "set to the past", "set to the future"],
+)
+def test_a_close_is_no_change_of_the_file(txn: WriteTransaction, mtime_ns: int, expected: int) -> None:
+    """What is sealed was changed when it was written, or when its time was set, which the name has by then."""
+    inode = create(txn, "file")
+    is_set = expected == NOW + 30
+    changes.set_attributes(txn, inode, Attributes(mtime_ns=mtime_ns if is_set else 7), NOW + 30)
+    versions.seal(txn, inode, 3, mtime_ns, ("w1",), NOW + 50)
+    attr = namespace.get_entry(txn, inode).attr
+    assert (attr.mtime_ns, attr.ctime_ns) == (mtime_ns, expected)
+
+
 def test_a_moved_file_is_read_where_it_is_until_the_store_has_followed(txn: WriteTransaction) -> None:
     apply_listing(txn, ROOT_INODE, ["old"])
     before = get(txn, "old").ref

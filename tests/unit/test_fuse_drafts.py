@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -199,3 +200,59 @@ def test_what_a_worker_does_with_a_sealed_draft_is_no_change_of_the_file(tmp_pat
     shown = drafts.show(told)
     assert (shown.mtime_ns, shown.ctime_ns) == (os.fstat(fd).st_mtime_ns, os.fstat(fd).st_ctime_ns)
     os.close(fd)
+
+
+class _SlowWorker(_Worker):
+    """Who ends drafts as late as it is let; what it is told to seal is sealed."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.may_end = asyncio.Event()
+
+    async def seal(self, *_: object, **__: object) -> DraftSealed:
+        return DraftSealed(None, 0)
+
+    async def end_all(self, _: WorkerId, inodes: Sequence[InodeId]) -> None:
+        self.asked.append(("end", *inodes))
+        await self.may_end.wait()
+
+
+async def test_times_that_are_set_while_a_draft_ends_are_the_names_alone(tmp_path: Path) -> None:
+    """Else its ctime is the draft's, a little later one than the name has, until the worker has answered."""
+    worker = _SlowWorker(tmp_path)
+    drafts = Drafts(cast(Any, worker), lambda _: (), lambda *_: None)
+    entry = make_entry(1)
+    draft = await drafts.open(entry, truncate=True, created=True)
+    os.pwrite(draft.fd, b"content", 0)
+    await drafts.seal(draft, "op")
+    await drafts.begin_release(draft)
+    async with asyncio.timeout(10):
+        while worker.asked[-1:] != [("end", 1)]:
+            await asyncio.sleep(0.01)
+    written = get_stamp(draft.stat())
+    # The worker makes it a cache file just now, which changes its ctime.
+    os.fchmod(draft.fd, 0o640)
+    await drafts.set_times(draft, 5, 5)
+    assert get_stamp(draft.stat())[:2] == written[:2], "it is still what was sealed"
+    named = replace(entry.attr, mtime_ns=5, ctime_ns=draft.stat().st_ctime_ns - 1000)
+    shown = drafts.show(named)
+    assert (shown.mtime_ns, shown.ctime_ns) == (named.mtime_ns, named.ctime_ns)
+    worker.may_end.set()
+    await drafts.close()
+
+
+@pytest.mark.parametrize("set_ns", [10**18, 3 * 10**18])
+async def test_where_the_time_of_an_open_file_was_set_it_was_changed_when_the_name_says(tmp_path: Path, set_ns: int) -> None:
+    drafts = Drafts(cast(Any, _Worker(tmp_path)), lambda _: (), lambda *_: None)
+    entry = make_entry(1)
+    draft = await drafts.open(entry, truncate=True, created=True)
+    os.pwrite(draft.fd, b"content", 0)
+    await drafts.set_times(draft, set_ns, set_ns)
+    named = replace(entry.attr, mtime_ns=set_ns, ctime_ns=draft.stat().st_ctime_ns - 1000)
+    shown = drafts.show(named)
+    assert (shown.size, shown.mtime_ns, shown.ctime_ns) == (7, set_ns, named.ctime_ns)
+    os.pwrite(draft.fd, b"and more", 7)
+    shown = drafts.show(named)
+    assert (shown.mtime_ns, shown.ctime_ns) == (draft.stat().st_mtime_ns, draft.stat().st_mtime_ns)
+    await drafts.begin_release(draft)
+    await drafts.close()

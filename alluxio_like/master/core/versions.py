@@ -42,8 +42,9 @@ def seal(
     sealed = record._replace(
         size=size,
         mtime_ns=mtime_ns,
-        # When it was written, which is what it was while it was open; not when it was closed.
-        ctime_ns=max(record.ctime_ns, min(now_ns, mtime_ns)),
+        # When it was written, which is what it was while it was open; not when it was closed. Where its time was set, also to a
+        # later one, it was changed then, and not since.
+        ctime_ns=record.ctime_ns if mtime_ns == record.mtime_ns else max(record.ctime_ns, min(now_ns, mtime_ns)),
         version=restoring.get_next_version(txn, record.version),
         flags=record.flags & ~records.MOVED | records.LOCAL | records.OWN,
         token=b"",
