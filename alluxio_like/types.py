@@ -71,6 +71,16 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredAttributes:
+    """What a store keeps with a file's content of its attributes; None for what it does not say. `mode` are permission bits."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Attr:
     """An inode's attributes; `mode` holds permission bits only, times are nanoseconds since the epoch.
 

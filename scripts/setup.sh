@@ -5,7 +5,7 @@
 #   scripts/setup.sh            what it takes to run and to check
 #   scripts/setup.sh --demo     also the S3 server that the demo starts (Ceph)
 #   scripts/setup.sh --servers  also the servers that the tests start (Ceph, PostgreSQL; HDFS, with Java; for GCS and Azure what
-#                               stands for them), what the tests read and format with, and PyTorch, as a program to be run
+#                               stands for them), what the tests read, write and format with, and PyTorch, as a program to be run
 #   scripts/setup.sh --bench    also what the benchmarks hold us against
 #   PYTHON=/path/to/python3     the interpreter, 3.11 or newer      [the one before, else /usr/bin/python3, else python3]
 set -euo pipefail
@@ -16,7 +16,7 @@ die() { say "$*"; exit 1; }
 
 packages="python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3"
 case "${1:-}" in
-    --servers) packages="$packages iproute2 fio xfsprogs e2fsprogs linux-libc-dev postgresql stress-ng dbench rsync sqlite3 make" ;;
+    --servers) packages="$packages iproute2 fio xfsprogs e2fsprogs linux-libc-dev postgresql stress-ng dbench rsync sqlite3 make s3fs rclone" ;;
     --bench) packages="$packages fio xfsprogs linux-libc-dev s3fs postgresql" ;;
 esac
 

@@ -40,9 +40,9 @@ class Asker:
         self._io_timeout_s = io_timeout_s
         self._gates: dict[MountId, asyncio.Semaphore] = {}
 
-    async def ask(self, mount_id: MountId, ufs: Ufs, call: Callable[[], Awaitable[T]]) -> T:
-        """One listing request of a mount, repeated with growing pauses and jitter where that may help, for at most the I/O
-        timeout. Raises the store's error."""
+    async def ask(self, mount_id: MountId, ufs: Ufs, call: Callable[[], Awaitable[T]], op: str = "LIST") -> T:
+        """One listing request of a mount, or another one that goes with it (`op`), repeated with growing pauses and jitter where
+        that may help, for at most the I/O timeout. Raises the store's error."""
         gate = self._gates.setdefault(mount_id, asyncio.Semaphore(LISTS_AT_ONCE))
 
         async def ask_in_turn() -> T:
@@ -50,7 +50,7 @@ class Asker:
                 await self._pacer.wait_turn(ufs.bucket)
                 return await call()
 
-        return await self._retry(ufs.bucket, self._mounts.get_record(mount_id).path, ask_in_turn)
+        return await self._retry(ufs.bucket, self._mounts.get_record(mount_id).path, op, ask_in_turn)
 
     def note_throttle(self, bucket: str) -> None:
         """A store told the master to slow down."""
@@ -61,7 +61,7 @@ class Asker:
         """Until the bucket's rate allows one request more."""
         await self._pacer.wait_turn(ufs.bucket)
 
-    async def _retry(self, bucket: str, path: str, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _retry(self, bucket: str, path: str, op: str, ask: Callable[[], Awaitable[T]]) -> T:
         begun = self._clock.monotonic()
         pause = RETRY_FIRST_S
         while True:
@@ -71,7 +71,7 @@ class Asker:
                 if isinstance(error, errors.StoreThrottled):
                     self.note_throttle(bucket)
                 wait = pause * (0.5 + random.random())
-                self._metrics.store_errors.labels("LIST", path, error.code).inc()
+                self._metrics.store_errors.labels(op, path, error.code).inc()
                 left = RETRY_PART * self._io_timeout_s - (self._clock.monotonic() - begun)
                 if not errors.get_disposition(error).retryable or left < 2 * wait:
                     raise

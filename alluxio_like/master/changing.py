@@ -11,7 +11,6 @@ committed is always told.
 import asyncio
 import json
 import logging
-import stat
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -60,6 +59,7 @@ from alluxio_like.types import (
     to_bytes,
     to_str,
 )
+from alluxio_like.ufs.object_attributes import make_metadata
 from alluxio_like.ufs.writing import get_writable
 
 T = TypeVar("T")
@@ -248,7 +248,8 @@ class ChangesService:
                     # Who asks is not sending it.
                     self._follower.end_upload(file_id)
                     raise
-                metadata = _make_metadata(txn, file_id.inode)
+                record = tables.get_inode(txn, file_id.inode)
+                metadata = make_metadata(record.mode, record.uid, record.gid, record.mtime_ns)
             if self._empty.is_putting(file_id.inode):
                 raise errors.Unavailable("the file is just being put as it was made", subject=plan.key)
             self._follower.begin_upload(file_id, plan.mount_id, plan.key)
@@ -512,18 +513,6 @@ def _read_entry(txn: ReadTransaction, inode: InodeId, place: tuple[InodeId, str]
         return found if found is not None and found.attr.inode == inode else namespace.get_entry(txn, inode)
     except errors.NotFound:
         return None
-
-
-def _make_metadata(txn: ReadTransaction, inode: InodeId) -> dict[str, str]:
-    """Owner, mode and times in the form that s3fs, rclone and goofys read: seconds, and a mode with its type."""
-    record = tables.get_inode(txn, inode)
-    seconds, rest = divmod(record.mtime_ns, 10**9)
-    return {
-        "mode": str(stat.S_IFREG | record.mode),
-        "uid": str(record.uid),
-        "gid": str(record.gid),
-        "mtime": f"{seconds}.{rest:09}",
-    }
 
 
 def _pack_outcome(outcome: Outcome) -> bytes:

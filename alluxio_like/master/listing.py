@@ -17,6 +17,7 @@ from typing import Protocol
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
+from alluxio_like.master import stored_attributes
 from alluxio_like.master.asking import MAX_EMPTY_PAGES, Asker
 from alluxio_like.master.core import flat, leases, namespace, paths
 from alluxio_like.master.core.flat import Applied, Asked, Claims, Part, Run, Target
@@ -25,6 +26,7 @@ from alluxio_like.master.flight import Flight
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.master.snapshot_trees import SnapshotTrees, is_frozen
+from alluxio_like.master.stored_attributes import AttributeReader
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.context import get_remaining_s
 from alluxio_like.types import ROOT_INODE, SNAPSHOT_FOLDER, Entry, InodeId, Kind, MountId, Recall, to_bytes, to_str
@@ -98,6 +100,7 @@ class Lister:
         self._clock = clock
         self._metrics = metrics
         self.asker = asker
+        self._attributes = AttributeReader(meta, mounts, asker)
         self.snapshots = SnapshotTrees(meta)
         self.page_entries = page_entries
         self._io_timeout_s = io_timeout_s
@@ -194,9 +197,10 @@ class Lister:
             ufs = self._mounts.get_ufs(plan.mount_id)
             await self.asker.wait_turn(ufs)
             found = await ufs.stat(plan.prefix + raw_name)
+            listed = StoreEntry(raw_name, found.kind, found.fingerprint, found.mtime_ns, found.trusted, found.archived)
+            entry = await self._attributes.complete_one(plan, listed)
         except errors.AlluxioLikeError:
             return False
-        entry = StoreEntry(raw_name, found.kind, found.fingerprint, found.mtime_ns, found.trusted, found.archived)
         now_ns = self._clock.now_ns()
 
         async def apply() -> None:
@@ -517,7 +521,7 @@ class Lister:
                 if token is not None:
                     # The next page comes while this one is applied.
                     ahead = asyncio.create_task(self._ask(ufs, plan, token))
-                after = await self._apply_page(flight, plan, after, page)
+                after = await self._apply_page(flight, plan, after, await self._attributes.complete(plan, after, page))
                 listed.inc(len(page.entries))
                 flight.entries += len(page.entries)
                 if token is None:
@@ -589,7 +593,10 @@ class Lister:
         self.claims.end_run(run)
 
     async def _ask(self, ufs: Ufs, plan: ListingPlan, token: str | None) -> ListPage:
-        return await self.asker.ask(plan.mount_id, ufs, lambda: ufs.list_page(plan.prefix, token, max_entries=self.page_entries))
+        most = self.page_entries
+        if self._mounts.wants_stored_attributes(plan.mount_id):
+            most = min(most, stored_attributes.PAGE_ENTRIES)
+        return await self.asker.ask(plan.mount_id, ufs, lambda: ufs.list_page(plan.prefix, token, max_entries=most))
 
     async def close(self) -> None:
         """End all listings; what they applied stays, as incomplete."""

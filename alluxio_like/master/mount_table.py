@@ -38,7 +38,7 @@ MAX_BACKOFF_S = 15.0
 """After failures in a row a store is asked at most so often by those who can do without it (guesses)."""
 
 
-PLACE_OPTIONS = ("endpoint", "uid", "gid")
+PLACE_OPTIONS = ("endpoint", "uid", "gid", "attrs")
 """Options that stay for a mount's life: other data would be under the same names, or inodes with two owners."""
 _GIVES_CREDENTIALS = frozenset({"profile", "anonymous"})
 """Options that stand in for secrets."""
@@ -166,6 +166,11 @@ class MountTable:
         """Whether programs may change what is below a mount."""
         record = self._records.get(mount_id)
         return record is not None and not record.read_only
+
+    def wants_stored_attributes(self, mount_id: MountId) -> bool:
+        """Whether the owner, mode and time of files are to be those in their objects' metadata."""
+        record = self._records.get(mount_id)
+        return record is not None and record.options.get("attrs") == "object"
 
     def get_sync_interval_s(self, mount_id: MountId, directory: InodeId) -> float:
         """How long a directory's listing is believed; infinity for never to be asked again."""
@@ -389,7 +394,7 @@ class MountTable:
         if (spec.uri and str(parse_uri(known.uri)) != str(parse_uri(spec.uri))) or moved:
             raise errors.Conflict(
                 f"{known.uri} is mounted there with other options ({', '.join(moved) or 'another store'}): unmount it first, "
-                "because other data would be under the same names",
+                "because other data, or attributes from elsewhere, would be under the same names",
                 subject=spec.path,
             )
         mount_id = known.mount_id

@@ -177,7 +177,8 @@ class Survey:
         if self._no_flat or mount_id == NO_MOUNT or not self._costs.prefers_flat() or self._s.lister.lookup_flight(directory):
             return None
         store = self._s.mounts.get_ufs(mount_id)
-        if not isinstance(store, FlatUfs):
+        if not isinstance(store, FlatUfs) or self._s.mounts.wants_stored_attributes(mount_id):
+            # (Where files are asked for one by one, few listings are no gain.)
             self._no_flat = True
             return None
         place = self._find_place(mount_id, prefix, directory, among)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from alluxio_like.types import Fingerprint, Kind
+from alluxio_like.types import Fingerprint, Kind, StoredAttributes
 
 UNREACHABLE = "the store cannot be reached: see that it is up and that the endpoint is right; it is asked again by itself"
 """What every store over the network says of a connection that cannot be made."""
@@ -22,7 +22,7 @@ class StoreEntry:
     `name` is the raw component: for a directory without its trailing slash. It may be anything the store allows ("", ".", "..",
     longer than 255 bytes); how it is shown is the namespace's affair. `fingerprint` is None for directories. `mtime_ns` is 0
     where the store does not say. `trusted` is False where the fingerprint is too young to stand for the content (POSIX: within
-    2 s of mtime).
+    2 s of mtime). `attributes` are None as stores list it: they are asked for apart, where a mount wants them.
     """
 
     name: str
@@ -31,6 +31,7 @@ class StoreEntry:
     mtime_ns: int = 0
     trusted: bool = True
     archived: bool = False
+    attributes: StoredAttributes | None = None
 
     @property
     def sort_name(self) -> str:

@@ -163,6 +163,17 @@ _HDFS = (
     ),
 )
 
+_ATTRIBUTES = (
+    Option(
+        "attrs",
+        "choice",
+        "where owner, group, mode and mtime of files come from: mount: as the mount says; object: from the object's metadata, as "
+        "s3fs, rclone and this program write them (a request more for each file)",
+        choices=("mount", "object"),
+        default="mount",
+    ),
+)
+
 _SOURCES = (
     *("access_key", "profile"),
     *("service_account_file", "service_account_key", "access_token"),
@@ -171,12 +182,12 @@ _SOURCES = (
 """Options that say where credentials come from, of which one can be given."""
 
 _BY_SCHEME: dict[str, tuple[Option, ...]] = {
-    "az": _AZ + _COMMON,
+    "az": _AZ + _ATTRIBUTES + _COMMON,
     "cephfs": _CEPHFS + _COMMON,
     "file": _FILE + _COMMON,
-    "gs": _GS + _COMMON,
+    "gs": _GS + _ATTRIBUTES + _COMMON,
     "hdfs": _HDFS + _COMMON,
-    "s3": _S3 + _COMMON,
+    "s3": _S3 + _ATTRIBUTES + _COMMON,
 }
 
 

@@ -262,6 +262,13 @@ def test_attributes_are_kept_with_the_content(written: Written, area: str) -> No
     written.check(area, {"g": b"1"})
     if written.store.get_metadata is not None:
         assert written.store.get_metadata(f"{area}/g")["mode"] == str(stat.S_IFREG | 0o640)
+    if written.store.is_flat:
+        # Who mounts the store anew, and asks for them, has them from there.
+        options = [f"-o{name}={value}" for name, value in {**written.store.options, "attrs": "object"}.items()]
+        written.stack.run_command("alluxio-like", "mount", "/anew", written.store.uri, *options)
+        anew = (written.here.parent / "anew" / area / "g").stat()
+        assert (stat.S_IMODE(anew.st_mode), anew.st_uid, anew.st_gid, anew.st_mtime_ns) == (0o640, 1000, 2000, found.st_mtime_ns)
+        written.stack.run_command("alluxio-like", "unmount", "/anew")
 
 
 @soaked

@@ -1,6 +1,7 @@
 """The namespace core: names, listings, replacements, mounts, orphans, pins, operations."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from alluxio_like.kv.api import KeyValueStore, WriteTransaction
 from alluxio_like.kv.memory import MemoryStore
 from alluxio_like.master.core import mounts, namespace, operations, paths, records
 from alluxio_like.master.core.model import Changes, MountRecord
-from alluxio_like.types import ROOT_INODE, Entry, Fingerprint, InodeId, Kind, to_bytes
+from alluxio_like.types import ROOT_INODE, Entry, Fingerprint, InodeId, Kind, StoredAttributes, to_bytes
 from alluxio_like.ufs.api import StoreEntry
 
 SECOND = 10**9
@@ -151,6 +152,25 @@ class TestListing:
         assert before.keys() == after.keys()
         assert sum(change.unchanged for change in changes) == 52
         assert not any(changes)
+
+    def test_attributes_that_the_store_keeps(self, txn: WriteTransaction) -> None:
+        mount = add_mount(txn)
+        kept = StoredAttributes(0o600, 1000, None, NOW - 7 * SECOND)
+        apply_listing(txn, mount.root, [replace(file("a"), attributes=kept), replace(file("b"), attributes=StoredAttributes())])
+        attr = get(txn, "/a").attr
+        assert (attr.mode, attr.uid, attr.gid, attr.mtime_ns, attr.ctime_ns) == (0o600, 1000, 8, NOW - 7 * SECOND, NOW - SECOND)
+        attr = get(txn, "/b").attr
+        assert (attr.mode, attr.uid, attr.gid, attr.mtime_ns) == (0o644, 7, 8, NOW - SECOND)
+        # Of the next content what it says; what it does not say is carried over.
+        other = StoredAttributes(None, 2000, 3000, None)
+        entries = [replace(file("a", "other", mtime_ns=NOW), attributes=other), file("b"), file("new"), directory("sub")]
+        plan = namespace.begin_listing(txn, mount.root, NOW + SECOND)
+        assert namespace.list_new_contents(txn, plan, None, entries, is_last=True) == {"a", "new"}
+        assert namespace.list_new_contents(txn, plan, None, entries[:2], is_last=False) == {"a"}
+        assert namespace.list_new_contents(txn, plan, "a", entries[1:], is_last=True) == {"new"}
+        apply_listing(txn, mount.root, entries, NOW + SECOND)
+        attr = get(txn, "/a").attr
+        assert (attr.mode, attr.uid, attr.gid, attr.mtime_ns) == (0o600, 2000, 3000, NOW)
 
     def test_replacement(self, txn: WriteTransaction) -> None:
         root = add_mount(txn).root

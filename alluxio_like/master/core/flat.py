@@ -15,7 +15,7 @@ from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.core import refresh, tables
 from alluxio_like.master.core.model import Changes, Listed, ListingPlan
-from alluxio_like.types import Fingerprint, InodeId, Kind, MountId, to_bytes
+from alluxio_like.types import Fingerprint, InodeId, Kind, MountId, StoredAttributes, to_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Folder:
     fingerprint: Fingerprint | None = None
     mtime_ns: int = 0
     trusted: bool = True
+    attributes: StoredAttributes | None = None
 
     @property
     def sort_name(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from alluxio_like.types import Entry, FileId, Fingerprint, InodeId, Kind, MountId
+from alluxio_like.types import Entry, FileId, Fingerprint, InodeId, Kind, MountId, StoredAttributes
 
 NO_MOUNT = MountId(0)
 """The mount id of directories that no store stands behind: the root and the way to mount points, where nothing is mounted."""
@@ -17,7 +17,8 @@ class Listed(Protocol):
     """One thing directly below a directory as a store lists it; `ufs.api.StoreEntry` is one.
 
     `sort_name` is the raw name, with a slash behind a directory's. `fingerprint` is None for directories. `mtime_ns` is 0 where
-    the store does not say. `trusted` is False where the fingerprint is too young to stand for the content.
+    the store does not say. `trusted` is False where the fingerprint is too young to stand for the content. `attributes` are those
+    that the store keeps with a file's content, None where it was not asked for them.
     """
 
     @property
@@ -30,6 +31,8 @@ class Listed(Protocol):
     def mtime_ns(self) -> int: ...
     @property
     def trusted(self) -> bool: ...
+    @property
+    def attributes(self) -> StoredAttributes | None: ...
     @property
     def sort_name(self) -> str: ...
 

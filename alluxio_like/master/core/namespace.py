@@ -15,7 +15,7 @@ from alluxio_like.master.core import keys, paths, records, tables, trash
 from alluxio_like.master.core.model import NO_MOUNT, DirState, EntryPage, Resolved, Totals
 from alluxio_like.master.core.orphans import purge
 from alluxio_like.master.core.records import Inode, State
-from alluxio_like.master.core.refresh import apply_missing, apply_page, apply_stat, begin_listing, is_covered
+from alluxio_like.master.core.refresh import apply_missing, apply_page, apply_stat, begin_listing, is_covered, list_new_contents
 from alluxio_like.master.core.tables import prepare
 from alluxio_like.types import (
     ROOT_INODE,
@@ -45,6 +45,7 @@ __all__ = [
     "is_covered",
     "is_pinned",
     "list_entries",
+    "list_new_contents",
     "list_unknown",
     "lookup",
     "lookup_parent",

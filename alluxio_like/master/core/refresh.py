@@ -18,7 +18,7 @@ from alluxio_like.master.core import acls, keys, paths, records, tables, trash
 from alluxio_like.master.core.model import NO_MOUNT, Changes, Listed, ListingPlan, MountRecord
 from alluxio_like.master.core.records import Inode
 from alluxio_like.master.core.tables import Directory, Edit
-from alluxio_like.types import ROOT_INODE, InodeId, Kind, VersionId, to_bytes, to_str
+from alluxio_like.types import ROOT_INODE, InodeId, Kind, StoredAttributes, VersionId, to_bytes, to_str
 
 _FIXED = records.MOUNT_POINT | records.ANCHOR
 _OURS = records.LOCAL | records.MOVED | records.LINKED
@@ -128,6 +128,25 @@ def apply_missing(txn: WriteTransaction, plan: ListingPlan, now_ns: int) -> Chan
     return Changes(plan.directory, removed=(plan.directory,), names=names, gone_from=record.parent)
 
 
+def list_new_contents(
+    txn: ReadTransaction, plan: ListingPlan, after: str | None, page: Sequence[Listed], *, is_last: bool
+) -> frozenset[str]:
+    """The names of a page's files of which nothing is known, or another content: those whose attributes `apply_page` would take
+    from the store."""
+    files = [listed for listed in page if listed.kind is not Kind.DIRECTORY]
+    if not files:
+        return frozenset()
+    table = tables.get_table(txn, plan.directory)
+    low = to_bytes(after) if after is not None else None
+    known = _read_range(txn, table, low, None if is_last else to_bytes(page[-1].sort_name))
+
+    def is_unknown(listed: Listed) -> bool:
+        found = known.get(to_bytes(listed.sort_name))
+        return found is None or not (found.record.flags & (_FIXED | _OURS) or _is_same(found.record, listed))
+
+    return frozenset(listed.name for listed in files if is_unknown(listed))
+
+
 def is_covered(name: str, covered: str | None) -> bool:
     """Whether a listing applied up to `covered` has settled a shown name, be it a file or a directory (None: it has ended)."""
     if covered is None:
@@ -223,7 +242,7 @@ class _Applier:
         files = []
         for raw, listed in zip(sort_names, page, strict=True):
             fingerprint = listed.fingerprint
-            if fingerprint is None or listed.kind is not Kind.FILE or not listed.trusted:
+            if fingerprint is None or listed.kind is not Kind.FILE or not listed.trusted or listed.attributes is not None:
                 return False
             files.append((raw, fingerprint.size, listed.mtime_ns or now_ns, records.pack_token(fingerprint.token)))
         self._added += map(InodeId, self._edit.link_files(self._directory, self._make(page[0]), files))
@@ -263,7 +282,9 @@ class _Applier:
         elif record.flags & _OURS:
             self._kept += 1
         else:
-            carried = self._make(listed)._replace(mode=record.mode, uid=record.uid, gid=record.gid)
+            carried = _place_attributes(
+                self._make(listed)._replace(mode=record.mode, uid=record.uid, gid=record.gid), listed.attributes
+            )
             carried = carried._replace(flags=carried.flags | record.flags & records.PINNED)
             has_list = record.flags & records.XATTRS
             access = self._edit.txn.get(records.xattr_key(known.inode, acls.ACCESS)) if has_list else None
@@ -354,7 +375,7 @@ class _Applier:
             flags = records.STORE_TIMES if listed.mtime_ns else 0
             return tables.make_directory(name, self._plan.mount_id, self._mount.uid, self._mount.gid, time_ns, flags)
         assert listed.fingerprint is not None
-        return Inode(
+        made = Inode(
             listed.kind,
             0 if listed.trusted else records.UNTRUSTED,
             tables.FILE_MODE,
@@ -371,6 +392,19 @@ class _Applier:
             records.pack_token(listed.fingerprint.token),
             name,
         )
+        return _place_attributes(made, listed.attributes)
+
+
+def _place_attributes(record: Inode, stored: StoredAttributes | None) -> Inode:
+    """A file's record with those attributes that the store keeps with its content; ctime stays what the store says of itself."""
+    if stored is None:
+        return record
+    return record._replace(
+        mode=record.mode if stored.mode is None else stored.mode,
+        uid=record.uid if stored.uid is None else stored.uid,
+        gid=record.gid if stored.gid is None else stored.gid,
+        mtime_ns=record.mtime_ns if stored.mtime_ns is None else stored.mtime_ns,
+    )
 
 
 def _show_names(changed: Iterable[Inode], shadowed: bool) -> Iterator[bytes]:
