@@ -256,7 +256,7 @@ def parse_options(scheme: str, options: Mapping[str, str]) -> dict[str, OptionVa
 
 def _describe_unknown(scheme: str, name: str, known: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
     return f"{scheme}:// has no option {name}; {hint}"
 
 
