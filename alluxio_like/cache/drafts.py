@@ -23,14 +23,13 @@ program's own and each seal are.
 """
 
 import contextlib
-import enum
 import logging
 import os
 import secrets
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import lmdb
@@ -40,28 +39,23 @@ from alluxio_like.cache import draft_files as files
 from alluxio_like.cache import format as fmt
 from alluxio_like.cache import syscalls
 from alluxio_like.cache import writing_records as records
-from alluxio_like.cache.checksum import compute_checksum
+from alluxio_like.cache.draft import Draft, Ending, is_as, may_become
+from alluxio_like.cache.draft_contents import DraftContents, Observation
+from alluxio_like.cache.draft_moves import Move, Mover, Reserving
 from alluxio_like.cache.draft_start import load_drafts
 from alluxio_like.cache.file import CachedFile
-from alluxio_like.cache.format import FileRecord
-from alluxio_like.cache.index import BlockPut, FilePut
+from alluxio_like.cache.index import FilePut
 from alluxio_like.cache.layout import CacheDirectory
-from alluxio_like.cache.pages import Role
-from alluxio_like.cache.shown import Shown
 from alluxio_like.cache.upload_table import UploadTable
 from alluxio_like.cache.writing_records import DraftRecord, Sealing, Stamp, UploadRecord
 from alluxio_like.clock import Clock
 from alluxio_like.types import (
     PAGE_BYTES,
-    PAGES_PER_BLOCK,
     FileId,
     FileRef,
     InodeId,
     PageRange,
-    get_block_count,
-    get_full_mask,
     get_page_count,
-    get_pages,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -69,13 +63,9 @@ _LOG = logging.getLogger(__name__)
 TAKEOVER_S = 10.0
 """How long those who are just being sent a cache file may keep it from becoming a draft. A guess."""
 _POLL_S = 0.005
-_OBSERVE_TRIES = 3
-_READ_TRIES = 3
-_NOTED_S = 0.5
-"""How long a read waits for a seal to be noted: the master tells others of a version before its answer is here. A guess."""
 
 
-class Owner(Protocol):
+class Owner(Reserving, Protocol):
     """What drafts need of the store."""
 
     def forget(self, file: CachedFile) -> None:
@@ -84,66 +74,8 @@ class Owner(Protocol):
     def recall(self, file: CachedFile) -> None:
         """It is one after all."""
 
-    def reserve(self, file_id: FileId) -> None:
-        """Remove the cache file of that id, if there is one; nobody creates one before `allow`."""
-
-    def allow(self, file_id: FileId) -> None:
-        """A cache file of that id may be created again."""
-
     def set_persisted(self, file_id: FileId) -> None:
         """The cache file of that id, if there is one, may be evicted."""
-
-
-class Ending(enum.Enum):
-    """What came of a look whether a draft is over."""
-
-    IN_USE = enum.auto()
-    CHANGED = enum.auto()
-    DONE = enum.auto()
-
-
-@dataclass(slots=True, eq=False)
-class Draft:
-    """A draft; `record` is as in the index."""
-
-    record: DraftRecord
-    directory: int
-    path: str
-    becomes: str = ""
-    """Where its file is once it is a cache file; empty: it is not about to be one."""
-    sums: "array[int] | None" = None
-    """Checksums of its pages, from when it is about to be one: the index has them elsewhere then."""
-    summing: bool = False
-    """The checksums on disk are being replaced: of which version they are cannot be told."""
-    shown: Shown = field(default_factory=Shown)
-
-    @property
-    def inode(self) -> InodeId:
-        return self.record.inode
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What a draft held at one moment: its stamp then, and a checksum for each page; or those of a copy, the file of generation
-    `copy`."""
-
-    stamp: Stamp
-    sums: "array[int]"
-    copy: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Move:
-    """How a file below drafts/ becomes the cache file of a version. `values` are committed with it; `draft`: whose file it is,
-    None: a copy's."""
-
-    path: str
-    ref: FileRef
-    generation: int
-    sums: "array[int]"
-    values: Mapping[bytes, bytes | None]
-    unpersisted: bool
-    draft: Draft | None = None
 
 
 class Drafts:
@@ -156,7 +88,13 @@ class Drafts:
         self._drafts: dict[InodeId, Draft] = {}
         self.uploads = UploadTable()
         """What the store does not have: for reading, to whom it is no matter that it may be others in a moment."""
-        self._coarse: set[int] = set()
+        self.contents = DraftContents(directories)
+        self._mover = Mover(
+            owner,
+            clock,
+            on_moved=self._drafts.__delitem__,
+            checkpoint=self._reach,
+        )
         self.checkpoint: Callable[[str], None] = lambda _: None
         """Called by name between the steps of a change: where tests kill."""
 
@@ -194,7 +132,7 @@ class Drafts:
     def may_hold(self, draft: Draft, ref: FileRef) -> bool:
         """Quick. Whether `read` may have bytes of a version."""
         is_newest = draft.record.ref.file_id == ref.file_id
-        return is_newest or _may_become(draft.record, ref) or draft.shown.lookup(ref) is not None
+        return is_newest or may_become(draft.record, ref) or draft.shown.lookup(ref) is not None
 
     def is_early(self, draft: Draft) -> bool:
         """Quick. Whether what was sealed last was for others to see only, and is to be sealed once more when it is closed."""
@@ -204,8 +142,8 @@ class Drafts:
     def holds(self, draft: Draft, file_id: FileId, stamp: Stamp) -> bool:
         """Quick. Whether a draft of that stamp holds just that version."""
         # (One that could not become a cache file is written on.)
-        is_as = draft.record.stamp == stamp or (draft.sums is not None and _is_as(draft, draft.record, stamp))
-        return draft.record.ref.file_id == file_id and is_as
+        is_it = draft.record.stamp == stamp or (draft.sums is not None and is_as(draft, draft.record, stamp))
+        return draft.record.ref.file_id == file_id and is_it
 
     # -- start -------------------------------------------------------------------------------------------------------------
 
@@ -213,8 +151,7 @@ class Drafts:
         """Take up what a directory has, and bring files and index together; see the module. Marks the directory failed where its
         disk fails."""
         try:
-            if not files.has_fine_clock(directory.fd):
-                self._coarse.add(directory.number)
+            self.contents.load(directory)
             for record in load_drafts(directory):
                 path = fmt.make_draft_path(record.inode, record.generation)
                 self._drafts[record.inode] = Draft(record, directory.number, path)
@@ -238,7 +175,7 @@ class Drafts:
         directory = self._choose_directory()
         generation = secrets.randbits(63)
         path = fmt.make_draft_path(ref.inode, generation)
-        with self._translated(directory):
+        with directory.translated():
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | files.FLAGS, 0o600, dir_fd=directory.fd)
             try:
                 is_noted = files.note_record(fd, records.pack_draft(DraftRecord(ref, generation)))
@@ -253,14 +190,14 @@ class Drafts:
     def sync(self, draft: Draft) -> None:
         """Have what is known of a draft be durable; what is in it is synced by who writes it."""
         directory = self._dirs[draft.directory]
-        with self._translated(directory):
+        with directory.translated():
             directory.get_index().commit_durably({})
 
     def has_newer(self, ref: FileRef) -> bool:
         """Quick. Whether a later version of the same file is in the cache. Raises DiskError."""
         for directory in self._dirs:
             if directory.ok:
-                with self._translated(directory):
+                with directory.translated():
                     if any(file_id.version > ref.version for file_id, _ in directory.get_index().scan_inode(ref.inode)):
                         return True
         return False
@@ -280,7 +217,7 @@ class Drafts:
                 time.sleep(_POLL_S)
             path = fmt.make_draft_path(ref.inode, cached.generation)
             there = fmt.make_file_path(ref.file_id, cached.generation)
-            with self._translated(directory):
+            with directory.translated():
                 os.rename(there, path, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
                 self.checkpoint("begin: renamed")
                 stamp = None if truncate else files.get_stamp_at(directory.fd, path)
@@ -295,9 +232,9 @@ class Drafts:
             directory.give_back(fmt.get_disk_bytes(cached.present_bytes))
             cached.close_idle()
             if truncate:
-                with self._translated(directory):
+                with directory.translated():
                     os.truncate(f"/proc/self/fd/{directory.fd}/{path}", 0)
-                self.measure(draft)
+                self.contents.measure(draft)
             return draft
         finally:
             cached.end_takeover(taken=taken)
@@ -323,7 +260,7 @@ class Drafts:
                 records.make_draft_key(record.inode): records.pack_draft(record),
                 records.make_sums_key(record.inode): records.pack_sums(sums),
             }
-            with self._translated(directory):
+            with directory.translated():
                 if soon:
                     directory.get_index().commit_soon(values)
                 else:
@@ -332,7 +269,7 @@ class Drafts:
             del self._drafts[record.inode]
             raise
         self.checkpoint("begin: committed")
-        self.measure(draft)
+        self.contents.measure(draft)
         return draft
 
     def _choose_directory(self) -> CacheDirectory:
@@ -343,171 +280,6 @@ class Drafts:
         if best.get_room() < PAGE_BYTES:
             raise errors.NoSpace("the worker's disk is full up to what must stay free; remove files or give it more", subject="")
         return best
-
-    # -- what is in a draft ------------------------------------------------------------------------------------------------
-
-    def read_stamp(self, draft: Draft) -> Stamp:
-        """The stamp of what is in it now. Raises DiskError."""
-        directory = self._dirs[draft.directory]
-        with self._translated(directory):
-            directory.get_index()
-            return files.get_stamp_at(directory.fd, draft.path)
-
-    def measure(self, draft: Draft) -> None:
-        """Count the space that a draft takes by now."""
-        directory = self._dirs[draft.directory]
-        with self._translated(directory):
-            blocks = os.stat(draft.path, dir_fd=directory.fd, follow_symlinks=False).st_blocks
-        directory.note_draft(draft.record.generation, blocks * 512)
-
-    def open_draft(self, draft: Draft) -> int:
-        """A read-only descriptor of it, the caller's."""
-        directory = self._dirs[draft.directory]
-        flags = os.O_RDONLY | files.FLAGS
-        with self._translated(directory):
-            try:
-                return os.open(draft.path, flags, dir_fd=directory.fd)
-            except FileNotFoundError:
-                if not draft.becomes:
-                    raise
-                # Moved, and not committed yet.
-                return os.open(draft.becomes, flags, dir_fd=directory.fd)
-
-    def observe(self, draft: Draft) -> Observation | None:
-        """Sync what is in a draft, and look at all of it at one moment; None: others go on changing it. Raises DiskError."""
-        directory = self._dirs[draft.directory]
-        fd = self.open_draft(draft)
-        try:
-            with self._translated(directory):
-                for _ in range(_OBSERVE_TRIES):
-                    before = files.get_stamp(fd)
-                    if draft.directory in self._coarse:
-                        files.wait_tick(before)
-                    # Pages that are mapped and changed before this are clean after it: the next change of any gives a new stamp.
-                    os.fdatasync(fd)
-                    if files.get_stamp(fd) != before:
-                        continue
-                    sums = files.compute_sums(fd, before.size)
-                    if sums is not None and files.get_stamp(fd) == before:
-                        return Observation(before, sums)
-        finally:
-            os.close(fd)
-        self.measure(draft)
-        return None
-
-    def observe_copy(self, draft: Draft) -> Observation:
-        """A copy of a draft that others go on changing, and all that is in it; its mtime is that of what was there when it was
-        begun. Raises NoSpace, DiskError."""
-        directory = self._dirs[draft.directory]
-        generation = secrets.randbits(62) + 1
-        path = fmt.make_draft_path(draft.inode, generation)
-        source = self.open_draft(draft)
-        try:
-            with self._translated(directory):
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | files.FLAGS, 0o600, dir_fd=directory.fd)
-                try:
-                    written_ns = os.fstat(source).st_mtime_ns
-                    files.copy_all(source, fd)
-                    os.utime(fd, ns=(written_ns, written_ns))
-                    os.fdatasync(fd)
-                    stamp = files.get_stamp(fd)
-                    sums = files.compute_sums(fd, stamp.size)
-                    directory.note_draft(generation, os.fstat(fd).st_blocks * 512)
-                finally:
-                    os.close(fd)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(path, dir_fd=directory.fd)
-            raise
-        finally:
-            os.close(source)
-        assert sums is not None
-        return Observation(stamp, sums, generation)
-
-    def read(self, draft: Draft, ref: FileRef, offset: int, length: int) -> bytes:
-        """Bytes of a version from the draft, as long as that has them: of a version whose checksums are known, those pages that
-        still match; else of one that nobody has changed.
-
-        Raises Stale: it has changed since, or was never that version.
-        """
-        for _ in range(_READ_TRIES):
-            self._await_noted(draft, ref)
-            record = draft.record
-            try:
-                return self._read(draft, record, ref, offset, length)
-            except errors.Stale:
-                if draft.record is record:
-                    break
-                # Sealed, or about to be, since the look at it.
-        raise errors.Stale("the file is being written anew", subject=ref.key)
-
-    @staticmethod
-    def _await_noted(draft: Draft, ref: FileRef) -> None:
-        """Wait while it cannot be told which version is which. (What a seal under way makes may be the version that is asked for,
-        or another machine's: only the master's answer says.)"""
-        until_s = time.monotonic() + _NOTED_S
-        while (draft.summing or _may_become(draft.record, ref)) and time.monotonic() < until_s:
-            time.sleep(_POLL_S)
-
-    def _read(self, draft: Draft, record: DraftRecord, ref: FileRef, offset: int, length: int) -> bytes:
-        stale = errors.Stale("the file is being written anew", subject=ref.key)
-        is_newest = record.ref.file_id == ref.file_id and record.ref.fingerprint == ref.fingerprint
-        sums = self._find_sums(draft, record, ref, is_newest=is_newest)
-        if sums is None and (not is_newest or record.stamp is None):
-            raise stale
-        if sums is not None and len(sums) != get_page_count(ref.size):
-            raise stale  # it has become a cache file just now
-        pages = get_pages(offset, length, ref.size)
-        start, stop = pages.first * PAGE_BYTES, min(pages.stop * PAGE_BYTES, ref.size)
-        fd = self.open_draft(draft)
-        try:
-            with self._translated(self._dirs[draft.directory]):
-                if sums is None and not _is_as(draft, record, files.get_stamp(fd)):
-                    raise stale
-                data = files.read_all(fd, start, stop - start)
-                if len(data) != stop - start or (sums is None and not _is_as(draft, record, files.get_stamp(fd))):
-                    raise stale
-        finally:
-            os.close(fd)
-        if sums is not None:
-            for page in range(pages.first, pages.stop):
-                low = (page - pages.first) * PAGE_BYTES
-                if compute_checksum(memoryview(data)[low : low + PAGE_BYTES]) != sums[page]:
-                    raise stale
-        return data[offset - start : offset - start + length]
-
-    def _find_sums(self, draft: Draft, record: DraftRecord, ref: FileRef, *, is_newest: bool) -> "array[int] | None":
-        """The checksums of a version; None: they are not known. Raises Stale: it cannot be told any more whose they are."""
-        if not is_newest or record.sealing is not None:
-            return draft.shown.lookup(ref)
-        if draft.sums:
-            return draft.sums
-        sums = self._get_sums(draft)
-        if draft.summing or draft.record is not record:
-            raise errors.Stale("the file is being written anew", subject=ref.key)
-        return sums
-
-    def is_append(self, draft: Draft, seen: Observation) -> bool:
-        """Whether what was observed is the version that the draft began from, or was sealed as last, and something behind it."""
-        return draft.record.stamp is not None and 0 < draft.record.ref.size < seen.stamp.size and self.extends(draft, seen)
-
-    def extends(self, draft: Draft, seen: Observation) -> bool:
-        """Whether the version that the draft began from, or was sealed as last, is the beginning of what was observed."""
-        old = draft.record.ref
-        if draft.record.sealing is not None or old.size > seen.stamp.size:
-            return False
-        sums, whole = self._get_sums(draft), old.size // PAGE_BYTES
-        if len(sums) != get_page_count(old.size) or sums[:whole] != seen.sums[:whole]:
-            return False
-        rest = old.size - whole * PAGE_BYTES
-        if not rest:
-            return True
-        fd = self.open_draft(draft)
-        try:
-            with self._translated(self._dirs[draft.directory]):
-                return compute_checksum(files.read_all(fd, whole * PAGE_BYTES, rest)) == sums[whole]
-        finally:
-            os.close(fd)
 
     # -- seal --------------------------------------------------------------------------------------------------------------
 
@@ -557,7 +329,7 @@ class Drafts:
             if sealing.copy:
                 draft.shown.note_copy(ref.file_id)
             else:
-                draft.shown.note(ref, self._get_sums(draft))
+                draft.shown.note(ref, self.contents.get_sums(draft))
         draft.record = record
         self.checkpoint("seal: committed")
 
@@ -573,14 +345,14 @@ class Drafts:
                 os.unlink(path, dir_fd=directory.fd)
             directory.note_draft(sealing.copy, 0)
         else:
-            self._move_all([_Move(path, ref, sealing.copy, self._get_sums(draft), values, unpersisted)], directory)
+            self._mover.move_all([Move(path, ref, sealing.copy, self.contents.get_sums(draft), values, unpersisted)], directory)
 
     def adopt(self, record: UploadRecord, number: int) -> None:
         """A version that another worker has sealed, of which the directory of that number holds a copy. Durable on return."""
         directory = self._dirs[number]
         self.uploads.put(record, number)
         try:
-            with self._translated(directory):
+            with directory.translated():
                 values = {records.make_upload_key(record.file_id): records.pack_upload(record)}
                 directory.get_index().commit_durably(values)
         except BaseException:
@@ -611,7 +383,7 @@ class Drafts:
             ending = self._look_over(draft, held)
             if isinstance(ending, Ending):
                 return ending
-            self._move_all([ending], self._dirs[draft.directory], held)
+            self._mover.move_all([ending], self._dirs[draft.directory], held)
             return Ending.DONE
 
     def end_all(self, drafts: Sequence[Draft]) -> list[Draft]:
@@ -622,26 +394,26 @@ class Drafts:
             by_directory.setdefault(draft.directory, []).append(draft)
         for number, together in by_directory.items():
             with contextlib.ExitStack() as held:
-                moves: list[tuple[Draft, _Move]] = []
+                moves: list[tuple[Draft, Move]] = []
                 for draft in together:
                     with contextlib.suppress(errors.AlluxioLikeError):
                         ending = self._look_over(draft, held)
                         if ending is Ending.DONE:
                             done.append(draft)
-                        elif isinstance(ending, _Move):
+                        elif isinstance(ending, Move):
                             moves.append((draft, ending))
                 with contextlib.suppress(errors.AlluxioLikeError):
-                    self._move_all([move for _, move in moves], self._dirs[number], held)
+                    self._mover.move_all([move for _, move in moves], self._dirs[number], held)
                     done += [draft for draft, _ in moves]
         return done
 
-    def _look_over(self, draft: Draft, held: contextlib.ExitStack) -> "Ending | _Move":
+    def _look_over(self, draft: Draft, held: contextlib.ExitStack) -> Ending | Move:
         """Whether a draft is over; what is to become a cache file is said, and what is unwanted goes at once. Until `held` is
         closed nobody opens it for writing."""
         directory = self._dirs[draft.directory]
-        fd = self.open_draft(draft)
+        fd = self.contents.open_draft(draft)
         held.callback(os.close, fd)
-        with self._translated(directory):
+        with directory.translated():
             if not syscalls.take_read_lease(fd):
                 return Ending.IN_USE
             stamp = files.get_stamp(fd)
@@ -655,7 +427,7 @@ class Drafts:
 
     def delete(self, draft: Draft) -> None:
         """Drop a draft, whatever is in it: its inode is gone."""
-        with self._translated(self._dirs[draft.directory]):
+        with self._dirs[draft.directory].translated():
             self._delete(draft, self._dirs[draft.directory])
 
     def _delete(self, draft: Draft, directory: CacheDirectory) -> None:
@@ -667,105 +439,25 @@ class Drafts:
             os.unlink(draft.path, dir_fd=directory.fd)
         directory.note_draft(draft.record.generation, 0)
 
-    def _make_move(self, draft: Draft, stamp: Stamp) -> "_Move":
+    def _make_move(self, draft: Draft, stamp: Stamp) -> Move:
         """How a draft becomes a cache file."""
         record = draft.record
         ref = record.ref
-        sums = self._get_sums(draft)
+        sums = self.contents.get_sums(draft)
         if ref.size != stamp.size or len(sums) != get_page_count(stamp.size):
             raise errors.Internal("a draft has checksums of another content", subject=ref.key)
         values: dict[bytes, bytes | None] = {records.make_draft_key(ref.inode): None, records.make_sums_key(ref.inode): None}
-        return _Move(draft.path, ref, record.generation, sums, values, ref.file_id in self.uploads, draft)
-
-    def _move_all(self, moves: "Sequence[_Move]", directory: CacheDirectory, held: contextlib.ExitStack | None = None) -> None:
-        """Make files below drafts/ the cache files of their versions, in one transaction. `held`: what keeps writers out. Raises
-        DiskError, NoSpace: those that are drafts stay so."""
-        if not moves:
-            return
-        reserved: list[FileId] = []
-        puts: list[FilePut] = []
-        values: dict[bytes, bytes | None] = {}
-        try:
-            for move in moves:
-                # Fetched from the store by others meanwhile, perhaps: one content has one cache file here.
-                self._owner.reserve(move.ref.file_id)
-                reserved.append(move.ref.file_id)
-            for move in moves:
-                target = fmt.make_file_path(move.ref.file_id, move.generation)
-                if move.draft is not None:
-                    move.draft.sums, move.draft.becomes = move.sums, target
-                with self._translated(directory):
-                    os.rename(move.path, target, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
-                self.checkpoint("end: renamed")
-                puts.append(self._make_put(move, directory))
-                values |= move.values
-            if held is not None:
-                # A writer would not find them any more; who uploads them, once they are cache files, is not to be kept out.
-                held.close()
-            self._commit(directory, values, puts)
-            self.checkpoint("end: committed")
-        except BaseException:
-            for move in moves:
-                if move.draft is not None:
-                    move.draft.sums = None  # it stays a draft, and may come to hold something else
-            raise
-        else:
-            for move in moves:
-                directory.give_back(-fmt.get_disk_bytes(move.ref.size))
-                directory.note_draft(move.generation, 0)
-                if move.draft is not None:
-                    del self._drafts[move.ref.inode]
-        finally:
-            for file_id in reserved:
-                self._owner.allow(file_id)
-
-    def _make_put(self, move: "_Move", directory: CacheDirectory) -> FilePut:
-        ref, size = move.ref, move.ref.size
-        now_s = self._clock.now_ns() // 1_000_000_000
-        put = FilePut(
-            ref.file_id,
-            FileRecord(size, move.generation, size, now_s, Role.HOME, ref.pinned, ref.fingerprint.token, move.unpersisted),
-        )
-        trust = directory.get_index().trust
-        for block in range(get_block_count(size)):
-            of_block = move.sums[block * PAGES_PER_BLOCK : (block + 1) * PAGES_PER_BLOCK]
-            put.blocks.append(BlockPut(block, trust, get_full_mask(size, block), of_block))
-        return put
+        return Move(draft.path, ref, record.generation, sums, values, ref.file_id in self.uploads, draft)
 
     # -- inside ------------------------------------------------------------------------------------------------------------
 
-    def _get_sums(self, draft: Draft) -> "array[int]":
-        directory = self._dirs[draft.directory]
-        with self._translated(directory):
-            raw = directory.get_index().get_writing(records.make_sums_key(draft.inode))
-        return records.unpack_sums(raw or b"")
+    def _reach(self, name: str) -> None:
+        self.checkpoint(name)
 
     def _commit(self, directory: CacheDirectory, values: Mapping[bytes, bytes | None], puts: Sequence[FilePut] = ()) -> None:
-        with self._translated(directory):
+        with directory.translated():
             directory.get_index().commit_grouped(values, puts=puts)
 
     def _commit_soon(self, directory: CacheDirectory, values: Mapping[bytes, bytes | None]) -> None:
-        with self._translated(directory):
+        with directory.translated():
             directory.get_index().commit_soon(values)
-
-    @contextlib.contextmanager
-    def _translated(self, directory: CacheDirectory) -> Iterator[None]:
-        """What the disk says, in our own errors; a disk that fails is taken out."""
-        try:
-            yield
-        except (OSError, lmdb.Error) as error:
-            raise directory.translate(error) from error
-
-
-def _is_as(draft: Draft, record: DraftRecord, stamp: Stamp) -> bool:
-    """Whether a draft's file is still as it was sealed. (It is renamed as it becomes a cache file: that gives another ctime.)
-    `record`: of that version, since the draft's own may be the next one's by now."""
-    sealed = record.stamp
-    if sealed is None or not draft.becomes:
-        return sealed == stamp
-    return replace(sealed, ctime_ns=stamp.ctime_ns) == stamp
-
-
-def _may_become(record: DraftRecord, ref: FileRef) -> bool:
-    """Whether a version may be the one that a seal under way is making."""
-    return record.sealing is not None and ref.version > record.ref.version and ref.size == record.sealing.stamp.size

@@ -19,7 +19,7 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -230,6 +230,14 @@ class CacheDirectory:
             return errors.DiskError("file of the cache is gone from the disk", subject=subject or str(self.spec.path))
         self.fail(str(error))
         return errors.DiskError(f"cache disk failed ({error})", subject=str(self.spec.path))
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """What the disk says within, in our own errors; see `translate`."""
+        try:
+            yield
+        except (OSError, lmdb.Error) as error:
+            raise self.translate(error) from error
 
     def hold(self, path: str, generation: int) -> None:
         """Move a removed file that somebody still has open to held/, and count it."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from alluxio_like import errors
-from alluxio_like.cache.drafts import Draft, Ending
+from alluxio_like.cache.draft import Draft, Ending
 from alluxio_like.cache.file import CachedFile
 from alluxio_like.cache.store import CacheStore
 from alluxio_like.cache.writing_records import Stamp, UploadRecord, make_token
@@ -257,7 +257,7 @@ class DraftsService:
             if draft.record.sealing is not None:
                 # A seal that this worker's death or the master's absence cut short.
                 await self._finish_seal(draft)
-            await self._disk.submit(lambda: self._drafts.measure(draft))
+            await self._disk.submit(lambda: self._drafts.contents.measure(draft))
             if self._loop.time() - self._asked_s.setdefault(draft.inode, self._loop.time()) > GRACE_S:
                 await self._end(draft)
 
@@ -337,15 +337,15 @@ class DraftsService:
 
     def _begin_seal(self, draft: Draft, operation_id: str, *, early: bool) -> _Begun:
         """In a disk thread. Write down that what is in the draft now becomes a version, if it is none."""
-        stamp = self._drafts.read_stamp(draft)
+        stamp = self._drafts.contents.read_stamp(draft)
         # What others were only shown is sealed once more when it is closed: from then on the store is to have it.
         if stamp == draft.record.stamp and (early or not self._drafts.is_early(draft)):
             return _Begun(stamp, is_changed=False)
-        seen = self._drafts.observe(draft)
-        if seen is None or (early and not self._drafts.extends(draft, seen)):
+        seen = self._drafts.contents.observe(draft)
+        if seen is None or (early and not self._drafts.contents.extends(draft, seen)):
             # What only grows still has this version when more has come. Of anything else others need a copy to read.
-            seen = self._drafts.observe_copy(draft)
-        appended = self._drafts.is_append(draft, seen)
+            seen = self._drafts.contents.observe_copy(draft)
+        appended = self._drafts.contents.is_append(draft, seen)
         self._drafts.note_sealing(draft, operation_id, seen)
         return _Begun(seen.stamp, appended=appended)
 

@@ -137,7 +137,7 @@ class Fetcher:
                 raise errors.NotFound("not cached here", subject=ref.key)
             while offset < end:
                 stop = min(end, offset - offset % PAGE_BYTES + PAGE_BYTES)
-                read = functools.partial(self._store.drafts.read, draft, ref, offset, stop - offset)
+                read = functools.partial(self._store.drafts.contents.read, draft, ref, offset, stop - offset)
                 try:
                     piece = await self._reads.submit(read)
                 except (errors.Stale, errors.DiskError):

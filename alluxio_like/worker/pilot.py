@@ -16,7 +16,8 @@ import tenacity
 
 from alluxio_like import errors
 from alluxio_like.cache.checksum import compute_checksums
-from alluxio_like.cache.drafts import Draft, Drafts
+from alluxio_like.cache.draft import Draft
+from alluxio_like.cache.drafts import Drafts
 from alluxio_like.cache.file import CachedFile
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.data_pool import BegunRead
@@ -215,7 +216,7 @@ class Pilot:
         for page in range(flight.landed, flight.stop):
             start = page * PAGE_BYTES
             length = min(PAGE_BYTES, flight.ref.size - start)
-            read = functools.partial(self._drafts.read, draft, flight.ref, start, length)
+            read = functools.partial(self._drafts.contents.read, draft, flight.ref, start, length)
             write = self._begin_put(flight, page, memoryview(await self._disk.submit(read)), ())
             if write is not None:
                 await self._settle(flight, write)

@@ -542,7 +542,7 @@ class Uploader:
         draft = self._drafts.lookup(record.file_id.inode)
         if draft is None or draft.record.ref.file_id != record.file_id:
             return None
-        fd = self._drafts.open_draft(draft)
+        fd = self._drafts.contents.open_draft(draft)
         opened = Opened(record, fd, get_stamp(fd))
         if self._drafts.holds(draft, record.file_id, opened.stamp):
             return opened

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from alluxio_like import errors
+from alluxio_like.cache.draft import Draft, Ending
 from alluxio_like.cache.draft_files import open_draft
-from alluxio_like.cache.drafts import Draft, Ending
 from alluxio_like.cache.store import CacheDirSpec, CacheStore
 from alluxio_like.cache.writing_records import UploadRecord
 from alluxio_like.clock import SystemClock
@@ -134,10 +134,10 @@ class DraftsMachine(RuleBasedStateMachine):
         self.armed = point
         try:
             self.finish(draft)
-            if self.store.drafts.read_stamp(draft) == draft.record.stamp:
+            if self.store.drafts.contents.read_stamp(draft) == draft.record.stamp:
                 self.armed = ""
                 return
-            seen = self.store.drafts.observe(draft)
+            seen = self.store.drafts.contents.observe(draft)
             assert seen is not None
             self.next += 1
             self.store.drafts.note_sealing(draft, f"op-{self.next}", seen)
@@ -157,7 +157,7 @@ class DraftsMachine(RuleBasedStateMachine):
             ref = self.make_ref(draft.inode, known.ref.version + 1, sealing.stamp.size)
             self.masters[sealing.operation_id] = ref
             known.ref = ref
-            is_same = self.store.drafts.read_stamp(draft) == sealing.stamp
+            is_same = self.store.drafts.contents.read_stamp(draft) == sealing.stamp
             known.sealed = known.content if is_same else None
             known.persisted = False
         self.store.drafts.note_sealed(draft, ref, UploadRecord(ref, "through", 1, "0" * 32), unwanted=False)
@@ -254,10 +254,10 @@ class DraftsMachine(RuleBasedStateMachine):
     def check_version_in_draft(self, draft: Draft, known: Known) -> None:
         assert known.sealed is not None
         try:
-            data = self.store.drafts.read(draft, known.ref, 0, len(known.sealed)) if known.sealed else b""
+            data = self.store.drafts.contents.read(draft, known.ref, 0, len(known.sealed)) if known.sealed else b""
         except errors.Stale:
             # Changed since (or written to with the same bytes).
-            assert self.store.drafts.read_stamp(draft) != draft.record.stamp
+            assert self.store.drafts.contents.read_stamp(draft) != draft.record.stamp
         else:
             assert data == known.sealed
 
@@ -271,7 +271,7 @@ class DraftsMachine(RuleBasedStateMachine):
         while there != before:
             before = sum(path.stat().st_blocks * 512 for path in drafts)
             for draft in self.store.drafts.list_drafts():
-                self.store.drafts.measure(draft)
+                self.store.drafts.contents.measure(draft)
             there = sum(path.stat().st_blocks * 512 for path in drafts)
         usage = self.store.get_usage()[0]
         assert usage.draft_bytes == there
@@ -279,7 +279,7 @@ class DraftsMachine(RuleBasedStateMachine):
         assert usage.used_bytes == usage.draft_bytes + present
 
     def read_draft(self, draft: Draft) -> bytes:
-        fd = self.store.drafts.open_draft(draft)
+        fd = self.store.drafts.contents.open_draft(draft)
         try:
             return os.pread(fd, 1 << 30, 0)
         finally:

@@ -300,7 +300,7 @@ async def test_what_is_cached_makes_room_for_a_new_file(tmp_path: Path) -> None:
         os.pwrite(fd, make_data(5 * MIB), 0)
         draft = one.store.drafts.lookup(InodeId(8))
         assert draft is not None
-        one.store.drafts.measure(draft)
+        one.store.drafts.contents.measure(draft)
         usage = one.store.get_usage()[0]
         assert usage.used_bytes > usage.quota_bytes
         await one.service.begin(one.changes.create(9, "another"), truncate=True)

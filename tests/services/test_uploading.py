@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alluxio_like import errors
-from alluxio_like.cache.drafts import Draft, Ending
+from alluxio_like.cache.draft import Draft, Ending
 from alluxio_like.cache.writing_records import UploadRecord, make_token
 from alluxio_like.clock import ManualClock
 from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy

@@ -14,8 +14,8 @@ from alluxio_like import errors
 from alluxio_like.cache import draft_files as files
 from alluxio_like.cache import index
 from alluxio_like.cache.checksum import compute_checksums
+from alluxio_like.cache.draft import Draft, Ending
 from alluxio_like.cache.draft_files import open_draft
-from alluxio_like.cache.drafts import Draft, Ending
 from alluxio_like.cache.store import CacheDirSpec, CacheStore, Role
 from alluxio_like.cache.writing_records import UploadRecord
 from alluxio_like.clock import SystemClock
@@ -83,7 +83,7 @@ class Kills:
         while there != before:
             before = sum(path.stat().st_blocks * 512 for path in self.list_files("drafts"))
             for draft in self.store.drafts.list_drafts():
-                self.store.drafts.measure(draft)
+                self.store.drafts.contents.measure(draft)
             there = sum(path.stat().st_blocks * 512 for path in self.list_files("drafts"))
         usage = self.store.get_usage()[0]
         assert usage.draft_bytes == there
@@ -132,7 +132,7 @@ def write_draft(kills: Kills, data: bytes) -> None:
 
 def begin_seal(kills: Kills, operation_id: str = "op") -> None:
     draft = kills.get_draft()
-    seen = kills.store.drafts.observe(draft)
+    seen = kills.store.drafts.contents.observe(draft)
     assert seen is not None
     kills.store.drafts.note_sealing(draft, operation_id, seen)
 
@@ -286,7 +286,7 @@ def test_a_seal_that_was_cut_short_goes_on_under_its_operation_id(kills: Kills) 
     draft = kills.get_draft()
     assert draft.record.sealing is not None
     assert draft.record.sealing.operation_id == "op-9"
-    assert draft.record.sealing.stamp == kills.store.drafts.read_stamp(draft)
+    assert draft.record.sealing.stamp == kills.store.drafts.contents.read_stamp(draft)
     assert kills.store.drafts.end(draft) is Ending.CHANGED
     assert not kills.store.drafts.list_uploads()
 
@@ -301,7 +301,7 @@ def test_what_was_sealed_is_there_with_its_upload(kills: Kills) -> None:
     draft = kills.get_draft()
     assert draft.record.ref == ref
     assert [upload.ref for upload in kills.store.drafts.list_uploads()] == [ref]
-    assert kills.store.drafts.read(draft, ref, 5, 2 * PAGE_BYTES) == DATA[5 : 5 + 2 * PAGE_BYTES]
+    assert kills.store.drafts.contents.read(draft, ref, 5, 2 * PAGE_BYTES) == DATA[5 : 5 + 2 * PAGE_BYTES]
 
 
 @pytest.mark.parametrize("name", ["end: renamed", "end: committed"])
@@ -316,7 +316,7 @@ def test_killed_while_a_draft_becomes_a_cache_file_it_is_one_or_the_other(kills:
         # Renamed to and fro, and still what was sealed; or is sealed once more as the same.
         draft = kills.get_draft()
         if draft.record.sealing is not None:
-            assert draft.record.sealing.stamp == kills.store.drafts.read_stamp(draft)
+            assert draft.record.sealing.stamp == kills.store.drafts.contents.read_stamp(draft)
             kills.store.drafts.note_sealed(draft, ref, UploadRecord(ref, "through", 1, "0" * 32), unwanted=False)
         assert kills.store.drafts.end(kills.get_draft()) is Ending.DONE
     assert not kills.store.drafts.list_drafts()
@@ -336,7 +336,7 @@ def test_killed_while_several_drafts_become_cache_files_together_each_is_one_or_
         fd = open_draft(kills.store.directory_fds[0], draft.path)
         os.pwrite(fd, DATA, 0)
         os.close(fd)
-        seen = drafts.observe(draft)
+        seen = drafts.contents.observe(draft)
         assert seen is not None
         drafts.note_sealing(draft, "op", seen)
         refs.append(replace(make_ref(2, len(DATA), own=True), inode=InodeId(inode), key=f"key-{inode}"))
@@ -352,7 +352,7 @@ def test_killed_while_several_drafts_become_cache_files_together_each_is_one_or_
     # The first of them was renamed to and fro: it may have to be sealed once more.
     for draft in left:
         if kills.store.drafts.end(draft) is Ending.CHANGED:
-            seen = kills.store.drafts.observe(draft)
+            seen = kills.store.drafts.contents.observe(draft)
             assert seen is not None
             kills.store.drafts.note_sealing(draft, "op", seen)
             kills.store.drafts.note_sealed(draft, draft.record.ref, None, unwanted=False)
@@ -373,7 +373,7 @@ def test_several_drafts_become_cache_files_in_one_transaction_but_for_those_that
         fd = open_draft(kills.store.directory_fds[0], draft.path)
         os.pwrite(fd, DATA, 0)
         os.close(fd)
-        seen = drafts.observe(draft)
+        seen = drafts.contents.observe(draft)
         assert seen is not None
         drafts.note_sealing(draft, "op", seen)
         drafts.note_sealed(
@@ -403,7 +403,7 @@ def test_a_draft_is_found_at_every_moment_of_becoming_a_cache_file(kills: Kills)
     drafts, draft, seen = kills.store.drafts, kills.get_draft(), []
 
     def look(_: str) -> None:
-        with os.fdopen(drafts.open_draft(draft), "rb") as file:
+        with os.fdopen(drafts.contents.open_draft(draft), "rb") as file:
             seen.append(file.read())
 
     drafts.checkpoint = look
@@ -443,12 +443,12 @@ def test_mapped_pages_are_seen_however_long_the_mapping_lives(kills: Kills) -> N
         os.close(fd)
         mapped[0:1] = b"x"
         seal(kills, 2)
-        stamp = kills.store.drafts.read_stamp(draft)
+        stamp = kills.store.drafts.contents.read_stamp(draft)
         # The page was dirty before the seal, and is written to again without a system call.
         mapped[1:2] = b"y"
-        assert kills.store.drafts.read_stamp(draft) != stamp
+        assert kills.store.drafts.contents.read_stamp(draft) != stamp
         with pytest.raises(errors.Stale):
-            kills.store.drafts.read(draft, draft.record.ref, 0, 10)
+            kills.store.drafts.contents.read(draft, draft.record.ref, 0, 10)
         assert kills.store.drafts.end(draft) is Ending.IN_USE
     assert kills.store.drafts.end(draft) is Ending.CHANGED
 
@@ -457,7 +457,7 @@ def test_checksums_of_the_next_version_are_not_taken_for_those_of_the_one_before
     kills: Kills, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drafts = kills.store.drafts
-    monkeypatch.setattr("alluxio_like.cache.drafts._NOTED_S", 0.02)
+    monkeypatch.setattr("alluxio_like.cache.draft_contents._NOTED_S", 0.02)
     draft = drafts.begin(make_ref(1, 0), None, truncate=True)
     write_draft(kills, DATA)
     before = seal(kills, 2)
@@ -468,13 +468,13 @@ def test_checksums_of_the_next_version_are_not_taken_for_those_of_the_one_before
     def look(*given: Any) -> None:
         commit(*given)
         with pytest.raises(errors.Stale):
-            drafts.read(draft, before, 0, len(DATA))
+            drafts.contents.read(draft, before, 0, len(DATA))
         tries.append(given)
 
     monkeypatch.setattr(drafts, "_commit", look)
     after = seal(kills, 3)
     assert len(tries) == 1
-    assert drafts.read(draft, after, 0, len(DATA)) == other
+    assert drafts.contents.read(draft, after, 0, len(DATA)) == other
 
 
 def test_what_is_sealed_amid_a_read_is_not_taken_for_the_version_before(kills: Kills, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,34 +484,34 @@ def test_what_is_sealed_amid_a_read_is_not_taken_for_the_version_before(kills: K
     before = seal(kills, 2)
     write_draft(kills, make_bytes(len(DATA), b"b"))
     begin_seal(kills)
-    open_it = drafts.open_draft
+    open_it = drafts.contents.open_draft
 
     def note_first(one: Draft) -> int:
         if one.record.sealing is not None:
             finish_seal(kills, 3)
         return open_it(one)
 
-    monkeypatch.setattr(drafts, "open_draft", note_first)
+    monkeypatch.setattr(drafts.contents, "open_draft", note_first)
     with pytest.raises(errors.Stale):
-        drafts.read(draft, before, 0, len(DATA))
+        drafts.contents.read(draft, before, 0, len(DATA))
 
 
 def test_a_version_of_another_machine_is_not_taken_for_the_one_that_is_being_sealed(
     kills: Kills, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drafts = kills.store.drafts
-    monkeypatch.setattr("alluxio_like.cache.drafts._NOTED_S", 0.02)
+    monkeypatch.setattr("alluxio_like.cache.draft_contents._NOTED_S", 0.02)
     draft = drafts.begin(make_ref(1, 0), None, truncate=True)
     write_draft(kills, DATA)
     begin_seal(kills)
     with pytest.raises(errors.Stale):
-        drafts.read(draft, make_ref(2, len(DATA)), 0, len(DATA))
+        drafts.contents.read(draft, make_ref(2, len(DATA)), 0, len(DATA))
 
 
 def seal_copy(kills: Kills, version: int) -> FileRef:
     """As when others go on writing."""
     draft = kills.get_draft()
-    kills.store.drafts.note_sealing(draft, "op", kills.store.drafts.observe_copy(draft))
+    kills.store.drafts.note_sealing(draft, "op", kills.store.drafts.contents.observe_copy(draft))
     return finish_seal(kills, version)
 
 
@@ -558,7 +558,7 @@ def test_where_the_clock_for_files_ticks_slowly_a_seal_waits_for_the_next_tick(
         kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
         write_draft(kills, DATA)
         draft = kills.get_draft()
-        seen = kills.store.drafts.observe(draft)
+        seen = kills.store.drafts.contents.observe(draft)
         assert seen is not None
         # Whatever changes from here on has another time.
         assert time.time_ns() - seen.stamp.ctime_ns >= 10_000_000
