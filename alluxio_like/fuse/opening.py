@@ -46,6 +46,10 @@ _REFUSAL_S = 60.0
 
 _BRING_FRACTION = 0.8
 """Of io_timeout_s: the part of it that an open may wait for its file; what comes after must still answer in time."""
+_INDEXED_S = 2.0
+"""How long a file that was just brought may take to be in its worker's index: a group commit (cache/store.py), and a disk. A
+guess."""
+_LOOK_S = 0.02
 _PREPARE_S = 2.0
 """How long an open waits to learn which caches are on this machine. A guess."""
 
@@ -151,6 +155,8 @@ class Opener:
         self._pages: BoundedDict[int, int] = BoundedDict(_SENT_AWAY)
         """Of which version the kernel's pages of a node id are, where that is not the first one; -1: not known."""
         self._unfilled: BoundedDict[InodeId, float] = BoundedDict(_SENT_AWAY)
+        self._brought: BoundedDict[InodeId, float] = BoundedDict(_SENT_AWAY)
+        """Files that an open has brought, and until when the index may not have them yet."""
         self._closing: set[asyncio.Task[None]] = set()
         self._filler = Filler(backend, clock, metrics)
         self._opens = {way: metrics.fuse_opens.labels(way.name.lower()) for way in _FLAGS}
@@ -267,6 +273,8 @@ class Opener:
         if whole is None:
             self._unfilled.set(entry.attr.inode, self._clock.monotonic() + _REFUSAL_S)
             self._filler.leave_alone(entry)
+        else:
+            self._brought.set(entry.attr.inode, self._clock.monotonic() + _INDEXED_S)
         self._metrics.fuse_fills.labels("at open", "whole" if whole is not None else "not kept").inc()
         return whole
 
@@ -469,13 +477,13 @@ class Opener:
     def describe_session(self) -> str:
         return "kernel with passthrough" if self._passes else "kernel"
 
-    def describe_file(self, entry: Entry) -> str:
+    async def describe_file(self, entry: Entry) -> str:
         if not self._passes:
             return f"cached: {self._why_not}"
         node = self._nodes.get_file_node(entry.attr.inode)
         if not entry.attr.size:
             return "cached: the file is empty"
-        whole = self._backend.find_whole(entry)
+        whole = await self._find_indexed(entry)
         if whole is None:
             mode = self._modes.get_mode(node)
             return "cached: not all of the file is on this machine" + (
@@ -486,6 +494,16 @@ class Opener:
             return "passthrough" if reason is None else f"cached: {reason}"
         finally:
             whole.close()
+
+    async def _find_indexed(self, entry: Entry) -> WholeFile | None:
+        """The file that has all of the content. What an open has just brought, and passes through, the index has a moment later:
+        that is waited for."""
+        whole, until_s = self._backend.find_whole(entry), self._brought.lookup(entry.attr.inode) or 0.0
+        while whole is None and self._clock.monotonic() < until_s:
+            await asyncio.sleep(_LOOK_S)
+            whole = self._backend.find_whole(entry)
+        self._brought.discard(entry.attr.inode)
+        return whole
 
     def list_refusals(self) -> list[str]:
         """Why the kernel does not read (some) files by itself; empty: nothing stands in the way."""

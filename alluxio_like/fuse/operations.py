@@ -589,7 +589,7 @@ class Operations:
         if name == xattrs.PASSTHROUGH and entry.attr.kind is Kind.FILE:
             if not self._backend.is_prepared:
                 await self._backend.prepare()
-            return self._serving.describe_file(entry).encode()
+            return (await self._serving.describe_file(entry)).encode()
         state = None
         if entry.attr.kind is Kind.FILE and xattrs.needs_cache_state(name):
             state = await self._backend.get_cache_state(entry)

@@ -35,8 +35,8 @@ class Serving(Protocol):
         """The session, in words."""
         ...
 
-    def describe_file(self, entry: Entry) -> str:
-        """How an open of the file would be served now, in words."""
+    async def describe_file(self, entry: Entry) -> str:
+        """How an open of the file would be served now, in words. May wait for what was just brought to be in the index."""
         ...
 
 
@@ -46,7 +46,7 @@ class _Pyfuse3:
         return "pyfuse3"
 
     @staticmethod
-    def describe_file(_entry: Entry) -> str:
+    async def describe_file(_entry: Entry) -> str:
         return "cached: the pyfuse3 session has no passthrough"
 
 

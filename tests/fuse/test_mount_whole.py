@@ -22,6 +22,7 @@ pytestmark = pytest.mark.mount
 
 IO_TIMEOUT_S = 60
 SIZE = (3 << 20) + 77
+SEVERAL = 8
 
 
 @pytest.fixture
@@ -34,8 +35,12 @@ def stack() -> Iterator[tuple[Stack, Path]]:
         (data / "sub").mkdir(parents=True)
         (data / "small.txt").write_bytes(b"small\n")
         (data / "sub" / "big.bin").write_bytes(os.urandom(SIZE))
+        (data / "several").mkdir()
+        several = [data / "several" / f"{number}.bin" for number in range(SEVERAL)]
+        for file in several:
+            file.write_bytes(os.urandom(100_000))
         old = time.time() - 100
-        for file in (data / "small.txt", data / "sub" / "big.bin"):
+        for file in (data / "small.txt", data / "sub" / "big.bin", *several):
             os.utime(file, (old, old))
         time.sleep(2.1)  # a fingerprint younger than this is not trusted for caching (ctime)
         with start_stack(
@@ -145,6 +150,22 @@ def wait_closed(running: Stack, what: str) -> None:
 def skip_without_passthrough(mountpoint: Path) -> None:
     if os.getxattr(mountpoint, "user.alluxio_like.session") != b"kernel with passthrough":
         pytest.skip("this kernel has no passthrough")
+
+
+def test_what_an_open_has_brought_is_said_to_pass_through_at_once(stack: tuple[Stack, Path]) -> None:
+    running, data = stack
+    skip_without_passthrough(running.mountpoint)
+    names = [f"{number}.bin" for number in range(SEVERAL)]
+    # One after the other, so that the index has the first and waits for company before it takes the others.
+    for name in names:
+        path = running.mountpoint / "several" / name
+        assert get_serving(path) == "cached: not all of the file is on this machine"
+        assert path.read_bytes() == (data / "several" / name).read_bytes()
+        assert get_serving(path) == "passthrough"
+    paths = [running.mountpoint / "several" / name for name in names]
+    wait_until("the master knows of all", lambda: all(map(get_cached, paths)), timeout_s=60)
+    running.free()
+    assert {get_serving(path) for path in paths} == {"cached: not all of the file is on this machine"}
 
 
 def test_the_kernel_reads_on_while_its_file_is_freed_and_the_worker_killed(stack: tuple[Stack, Path]) -> None:
