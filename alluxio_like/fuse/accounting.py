@@ -310,9 +310,13 @@ class Accounting:
         for first in range(0, len(chosen), _PER_LOOK):
             part = chosen[first : first + _PER_LOOK]
             infos = [job.info for job in part]
-            counts = await self._asker.run(lambda infos=infos: [self._ask.read_counts(info) for info in infos])  # type: ignore[misc]
-            now_s = self._clock.monotonic()
-            for job, found in zip(part, counts, strict=True):
+
+            def look(infos: list[JobInfo] = infos) -> list[tuple[float, processes.IoCounts | None]]:
+                # (The time before it, not when the answer comes: files may be read and closed meanwhile.)
+                return [(self._clock.monotonic(), self._ask.read_counts(info)) for info in infos]
+
+            counts = await self._asker.run(look)
+            for job, (now_s, found) in zip(part, counts, strict=True):
                 if found is None:
                     # It has ended, or may not be looked at.
                     job.gone = not self._ask.is_alive(job.info)

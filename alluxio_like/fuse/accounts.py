@@ -161,11 +161,11 @@ class JobAccount(Account):
         self.worst: dict[FileAccount, Tally] = {}
         self.passing: dict[Open, None] = {}
         """Its opens that the kernel serves by itself."""
-        self.closed_small: list[tuple[FileAccount, int]] = []
+        self.closed_small: list[tuple[FileAccount, int, float]] = []
         self.closed_bytes = 0
-        """Of these, the small files that were closed since the last sample, and what was booked for each; in all."""
-        self.closed_large: list[tuple[FileAccount, int, float, float]] = []
-        """And the large ones: file, bytes of it that are not booked, from when to when it was open."""
+        """Of these, the small files that were closed since the last sample: what was booked for each, and when; in all."""
+        self.closed_large: list[tuple[Open, float]] = []
+        """And the large ones, with the time of their close."""
         self.since: tuple[float, int] | None = None
         """When it was sampled last, and what it had read in all by then."""
         self.certain_bytes = 0

@@ -12,6 +12,7 @@ Rule of concurrency: one event loop; nothing here waits. Cost on the way of a re
 together, READs nothing.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from alluxio_like.fuse.accounts import FileAccount, FileInfo, JobAccount, JobInfo, Mode, Open, Table, Tally
@@ -149,18 +150,18 @@ class Ledger:
             return
         job.passing.pop(opened, None)
         job.large_open -= opened.size > SMALL_BYTES
-        owed = max(0, opened.size - opened.booked_passed)
         if opened.size > SMALL_BYTES and len(job.closed_large) < _PENDING and job.info.pid > 0:
             # Also with nothing owed: it may have been read more than once, up to its close.
-            job.closed_large.append((file, owed, opened.opened_s, now_s))
+            job.closed_large.append((opened, now_s))
             return
+        owed = max(0, opened.size - opened.booked_passed)
         # Taken to be read once; what turns out to be too much is taken back with the next sample.
         job.tally.passed_bytes += owed
         file.tally.passed_bytes += owed
         if (worst := job.worst.get(file)) is not None:
             worst.passed_bytes += owed
         if len(job.closed_small) < _PENDING and job.info.pid > 0:
-            job.closed_small.append((file, owed))
+            job.closed_small.append((file, owed, now_s))
             job.closed_bytes += owed
         else:
             job.certain_bytes += owed
@@ -187,9 +188,9 @@ class Ledger:
     # What the kernel reads by itself
 
     def sample(self, job: JobAccount, read_chars: int | None, disk_bytes: int, now_s: float) -> Booked:
-        """What a process has read in all by now, by the kernel's accounting; None: that cannot be seen, or no more.
+        """What a process had read in all at that time, by the kernel's accounting; None: that cannot be seen, or no more.
 
-        Books what is new.
+        Books what is new. What was closed after that time waits for the next one: it may have been read on since.
         """
         booked = Booked()
         if read_chars is not None and job.since is not None:
@@ -201,7 +202,7 @@ class Ledger:
             if booked.total:
                 job.rate = booked.total / max(now_s - since_s, 1e-3)
         else:
-            self._book_unseen(job, booked)
+            self._book_unseen(job, math.inf if read_chars is None else now_s, booked)
         if read_chars is not None:
             job.since, job.disk_bytes = (now_s, read_chars), disk_bytes
         job.sampled = job.reads
@@ -214,40 +215,40 @@ class Ledger:
     def _share(self, job: JobAccount, new: int, since_s: float, now_s: float, booked: Booked) -> None:
         """Share out among the files open meanwhile what a process has read: small ones as read once, large ones the rest by
         time."""
-        self._settle_small(job, new, booked)
+        self._settle_small(job, new, now_s, booked)
         rest = max(0, new - booked.total)
-        takers: list[tuple[FileAccount, int, float, Open | None]] = []
+        takers: list[tuple[Open, float]] = []
         for one in job.passing:
             if one.size > SMALL_BYTES:
-                takers.append((one.file, one.size, max(now_s - max(one.opened_s, since_s), 1e-4), one))
+                takers.append((one, max(now_s - max(one.opened_s, since_s), 1e-4)))
             elif rest > 0 and (owed := one.size - one.booked_passed) > 0:
                 owed = min(owed, rest)
-                self._book_passed(job, one.file, owed, one.size, booked, one)
+                self._book_passed(job, one, owed, booked)
                 rest -= owed
-        takers += [
-            (file, SMALL_BYTES + 1, max(stop_s - max(start_s, since_s), 1e-4), None)
-            for file, _, start_s, stop_s in job.closed_large
-        ]
-        job.closed_large.clear()
+        takers += [(one, max(min(stop_s, now_s) - max(one.opened_s, since_s), 1e-4)) for one, stop_s in job.closed_large]
+        job.closed_large = [(one, stop_s) for one, stop_s in job.closed_large if stop_s > now_s]
         if not takers:
             # Read again and again while they stay open.
-            takers = [(one.file, one.size, 1.0, one) for one in job.passing if one.size and one.opened_s < since_s]
-        total_time = sum(taker[2] for taker in takers)
-        for n, (file, size, seconds, opened) in enumerate(takers, 1):
+            takers = [(one, 1.0) for one in job.passing if one.size and one.opened_s < since_s]
+        total_time = sum(seconds for _, seconds in takers)
+        for n, (one, seconds) in enumerate(takers, 1):
             part = rest if n == len(takers) else int(rest * seconds / total_time)
-            self._book_passed(job, file, part, size, booked, opened)
+            self._book_passed(job, one, part, booked)
             rest -= part
             total_time -= seconds
 
-    def _settle_small(self, job: JobAccount, new: int, booked: Booked) -> None:
+    def _settle_small(self, job: JobAccount, new: int, now_s: float, booked: Booked) -> None:
         """Take back what was booked for closed small files beyond what their process can have read."""
-        booked.total += min(new, job.closed_bytes)
-        left = max(0, job.closed_bytes - new)
-        share = left / job.closed_bytes if job.closed_bytes else 0.0
+        settled = [one for one in job.closed_small if one[2] <= now_s]
+        later = job.closed_small[len(settled) :]
+        settled_bytes = job.closed_bytes - sum(given for _, given, _ in later)
+        booked.total += min(new, settled_bytes)
+        left = max(0, settled_bytes - new)
+        share = left / settled_bytes if settled_bytes else 0.0
         if left:
             job.tally.passed_bytes -= left
-            for n, (file, given) in enumerate(job.closed_small, 1):
-                back = min(left, given if n == len(job.closed_small) else int(given * share))
+            for n, (file, given, _) in enumerate(settled, 1):
+                back = min(left, given if n == len(settled) else int(given * share))
                 file.tally.passed_bytes -= back
                 if (worst := job.worst.get(file)) is not None:
                     worst.passed_bytes = max(0, worst.passed_bytes - back)
@@ -255,30 +256,45 @@ class Ledger:
             # What rounding left over.
             job.tally.passed_bytes += left
             booked.total += left
-        job.closed_small.clear()
-        job.closed_bytes = 0
+        job.closed_small = self._cover(later, new - settled_bytes, booked)
+        job.closed_bytes = sum(given for _, given, _ in job.closed_small)
 
-    def _book_unseen(self, job: JobAccount, booked: Booked) -> None:
-        """There is nothing to compare with: small files count as read once, large ones go on as before, or as read once too."""
-        booked.total += job.closed_bytes
-        job.closed_small.clear()
-        job.closed_bytes = 0
-        for file, owed, start_s, stop_s in job.closed_large:
+    @staticmethod
+    def _cover(later: list[tuple[FileAccount, int, float]], rest: int, booked: Booked) -> list[tuple[FileAccount, int, float]]:
+        """Of small files that were closed since, what was not read by then as far as one can see."""
+        left = []
+        for file, given, stop_s in later:
+            covered = max(0, min(given, rest))
+            booked.total += covered
+            rest -= covered
+            if given > covered:
+                left.append((file, given - covered, stop_s))
+        return left
+
+    def _book_unseen(self, job: JobAccount, until_s: float, booked: Booked) -> None:
+        """There is nothing to compare with: small files that were closed by then count as read once, large ones go on as before,
+        or as read once too."""
+        later = [one for one in job.closed_small if one[2] > until_s]
+        later_bytes = sum(given for _, given, _ in later)
+        booked.total += job.closed_bytes - later_bytes
+        job.closed_small, job.closed_bytes = later, later_bytes
+        for one, stop_s in job.closed_large:
+            if stop_s > until_s:
+                continue
+            owed = max(0, one.size - one.booked_passed)
             if job.since is not None and job.rate:
-                owed = int(job.rate * max(0.0, stop_s - max(start_s, job.since[0])))  # noqa: PLW2901
-            self._book_passed(job, file, owed, SMALL_BYTES + 1, booked)
-        job.closed_large.clear()
+                # Not more than once again: where this daemon had to wait, the rate and the times say little.
+                owed = min(one.size, int(job.rate * max(0.0, stop_s - max(one.opened_s, job.since[0]))))
+            self._book_passed(job, one, owed, booked)
+        job.closed_large = [(one, stop_s) for one, stop_s in job.closed_large if stop_s > until_s]
 
-    def _book_passed(
-        self, job: JobAccount, file: FileAccount, count: int, size: int, booked: Booked, opened: Open | None = None
-    ) -> None:
+    def _book_passed(self, job: JobAccount, opened: Open, count: int, booked: Booked) -> None:
         if not count:
             return
-        for tally in self._get_tallies(job, file, size):
+        for tally in self._get_tallies(job, opened.file, opened.size):
             tally.passed_bytes += count
-        if opened is not None:
-            opened.booked_passed += count
-        booked.by_file[file] = booked.by_file.get(file, 0) + count
+        opened.booked_passed += count
+        booked.by_file[opened.file] = booked.by_file.get(opened.file, 0) + count
         booked.total += count
 
     # Inside

@@ -23,17 +23,20 @@ LARGE = 100 << 20
 
 @dataclass
 class FakeProcesses:
-    """Threads by number, and what their processes have read; `gate` holds up whoever asks for that."""
+    """Threads by number, and what their processes have read; `gate` holds up whoever asks for that, `hold_answer` the answer."""
 
     threads: dict[int, JobInfo] = field(default_factory=dict)
     chars: dict[int, int] = field(default_factory=dict)
     heirs: list[JobInfo] = field(default_factory=list)
     lookups: int = 0
     gate: threading.Event = field(default_factory=threading.Event)
+    found: threading.Event = field(default_factory=threading.Event)
+    hold_answer: threading.Event = field(default_factory=threading.Event)
     asked: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.gate.set()
+        self.hold_answer.set()
 
     def find_process(self, thread: int) -> JobInfo | None:
         self.lookups += 1
@@ -45,7 +48,10 @@ class FakeProcesses:
     def read_counts(self, job: JobInfo) -> processes.IoCounts | None:
         self.asked.set()
         assert self.gate.wait(60)
-        return processes.IoCounts(self.chars[job.pid], 0) if job.pid in self.chars else None
+        found = processes.IoCounts(self.chars[job.pid], 0) if job.pid in self.chars else None
+        self.found.set()
+        assert self.hold_answer.wait(60)
+        return found
 
     def list_heirs(self, job: JobInfo, files: Mapping[str, Collection[int]]) -> list[JobInfo]:
         return self.heirs
@@ -80,6 +86,7 @@ async def setup() -> AsyncIterator[Setup]:
     made.start()
     yield Setup(made, ask, metrics, touched_list)
     ask.gate.set()
+    ask.hold_answer.set()
     await made.close()
 
 
@@ -154,6 +161,25 @@ async def test_the_loop_goes_on_while_proc_cannot_be_read(setup: Setup) -> None:
     setup.ask.chars[7] = 1_000_000
     setup.accounting.closed(first)
     await setup.wait_for(1_000_000)
+
+
+async def test_what_is_read_and_closed_while_the_answer_is_on_its_way_is_counted(setup: Setup) -> None:
+    """As a program does that reads a file again and again: a look at it falls between two of them."""
+    setup.ask.threads, setup.ask.chars = {7: JobInfo(7, 1, "reader")}, {7: 0}
+    handle = make_handle(1, LARGE)
+    setup.accounting.opened(7, handle)
+    await setup.wait_sampled()
+    setup.ask.chars[7] = LARGE
+    setup.ask.hold_answer.clear()
+    setup.ask.found.clear()
+    setup.accounting.closed(handle)
+    assert await asyncio.to_thread(setup.ask.found.wait, 60)
+    again = make_handle(1, LARGE)
+    setup.accounting.opened(7, again)
+    setup.accounting.closed(again)
+    setup.ask.chars[7] = 2 * LARGE
+    setup.ask.hold_answer.set()
+    await setup.wait_for(2 * LARGE)
 
 
 async def test_children_that_read_what_they_inherited_count_for_their_parent(setup: Setup) -> None:

@@ -210,6 +210,56 @@ def test_a_process_that_was_never_seen_has_read_each_file_once() -> None:
     assert ledger.get_total().passed_bytes == LARGE + 700
 
 
+def test_what_is_closed_while_a_process_is_looked_at_is_settled_by_the_next_look() -> None:
+    """It was looked at at 1.0, and the answer comes when a file that was opened and read since is closed."""
+    ledger = Ledger()
+    first = ledger.open(make_job(), make_file(1, LARGE), Mode.PASSTHROUGH, 0.0)
+    job = get_job(ledger)
+    ledger.sample(job, 0, 0, 0.0)
+    ledger.close(first, 0.5)
+    ledger.close(ledger.open(make_job(), make_file(1, LARGE), Mode.PASSTHROUGH, 1.1), 1.2)
+    assert ledger.sample(job, LARGE, 0, 1.0).total == LARGE
+    assert job.wants_sample
+    assert ledger.sample(job, 2 * LARGE, 0, 1.3).total == LARGE
+    assert not job.wants_sample
+
+
+@pytest.mark.parametrize("read_by_then", [0, 300, 1000, 1700, 2000])
+def test_small_files_that_are_closed_while_a_process_is_looked_at_are_not_taken_back(read_by_then: int) -> None:
+    ledger = Ledger()
+    ledger.open(make_job(), make_file(9, 0), Mode.PASSTHROUGH, 0.0)
+    job = get_job(ledger)
+    ledger.sample(job, 0, 0, 0.0)
+    for n in range(2):
+        ledger.close(ledger.open(make_job(), make_file(n, 1000), Mode.PASSTHROUGH, 0.9), 1.1)
+    booked = ledger.sample(job, read_by_then, 0, 1.0).total
+    assert job.tally.passed_bytes == 2000
+    assert booked + ledger.sample(job, 2000, 0, 2.0).total == 2000
+    assert job.tally.passed_bytes == 2000
+    check_sums(ledger)
+
+
+def test_what_is_closed_while_a_process_is_looked_at_for_the_first_time_is_counted_once() -> None:
+    ledger = Ledger()
+    for inode, size in ((1, LARGE), (2, 1000)):
+        ledger.close(ledger.open(make_job(), make_file(inode, size), Mode.PASSTHROUGH, 0.0), 1.1)
+    job = get_job(ledger)
+    assert not ledger.sample(job, 0, 0, 1.0).total
+    assert ledger.sample(job, LARGE + 1000, 0, 2.0).total == LARGE + 1000
+    assert job.tally.passed_bytes == LARGE + 1000
+
+
+def test_a_process_that_is_gone_has_read_a_large_file_once_more_at_most() -> None:
+    """Its close was seen late: this daemon had to wait."""
+    ledger = Ledger()
+    opened = ledger.open(make_job(), make_file(1, LARGE), Mode.PASSTHROUGH, 0.0)
+    job = get_job(ledger)
+    ledger.sample(job, 0, 0, 0.0)
+    ledger.sample(job, LARGE // 2, 0, 0.001)
+    ledger.close(opened, 3.0)
+    assert ledger.sample(job, None, 0, 3.0).total == LARGE
+
+
 def test_what_comes_from_disks_otherwise_is_kept_apart() -> None:
     ledger = Ledger()
     ledger.open(make_job(), make_file(1, LARGE), Mode.PASSTHROUGH, 0.0)
