@@ -124,17 +124,28 @@ def make_wheel(directory: Path) -> Path:
     return path
 
 
-def test_a_virtual_environment(place: Path, run: Run, tmp_path: Path) -> None:
-    wheel = make_wheel(tmp_path)
-    run(sys.executable, "-m", "venv", "environment")
-    pip = [place / "environment/bin/python", "-m", "pip", "--disable-pip-version-check", "--no-cache-dir"]
-    run(*pip, "install", "-q", "--no-index", wheel)
+def install_and_run(place: Path, run: Run, wheel: Path, pip: list[str | Path]) -> None:
+    """Install a package into the environment that lies in the place, run its program, install it anew, and take it away."""
+    quiet = ("-q", "--no-index", "--disable-pip-version-check", "--no-cache-dir")
+    run(*pip, "install", *quiet, wheel)
     assert run(place / "environment/bin/small") == "small says 7\n"
     assert run(*pip, "check").strip() == "No broken requirements found."
-    run(*pip, "install", "-q", "--no-index", "--force-reinstall", wheel)
+    run(*pip, "install", *quiet, "--force-reinstall", wheel)
     assert run(place / "environment/bin/small") == "small says 7\n"
     run(*pip, "uninstall", "-q", "-y", "small")
     assert not (place / "environment/bin/small").exists()
+
+
+def test_a_virtual_environment(place: Path, run: Run, tmp_path: Path) -> None:
+    run(sys.executable, "-m", "venv", "environment")
+    install_and_run(place, run, make_wheel(tmp_path), [place / "environment/bin/python", "-m", "pip"])
+
+
+def test_a_package_in_a_small_environment(place: Path, run: Run, tmp_path: Path) -> None:
+    """The same without the two thousand files of pip itself: that of the tests' own environment installs there."""
+    run(sys.executable, "-m", "venv", "--without-pip", "environment")
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", place / "environment/bin/python"]
+    install_and_run(place, run, make_wheel(tmp_path), pip)
 
 
 # -- copies and archives ---------------------------------------------------------------------------------------------------------
