@@ -337,7 +337,8 @@ class Client:
     async def measure(self, inode: InodeId) -> tuple[FsTotals, Space | None]:
         """The same, and what can be written there from this machine; None: nothing is known to limit it."""
         totals = await self._master.stat_fs(inode)
-        view = await self._cluster.get_view()
+        # (The master's word that a view is as new as its own is of which workers there are, not of what they hold.)
+        view = await self._cluster.get_view(newer=True)
         return totals, limit_space(totals, [one for one in view.workers if one.live and self._local.is_local(one)])
 
     # files

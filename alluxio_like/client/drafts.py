@@ -29,6 +29,10 @@ from alluxio_like.types import FileId, FileRef, InodeId, MountId, VersionId, Wor
 _NO_LIMIT_S = 0.0
 _LOOK_S = 0.2
 """How often it is looked whether a worker is back. A guess."""
+_ROOM_S = 2.5
+"""Two messages of a worker to the master, and some. A guess."""
+_LITTLE_BYTES = 64 << 20
+"""The master is not asked for less. A guess."""
 _END_S = 10.0
 _UNLIMITED_S = 1.0
 _OPEN_PAUSE_S = 0.005
@@ -94,6 +98,20 @@ class DraftFiles:
         if not claimed.has_quotas:
             self._unlimited_until_s = time.monotonic() + _UNLIMITED_S
         return claimed.size
+
+    async def has_room(self, worker_id: WorkerId, size: int) -> bool:
+        """Whether a worker's cache can take so many bytes more when all goes that may go; where nobody can tell, and for little,
+        it is not in the way. What was just removed is heard of after a moment, so that who is to be refused waits for that."""
+        deadline = time.monotonic() + _ROOM_S
+        while size >= _LITTLE_BYTES:
+            view = await self._cluster.get_view(newer=True)
+            worker = next((one for one in view.workers if one.worker_id == worker_id), None)
+            if worker is None or size <= worker.writable_bytes:
+                return True
+            if size > worker.capacity_bytes or time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(_LOOK_S)
+        return True
 
     async def begin(self, ref: FileRef, *, truncate: bool) -> OpenedDraft:
         """Have a draft of a version, or an empty one, and open it.

@@ -190,6 +190,8 @@ class DraftFiles(Protocol):
 
     async def claim(self, inode: InodeId, size: int, *, only_asks: bool = False) -> int | None: ...
 
+    async def has_room(self, worker_id: WorkerId, size: int) -> bool: ...
+
 
 class MountLocks(Protocol):
     """Locks of one mount: client/locks.py, whose words apply."""

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from alluxio_like.errors import AlluxioLikeError, Internal, QuotaExceeded, ReadOnly, Stale
-from alluxio_like.fuse.attributes import FileError, WrittenAttr
+from alluxio_like.errors import AlluxioLikeError, Internal, NoSpace, QuotaExceeded, ReadOnly, Stale
+from alluxio_like.fuse.attributes import STAT_BLOCK_BYTES, FileError, WrittenAttr
 from alluxio_like.fuse.backend import DraftFiles
 from alluxio_like.fuse.handles import FileHandle
 from alluxio_like.rpc.messages_writing import DraftSealed
@@ -371,6 +371,13 @@ class Drafts:
         draft.limit = await self._files.claim(draft.inode, size + _CLAIMED_BYTES)
         if draft.limit is not None and size > draft.limit:
             raise QuotaExceeded("the quota of the file's directory is used up: remove something, or have it raised")
+
+    async def check_room(self, draft: Draft, length: int) -> None:
+        """Before so much of a file is allocated. Raises NoSpace where its worker's cache could not hold it, whatever the disk
+        below has free: that would be taken from what others may cache."""
+        more = length - draft.stat().st_blocks * STAT_BLOCK_BYTES
+        if more > 0 and not await self._files.has_room(draft.worker_id, more):
+            raise NoSpace("the cache of this machine cannot hold as much as is to be allocated", subject=str(draft.inode))
 
     # Ending
 

@@ -199,6 +199,9 @@ class MemoryWriting:
     async def claim(self, inode: InodeId, size: int, *, only_asks: bool = False) -> int | None:
         return None
 
+    async def has_room(self, worker_id: WorkerId, size: int) -> bool:
+        return True
+
     async def find(self, inode: InodeId) -> WorkerId:
         return WorkerId("w1")
 

@@ -33,6 +33,7 @@ INLINE_BYTES = 128 << 10
 """A WRITE of up to so much is done at once; a larger one in a thread, since it may have to wait for the disk. A guess."""
 _MOST_COPIED = 1 << 30
 _FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
 _MOST_OFFSET = (1 << 63) - 1
 """The wire's are without a sign: above are those below zero."""
 
@@ -301,6 +302,8 @@ class Writing:
         draft = await self._get_draft(header, body.fh)
         if not body.mode & _FALLOC_FL_KEEP_SIZE:
             await self._drafts.claim(draft, body.offset + body.length)
+        if not body.mode & _FALLOC_FL_PUNCH_HOLE:
+            await self._drafts.check_room(draft, body.length)
         await self._drafts.use(draft, lambda fd: _fallocate(fd, body.mode, body.offset, body.length))
         return b""
 

@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.writing import list_names, mounted_again, read_tree, start_written, wait_until
-from tests.posix.system import BOB, acting, open_close, write
+from tests.posix.system import (
+    BOB,
+    KEEP_SIZE,
+    PUNCH_HOLE,
+    ZERO_RANGE,
+    acting,
+    attempt,
+    fallocate,
+    open_close,
+    opened,
+    write,
+)
 from tests.servers.fixtures import S3Server
 from tests.servers.stack import Stack
 
@@ -263,6 +274,38 @@ def test_readers_of_the_old_version_go_on(places: tuple[Path, Path]) -> None:
         assert os.fstat(reading.fileno()).st_size == len(old)
 
 
+def count_free(place: Path) -> int:
+    """Bytes that statfs shows as free."""
+    found = os.statvfs(place)
+    return found.f_bavail * found.f_frsize
+
+
+@pytest.mark.parametrize("store", ["file"], indirect=True)
+def test_no_more_is_allocated_than_the_cache_can_hold(stack: Stack) -> None:
+    """Of 2 GB, on a disk that has more."""
+    first, second = stack.mountpoint / "data" / "first", stack.mountpoint / "data" / "second"
+    with opened(first, os.O_RDWR | os.O_CREAT) as fd:
+        for mode in (0, KEEP_SIZE, ZERO_RANGE):
+            assert attempt(fallocate, fd, mode, 0, 3 << 30) == "ENOSPC"
+            assert (os.fstat(fd).st_size, os.fstat(fd).st_blocks) == (0, 0)
+        fallocate(fd, 0, 0, 1 << 30)
+        # What is there is not allocated again, and a hole takes nothing.
+        fallocate(fd, 0, 0, (1 << 30) + (256 << 20))
+        fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, 1 << 40)
+        fallocate(fd, 0, 0, (1 << 30) + (256 << 20))
+        wait_until(lambda: 0 < count_free(stack.mountpoint / "data") < 1 << 30, "statfs shows what is left")
+
+        def try_second() -> str:
+            with opened(second, os.O_RDWR | os.O_CREAT) as other:
+                result = attempt(fallocate, other, 0, 0, 3 << 29)
+                os.ftruncate(other, 0)
+            return result
+
+        wait_until(lambda: try_second() == "ENOSPC", "what another file takes is known of")
+        first.unlink()
+    wait_until(lambda: try_second() == "ok", "it is known to be gone")
+
+
 def test_a_mapping_that_outlives_its_descriptor_is_not_lost(stack: Stack) -> None:
     here = stack.mountpoint / "data"
     fd = os.open(here / "f", os.O_RDWR | os.O_CREAT)
@@ -399,8 +442,8 @@ def test_other_mounts_of_the_namespace_stay_as_they_are(stack: Stack, workplace:
         lambda: os.truncate(place / "f", 1),
         lambda: os.open(place / "f", os.O_RDWR),
     ]
-    for attempt in attempts:
+    for call in attempts:
         with pytest.raises(OSError) as caught:
-            attempt()
+            call()
         assert caught.value.errno == errno.EROFS
     assert (place / "f").read_bytes() == b"as it is"

@@ -231,6 +231,17 @@ def test_every_byte_is_data_or_hole(place: Path) -> None:
     assert copied == path.read_bytes()
 
 
+@pytest.mark.parametrize("mode", [0, KEEP_SIZE, ZERO_RANGE])
+def test_more_than_there_is_cannot_be_allocated(place: Path, mode: int) -> None:
+    path = write(place / "file")
+    space = os.statvfs(place)
+    with opened(path, os.O_RDWR) as fd:
+        assert attempt(fallocate, fd, mode, 0, space.f_bfree * space.f_frsize + 64 * MIB) == "ENOSPC"
+        # (What could be allocated of it may have been.)
+        os.ftruncate(fd, 0)
+        fallocate(fd, mode, 0, MIB)
+
+
 def test_allocated_space_is_counted(place: Path) -> None:
     path = write(place / "file")
     with opened(path, os.O_RDWR) as fd:

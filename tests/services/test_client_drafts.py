@@ -69,6 +69,28 @@ def make_files(stub: Stub, doubted: list[InodeId]) -> DraftFiles:
     return made
 
 
+async def test_what_a_cache_cannot_hold_has_no_room() -> None:
+    asked, kept = 0, [90, 90, 20]
+
+    async def get_view(*, newer: bool) -> Any:
+        nonlocal asked
+        assert newer, "the known one may be of long ago"
+        asked += 1
+        worker = Worker(WorkerId("w"), "", "", "", 100 << 30, kept_bytes=kept[min(asked, 3) - 1] << 30)
+        return SimpleNamespace(workers=(worker,))
+
+    files = make_files(Stub(None), [])
+    files._cluster = SimpleNamespace(get_view=get_view)  # type: ignore[assignment]
+    assert await files.has_room(WorkerId("w"), 1 << 20)
+    assert asked == 0, "for little nobody is asked"
+    assert not await files.has_room(WorkerId("w"), 101 << 30)
+    assert asked == 1, "it is told at once where nothing could make room"
+    assert await files.has_room(WorkerId("w"), 80 << 30), "what was just removed is heard of later"
+    assert asked == 3
+    assert not await files.has_room(WorkerId("w"), 90 << 30)
+    assert await files.has_room(WorkerId("another"), 101 << 30)
+
+
 async def test_a_close_fails_when_the_worker_says_nothing() -> None:
     doubted: list[InodeId] = []
     files = make_files(Stub(None), doubted)
