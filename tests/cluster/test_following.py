@@ -3,10 +3,12 @@
 import mmap
 import os
 import struct
+import subprocess
 import threading
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -222,3 +224,37 @@ def test_a_file_without_a_name_and_one_that_nobody_writes_are_left_alone(apart: 
         gone.write(b", and written on")
         assert sorted(path.name for path in there.iterdir()) == ["empty"]
     wait_until(lambda: read_store(workplace) == {"empty": b""}, "the store follows")
+
+
+@pytest.mark.parametrize("stays_open", [True, False])
+def test_who_follows_by_one_descriptor_stays_at_what_was_opened(
+    apart: tuple[Path, Path], workplace: Path, *, stays_open: bool
+) -> None:
+    """Its size is the file's, and it reads nothing behind what there was: no zeros where the file has grown since, and nothing of
+    another version. `tail -F`, which looks at the name again only when a size stays as it is, waits for ever."""
+    here, there = apart
+    lines = [b"line %d\n" % number for number in range(5)]
+    shown = workplace / "shown"
+    with ExitStack() as ending:
+        log = ending.enter_context((here / "log").open("ab", buffering=0))
+        log.write(lines[0])
+        wait_until(lambda: (there / "log").read_bytes() == lines[0], "the first line", SEEN_S)
+        fd = os.open(there / "log", os.O_RDONLY)
+        ending.callback(os.close, fd)
+        assert os.read(fd, 100) == lines[0]
+        command = ["tail", "-F", "---disable-inotify", "-n", "+1", "-s", "0.2", "--max-unchanged-stats=1", str(there / "log")]
+        out = ending.enter_context(shown.open("wb"))
+        tail = ending.enter_context(subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL))
+        ending.callback(tail.terminate)
+        wait_until(lambda: shown.read_bytes() == lines[0], "tail has begun", SEEN_S)
+        for count in range(2, len(lines) + 1):
+            if not stays_open:
+                log.close()
+                log = ending.enter_context((here / "log").open("ab", buffering=0))
+            log.write(lines[count - 1])
+            if count % 2 == 1:
+                wait_until(lambda: os.fstat(fd).st_size == sum(map(len, lines[:count])), "its size", SEEN_S)  # noqa: B023
+                assert (os.read(fd, 100), os.pread(fd, 100, 0)) == (b"", lines[0])
+                wait_until(lambda: (there / "log").read_bytes() == b"".join(lines[:count]), "its lines", SEEN_S)  # noqa: B023
+                assert (os.read(fd, 100), os.pread(fd, 100, 0)) == (b"", lines[0])
+        assert (tail.poll(), shown.read_bytes()) == (None, lines[0])

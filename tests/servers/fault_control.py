@@ -30,6 +30,7 @@ class LoggedRequest:
     payer: str
     status: int
     sent_bytes: int
+    body_bytes: int
     seconds: float
     rule: int
     method: str

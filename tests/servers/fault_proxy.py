@@ -88,6 +88,7 @@ class Entry:
     payer: str = ""
     status: int = 0
     sent_bytes: int = 0
+    body_bytes: int = 0
     seconds: float = 0.0
     rule: int = -1
     method: str = ""
@@ -165,6 +166,7 @@ def classify(head: Head, style: str = "s3") -> Entry:
         head.get("host"),
         head.get("x-amz-request-payer"),
         method=method,
+        body_bytes=int(head.get("content-length") or 0),
     )
 
 
