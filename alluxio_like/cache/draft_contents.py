@@ -87,7 +87,7 @@ class DraftContents:
                     if draft.directory in self._coarse:
                         files.wait_tick(before)
                     # Pages that are mapped and changed before this are clean after it: the next change of any gives a new stamp.
-                    os.fdatasync(fd)
+                    directory.sync_written(fd, draft.path)
                     if files.get_stamp(fd) != before:
                         continue
                     sums = files.compute_sums(fd, before.size)
@@ -112,7 +112,7 @@ class DraftContents:
                     written_ns = os.fstat(source).st_mtime_ns
                     files.copy_all(source, fd)
                     os.utime(fd, ns=(written_ns, written_ns))
-                    os.fdatasync(fd)
+                    directory.sync_written(fd, path)
                     stamp = files.get_stamp(fd)
                     sums = files.compute_sums(fd, stamp.size)
                     directory.note_draft(generation, os.fstat(fd).st_blocks * 512)

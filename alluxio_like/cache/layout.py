@@ -218,6 +218,34 @@ class CacheDirectory:
             self.reason = reason
         self._on_failed(self)
 
+    def sync_written(self, fd: int, subject: str) -> None:
+        """Have a file that programs write be on the disk.
+
+        An I/O error may be the file's alone: who writes it with O_DIRECT and through the page cache at once has the kernel report
+        one. So the disk is tried first; if that works, who wrote the file is told (DiskError), and what the kernel remembers of
+        the file is dropped, as the disk may have other bytes. Raises OSError where it is the disk, or nobody can tell.
+        """
+        try:
+            os.fdatasync(fd)
+        except OSError as error:
+            if error.errno != errno.EIO or not self._is_written_well():
+                raise
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            raise errors.DiskError("not all that was written to the file may be on the disk", subject=subject) from error
+
+    def _is_written_well(self) -> bool:
+        """Whether something else can be written to the disk, to its end."""
+        try:
+            fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+            try:
+                os.write(fd, bytes(4096))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError:
+            return False
+        return True
+
     def translate(self, error: OSError | lmdb.Error, subject: str = "") -> errors.AlluxioLikeError:
         """What the disk said, in our own errors; a disk that fails is taken out."""
         code = error.errno if isinstance(error, OSError) else None

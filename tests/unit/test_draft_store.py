@@ -1,5 +1,6 @@
 """What a start finds of drafts after a kill at each moment: one consistent state, with everything that was acknowledged."""
 
+import errno
 import mmap
 import os
 import time
@@ -451,6 +452,35 @@ def test_mapped_pages_are_seen_however_long_the_mapping_lives(kills: Kills) -> N
             kills.store.drafts.contents.read(draft, draft.record.ref, 0, 10)
         assert kills.store.drafts.end(draft) is Ending.IN_USE
     assert kills.store.drafts.end(draft) is Ending.CHANGED
+
+
+def fail_with(number: int) -> Callable[..., None]:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_io_error_of_one_file_takes_no_directory_out(kills: Kills, monkeypatch: pytest.MonkeyPatch, *, copied: bool) -> None:
+    """As of one that is written with O_DIRECT and through the page cache at once."""
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    draft = kills.get_draft()
+    contents = kills.store.drafts.contents
+    observe = contents.observe_copy if copied else contents.observe
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", fail_with(errno.EIO))
+        with pytest.raises(errors.DiskError, match="written to the file"):
+            observe(draft)
+    assert [usage.state for usage in kills.store.get_usage()] == ["ok"]
+    assert observe(draft) is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", fail_with(errno.EIO))
+        patched.setattr(os, "fsync", fail_with(errno.EIO))
+        with pytest.raises(errors.DiskError, match="disk failed"):
+            observe(draft)
+    assert [usage.state for usage in kills.store.get_usage()] == ["failed"]
 
 
 def test_checksums_of_the_next_version_are_not_taken_for_those_of_the_one_before(
