@@ -632,12 +632,14 @@ class CacheStore:
             self._wake.clear()
             self._drop_lost()
             uses: dict[FileId, int] = {}
-            if self._clock.monotonic() >= next_uses:
+            is_due = self._clock.monotonic() >= next_uses
+            if is_due:
                 next_uses = self._clock.monotonic() + USE_FLUSH_INTERVAL_S
                 uses = self._take_uses()
             for directory in self._dirs:
                 # A use of a file that is in another directory is ignored by this one's index.
-                if directory.ok and self._commit(directory, uses=uses) and uses:
+                if directory.ok and self._commit(directory, uses=uses) and is_due:
+                    # Whoever was killed in a read keeps pages of the index from being used again.
                     with contextlib.suppress(lmdb.Error, errors.DiskError):
                         directory.get_index().check_readers()
             self._stop.wait(COMMIT_INTERVAL_S)
