@@ -1,5 +1,6 @@
 """A file that one machine writes anew, again and again, while another one reads it."""
 
+import itertools
 import os
 import threading
 from collections import Counter
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.conftest import make_workplace
 from tests.cluster.writing import mounted_again, start_written
-from tests.servers.stack import Stack
 
 pytestmark = [
     pytest.mark.mount,
@@ -19,24 +20,30 @@ pytestmark = [
 
 MIB = 1 << 20
 ROUNDS = 150
+_numbers = itertools.count()
 
 
-@pytest.fixture
-def stack(workplace: Path) -> Iterator[Stack]:
-    (workplace / "store").mkdir()
-    with start_written(workplace, f"file://{workplace}/store", {}, workers=2) as made:
-        yield made
-
-
-@pytest.fixture
-def apart(stack: Stack, workplace: Path) -> Iterator[tuple[Path, Path]]:
+@pytest.fixture(scope="module")
+def mounts() -> Iterator[tuple[Path, Path]]:
     """Two mounts as on two machines, each with a worker of its own. What was opened is not copied here before it is read."""
     options = ["--set", "fill_in_background=false"]
-    with (
-        mounted_again(stack, workplace, "mnt1", hidden_worker=2) as first,
-        mounted_again(stack, workplace, "mnt2", hidden_worker=1, options=options) as second,
-    ):
-        yield first / "data", second / "data"
+    with make_workplace() as workplace:
+        (workplace / "store").mkdir()
+        with (
+            start_written(workplace, f"file://{workplace}/store", {}, workers=2) as stack,
+            mounted_again(stack, workplace, "mnt1", hidden_worker=2, options=options) as first,
+            mounted_again(stack, workplace, "mnt2", hidden_worker=1, options=options) as second,
+        ):
+            yield first / "data", second / "data"
+
+
+@pytest.fixture
+def apart(mounts: tuple[Path, Path]) -> tuple[Path, Path]:
+    """A directory of a test's own, as both have it."""
+    here, there = mounts
+    name = f"t{next(_numbers)}"
+    (here / name).mkdir()
+    return here / name, there / name
 
 
 def make(number: int, size: int) -> bytes:

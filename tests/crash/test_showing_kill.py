@@ -19,8 +19,15 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
+INTERVAL_S = 1.0
+"""The setting's default is 5 s."""
 KILLS = int(os.environ.get("KILLS", "6"))
 SEED = int(os.environ.get("KILLS_SEED", "1"))
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return {"ALLUXIO_LIKE_FOLLOW_INTERVAL_S": f"{INTERVAL_S:g}"}
 
 
 def test_what_is_shown_of_an_open_file_is_right_through_kills(running: Running, workplace: Path) -> None:  # noqa: F811
@@ -51,7 +58,7 @@ def test_what_is_shown_of_an_open_file_is_right_through_kills(running: Running, 
             for _ in range(KILLS):
                 most = max(sizes)
                 wait_until(look, "more is seen", 90)
-                time.sleep(chance.random() * 4)
+                time.sleep(chance.random() * 1.5 * INTERVAL_S)
                 running.kill(chance.choice(("daemon", "daemon", "workers", "master")))
             most = max(sizes)
             wait_until(look, "more is seen in the end", 90)

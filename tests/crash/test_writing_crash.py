@@ -59,9 +59,15 @@ class Running:
 
 
 @pytest.fixture
-def running(workplace: Path) -> Iterator[Running]:  # noqa: F811
+def environment() -> dict[str, str]:
+    """Settings of `running`."""
+    return {}
+
+
+@pytest.fixture
+def running(workplace: Path, environment: dict[str, str]) -> Iterator[Running]:  # noqa: F811
     (workplace / "store").mkdir()
-    with start_written(workplace, f"file://{workplace / 'store'}", {}) as stack:
+    with start_written(workplace, f"file://{workplace / 'store'}", environment) as stack:
         yield Running(stack, workplace)
         assert_whole_disks(workplace / "home", online=True)
     assert_whole_disks(workplace / "home")
