@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from alluxio_like.kv.columns import Columns
+from alluxio_like.kv.columns import Columns, Numbers
 
 MAX_KEY_BYTES = 511
 
@@ -38,6 +38,14 @@ class ReadTransaction(Protocol):
 
     def scan_columns(self, start: bytes, stop: bytes, *, limit: int | None = None) -> Columns:
         """The pairs of `scan`, by columns: of a hundred or more in less time, of thousands in a small part of it."""
+        ...
+
+    def scan_numbers(self, letter: bytes, numbers: Numbers) -> tuple[Columns, Numbers]:
+        """The pairs whose keys begin with a letter and one of these numbers (8 bytes, big-endian), in the order of their keys,
+        and the number of each: of many numbers in a small part of the time of a scan for each.
+
+        The numbers ascend, and all keys that begin with the letter have such a number.
+        """
         ...
 
 

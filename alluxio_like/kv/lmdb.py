@@ -31,7 +31,7 @@ import lmdb
 
 from alluxio_like import errors
 from alluxio_like.kv.api import MAX_KEY_BYTES, ReadTransaction, WriteTransaction
-from alluxio_like.kv.columns import Columns, make_columns
+from alluxio_like.kv.columns import Columns, Numbers, make_columns, scan_runs
 from alluxio_like.kv.lmdb_pages import PageFile, list_behind, open_pages
 
 FORMAT = 1
@@ -188,12 +188,21 @@ class LmdbTransaction:
         if pages is None:
             # What a write has changed is not in the file yet.
             return make_columns(self.scan(start, stop, limit=limit))
+        return pages.scan(self._get_tree_record(self._trees.index(trees[0])), start, stop, limit)
+
+    def scan_numbers(self, letter: bytes, numbers: Numbers) -> tuple[Columns, Numbers]:
+        pages = self._store.get_pages() if not self._write else None
+        if pages is None:
+            return scan_runs(self.scan, letter, numbers)
+        return pages.scan_numbers(self._get_tree_record(_GROUPS[letter[0]]), numbers)
+
+    def _get_tree_record(self, group: int) -> bytes:
         try:
-            tree = self._open().get(_name_tree(self._trees.index(trees[0])))
+            tree = self._open().get(_name_tree(group))
         except lmdb.Error as error:
             raise self._store.fail(error) from error
         assert tree is not None
-        return pages.scan(tree, start, stop, limit)
+        return tree
 
     def _get_trees(self, start: bytes, stop: bytes, reverse: bool) -> "list[lmdb._Database]":
         if start >= stop:

@@ -16,14 +16,25 @@ import operator
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alluxio_like import errors
-from alluxio_like.kv.columns import Bytes, Columns, Ints, join_columns, pick
+from alluxio_like.kv.columns import (
+    NUMBER_STOP,
+    Bytes,
+    Columns,
+    Ints,
+    Numbers,
+    find_runs,
+    join_columns,
+    list_rows,
+    pick,
+)
 
 if TYPE_CHECKING:
     import lmdb
@@ -35,6 +46,15 @@ _TREE = struct.Struct("<4xHH32xQ")
 _HEADER = struct.Struct("<Q2xHH2x")
 _HEADER_BYTES: Final = _HEADER.size
 _NODE_BYTES: Final = 8
+_HEAD: Final = np.dtype(
+    {
+        "names": ["low", "flags", "key_bytes", "number"],
+        "formats": ["<u4", "<u2", "<u2", ">u8"],
+        "offsets": [0, 4, 6, 9],
+        "itemsize": _NODE_BYTES + NUMBER_STOP,
+    }
+)
+"""A node's, with the number that its key may have behind a letter."""
 _BRANCH: Final = 1
 _LEAF: Final = 2
 _OVERFLOW: Final = 4
@@ -80,6 +100,20 @@ def open_pages(path: Path) -> "PageFile | None":
     return PageFile(path, fd, page_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class _Nodes:
+    """The nodes of some pages, in order: where each begins, its head; and which of them is each page's first."""
+
+    data: Bytes
+    starts: Ints
+    heads: NDArray[Any]
+    firsts: Ints
+
+    def get_numbers(self) -> Numbers:
+        """What their keys begin with behind a letter."""
+        return self.heads["number"].astype(np.uint64)
+
+
 class PageFile:
     """See the module; `fd` is closed with it."""
 
@@ -101,7 +135,7 @@ class PageFile:
             first, _ = self._find_place(some[0], start)
             leaves = some if left is None else self._take_enough(some, first + left)
             end, count = self._find_place(leaves[-1], stop)
-            part = self._read_leaves(leaves)
+            part = self._get_pairs(self._read_nodes(np.array(leaves, np.int64), _LEAF))
             part = part.cut(first, len(part) - count + end)
             if left is not None:
                 part = part.cut(0, left)
@@ -153,37 +187,65 @@ class PageFile:
         lowers = pages[asked, 12].astype(np.int64) | pages[asked, 13].astype(np.int64) << 8
         return numbers[: 1 + int(np.searchsorted(np.cumsum((lowers - _HEADER_BYTES) >> 1), count))]
 
-    def _read_leaves(self, numbers: list[int]) -> Columns:
-        """All pairs of these leaves."""
-        asked = np.array(numbers, np.int64)
-        block = self._get_pages(max(numbers))[asked]
+    def scan_numbers(self, tree: bytes, numbers: Numbers) -> tuple[Columns, Numbers]:
+        """See ReadTransaction: of the tree with this record, whose pages are looked at level by level, for all numbers at once.
+        Raises Corrupt."""
+        _, depth, root = _TREE.unpack(tree)
+        if not depth or not len(numbers):
+            return _EMPTY, _NONE.astype(np.uint64)
+        firsts, lasts = find_runs(numbers)
+        pages, lowest = np.array([root], np.int64), np.zeros(1, np.uint64)
+        for _ in range(depth - 1):
+            level = self._read_nodes(pages, _BRANCH)
+            found = level.get_numbers()
+            # The first child of a page has no key: it holds what comes from the page's own first number on.
+            found[level.firsts] = lowest
+            # What has a child's first number may begin on the child before it.
+            starts = np.maximum(np.searchsorted(found, firsts, "left") - 1, 0)
+            stops = np.searchsorted(found, lasts, "right")
+            begun = np.bincount(starts, minlength=len(found) + 1) - np.bincount(stops, minlength=len(found) + 1)
+            asked = np.flatnonzero(np.cumsum(begun[:-1]))
+            heads = level.heads[asked]
+            pages, lowest = heads["low"].astype(np.int64) | heads["flags"].astype(np.int64) << 32, found[asked]
+        leaves = self._read_nodes(pages, _LEAF)
+        columns = self._get_pairs(leaves)
+        if int(columns.key_lengths.min(initial=NUMBER_STOP)) < NUMBER_STOP:
+            raise self._say_damaged(int(pages[0]))
+        found = leaves.get_numbers()
+        starts, stops = np.searchsorted(found, firsts, "left"), np.searchsorted(found, lasts, "right")
+        if len(firsts) == 1:
+            return columns.cut(int(starts[0]), int(stops[0])), found[starts[0] : stops[0]]
+        rows = list_rows(starts, stops - starts)
+        return columns.take(rows), found[rows]
+
+    def _read_nodes(self, asked: Ints, kind: int) -> "_Nodes":
+        """All nodes of these pages."""
+        pages = self._get_pages(int(asked.max()))
+        size = len(asked) * self._page_bytes
+        # Some bytes more: the last node's head may be shorter than others'.
+        data = np.empty(size + _HEAD.itemsize, np.uint8)
+        block = data[:size].reshape(-1, self._page_bytes)
+        np.take(pages, asked, axis=0, out=block, mode="clip")
         words = block.view("<u2")
-        if (block[:, :8].copy().view("<i8")[:, 0] != asked).any() or ((words[:, 5] & _KINDS) != _LEAF).any():
-            raise self._say_damaged(numbers[0])
+        if (block[:, :8].copy().view("<i8")[:, 0] != asked).any() or ((words[:, 5] & _KINDS) != kind).any():
+            raise self._say_damaged(int(asked[0]))
         counts = (words[:, 6].astype(np.int64) - _HEADER_BYTES) >> 1
-        ends = np.cumsum(counts)
-        page_starts = np.arange(len(asked), dtype=np.int64) * self._page_bytes
-        # Where the places of all nodes stand, in words: behind each page's header, one after another.
-        firsts = (page_starts + _HEADER_BYTES >> 1) - (ends - counts)
-        total = int(ends[-1])
-        at = np.repeat(firsts, counts) + np.arange(total, dtype=np.int64)
+        page_starts = np.arange(0, size, self._page_bytes, dtype=np.int64)
+        # The places of all nodes stand behind each page's header, one after another.
+        at = list_rows(page_starts + _HEADER_BYTES >> 1, counts)
         nodes = np.repeat(page_starts, counts) + words.reshape(-1)[at]
-        data = block.reshape(-1)
-        heads = pick(data, nodes, "<u8")
-        key_starts = nodes + _NODE_BYTES
-        key_lengths = (heads >> np.uint64(48)).astype(np.int64)
-        found = Columns(
-            data,
-            key_starts,
-            key_lengths,
-            key_starts + key_lengths,
-            (heads & np.uint64(0xFFFFFFFF)).astype(np.int64),
-        )
-        flags = heads >> np.uint64(32) & np.uint64(0xFFFF)
+        return _Nodes(data, nodes, pick(data, nodes, _HEAD), np.cumsum(counts) - counts)
+
+    def _get_pairs(self, leaves: "_Nodes") -> Columns:
+        heads = leaves.heads
+        key_starts = leaves.starts + _NODE_BYTES
+        key_lengths = heads["key_bytes"].astype(np.int64)
+        found = Columns(leaves.data, key_starts, key_lengths, key_starts + key_lengths, heads["low"].astype(np.int64))
+        flags = np.ascontiguousarray(heads["flags"])
         if not flags.any():
             return found
         if (flags > _LARGE).any():
-            raise self._say_damaged(numbers[0])
+            raise errors.Corrupt("a pair of the metadata store has another form than is known here", subject=str(self._path))
         return self._bring_large(found, np.flatnonzero(flags))
 
     def _bring_large(self, found: Columns, rows: Ints) -> Columns:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from alluxio_like import errors
 from alluxio_like.kv.api import MAX_KEY_BYTES, ReadTransaction, WriteTransaction
-from alluxio_like.kv.columns import Columns, make_columns
+from alluxio_like.kv.columns import Columns, Numbers, make_columns, scan_runs
 
 
 class _Table:
@@ -63,6 +63,9 @@ class _Reader:
 
     def scan_columns(self, start: bytes, stop: bytes, *, limit: int | None = None) -> Columns:
         return make_columns(self.scan(start, stop, limit=limit))
+
+    def scan_numbers(self, letter: bytes, numbers: Numbers) -> tuple[Columns, Numbers]:
+        return scan_runs(self.scan, letter, numbers)
 
 
 class _Writer(_Reader):

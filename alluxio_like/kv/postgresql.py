@@ -36,7 +36,7 @@ from typing import Any, Self
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
-from alluxio_like.kv.columns import Columns
+from alluxio_like.kv.columns import Columns, Numbers
 from alluxio_like.kv.lmdb import LmdbStore, LmdbTransaction
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,9 @@ class _Writer:
 
     def scan_columns(self, start: bytes, stop: bytes, *, limit: int | None = None) -> Columns:
         return self._open().scan_columns(start, stop, limit=limit)
+
+    def scan_numbers(self, letter: bytes, numbers: Numbers) -> tuple[Columns, Numbers]:
+        return self._open().scan_numbers(letter, numbers)
 
     def put(self, key: bytes, value: bytes) -> None:
         self._open().put(key, value)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -139,6 +140,49 @@ def test_columns_are_what_scans_say(store: KeyValueStore, shape: str) -> None:
                 )
                 limit = chooser.choice([None, 1, 128, 200, 700])
                 assert read_columns(reader, low, high, limit) == list(reader.scan(low, high, limit=limit))
+
+
+@pytest.mark.parametrize("shape", ["few", "one each", "many each", "long keys", "large values"])
+def test_columns_of_many_numbers_are_what_scans_of_each_say(store: KeyValueStore, shape: str) -> None:
+    """Side by side and scattered, all and none, the last number of all; while the tree grows and shrinks."""
+    chooser = random.Random(shape)
+    pairs, highest = {"few": (20, 30), "one each": (4000, 5000), "many each": (4000, 60)}.get(shape, (1200, 400))
+    sizes = [0, 1, 1500, 2010, 2030, 9000] if shape == "large values" else [0, 4, 90]
+
+    def make_key() -> bytes:
+        number = chooser.choice([chooser.randrange(highest), (1 << 64) - 1 - chooser.randrange(9)])
+        rest = b"" if shape == "one each" else b"%d" % chooser.randrange(1000)
+        return b"k" + number.to_bytes(8, "big") + rest * (100 if shape == "long keys" else 1)
+
+    def check(txn: ReadTransaction, numbers: list[int]) -> None:
+        columns, found = txn.scan_numbers(b"k", np.array(numbers, np.uint64))
+        starts = [b"k" + number.to_bytes(8, "big") for number in numbers]
+        expected = [pair for start in starts for pair in txn.scan(start, get_prefix_stop(start))]
+        assert [(columns.get_key(row), columns.get_value(row)) for row in range(len(columns))] == expected
+        assert found.tolist() == [int.from_bytes(key[1:9], "big") for key, _ in expected]
+
+    for step in range(3):
+        with store.write() as txn:
+            txn.put_many([(b"j\xff" * 9, b"before"), (b"l\0\0\0\0\0\0\0\0", b"behind")])
+            check(txn, [0, 1, 2])
+            for _ in range(pairs // 2):
+                txn.put(make_key()[:500], os.urandom(chooser.choice(sizes)))
+            if step == 2:
+                for key in [key for key, _ in txn.scan(b"k", b"l")][:: chooser.choice([1, 2])]:
+                    txn.delete(key)
+            check(txn, sorted(chooser.sample(range(highest), 20)))
+        with store.read() as reader:
+            with store.write() as txn:
+                # What a snapshot has is not touched by what comes after it.
+                txn.put_many([(make_key()[:500], b"later") for _ in range(100)])
+            check(reader, [])
+            check(reader, [(1 << 64) - 1])
+            check(reader, list(range(highest)))
+            check(reader, [*range(0, highest, 2), *range((1 << 64) - 12, 1 << 64)])
+            for _ in range(8):
+                first = chooser.randrange(highest)
+                check(reader, list(range(first, first + chooser.choice([1, 5, 500]))))
+                check(reader, sorted(chooser.sample(range(2 * highest), chooser.choice([1, 7, highest // 2]))))
 
 
 @pytest.mark.parametrize("limit", [None, 1, 7, 300])

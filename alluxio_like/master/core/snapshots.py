@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction, get_prefix_stop
-from alluxio_like.kv.columns import Columns, make_columns
+from alluxio_like.kv.columns import Columns, Numbers, make_columns, scan_runs
 from alluxio_like.master.core import records, tables
 from alluxio_like.types import SNAPSHOT_SHIFT, InodeId, to_str
 
@@ -200,6 +200,9 @@ class _Recording:
     def scan_columns(self, start: bytes, stop: bytes, *, limit: int | None = None) -> Columns:
         return self._txn.scan_columns(start, stop, limit=limit)
 
+    def scan_numbers(self, letter: bytes, numbers: Numbers) -> tuple[Columns, Numbers]:
+        return self._txn.scan_numbers(letter, numbers)
+
     def put(self, key: bytes, value: bytes) -> None:
         self._keep(key)
         self._txn.put(key, value)
@@ -262,6 +265,9 @@ class View:
 
     def scan_columns(self, start: bytes, stop: bytes, *, limit: int | None = None) -> Columns:
         return make_columns(self.scan(start, stop, limit=limit))
+
+    def scan_numbers(self, letter: bytes, numbers: Numbers) -> tuple[Columns, Numbers]:
+        return scan_runs(self.scan, letter, numbers)
 
     def _merge(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         kept = self._iter_kept(start, stop)
