@@ -4,8 +4,8 @@ Plain frozen data without behaviour beyond arithmetic. Names and keys are `str`,
 surrogateescape), so that every byte string has exactly one; they are bytes again on the wire and on disk. Safe from any thread.
 """
 
-from array import array
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, NewType
 
@@ -283,21 +283,28 @@ class Cluster:
     whole_file_limit_bytes: int = WHOLE_FILE_LIMIT_BYTES
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class TreeColumns:
-    """Entries of one or several directories; `ends` are where each name or token ends in the bytes before it."""
+    """Entries of one or several directories. Numbers are packed, little-endian, of the sizes that are said here; `ends` are where
+    each name or token ends in the bytes before it."""
 
-    inodes: "array[int]" = field(default_factory=lambda: array("Q"))
-    kinds: bytearray = field(default_factory=bytearray)
-    sizes: "array[int]" = field(default_factory=lambda: array("q"))
-    mtimes_ns: "array[int]" = field(default_factory=lambda: array("q"))
-    names: bytearray = field(default_factory=bytearray)
-    name_ends: "array[int]" = field(default_factory=lambda: array("i"))
-    tokens: bytearray = field(default_factory=bytearray)
-    token_ends: "array[int]" = field(default_factory=lambda: array("i"))
-    directories: list[bytes] = field(default_factory=list)
-    counts: "array[int]" = field(default_factory=lambda: array("I"))
-    """Of each directory, how many entries it has here."""
+    inodes: bytes = b""
+    """8 bytes each."""
+    kinds: bytes = b""
+    """1."""
+    sizes: bytes = b""
+    """8."""
+    mtimes_ns: bytes = b""
+    """8, signed."""
+    names: bytes = b""
+    name_ends: bytes = b""
+    """4."""
+    tokens: bytes = b""
+    token_ends: bytes = b""
+    """4."""
+    directories: Sequence[bytes] = ()
+    counts: bytes = b""
+    """Of each directory, how many entries it has here: 4."""
 
     def __len__(self) -> int:
-        return len(self.inodes)
+        return len(self.kinds)

@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import WriteTransaction
@@ -22,6 +25,8 @@ from alluxio_like.master.asking import MAX_EMPTY_PAGES, Asker
 from alluxio_like.master.core import flat, leases, namespace, paths
 from alluxio_like.master.core.flat import Applied, Asked, Claims, Part, Run, Target
 from alluxio_like.master.core.model import NO_MOUNT, Changes, DirState, EntryPage, ListingPlan
+from alluxio_like.master.core.record_columns import Flags
+from alluxio_like.master.core.tree import Directories
 from alluxio_like.master.flight import Flight
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
@@ -371,13 +376,24 @@ class Lister:
             return True
         return self._get_left_s(state) > 0
 
-    def get_believed_s(self, directory: InodeId) -> float:
-        """For how long a directory that was just listed is believed; 0: not at all. Raises NotFound."""
-        with self._meta.read() as txn:
-            state = namespace.get_dir_state(txn, directory)
-        if state.mount_id == NO_MOUNT:
-            return float("inf")
-        return max(0.0, self._get_left_s(state)) if state.complete else 0.0
+    def judge(self, found: Directories, since_ns: int) -> tuple[Flags, NDArray[np.float64]]:
+        """Of many directories what `is_listed` says of one; and for how long each is believed from now on, 0: not at all."""
+        left_s = np.full(len(found), np.inf)
+        for mount_id in np.unique(found.mounts[found.there]).tolist():
+            if mount_id == NO_MOUNT:
+                continue
+            rows = np.flatnonzero(found.there & (found.mounts == mount_id))
+            interval = self._mounts.get_sync_intervals_s(MountId(mount_id), found.inodes[rows])
+            interval[found.states.untrusted[rows]] = np.minimum(interval[found.states.untrusted[rows]], YOUNG_S)
+            age_s = (self._clock.now_ns() - found.states.listed_ns[rows]) / 1e9
+            interval -= age_s
+            # See _get_left_s.
+            interval[(age_s < 0) & (interval != np.inf)] = 0
+            left_s[rows] = np.where(found.states.complete[rows], np.maximum(interval, 0), 0)
+        known = left_s > 0
+        if since_ns:
+            known |= found.states.complete & (found.states.listed_ns >= since_ns)
+        return known, left_s
 
     def _get_left_s(self, state: DirState) -> float:
         interval = self._mounts.get_sync_interval_s(state.mount_id, state.directory)

@@ -12,9 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
+from alluxio_like.kv.columns import Numbers
 from alluxio_like.master.core import mounts as core
 from alluxio_like.master.core import namespace, operations
 from alluxio_like.master.core.model import NO_MOUNT, MountRecord
@@ -176,6 +180,13 @@ class MountTable:
         """How long a directory's listing is believed; infinity for never to be asked again."""
         interval = self._find_interval(mount_id, directory).interval_s
         return interval if interval >= 0 else float("inf")
+
+    def get_sync_intervals_s(self, mount_id: MountId, directories: Numbers) -> NDArray[np.float64]:
+        """The same for many directories of a mount."""
+        if self._intervals.get(mount_id):
+            return np.array([self.get_sync_interval_s(mount_id, InodeId(inode)) for inode in directories.tolist()], np.float64)
+        # Nothing is set below the mount.
+        return np.full(len(directories), self.get_sync_interval_s(mount_id, InodeId(0)))
 
     def _find_interval(self, mount_id: MountId, directory: InodeId) -> SyncInterval:
         intervals = self._intervals.get(mount_id)

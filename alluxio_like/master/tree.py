@@ -9,8 +9,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from alluxio_like import errors
 from alluxio_like.clock import Clock
+from alluxio_like.kv.api import ReadTransaction
 from alluxio_like.master.core import tables, tree
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore
@@ -18,48 +22,60 @@ from alluxio_like.master.surveying import Survey, Surveyor
 from alluxio_like.rpc.messages import TreePage
 from alluxio_like.types import InodeId, Kind, TreeColumns, to_bytes
 
-PAGE_ENTRIES = 8192
-STEP_ENTRIES = 2048
-"""Entries read at once, and about as many put together: some 0.5 ms each."""
+Floats = NDArray[np.float64]
+
+PAGE_ENTRIES = 16_384
+"""Read in one step, and put together in another, of 1 to 2 ms each: half as many take 0.03 µs more an entry (measured)."""
 AHEAD = 8
+"""Directories that are listed at once."""
+LOOKED_AT = 4096
+"""Directories of which it is seen at once what is known of them, at most."""
 KEPT = 1000
 """Trees remembered (a guess)."""
 
 
 @dataclass(slots=True)
-class _Found:
-    """What a walk has not yet given out, and for how long all it saw is believed."""
+class _Walk:
+    """What a walk has not come to yet, and what it has read and not given out."""
 
-    columns: TreeColumns = field(default_factory=TreeColumns)
+    waiting: list[tuple[InodeId, bytes]]
+    """The next one last."""
+    since_ns: int
     parts: list[tree.Children] = field(default_factory=list)
-    """What was read and is not in the columns yet."""
     reads: int = 0
     """Entries in them."""
-    believed_s: float = float("inf")
+    looked_at: int = AHEAD
+    believed_until: float = float("inf")
 
-    def get_room(self) -> int:
-        """How many entries are to be read next at most."""
-        return min(STEP_ENTRIES, PAGE_ENTRIES - len(self.columns) - self.reads)
+    @property
+    def room(self) -> int:
+        """How many more entries a page takes."""
+        return PAGE_ENTRIES - self.reads
 
     def add(self, part: tree.Children) -> None:
         if len(part):
             self.parts.append(part)
             self.reads += len(part)
-        if self.reads >= STEP_ENTRIES or not self.get_room():
-            self._put_together()
 
-    def is_full(self) -> bool:
-        return len(self.columns) == PAGE_ENTRIES
+    def read(self, txn: ReadTransaction, found: tree.Directories) -> int:
+        """Read as many of the next directories, which `found` describes, as fit; how many."""
+        sums = np.cumsum(np.where(found.there, found.counts, 0))
+        taken = int(np.searchsorted(sums, self.room, "right"))
+        if not taken:
+            return 0
+        asked = [self.waiting.pop() for _ in range(taken)]
+        rows = np.flatnonzero(found.there[:taken])
+        part = tree.read_directories(txn, found[rows], [asked[row][1] for row in rows.tolist()])
+        self.add(part)
+        self.waiting += reversed(part.directories)
+        # As many as fill a page, if they are like these.
+        self.looked_at = min(LOOKED_AT, AHEAD + PAGE_ENTRIES * taken // max(1, int(sums[taken - 1])))
+        return taken
 
     def take(self) -> TreeColumns:
         """What there is, which is no longer here then."""
-        self._put_together()
-        columns, self.columns = self.columns, TreeColumns()
-        return columns
-
-    def _put_together(self) -> None:
-        tree.add_columns(self.columns, self.parts)
-        self.parts, self.reads = [], 0
+        parts, self.parts, self.reads = self.parts, [], 0
+        return tree.join_columns(parts) if parts else TreeColumns()
 
 
 class TreeLister:
@@ -90,10 +106,11 @@ class TreeLister:
         if unless and known is not None and known[0] == unless == begun and self._clock.monotonic() < known[1]:
             yield TreePage(TreeColumns(), mark=unless, unchanged=True)
             return
-        found = _Found()
-        survey = self._surveyor.begin(self._clock.now_ns())
+        begun_ns = self._clock.now_ns()
+        walk = _Walk([(top, to_bytes("/" + path.strip("/")))], begun_ns)
+        survey = self._surveyor.begin(begun_ns)
         try:
-            async for page in self._walk(survey, top, to_bytes("/" + path.strip("/")), found):
+            async for page in self._walk(survey, walk):
                 yield page
         finally:
             await survey.close()
@@ -102,33 +119,56 @@ class TreeLister:
         if mark:
             if len(self._known) >= KEPT:
                 self._known.clear()
-            self._known[top] = (mark, self._clock.monotonic() + found.believed_s)
-        yield TreePage(found.take(), mark=mark)
+            self._known[top] = (mark, walk.believed_until)
+        yield TreePage(walk.take(), mark=mark)
 
-    async def _walk(self, survey: Survey, top: InodeId, shown: bytes, found: "_Found") -> AsyncIterator[TreePage]:
-        """Full pages; what is left when all was seen is in `found`."""
-        waiting: list[tuple[InodeId, bytes]] = [(top, shown)]
-        while waiting:
-            if not _is_known(survey, waiting[-1][0]):
-                await self._bring(survey, [inode for inode, _ in waiting[-AHEAD:]])
-            inode, shown = waiting.pop()
-            cursor, below = b"", []
-            while True:
-                try:
-                    with self._meta.read() as txn:
-                        part = tree.read_children(txn, inode, shown, cursor, found.get_room())
-                except errors.NotFound:
-                    break
-                found.add(part)
-                below += part.directories
-                cursor = part.cursor
-                if found.is_full():
-                    yield TreePage(found.take())
-                await asyncio.sleep(0)
-                if not cursor:
-                    found.believed_s = min(found.believed_s, self._lister.get_believed_s(inode))
-                    break
-            waiting += reversed(below)
+    async def _walk(self, survey: Survey, walk: _Walk) -> AsyncIterator[TreePage]:
+        """Full pages; what is left when all was seen is in `walk`."""
+        is_brought = False
+        while walk.waiting:
+            with self._meta.read() as txn:
+                found, until = self._look_ahead(txn, walk, is_brought=is_brought)
+                taken = walk.read(txn, found)
+            walk.believed_until = min(walk.believed_until, until[: max(1, taken)].min(initial=np.inf))
+            is_brought = not len(found)
+            if is_brought:
+                await self._bring(survey, [inode for inode, _ in walk.waiting[-AHEAD:]])
+                continue
+            await asyncio.sleep(0)
+            if walk.parts and (taken < len(found) or not walk.room):
+                # It is full, or the next directory does not fit beside what there is.
+                yield TreePage(walk.take())
+            elif not taken:
+                async for page in self._read_large(walk):
+                    yield page
+
+    def _look_ahead(self, txn: ReadTransaction, walk: _Walk, *, is_brought: bool) -> tuple[tree.Directories, Floats]:
+        """The next directories, as far as nothing needs to be brought for them. `is_brought`: not for the first one."""
+        asked = [inode for inode, _ in walk.waiting[: -1 - walk.looked_at : -1]]
+        found = tree.describe_directories(txn, asked)
+        known, left_s = self._lister.judge(found, walk.since_ns)
+        known[0] |= is_brought
+        count = len(known) if known.all() else int(np.argmin(known))
+        return found[:count], self._clock.monotonic() + left_s[:count]
+
+    async def _read_large(self, walk: _Walk) -> AsyncIterator[TreePage]:
+        """The next directory, which is more than a page, in as many transactions as it has pages."""
+        inode, shown = walk.waiting.pop()
+        cursor, below = b"", []
+        while True:
+            try:
+                with self._meta.read() as txn:
+                    part = tree.read_some(txn, inode, shown, cursor, walk.room)
+            except errors.NotFound:
+                break
+            walk.add(part)
+            below += part.directories
+            cursor = part.cursor
+            await asyncio.sleep(0)
+            if not cursor:
+                break
+            yield TreePage(walk.take())
+        walk.waiting += reversed(below)
 
     @staticmethod
     async def _bring(survey: Survey, inodes: list[InodeId]) -> None:
@@ -141,11 +181,3 @@ class TreeLister:
     def _get_sequence(self) -> int:
         with self._meta.read() as txn:
             return tables.get_sequence(txn)
-
-
-def _is_known(survey: Survey, inode: InodeId) -> bool:
-    try:
-        return survey.is_known(inode)
-    except errors.NotFound:
-        # The walk meets it again.
-        return True

@@ -406,15 +406,15 @@ def tree_page(value: TreePage) -> master_pb2.TreePage:
     columns = value.columns
     return master_pb2.TreePage(
         directories=columns.directories,
-        counts=_to_little_endian(columns.counts),
-        inodes=_to_little_endian(columns.inodes),
-        kinds=bytes(columns.kinds),
-        sizes=_to_little_endian(columns.sizes),
-        mtimes_ns=_to_little_endian(columns.mtimes_ns),
-        names=bytes(columns.names),
-        name_ends=_to_little_endian(columns.name_ends),
-        tokens=bytes(columns.tokens),
-        token_ends=_to_little_endian(columns.token_ends),
+        counts=columns.counts,
+        inodes=columns.inodes,
+        kinds=columns.kinds,
+        sizes=columns.sizes,
+        mtimes_ns=columns.mtimes_ns,
+        names=columns.names,
+        name_ends=columns.name_ends,
+        tokens=columns.tokens,
+        token_ends=columns.token_ends,
         mark=value.mark,
         unchanged=value.unchanged,
     )
@@ -422,16 +422,16 @@ def tree_page(value: TreePage) -> master_pb2.TreePage:
 
 def to_tree_page(message: master_pb2.TreePage) -> TreePage:
     columns = TreeColumns(
-        _from_little_endian("Q", message.inodes),
-        bytearray(message.kinds),
-        _from_little_endian("q", message.sizes),
-        _from_little_endian("q", message.mtimes_ns),
-        bytearray(message.names),
-        _from_little_endian("i", message.name_ends),
-        bytearray(message.tokens),
-        _from_little_endian("i", message.token_ends),
-        list(message.directories),
-        _from_little_endian("I", message.counts),
+        message.inodes,
+        message.kinds,
+        message.sizes,
+        message.mtimes_ns,
+        message.names,
+        message.name_ends,
+        message.tokens,
+        message.token_ends,
+        message.directories,
+        message.counts,
     )
     return TreePage(columns, message.mark, message.unchanged)
 

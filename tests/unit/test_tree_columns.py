@@ -1,5 +1,7 @@
 """Records and directories read by columns, against the same ones read one by one."""
 
+import contextlib
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
@@ -14,11 +16,12 @@ from alluxio_like.kv.api import KeyValueStore, WriteTransaction
 from alluxio_like.kv.columns import gather, make_columns, move
 from alluxio_like.kv.lmdb import LmdbStore
 from alluxio_like.kv.memory import MemoryStore
-from alluxio_like.master.core import changes, mounts, namespace, record_columns, records, tree
+from alluxio_like.master.core import changes, mounts, namespace, record_columns, records, snapshots, tables, tree
+from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.core.records import Inode
-from alluxio_like.types import ROOT_INODE, Fingerprint, InodeId, Kind, MountId, VersionId, to_bytes
+from alluxio_like.types import ROOT_INODE, Fingerprint, InodeId, Kind, MountId, VersionId, to_bytes, to_str
 from alluxio_like.ufs.api import StoreEntry
-from tests.model.checked import assert_columns
+from tests.model.checked import assert_columns, assert_columns_of_many
 
 SECOND = 10**9
 NOW = 1_700_000_000 * SECOND
@@ -75,10 +78,11 @@ def test_records_by_columns(inodes: list[Inode]) -> None:
     assert found.kinds.tolist() == [inode.kind for inode in inodes]
     assert found.sizes.tolist() == [inode.size for inode in inodes]
     assert found.mtimes_ns.tolist() == [inode.mtime_ns for inode in inodes]
+    tokens = found.find_tokens()
     times = records.OWN_CTIME | records.OWN_ATIME
     assert [flags & ~times for flags in found.flags.tolist()] == [inode.flags for inode in inodes]
-    assert cut(*gather(found.data, *found.find_names())) == [inode.name for inode in inodes]
-    assert cut(*record_columns.join_tokens(found)) == [
+    assert cut(*gather(found.data, *found.find_names(tokens))) == [inode.name for inode in inodes]
+    assert cut(*record_columns.join_tokens(found, tokens)) == [
         to_bytes(inode.fingerprint.token) if inode.kind is Kind.FILE else b"" for inode in inodes
     ]
 
@@ -165,6 +169,100 @@ def test_directories_by_columns(
         assert_columns(reader, ROOT_INODE, limit)
 
 
+class Tree:
+    """A namespace that grows and changes, as a store's listings and programs make it."""
+
+    def __init__(self, txn: WriteTransaction, chooser: random.Random) -> None:
+        self.txn = txn
+        self.chooser = chooser
+        self.now_ns = NOW
+
+    def find(self, kind: Kind) -> list[tuple[InodeId, bytes, InodeId]]:
+        """Parent, shown name and inode of all of a kind."""
+        found, waiting = [], [ROOT_INODE]
+        while waiting:
+            at = waiting.pop()
+            for entry in namespace.list_entries(self.txn, at).entries:
+                if entry.attr.kind is Kind.DIRECTORY:
+                    waiting.append(entry.attr.inode)
+                if entry.attr.kind is kind:
+                    found.append((at, to_bytes(entry.name), entry.attr.inode))
+        return found
+
+    def grow(self, count: int, longest: int) -> None:
+        """List some directories, new ones among them."""
+        self.now_ns += SECOND
+        places = [inode for _, _, inode in self.find(Kind.DIRECTORY)]
+        for place in [ROOT_INODE, *self.chooser.sample(places, min(len(places), 4))]:
+            if not tables.is_below(self.txn, place, ROOT_INODE) or tables.get_inode(self.txn, place).mount_id == NO_MOUNT:
+                # What a listing before this one has removed; a mount point's parent.
+                continue
+            entries = {}
+            for _ in range(self.chooser.randrange(count + 1)):
+                name = to_str(self.chooser.randbytes(self.chooser.randint(1, longest)).replace(b"/", b"_"))
+                for kind in self.chooser.choice([(Kind.FILE,), (Kind.FILE,), (Kind.DIRECTORY,), (Kind.FILE, Kind.DIRECTORY)]):
+                    token = self.chooser.choice(['"%032x"', "%032x", "%032x-7", "%x"]) % self.chooser.getrandbits(100)
+                    fingerprint = Fingerprint(token, len(name)) if kind is Kind.FILE else None
+                    entries[name, kind] = StoreEntry(name, kind, fingerprint, self.now_ns - self.chooser.choice([0, 9 * SECOND]))
+            plan = namespace.begin_listing(self.txn, place, self.now_ns)
+            ordered = sorted(entries.values(), key=lambda entry: to_bytes(entry.sort_name))
+            is_last = not ordered or self.chooser.random() < 0.8
+            namespace.apply_page(self.txn, plan, None, ordered, is_last, self.now_ns)
+
+    def change(self) -> None:
+        """What programs do: links, renames, removals."""
+        self.now_ns += SECOND
+        files, places = self.find(Kind.FILE), [ROOT_INODE, *(inode for _, _, inode in self.find(Kind.DIRECTORY))]
+        for number, (parent, name, inode) in enumerate(self.chooser.sample(files, min(len(files), 12))):
+            place, other = self.chooser.choice(places), b"other-%d-%d" % (self.now_ns, number)
+            with contextlib.suppress(errors.AlluxioLikeError):
+                match self.chooser.randrange(3):
+                    case 0:
+                        changes.link(self.txn, inode, place, other, self.now_ns, max_key_bytes=1024)
+                    case 1:
+                        changes.unlink(self.txn, parent, name, self.now_ns)
+                    case _:
+                        changes.rename(self.txn, parent, name, place, other, self.now_ns, max_key_bytes=1024)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 1 << 32),
+    count=st.sampled_from([3, 12, 60]),
+    longest=st.sampled_from([3, 60, 255]),
+    few=st.sampled_from([0, 64]),
+)
+def test_many_directories_at_once(make_store: Callable[[], KeyValueStore], seed: int, count: int, longest: int, few: int) -> None:
+    """Of trees with mounts inside, odd names, links, and what was removed: now and in a snapshot, in any order, some twice."""
+    store = make_store()
+    chooser = random.Random(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree, "_FEW", few)
+        with store.write() as txn:
+            made = Tree(txn, chooser)
+            made.grow(count, longest)
+            mounts.add_mount(txn, "/in/side", "s3://other/", options={}, read_only=False, uid=7, gid=8, now_ns=NOW)
+            for _ in range(3):
+                made.grow(count, longest)
+            places = [ROOT_INODE, *(inode for _, _, inode in made.find(Kind.DIRECTORY))]
+            files = [inode for _, _, inode in made.find(Kind.FILE)]
+            number = snapshots.create(txn, ROOT_INODE, "s", made.now_ns).number
+        with store.write() as txn:
+            made.txn = snapshots.record(txn)
+            made.change()
+            made.grow(count, longest)
+            asked = sorted({*places, *(inode for _, _, inode in made.find(Kind.DIRECTORY))})
+            assert_columns_of_many(made.txn, asked)
+        asked += [*files[:2], InodeId(1 << 40), InodeId((1 << 64) - 1)]
+        with store.read() as reader:
+            assert_columns_of_many(reader, asked)
+            chooser.shuffle(asked)
+            assert_columns_of_many(reader, asked + asked[:3])
+            assert_columns_of_many(reader, asked[: len(asked) // 3])
+            assert_columns_of_many(snapshots.View(reader, number), places)
+            assert_columns_of_many(reader, [])
+
+
 def test_a_name_without_an_inode_is_an_error(make_store: Callable[[], KeyValueStore]) -> None:
     store = make_store()
     with store.write() as txn:
@@ -176,6 +274,6 @@ def test_a_name_without_an_inode_is_an_error(make_store: Callable[[], KeyValueSt
             assert record is not None
             txn.delete(records.inode_key(missing))
         with store.read() as reader, pytest.raises(errors.Internal, match="a name without an inode"):
-            tree.read_children(reader, ROOT_INODE, b"/", b"", 1000)
+            tree.read_some(reader, ROOT_INODE, b"/", b"", 1000)
         with store.write() as txn:
             txn.put(records.inode_key(missing), record)

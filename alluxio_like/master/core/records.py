@@ -102,9 +102,10 @@ OWN_ATIME: Final = 1 << 14
 """Flags in a packed record alone: which times follow its head."""
 _TOTALS = struct.Struct("<qqqqq")
 _STATE = struct.Struct("<BqQQQQ")
-_STATE_COMPLETE = 1
-_STATE_UNTRUSTED = 2
-_STATE_UNTRUSTED_SO_FAR = 4
+STATE_BYTES: Final = _STATE.size
+STATE_COMPLETE: Final = 1
+STATE_UNTRUSTED: Final = 2
+STATE_UNTRUSTED_SO_FAR: Final = 4
 TIME_STOP_NS: Final = (1 << 63) - 1
 
 
@@ -448,9 +449,7 @@ class State(NamedTuple):
 
 
 def pack_state(state: State) -> bytes:
-    flags = (
-        state.complete * _STATE_COMPLETE + state.untrusted * _STATE_UNTRUSTED + state.untrusted_so_far * _STATE_UNTRUSTED_SO_FAR
-    )
+    flags = state.complete * STATE_COMPLETE + state.untrusted * STATE_UNTRUSTED + state.untrusted_so_far * STATE_UNTRUSTED_SO_FAR
     return _STATE.pack(flags, *state[3:])
 
 
@@ -459,7 +458,7 @@ def unpack_state(data: bytes | None) -> State:
     if data is None:
         return State()
     flags, *fields = _STATE.unpack(data)
-    return State(bool(flags & _STATE_COMPLETE), bool(flags & _STATE_UNTRUSTED), bool(flags & _STATE_UNTRUSTED_SO_FAR), *fields)
+    return State(bool(flags & STATE_COMPLETE), bool(flags & STATE_UNTRUSTED), bool(flags & STATE_UNTRUSTED_SO_FAR), *fields)
 
 
 def pack_totals(totals: Totals) -> bytes:
