@@ -267,6 +267,8 @@ class Edit:
 
     def detach(self, directory: Directory, named: Inode) -> None:
         """Take a name away, and nothing else."""
+        # No record has this change's number, but who compares numbers must see that something has changed.
+        self._sequence = self.sequence
         self.txn.delete(records.dentry_key(directory.table, paths.file_name(named.sort_name)))
         if paths.needs_index(named.name):
             self.txn.delete(records.hash_key(directory.table, paths.get_shown_hash(named.name, named.kind)))
