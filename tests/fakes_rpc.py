@@ -230,6 +230,8 @@ class FakeWorker:
         self.delay_s = 0.0
         self.delayed_by: Cause | None = None
         """What `delay_s` is said to be for."""
+        self.gate: asyncio.Semaphore | None = None
+        """Where set: each page of an answer waits until it may pass."""
         self.open_reads = 0
         self.max_open_reads = 0
         self.cancelled = 0
@@ -256,6 +258,8 @@ class FakeWorker:
                 await asyncio.Event().wait()
             content, sent = self.contents[ref.file_id], 0
             while sent < length:
+                if self.gate is not None:
+                    await self.gate.acquire()
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                     if waits is not None and self.delayed_by is not None:

@@ -6,6 +6,7 @@ stays None) or in memory. Decides nothing about where the bytes come from (fetch
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from alluxio_like.errors import AlluxioLikeError
@@ -37,11 +38,24 @@ class Flight:
     """What workers said of how its time went by."""
     task: "asyncio.Task[None] | None" = None
     _progress: asyncio.Event = field(default_factory=asyncio.Event)
+    _watches: dict[Callable[[], None], int] = field(default_factory=dict)
 
     def note_progress(self) -> None:
         """Wake who waits: more has landed, or it has ended."""
         progress, self._progress = self._progress, asyncio.Event()
         progress.set()
+        landed = self.start + self.landed
+        for tell, stop in list(self._watches.items()):
+            if (stop <= landed or self.done) and self._watches.pop(tell, None) is not None:
+                tell()
+
+    def watch(self, stop: int, tell: Callable[[], None]) -> None:
+        """Have `tell` called once, in the step in which all up to `stop` has landed, or it has ended. To one that has not."""
+        self._watches[tell] = stop
+
+    def unwatch(self, tell: Callable[[], None]) -> None:
+        """It is not to be called any more."""
+        self._watches.pop(tell, None)
 
     async def wait_progress(self) -> None:
         """Return at the next progress, at once if it has ended. The flight is not cancelled with the waiter."""

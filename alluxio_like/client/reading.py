@@ -331,15 +331,19 @@ class FileReader:
         return True
 
     def begin_read(self, offset: int, length: int, on_end: OnEnd) -> Callable[[], None] | None:
-        """Begin a read, of what `try_read` does not have, for which no task is needed: a few bytes in no order, of a large file
-        that nobody here has.
+        """Begin a read, of what `try_read` does not have, for which no task is needed, of a large file: of what is on its way to
+        memory, or of a few bytes in no order that nobody here has.
 
         `on_end` is called later, once, with the bytes or with None: `read` is to be asked then, also for what was wrong. What is
         returned gives the read up: `on_end` is not called any more. None: `read` is to be asked at once.
         """
         stop = offset + length
-        few = length <= FEW_BYTES and self.size > SMALL_FILE_BYTES and 0 <= offset < stop <= self.size
-        if not few or self._pattern.follows(offset, stop) or not self._is_nowhere(offset, stop):
+        if self.size <= SMALL_FILE_BYTES or not 0 <= offset < stop <= self.size:
+            return None
+        for flight in self._flights:
+            if flight.buffer is not None and not flight.done and flight.start <= offset and stop <= flight.stop:
+                return self._begin_landing(flight, offset, stop, on_end)
+        if length > FEW_BYTES or self._pattern.follows(offset, stop) or not self._is_nowhere(offset, stop):
             return None
         given_up = False
         told = Waits()
@@ -366,6 +370,31 @@ class FileReader:
         self._waits.begin(time.monotonic())
         self._pattern.miss(offset, stop)
         self._note_few(offset, stop)
+        return give_up
+
+    def _begin_landing(self, flight: Flight, offset: int, stop: int, on_end: OnEnd) -> Callable[[], None]:
+        """Wait for a range of a flight: it is handed on in the step in which it lands, while the processor has it at hand."""
+        said = flight.told.get()
+
+        def end() -> None:
+            flight.waiters -= 1
+            self._waits.end(time.monotonic(), subtract(flight.told.get(), said), Cause.PEER)
+            data = flight.get_slice(offset, stop)
+            if data is not None:
+                self._note_served(stop - offset)
+            on_end(data)
+
+        def give_up() -> None:
+            flight.unwatch(end)
+            flight.waiters -= 1
+            self._waits.end(time.monotonic(), subtract(flight.told.get(), said), Cause.PEER)
+            self._drop_unwanted(flight)
+
+        self._waits.begin(time.monotonic())
+        flight.waiters += 1
+        flight.watch(stop, end)
+        self._pattern.miss(offset, stop)
+        self._read_ahead()
         return give_up
 
     async def _read_slices(self, offset: int, stop: int) -> memoryview:
@@ -588,8 +617,13 @@ class FileReader:
             for flight, before in zip(flights, said, strict=True):
                 told.add_all(subtract(flight.told.get(), before))
                 flight.waiters -= 1
-                if cancelled and not flight.waiters and flight.priority is Priority.DEMAND and not flight.done:
-                    self._drop(flight)
+                if cancelled:
+                    self._drop_unwanted(flight)
+
+    def _drop_unwanted(self, flight: Flight) -> None:
+        """End what was begun for reads alone that have all been given up."""
+        if not flight.waiters and flight.priority is Priority.DEMAND and not flight.done:
+            self._drop(flight)
 
     def _read_ahead(self) -> None:
         """Begin what the pattern wants and the budget allows; drop what has been read."""

@@ -5,7 +5,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -140,6 +140,76 @@ async def test_sequential_reads_run_ahead_and_ask_for_nothing_twice() -> None:
         ahead = [(offset, length) for offset, length, priority in reads if priority is Priority.AHEAD]
         assert sum(length == 8 * PAGE_BYTES for _, length in ahead) >= 8
     assert here.workers[0].cancelled == 0
+
+
+async def begin_on_its_way(reader: FileReader, page: int, got: list[bytes | None]) -> Callable[[], None]:
+    """Begin a read of a page that is on its way to memory, or will be in a moment; what gives it up. `got` gets how it ends."""
+    for _ in range(1000):
+        tasks = asyncio.all_tasks()
+        give_up = reader.begin_read(page * PAGE_BYTES, PAGE_BYTES, lambda data: got.append(None if data is None else bytes(data)))
+        if give_up is not None:
+            more = asyncio.all_tasks() - tasks
+            assert not [task for task in more if not task.get_name().startswith("fetch ")], "no task waits for it"
+            return give_up
+        await asyncio.sleep(0)
+    raise AssertionError("such a read takes a task")
+
+
+async def test_reads_of_what_is_on_its_way_take_no_task() -> None:
+    async with stage(1) as here:
+        entry, content = here.add_file("f", 64 * PAGE_BYTES)
+        reader = here.client.open_file(entry)
+        await reader.read(0, PAGE_BYTES)
+        here.workers[0].gate = gate = asyncio.Semaphore(0)
+        second = asyncio.create_task(reader.read(PAGE_BYTES, PAGE_BYTES))
+        await asyncio.sleep(0)
+        begun = 0
+        for page in range(2, 24):
+            expected = content[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]
+            at_hand = reader.try_read(page * PAGE_BYTES, PAGE_BYTES)
+            if at_hand is not None:
+                assert at_hand == expected
+                continue
+            begun += 1
+            got: list[bytes | None] = []
+            given_up: list[bytes | None] = []
+            await begin_on_its_way(reader, page, got)
+            (await begin_on_its_way(reader, page, given_up))()
+            assert (got, given_up) == ([], []), "not before it is there"
+            while not got:
+                gate.release()
+                await asyncio.sleep(0.005)
+            assert (got, given_up) == ([expected], [])
+        assert await second == content[PAGE_BYTES : 2 * PAGE_BYTES]
+        assert begun > 4
+        reads = here.workers[0].reads
+        assert len({offset for offset, _, _ in reads}) == len(reads), "nothing was asked for twice"
+        assert max(offset for offset, _, _ in reads) > 24 * PAGE_BYTES, "read-ahead went on"
+        assert all(flight.waiters == 0 for flight in reader._flights)
+
+
+async def test_a_begun_read_is_told_when_what_was_on_its_way_does_not_come() -> None:
+    async with stage(1) as here:
+        entry, content = here.add_file("f", 64 * PAGE_BYTES)
+        reader = here.client.open_file(entry)
+        await reader.read(0, PAGE_BYTES)
+        here.workers[0].fail_ahead = errors.StoreUnavailable("away")
+        second = asyncio.create_task(reader.read(PAGE_BYTES, PAGE_BYTES))
+        await asyncio.sleep(0)
+        failed: list[bytes | None] = []
+        await begin_on_its_way(reader, 2, failed)
+        await wait_until(lambda: failed == [None])
+        assert await second == content[PAGE_BYTES : 2 * PAGE_BYTES]
+        assert await reader.read(2 * PAGE_BYTES, PAGE_BYTES) == content[2 * PAGE_BYTES : 3 * PAGE_BYTES]
+        here.workers[0].fail_ahead, here.workers[0].stall = None, True
+        waiting = asyncio.create_task(reader.read(40 * PAGE_BYTES, 2 * PAGE_BYTES))
+        await asyncio.sleep(0)
+        closed: list[bytes | None] = []
+        await begin_on_its_way(reader, 41, closed)
+        await reader.close()
+        assert closed == [None]
+        with pytest.raises(errors.Internal):
+            await waiting
 
 
 async def test_read_ahead_keeps_to_one_budget_and_idle_readers_give_back() -> None:
