@@ -10,6 +10,8 @@ namespaces without a process, processes in another pid namespace, and what was m
 `list_steps` and `close` are the event loop's.
 """
 
+import errno
+import logging
 import os
 import select
 import threading
@@ -18,9 +20,14 @@ from pathlib import Path
 
 from alluxio_like.fuse.mountinfo import unescape
 
+log = logging.getLogger(__name__)
+
 _LOOK_S = 1.0
 _LOOK_PART = 0.02
 """At most so much of a thread's time is spent on looking. (Both are guesses.)"""
+
+_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors that say nothing of the process that is looked at."""
 
 Steps = tuple[bytes, ...]
 
@@ -60,10 +67,15 @@ class NestedMounts:
         taken_s = 0.0
         while not self._ended.wait(max(_LOOK_S, taken_s / _LOOK_PART) if taken_s else 0):
             begun_s = time.monotonic()
-            self._elsewhere = self._look_elsewhere()
+            try:
+                self._elsewhere = self._look_elsewhere()
+            except OSError as error:
+                # What was there before is taken to be there still.
+                log.warning("it cannot be seen now what is mounted in other namespaces: %s", error)
             taken_s = time.monotonic() - begun_s or 1e-6
 
     def _look_elsewhere(self) -> frozenset[Steps]:
+        """Raises OSError: there are no descriptors for it, say."""
         found: set[Steps] = set()
         seen = {self._get_namespace("self"), 0}
         for name in os.listdir(self._proc):  # noqa: PTH208  (quicker)
@@ -81,7 +93,9 @@ class NestedMounts:
     def _look_at(self, process: str) -> frozenset[Steps]:
         try:
             content = (self._proc / process / "mountinfo").read_bytes()
-        except OSError:
+        except OSError as error:
+            if error.errno in _OURS:
+                raise
             return frozenset()
         return find_nested(content, self._device)
 
