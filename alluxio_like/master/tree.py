@@ -7,7 +7,7 @@ long as its directories are. Then the next epoch is one message. Event loop alon
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import ReadTransaction
-from alluxio_like.master.core import tables, tree
+from alluxio_like.master.core import snapshots, tables, tree
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.surveying import Survey, Surveyor
@@ -41,6 +41,8 @@ class _Walk:
     waiting: list[tuple[InodeId, bytes]]
     """The next one last."""
     since_ns: int
+    snapshot: int = 0
+    """The number of the one whose tree it is; 0: none's."""
     parts: list[tree.Children] = field(default_factory=list)
     reads: int = 0
     """Entries in them."""
@@ -52,8 +54,14 @@ class _Walk:
         """How many more entries a page takes."""
         return PAGE_ENTRIES - self.reads
 
+    def open(self, txn: ReadTransaction) -> ReadTransaction:
+        """The tree in a transaction. Raises NotFound: it is a snapshot's, which was deleted."""
+        return snapshots.View(txn, snapshots.get(txn, self.snapshot).number) if self.snapshot else txn
+
     def add(self, part: tree.Children) -> None:
         if len(part):
+            if self.snapshot:
+                part = replace(part, inodes=part.inodes + np.uint64(snapshots.make_id(self.snapshot, InodeId(0))))
             self.parts.append(part)
             self.reads += len(part)
 
@@ -93,7 +101,8 @@ class TreeLister:
         """All below a directory; the last page has the tree's mark. One page that says so if the tree still is what it was when
         the mark `unless` was given.
 
-        Raises NotFound, NotADirectory, and the store's error where a directory cannot be listed: never a part for the whole.
+        Raises NotFound, NotADirectory, InvalidArgument (what is asked for are all snapshots of a directory), and the store's
+        error where a directory cannot be listed: never a part for the whole.
         """
         entry = (await self._lister.resolve_path(path)).entry
         if entry is None:
@@ -101,13 +110,21 @@ class TreeLister:
         if entry.attr.kind is not Kind.DIRECTORY:
             raise errors.NotADirectory("not a directory", subject=path)
         top = entry.attr.inode
+        shown = to_bytes("/" + path.strip("/"))
+        snapshot, own = snapshots.split_id(top)
+        if snapshots.is_folder(snapshot):
+            raise errors.InvalidArgument("list the tree of one of the snapshots in it", subject=path)
+        if snapshot:
+            async for page in self._list_frozen(_Walk([(own, shown)], 0, snapshot), int(top), unless):
+                yield page
+            return
         begun = self._get_sequence()
         known = self._known.get(top)
         if unless and known is not None and known[0] == unless == begun and self._clock.monotonic() < known[1]:
             yield TreePage(TreeColumns(), mark=unless, unchanged=True)
             return
         begun_ns = self._clock.now_ns()
-        walk = _Walk([(top, to_bytes("/" + path.strip("/")))], begun_ns)
+        walk = _Walk([(top, shown)], begun_ns)
         survey = self._surveyor.begin(begun_ns)
         try:
             async for page in self._walk(survey, walk):
@@ -122,13 +139,27 @@ class TreeLister:
             self._known[top] = (mark, walk.believed_until)
         yield TreePage(walk.take(), mark=mark)
 
+    async def _list_frozen(self, walk: _Walk, mark: int, unless: int) -> AsyncIterator[TreePage]:
+        """A tree of a snapshot: it never changes, so its top's own id is its mark."""
+        if unless == mark:
+            yield TreePage(TreeColumns(), mark=mark, unchanged=True)
+            return
+        survey = self._surveyor.begin(walk.since_ns)
+        try:
+            async for page in self._walk(survey, walk):
+                yield page
+        finally:
+            await survey.close()
+        yield TreePage(walk.take(), mark=mark)
+
     async def _walk(self, survey: Survey, walk: _Walk) -> AsyncIterator[TreePage]:
         """Full pages; what is left when all was seen is in `walk`."""
         is_brought = False
         while walk.waiting:
             with self._meta.read() as txn:
-                found, until = self._look_ahead(txn, walk, is_brought=is_brought)
-                taken = walk.read(txn, found)
+                view = walk.open(txn)
+                found, until = self._look_ahead(view, walk, is_brought=is_brought)
+                taken = walk.read(view, found)
             walk.believed_until = min(walk.believed_until, until[: max(1, taken)].min(initial=np.inf))
             is_brought = not len(found)
             if is_brought:
@@ -146,6 +177,8 @@ class TreeLister:
         """The next directories, as far as nothing needs to be brought for them. `is_brought`: not for the first one."""
         asked = [inode for inode, _ in walk.waiting[: -1 - walk.looked_at : -1]]
         found = tree.describe_directories(txn, asked)
+        if walk.snapshot:
+            return found, np.full(len(found), np.inf)
         known, left_s = self._lister.judge(found, walk.since_ns)
         known[0] |= is_brought
         count = len(known) if known.all() else int(np.argmin(known))
@@ -158,8 +191,10 @@ class TreeLister:
         while True:
             try:
                 with self._meta.read() as txn:
-                    part = tree.read_some(txn, inode, shown, cursor, walk.room)
+                    part = tree.read_some(walk.open(txn), inode, shown, cursor, walk.room)
             except errors.NotFound:
+                if walk.snapshot:
+                    raise
                 break
             walk.add(part)
             below += part.directories

@@ -9,7 +9,7 @@ from alluxio_like import errors
 from alluxio_like.kv.api import KeyValueStore, ReadTransaction
 from alluxio_like.master.core import checking, namespace, tree
 from alluxio_like.master.core.model import NO_MOUNT, DirState
-from alluxio_like.types import InodeId, Kind, to_bytes
+from alluxio_like.types import InodeId, Kind, TreeColumns, to_bytes
 
 
 def assert_whole(kv: KeyValueStore) -> None:
@@ -90,3 +90,12 @@ def unpack(column: bytes, form: str) -> list[int]:
     """The numbers of a column."""
     numbers: list[int] = np.frombuffer(column, form).tolist()
     return numbers
+
+
+def list_paths(columns: TreeColumns) -> list[str]:
+    """The paths of a page's entries."""
+    ends = unpack(columns.name_ends, "<i4")
+    names = [columns.names[start:stop] for start, stop in pairwise([0, *ends])]
+    counts = unpack(columns.counts, "<u4")
+    places = [place for place, count in zip(columns.directories, counts, strict=True) for _ in range(count)]
+    return [(place.rstrip(b"/") + b"/" + name).decode() for place, name in zip(places, names, strict=True)]

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,9 @@ from alluxio_like import errors
 from alluxio_like.master import tree as master_tree
 from alluxio_like.master.core import namespace, tree
 from alluxio_like.master.core.records import State
-from alluxio_like.types import ROOT_INODE, InodeId, Kind, MountId, TreeColumns
+from alluxio_like.types import ROOT_INODE, InodeId, Kind, MountId
 from alluxio_like.ufs.memory import MemoryUfs
-from tests.model.checked import unpack
+from tests.model.checked import list_paths
 from tests.unit.master_parts import Cluster
 
 
@@ -33,14 +32,6 @@ def fill(store: MemoryUfs, sizes: list[int]) -> set[str]:
     for key in keys:
         store.put(key, b"x" * len(key))
     return keys
-
-
-def list_paths(columns: TreeColumns) -> list[str]:
-    ends = unpack(columns.name_ends, "<i4")
-    names = [columns.names[start:stop] for start, stop in pairwise([0, *ends])]
-    counts = unpack(columns.counts, "<u4")
-    places = [place for place, count in zip(columns.directories, counts, strict=True) for _ in range(count)]
-    return [(place.rstrip(b"/") + b"/" + name).decode() for place, name in zip(places, names, strict=True)]
 
 
 def list_with_parents(keys: set[str]) -> set[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from alluxio_like import errors
 from alluxio_like.client.client import Client
 from alluxio_like.config import ClientConfig
 from alluxio_like.master import snapshots as service
-from alluxio_like.rpc.messages import JobState
+from alluxio_like.master import tree as master_tree
+from alluxio_like.rpc.messages import JobState, TreePage
 from alluxio_like.rpc.messages_writing import NewName, Renaming, XattrChange
 from alluxio_like.rpc.snapshots import OldVersions
 from alluxio_like.types import SNAPSHOT_SHIFT, Kind
 from alluxio_like.ufs.memory import MemoryUfs
+from tests.model.checked import list_paths, unpack
 from tests.unit.master_parts import Cluster, wait_until
 
 
@@ -264,3 +267,68 @@ async def test_it_says_what_the_stores_below_keep(cluster: Cluster, client: Clie
     told_all = [OldVersions.YES, OldVersions.NO]
     assert service._sum_up(told_all) is OldVersions.PARTLY
     assert service._sum_up([]) is OldVersions.NO
+
+
+async def walk_names(client: Client, path: str) -> dict[str, int]:
+    """The paths below a directory with their inodes, directory by directory."""
+    found = {}
+    entry = await client.get_path(path)
+    async for one in client.iter_dir(entry.attr.inode):
+        below = f"{path}/{one.name}"
+        found[below] = one.attr.inode
+        if one.attr.kind is Kind.DIRECTORY:
+            found |= await walk_names(client, below)
+    return found
+
+
+@pytest.mark.parametrize("page", [3, 7, 10_000])
+async def test_a_snapshots_tree_is_listed_as_columns(
+    cluster: Cluster, client: Client, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr(master_tree, "PAGE_ENTRIES", page)
+    store = await cluster.add_store(options={"write": "through"})
+    keys = [f"d{number % 4}/{'e/' * (number % 2)}{number:03}" for number in range(60)] + ["a", "b"]
+    for key in keys:
+        store.put(key, key.encode())
+    await client.sync_path("/data", recursive=True)
+    await client.create_snapshot("/data", "one", operation_id="one")
+    frozen = "/data/.snapshots/one"
+    expected = await walk_names(client, frozen)
+    assert set(expected) > {f"{frozen}/{key}" for key in keys}
+    for key in keys[::3]:
+        store.delete(key)
+    store.put("d0/new", b"n")
+    await client.sync_path("/data", recursive=True)
+
+    async def list_tree(path: str, unless: int = 0) -> tuple[dict[str, int], TreePage]:
+        found: dict[str, int] = {}
+        async with aclosing(cluster.stub.list_tree(path, unless)) as pages:
+            async for one in pages:
+                assert len(one.columns) <= page
+                paths, inodes = list_paths(one.columns), unpack(one.columns.inodes, "<u8")
+                assert not set(paths) & set(found)
+                found |= dict(zip(paths, inodes, strict=True))
+        return found, one
+
+    found, last = await list_tree(frozen)
+    assert found == expected
+    assert (await list_tree(f"{frozen}/d1"))[0] == {
+        path: ino for path, ino in expected.items() if path.startswith(f"{frozen}/d1/")
+    }
+    assert (await list_tree("/data"))[0].keys() == (await walk_names(client, "/data")).keys()
+    # It never changes, whatever else does.
+    again, unchanged = await list_tree(frozen, last.mark)
+    assert (again, unchanged.unchanged, unchanged.mark) == ({}, True, last.mark)
+    with pytest.raises(errors.InvalidArgument, match="one of the snapshots"):
+        await list_tree("/data/.snapshots")
+    master = cluster.master
+    lister = master_tree.TreeLister(master.meta, master.lister, master.surveyor, clock=master.lister._clock)
+    pages = lister.list_tree(frozen, 0)
+    first = len((await anext(pages)).columns)
+    await client.delete_snapshot("/data", "one", operation_id="two")
+    if first < len(expected):
+        with pytest.raises(errors.NotFound):
+            async for _ in pages:
+                pass
+    with pytest.raises(errors.NotFound):
+        await list_tree(frozen, last.mark)
