@@ -21,6 +21,7 @@ from alluxio_like.master.loading import JobManager
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
 from alluxio_like.master.service_namespace import get_totals
+from alluxio_like.master.snapshot_trees import is_frozen
 from alluxio_like.master.unpersisted_files import UnpersistedFiles
 from alluxio_like.master.walking import PathList, Step, Walker
 from alluxio_like.master.worker_pool import WorkerPool
@@ -170,21 +171,20 @@ class CacheService:
 
     # -- what is cached ------------------------------------------------------------------------------------------------
 
-    async def _get_known(self, path: str) -> Entry:
-        """The entry of a path or store URI; the store may be asked for it."""
+    async def _get_known(self, path: str) -> tuple[Entry, str]:
+        """The entry of a path or store URI, and its path; the store may be asked for it."""
         if "://" in path and not path.startswith("/"):
             inside = self._mounts.lookup_path(path)
             if inside is None:
                 raise errors.NotFound("no mount covers this URI; see `alluxio-like mounts`", subject=path)
             path = inside
-        entry = (await self._lister.resolve_path("/" + "/".join(split_path(path)))).entry
+        path = "/" + "/".join(split_path(path))
+        entry = (await self._lister.resolve_path(path)).entry
         if entry is None:
             raise errors.NotFound("no such file or directory", subject=path)
-        return entry
+        return entry, path
 
-    async def _walk_known(self, entry: Entry, visit: Callable[[Step], object]) -> None:
-        with self._meta.read() as txn:
-            path = namespace.get_path(txn, entry.attr.inode)
+    async def _walk_known(self, path: str, visit: Callable[[Step], object]) -> None:
         async with aclosing(Walker(self._meta, self._lister, PathList([path])).walk()) as walk:
             async for step in walk:
                 visit(step)
@@ -209,7 +209,7 @@ class CacheService:
         )
 
     async def get_cache_status(self, path: str) -> CacheStatus:
-        entry = await self._get_known(path)
+        entry, path = await self._get_known(path)
         await self._registry.wait_reports(REPORTS_WAIT_S)
         if entry.attr.inode == ROOT_INODE:
             with self._meta.read() as txn:
@@ -225,7 +225,7 @@ class CacheService:
                 if ref is not None:
                     total.add(item.entry, self._get_live_holdings(ref.file_id))
 
-        await self._walk_known(entry, visit)
+        await self._walk_known(path, visit)
         holders = []
         for worker_id, (files, size) in sorted(total.holders.items()):
             worker = self._registry.lookup_worker(worker_id)
@@ -247,10 +247,8 @@ class CacheService:
         holdings = self._registry.block_map.get_holdings(file_id)
         return [h for h in holdings if (w := self._registry.lookup_worker(h.worker_id)) is not None and w.live]
 
-    async def _iter_held(self, entry: Entry) -> AsyncIterator[tuple[list[FileRef], dict[WorkerId, list[FileRef]]]]:
-        """The files at or below an entry, some at a time, and which of them each live worker holds some of."""
-        with self._meta.read() as txn:
-            path = namespace.get_path(txn, entry.attr.inode)
+    async def _iter_held(self, path: str) -> AsyncIterator[tuple[list[FileRef], dict[WorkerId, list[FileRef]]]]:
+        """The files at or below a path, some at a time, and which of them each live worker holds some of."""
         refs: list[FileRef] = []
         async with aclosing(Walker(self._meta, self._lister, PathList([path])).walk()) as walk:
             async for step in walk:
@@ -270,10 +268,10 @@ class CacheService:
     async def free(self, operation_id: str, path: str, *, force: bool) -> FreeResult:
         # Idempotent by itself: what is gone is not freed again. What is pinned, the namespace knows: workers may have it from
         # before.
-        entry = await self._get_known(path)
+        _, path = await self._get_known(path)
         await self._registry.wait_reports(REPORTS_WAIT_S)
         files = freed = kept = 0
-        async for _, held in self._iter_held(entry):
+        async for _, held in self._iter_held(path):
             kept += len({ref.file_id for mine in held.values() for ref in mine if ref.pinned and not force})
             gone: set[FileId] = set()
             for worker_id, mine in held.items():
@@ -293,7 +291,9 @@ class CacheService:
         known.apply_changes(worker_id, [BlockDelta(file_id, held.block, 0, 0) for file_id, held in mine])
 
     async def set_pinned(self, operation_id: str, path: str, *, pinned: bool) -> int:
-        entry = await self._get_known(path)
+        entry, path = await self._get_known(path)
+        if is_frozen(entry.attr.inode):
+            raise errors.InvalidArgument("a snapshot has the pins of what it was made of: pin that", subject=path)
         now_ns = self._clock.now_ns()
 
         def apply(txn: WriteTransaction) -> bytes:
@@ -310,7 +310,7 @@ class CacheService:
 
         await run_to_end(commit())
         count = 0
-        async for refs, held in self._iter_held(entry):
+        async for refs, held in self._iter_held(path):
             count += len(refs)
             for worker_id, mine in held.items():
                 # What is not pinned by this path may be by another one, above or below it.

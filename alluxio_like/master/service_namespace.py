@@ -13,6 +13,7 @@ from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.listing import Answer, Lister
 from alluxio_like.master.meta_store import MetaStore
 from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.snapshot_trees import is_frozen
 from alluxio_like.master.spaces import Spaces
 from alluxio_like.master.surveying import Survey, Surveyor
 from alluxio_like.master.tree import TreeLister
@@ -84,6 +85,8 @@ class NamespaceService:
                     subject=path or "/",
                 )
             inode = found.attr.inode
+        if is_frozen(inode):
+            return SyncResult()  # it never changes
         with self._meta.read() as txn:
             entry = namespace.get_entry(txn, inode)
             if entry.attr.kind is not Kind.DIRECTORY:

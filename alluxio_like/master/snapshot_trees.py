@@ -5,6 +5,7 @@ knows it now where the version is still the same, so that cached bytes are share
 concurrency: event loop alone; nothing awaits.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from alluxio_like import errors
@@ -54,6 +55,18 @@ class SnapshotTrees:
             snapshots.get(txn, number)
             entry = namespace.lookup(View(txn, number), inode, name)
             return None if entry is None else _freeze(txn, number, entry)
+
+    def resolve(self, directory: Entry, names: Sequence[str]) -> Entry | None:
+        """The entry at a path from a directory of the live tree on, which begins with the folder of its snapshots; None: there is
+        none."""
+        if directory.attr.kind is not Kind.DIRECTORY or names[0] != SNAPSHOT_FOLDER:
+            return None
+        entry = self.lookup_folder(directory.attr.inode)
+        for name in names[1:]:
+            if entry is None or entry.attr.kind is not Kind.DIRECTORY:
+                return None
+            entry = self.lookup(entry.attr.inode, name)
+        return entry
 
     def get_entry(self, inode: InodeId) -> Entry:
         """A frozen inode by its id."""

@@ -138,9 +138,10 @@ class Walker:
         if self._since_ns is None:
             with self._meta.read() as txn:
                 known = namespace.resolve(txn, path)
-            if known.rest:
+            found = self._lister.snapshots.resolve(known.entry, known.rest) if known.rest else known.entry
+            if found is None:
                 raise errors.NotFound("no such file or directory", subject=path)
-            return known.entry
+            return found
         entry = (await self._lister.resolve_path(path)).entry
         if entry is None:
             raise errors.NotFound("no such file or directory", subject=path)

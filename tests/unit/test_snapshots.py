@@ -14,7 +14,7 @@ from alluxio_like.client.client import Client
 from alluxio_like.config import ClientConfig
 from alluxio_like.master import snapshots as service
 from alluxio_like.master import tree as master_tree
-from alluxio_like.rpc.messages import JobState, TreePage
+from alluxio_like.rpc.messages import JobState, SyncResult, TreePage
 from alluxio_like.rpc.messages_writing import NewName, Renaming, XattrChange
 from alluxio_like.rpc.snapshots import OldVersions
 from alluxio_like.types import SNAPSHOT_SHIFT, Kind
@@ -225,6 +225,37 @@ async def test_a_load_of_it_brings_what_was_there_then(cluster: Cluster, client:
         assert sorted(ref.key for ref in loaded) == keys
         assert all(ref.frozen for ref in loaded)
     assert store.count_requests()["LIST"] == lists
+
+
+async def test_what_is_cached_of_it_is_told_and_dropped(cluster: Cluster, client: Client) -> None:
+    store = await cluster.add_store()
+    for key in ("a", "b", "d/x"):
+        store.put(key, key.encode())
+    await client.sync_path("/data", recursive=True)
+    await client.create_snapshot("/data", "one", operation_id="one")
+    await cluster.add_worker("w")
+    store.delete("d/x")
+    await client.sync_path("/data", recursive=True)
+    frozen = "/data/.snapshots/one"
+    await cluster.load(f"{frozen}/d")
+    await cluster.load(f"{frozen}/a")
+
+    async def count(path: str) -> tuple[int, int, bool]:
+        found = await client.get_cache_status(path)
+        return found.files, found.cached_files, found.complete
+
+    assert [await count(path) for path in (frozen, f"{frozen}/d", f"{frozen}/b", "/data/.snapshots", "/data")] == [
+        (3, 2, True),
+        (1, 1, True),
+        (1, 0, True),
+        (3, 2, True),
+        (2, 1, True),
+    ]
+    assert await client.sync_path(frozen, recursive=True) == SyncResult()
+    with pytest.raises(errors.InvalidArgument, match="pin that"):
+        await client.set_pinned(frozen, pinned=True)
+    assert (await client.free(frozen)).files == 2
+    assert [await count(path) for path in (frozen, "/data")] == [(3, 0, True), (2, 0, True)]
 
 
 class _Told:
