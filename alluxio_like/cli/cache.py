@@ -38,7 +38,7 @@ from alluxio_like.cli.render import (
 from alluxio_like.cli.waiting import MountedOption, WaitOption, get_deadline, wait_mounted
 from alluxio_like.config import parse_size
 from alluxio_like.errors import InvalidArgument, TimedOut, Unavailable
-from alluxio_like.types import JobId
+from alluxio_like.types import SNAPSHOT_FOLDER, JobId
 
 if TYPE_CHECKING:
     from alluxio_like.client import Client
@@ -335,12 +335,15 @@ def status(path: PathArgument, master: MasterOption = "", as_json: JsonOption = 
         async with open_client(master, path) as client:
             known = await to_known_path(client, path)
             found = await client.get_cache_status(known)
-            unpersisted = await client.changes.list_unpersisted(known, 1)
+            # (Of a snapshot nothing is on its way to a store.)
+            is_frozen = SNAPSHOT_FOLDER in known.split("/")
+            unpersisted = None if is_frozen else await client.changes.list_unpersisted(known, 1)
         if as_json:
-            print_json({**to_plain(found), "unpersisted": to_plain(unpersisted)})
+            print_json({**to_plain(found), "unpersisted": None if unpersisted is None else to_plain(unpersisted)})
             return
         _print_status(known, found)
-        writing.print_unpersisted(unpersisted)
+        if unpersisted is not None:
+            writing.print_unpersisted(unpersisted)
 
     run_async(run())
 

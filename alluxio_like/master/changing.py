@@ -27,7 +27,7 @@ from alluxio_like.master.follower import Follower
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
-from alluxio_like.master.snapshot_trees import open_tree
+from alluxio_like.master.snapshot_trees import is_frozen, open_tree
 from alluxio_like.master.telling import Teller
 from alluxio_like.master.unpersisted_files import UnpersistedFiles
 from alluxio_like.rpc.context import get_lease, get_remaining_s
@@ -359,6 +359,8 @@ class ChangesService:
         entry = (await self._lister.resolve_path(path)).entry
         if entry is None:
             raise errors.NotFound("no such file or directory: see `alluxio-like fs ls` of the one above it", subject=path)
+        if is_frozen(entry.attr.inode):
+            raise errors.InvalidArgument("what is below .snapshots is frozen: ask for the directory itself", subject=path)
         return entry.attr.inode
 
     # -- how a change is made ------------------------------------------------------------------------------------------------

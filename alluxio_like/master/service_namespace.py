@@ -205,7 +205,10 @@ class MountsService:
         return self._mounts.describe_sync_interval(await self._get_directory(path))
 
     async def _get_directory(self, path: str) -> InodeId:
-        return await self._lister.resolve_directory(path, otherwise="only directories are listed")
+        directory = await self._lister.resolve_directory(path, otherwise="only directories are listed")
+        if is_frozen(directory):
+            raise errors.InvalidArgument("what is below .snapshots is frozen, and is not listed again", subject=path)
+        return directory
 
     async def get_mount_secrets(self, mount_id: MountId) -> MountSecrets:
         return self._mounts.get_mount_secrets(mount_id)

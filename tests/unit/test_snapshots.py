@@ -254,6 +254,16 @@ async def test_what_is_cached_of_it_is_told_and_dropped(cluster: Cluster, client
     assert await client.sync_path(frozen, recursive=True) == SyncResult()
     with pytest.raises(errors.InvalidArgument, match="pin that"):
         await client.set_pinned(frozen, pinned=True)
+    for ask in (
+        client.changes.list_unpersisted,
+        client.changes.persist,
+        client.get_sync_interval,
+        client.changes.get_write_policy,
+    ):
+        with pytest.raises(errors.InvalidArgument, match="is frozen"):
+            await ask(frozen)
+    with pytest.raises(errors.InvalidArgument, match="is frozen"):
+        await cluster.add_store(f"{frozen}/inside", "s3://bucket/other")
     assert (await client.free(frozen)).files == 2
     assert [await count(path) for path in (frozen, "/data")] == [(3, 0, True), (2, 0, True)]
 

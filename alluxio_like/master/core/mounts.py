@@ -13,7 +13,7 @@ from alluxio_like.master.core import journal, namespace, paths, records, tables,
 from alluxio_like.master.core.model import NO_MOUNT, MountRecord
 from alluxio_like.master.core.records import Inode
 from alluxio_like.master.core.tables import Directory, Edit
-from alluxio_like.types import ROOT_INODE, InodeId, Kind, MountId, Recall, to_bytes
+from alluxio_like.types import ROOT_INODE, SNAPSHOT_FOLDER, InodeId, Kind, MountId, Recall, to_bytes
 
 MAX_INTERVALS = 1000
 """Directories of one mount with a sync interval, or a write policy, of their own: they are one record. A guess."""
@@ -40,6 +40,8 @@ def add_mount(
     NameTooLong.
     """
     parts = paths.split_path(path)
+    if SNAPSHOT_FOLDER in parts:
+        raise errors.InvalidArgument("what is below .snapshots is frozen: nothing can be mounted there", subject=path)
     stored = txn.get(records.KEY_NEXT_MOUNT)
     mount_id = MountId(records.unpack_id(stored) if stored is not None else 1)
     txn.put(records.KEY_NEXT_MOUNT, records.pack_id(mount_id + 1))
