@@ -38,7 +38,7 @@ def test_values_get_their_types() -> None:
     ("options", "words"),
     [
         ({"endpont": "http://h"}, "did you mean endpoint?"),
-        ({"zzz": "1"}, "there are endpoint, region"),
+        ({"zzz": "1"}, "there are access_key, addressing, anonymous"),
         ({"uid": "-1"}, "uid"),
         ({"uid": "me"}, "a number from 0"),
         ({"verify": "maybe"}, "true or false"),
