@@ -11,14 +11,13 @@ import pytest
 from alluxio_like.fuse.mountinfo import find_top_line
 from tests.cluster.writing import mounted_again, start_written
 from tests.posix.system import ANN, BOB, User, acting
+from tests.servers.processes import become
 
 pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="needs the kernel session")]
 
 
 def run_as(user: User, program: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [program, *arguments], capture_output=True, text=True, check=True, user=user.uid, group=user.gid, extra_groups=[]
-    )
+    done = subprocess.run([*become(user.uid, user.gid), program, *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.servers.processes import become
+
 pytestmark = pytest.mark.mount
 
 Make = Callable[..., Any]
@@ -167,7 +169,7 @@ def test_permissions_are_those_of_the_caller(mount: Make) -> None:
         for parent in (made.path.parent, *made.path.parent.parents):
             if parent.stat().st_uid == 0 and parent != Path("/"):
                 parent.chmod(parent.stat().st_mode | 0o055)
-        return subprocess.run(command, user=uid, group=gid, extra_groups=[], capture_output=True, check=False).returncode
+        return subprocess.run([*become(uid, gid), *command], capture_output=True, check=False).returncode
 
     assert read_as(1234, 9999) == 0
     assert read_as(9999, 4321) == 0

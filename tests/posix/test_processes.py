@@ -22,6 +22,7 @@ import pytest
 
 from tests.posix.system import ANN, BOB, acting, attempt, give, look, make, opened, write
 from tests.posix.table import table
+from tests.servers.processes import become
 
 pytestmark = pytest.mark.mount
 
@@ -85,9 +86,7 @@ def test_what_is_open_to_write_is_not_run(place: Path) -> None:
 def test_set_user_id_programs(place: Path) -> None:
     path = write(place / "program", Path("/usr/bin/id").read_bytes(), 0o755)
     give(path, ANN, 0o6755)
-    output = subprocess.run(
-        [path, "-u"], capture_output=True, text=True, check=True, user=BOB.uid, group=BOB.gid, extra_groups=[]
-    )
+    output = subprocess.run([*become(BOB.uid, BOB.gid), path, "-u"], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == str(ANN.uid)
 
 

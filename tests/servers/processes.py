@@ -24,3 +24,12 @@ def _is_frozen(pid: int) -> bool:
 
 def _get_state(place: Path) -> str:
     return (place / "stat").read_text().rpartition(")")[2].split()[0]
+
+
+def become(uid: int, gid: int) -> list[str]:
+    """What has a command run as somebody else, before it.
+
+    (With Popen's own `user` the child is forked, and runs what libraries do in a child: where gRPC is at work in this process,
+    some children die of that, with SIGABRT or SIGSEGV.)
+    """
+    return ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]

@@ -26,6 +26,7 @@ from alluxio_like.clock import SystemClock
 from alluxio_like.types import PAGE_BYTES, FileRef, Fingerprint, InodeId, MountId, VersionId, WorkerId
 from alluxio_like.worker import door as worker_door
 from alluxio_like.worker.door import Door, Guests, parse_guests
+from tests.servers.processes import become
 from tests.unit.worker_parts import wait_until
 
 GUEST = 65534
@@ -87,13 +88,10 @@ class Caller:
         # The interpreter behind the virtual environment, which may be where other users cannot reach it.
         command = [os.path.realpath(sys.executable), "-I", "-c", CHILD, str(door.path), make_request(ref) if ref else ""]
         self.process = subprocess.Popen(
-            command,
+            [*become(uid, gid or uid), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            user=uid,
-            group=gid or uid,
-            extra_groups=[],
             cwd="/",
         )
 
