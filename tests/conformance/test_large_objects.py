@@ -25,7 +25,9 @@ from tests.servers.fixtures_clouds import AzServer, GsServer
 SIZE = (5 << 30) + 12_345
 PART_BYTES = 256 << 20
 ABSENT = Expected(None)
-SOAK = pytest.mark.skipif(not os.environ.get("ALLUXIO_LIKE_TEST_SOAK"), reason="11 GiB of disk and minutes: make soak")
+SOAK = pytest.mark.skipif(
+    not os.environ.get("ALLUXIO_LIKE_TEST_SOAK"), reason="16 GiB of memory, 11 of disk and minutes: make soak"
+)
 
 
 def make_options(**metadata: str) -> WriteOptions:
