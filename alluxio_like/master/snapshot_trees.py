@@ -5,12 +5,11 @@ knows it now where the version is still the same, so that cached bytes are share
 concurrency: event loop alone; nothing awaits.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from alluxio_like import errors
 from alluxio_like.kv.api import ReadTransaction
-from alluxio_like.master.core import namespace, snapshots
+from alluxio_like.master.core import namespace, paths, snapshots
 from alluxio_like.master.core.model import NO_MOUNT, DirState, EntryPage
 from alluxio_like.master.core.snapshots import View
 from alluxio_like.master.meta_store import MetaStore
@@ -56,13 +55,17 @@ class SnapshotTrees:
             entry = namespace.lookup(View(txn, number), inode, name)
             return None if entry is None else _freeze(txn, number, entry)
 
-    def resolve(self, directory: Entry, names: Sequence[str]) -> Entry | None:
-        """The entry at a path from a directory of the live tree on, which begins with the folder of its snapshots; None: there is
-        none."""
-        if directory.attr.kind is not Kind.DIRECTORY or names[0] != SNAPSHOT_FOLDER:
+    def find(self, path: str) -> Entry | None:
+        """The entry at a path that leads through the folder of a directory's snapshots; None: it does not, or there is none. No
+        store is asked."""
+        names = paths.split_path(path)
+        if SNAPSHOT_FOLDER not in names:
             return None
-        entry = self.lookup_folder(directory.attr.inode)
-        for name in names[1:]:
+        place = names.index(SNAPSHOT_FOLDER)
+        with self._meta.read() as txn:
+            above = namespace.resolve(txn, "/" + "/".join(names[:place]))
+        entry = None if above.rest else self.lookup_folder(above.entry.attr.inode)
+        for name in names[place + 1 :]:
             if entry is None or entry.attr.kind is not Kind.DIRECTORY:
                 return None
             entry = self.lookup(entry.attr.inode, name)

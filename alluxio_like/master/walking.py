@@ -136,12 +136,13 @@ class Walker:
 
     async def _resolve(self, path: str) -> Entry:
         if self._since_ns is None:
+            if (frozen := self._lister.snapshots.find(path)) is not None:
+                return frozen
             with self._meta.read() as txn:
                 known = namespace.resolve(txn, path)
-            found = self._lister.snapshots.resolve(known.entry, known.rest) if known.rest else known.entry
-            if found is None:
+            if known.rest:
                 raise errors.NotFound("no such file or directory", subject=path)
-            return found
+            return known.entry
         entry = (await self._lister.resolve_path(path)).entry
         if entry is None:
             raise errors.NotFound("no such file or directory", subject=path)

@@ -235,6 +235,8 @@ async def test_what_is_cached_of_it_is_told_and_dropped(cluster: Cluster, client
     await client.create_snapshot("/data", "one", operation_id="one")
     await cluster.add_worker("w")
     store.delete("d/x")
+    # A path that leads through that name is a snapshot's, whatever the store has of that name.
+    store.put(".snapshots/one/hidden", b"h")
     await client.sync_path("/data", recursive=True)
     frozen = "/data/.snapshots/one"
     await cluster.load(f"{frozen}/d")
@@ -249,7 +251,7 @@ async def test_what_is_cached_of_it_is_told_and_dropped(cluster: Cluster, client
         (1, 1, True),
         (1, 0, True),
         (3, 2, True),
-        (2, 1, True),
+        (3, 1, True),
     ]
     assert await client.sync_path(frozen, recursive=True) == SyncResult()
     with pytest.raises(errors.InvalidArgument, match="pin that"):
@@ -265,7 +267,7 @@ async def test_what_is_cached_of_it_is_told_and_dropped(cluster: Cluster, client
     with pytest.raises(errors.InvalidArgument, match="is frozen"):
         await cluster.add_store(f"{frozen}/inside", "s3://bucket/other")
     assert (await client.free(frozen)).files == 2
-    assert [await count(path) for path in (frozen, "/data")] == [(3, 0, True), (2, 0, True)]
+    assert [await count(path) for path in (frozen, "/data")] == [(3, 0, True), (3, 0, True)]
 
 
 class _Told:
