@@ -376,9 +376,12 @@ class FileReader:
         """Wait for a range of a flight: it is handed on in the step in which it lands, while the processor has it at hand."""
         said = flight.told.get()
 
-        def end() -> None:
+        def stop_waiting() -> None:
             flight.waiters -= 1
             self._waits.end(time.monotonic(), subtract(flight.told.get(), said), Cause.PEER)
+
+        def end() -> None:
+            stop_waiting()
             data = flight.get_slice(offset, stop)
             if data is not None:
                 self._note_served(stop - offset)
@@ -386,8 +389,7 @@ class FileReader:
 
         def give_up() -> None:
             flight.unwatch(end)
-            flight.waiters -= 1
-            self._waits.end(time.monotonic(), subtract(flight.told.get(), said), Cause.PEER)
+            stop_waiting()
             self._drop_unwanted(flight)
 
         self._waits.begin(time.monotonic())
