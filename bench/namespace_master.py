@@ -136,11 +136,14 @@ class Session:
             if not cursor:
                 return found
 
-    async def lookups(self, count: int, seed: int = 1) -> dict[str, Any]:
-        """Random names looked up in the engine."""
+    def _choose(self, count: int, seed: int) -> list[tuple[InodeId, str]]:
         directories = self.list_directories()
         chooser = random.Random(seed)
-        asked = [(chooser.choice(directories), f"sample-{chooser.randrange(self._files):09}.jpg") for _ in range(count)]
+        return [(chooser.choice(directories), f"sample-{chooser.randrange(self._files):09}.jpg") for _ in range(count)]
+
+    async def lookups(self, count: int, seed: int = 1) -> dict[str, Any]:
+        """Random names looked up in the engine."""
+        asked = self._choose(count, seed)
         meta = self._master.meta
         begun, cpu, faults = time.perf_counter(), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         for parent, name in asked:
@@ -153,6 +156,21 @@ class Session:
             "cpu_seconds": time.process_time() - cpu,
             "major_faults": resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults,
         }
+
+    async def lookups_at_once(self, count: int, in_flight: int, seed: int = 1) -> dict[str, Any]:
+        """Random names looked up as calls of clients have it done, so many at a time."""
+        lister = self._master.lister
+        asked = self._choose(count, seed)
+
+        async def work() -> None:
+            while asked:
+                parent, name = asked.pop()
+                if (await lister.lookup(parent, name)).entry is None:
+                    raise RuntimeError(f"{name} is missing in {parent}")
+
+        begun, cpu = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(work() for _ in range(in_flight)))
+        return {"lookups": count, "seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
 
     async def tree(self, path: str = "/") -> dict[str, Any]:
         """The whole tree as columns, in the engine, twice: the second time nothing has changed."""

@@ -21,6 +21,7 @@ from typing import Any
 from alluxio_like.client.tree import make_batch
 from alluxio_like.rpc.channel import open_channel
 from alluxio_like.rpc.master_stub import MasterStub
+from alluxio_like.types import ROOT_INODE, InodeId
 from bench.limits import get_peak_bytes, join, limited_memory
 from bench.measure import Result, drop_page_cache
 from bench.metadata import count_disk_bytes
@@ -31,6 +32,7 @@ QUICK_SIZES = (20_000, 100_000)
 WORKERS = 5000
 LIMIT_BYTES = 4 << 30
 LOOKUPS = 200_000
+IN_FLIGHT = 32
 CALLS_S = 3.0
 TREE_ENTRIES = 10_000_000
 """The largest namespace that is listed whole: the figure is one of entries per second."""
@@ -81,14 +83,22 @@ def measure_namespace(home: Path, entries: int, *, is_loaded: bool = False, look
         found["load_cpu_us"] = loaded["cpu_seconds"] / loaded["entries"] * 1e6
         master.close()
     found["bytes_per_inode"] = count_disk_bytes(home / "meta") / entries
-    drop_page_cache()
+    count = min(lookups, entries)
     with limited_memory(LIMIT_BYTES) as group:
+        drop_page_cache()
         master = NamespaceMaster(home, entries, group)
         found["restart_s"] = master.started["started_s"]
         for name in ("cold", "warm"):
-            asked = master.ask("lookups", count=min(lookups, entries), seed=1 if name == "cold" else 2)
+            asked = master.ask("lookups", count=count, seed=1 if name == "cold" else 2)
             found[f"{name}_lookups_per_s"] = asked["lookups"] / asked["seconds"]
             found[f"{name}_major_faults"] = asked["major_faults"]
+        # What a process has mapped is not dropped.
+        master.close()
+        drop_page_cache()
+        master = NamespaceMaster(home, entries, group)
+        for name in ("cold", "warm"):
+            asked = master.ask("lookups_at_once", count=count, in_flight=IN_FLIGHT, seed=1 if name == "cold" else 2)
+            found[f"{name}_lookups_at_once_per_s"] = asked["lookups"] / asked["seconds"]
         found |= master.ask("memory")
         if entries <= TREE_ENTRIES:
             found["tree"] = tree = master.ask("tree")
@@ -107,21 +117,45 @@ async def measure_calls(address: str, entries: int) -> dict[str, Any]:
     channel = open_channel(address)
     try:
         stub = MasterStub(channel, timeout_s=30)
-        inodes = []
+        inodes: list[InodeId] = []
         for number in chooser.sample(range(directories), min(100, directories)):
             entry = (await stub.resolve_path(f"/d{number:07}")).entry
             assert entry is not None
             inodes.append(entry.attr.inode)
-        ends = time.perf_counter() + CALLS_S
+        latencies_ms: list[float] = []
 
-        async def look() -> int:
+        async def look(among: Sequence[InodeId], ends: float) -> int:
             count = 0
             while time.perf_counter() < ends:
-                await stub.lookup(chooser.choice(inodes), f"sample-{chooser.randrange(FILES):09}.jpg")
+                await stub.lookup(chooser.choice(among), f"sample-{chooser.randrange(FILES):09}.jpg")
                 count += 1
             return count
 
-        found: dict[str, Any] = {"grpc_lookups_per_s": sum(await asyncio.gather(*(look() for _ in range(16)))) / CALLS_S}
+        async def time_one(ends: float) -> int:
+            while time.perf_counter() < ends:
+                begun = time.perf_counter()
+                await stub.lookup(inodes[0], f"sample-{0:09}.jpg")
+                latencies_ms.append((time.perf_counter() - begun) * 1e3)
+            return len(latencies_ms)
+
+        async def measure_lookups(name: str, among: Sequence[InodeId]) -> dict[str, float]:
+            """Of 16 at a time, and how long one that is in memory takes meanwhile."""
+            latencies_ms.clear()
+            ends = time.perf_counter() + CALLS_S
+            counts = await asyncio.gather(*(look(among, ends) for _ in range(16)), time_one(ends))
+            latencies_ms.sort()
+            found = {f"{name}_per_s": sum(counts) / CALLS_S}
+            found |= {f"{name}_p{part}_ms": latencies_ms[len(latencies_ms) * part // 100] for part in (50, 99)}
+            return found
+
+        every: list[InodeId] = []
+        cursor = b""
+        while cursor or not every:
+            page = await stub.list_dir(ROOT_INODE, cursor, 10_000)
+            every += [entry.attr.inode for entry in page.entries]
+            cursor = page.next_cursor
+        found: dict[str, Any] = await measure_lookups("grpc_everywhere", every)
+        found |= await measure_lookups("grpc_lookups", inodes)
         begun, listed = time.perf_counter(), 0
         for inode in inodes:
             listed += len((await stub.list_dir(inode, b"", FILES)).entries)
@@ -168,9 +202,18 @@ def describe_namespace(found: dict[str, Any]) -> list[Result]:
         Result(f"{size}: bytes an inode on disk", found["bytes_per_inode"], 200, "bytes", 1.0, at_most=True),
         Result(f"{size}: start of the master", found["restart_s"], 1.0, "s", 1.0, at_most=True),
         Result(f"{size}: random lookups in the engine, {limit}", found["warm_lookups_per_s"], 50_000, "1/s", 1.0),
+        Result(f"{size}: the same from a cold cache", found["cold_lookups_per_s"], 0, "1/s"),
+        Result(
+            f"{size}: random lookups, {IN_FLIGHT} at a time, cold cache", found["cold_lookups_at_once_per_s"], 50_000, "1/s", 1.0
+        ),
+        Result(f"{size}: the same again", found["warm_lookups_at_once_per_s"], 50_000, "1/s", 1.0),
+        Result(
+            f"{size}: a lookup in memory over gRPC while 16 others ask everywhere, p99", found["grpc_everywhere_p99_ms"], 0, "ms"
+        ),
     ]
     for name, what in (
         ("grpc_lookups_per_s", "lookups over gRPC, a call each"),
+        ("grpc_everywhere_per_s", "the same in all directories"),
         ("grpc_listed_per_s", "entries over gRPC, a directory page a call"),
         ("grpc_tree_per_s", "whole tree over gRPC to Arrow batches"),
     ):

@@ -6,9 +6,9 @@ loss where the engine says so. Rule of concurrency: transactions are used by the
 may be long is cut and goes on from its last key in a new transaction.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from alluxio_like.kv.columns import Columns, Numbers
 
@@ -63,6 +63,15 @@ class WriteTransaction(ReadTransaction, Protocol):
         ...
 
 
+class Begun(NamedTuple):
+    """What is being read ahead: `missing` pages, or what the engine reads by, were not in memory. `wait` returns when they are,
+    in any thread; None: all were. `again`: keys of which it can be told only then what holds them."""
+
+    missing: int = 0
+    wait: Callable[[], None] | None = None
+    again: Sequence[bytes] = ()
+
+
 class KeyValueStore(Protocol):
     """A store; `open_store` makes one from a URL."""
 
@@ -70,6 +79,10 @@ class KeyValueStore(Protocol):
 
     def write(self) -> AbstractContextManager[WriteTransaction]:
         """Commits when its block ends, aborts when the block raises."""
+        ...
+
+    def read_ahead(self, keys: Sequence[bytes]) -> Begun:
+        """Have what holds these keys read from the disk, all at once, without waiting: for who will `get` them soon."""
         ...
 
     def flush(self) -> None:

@@ -18,6 +18,7 @@ import bisect
 import contextlib
 import errno
 import fcntl
+import functools
 import itertools
 import operator
 import os
@@ -30,7 +31,7 @@ from typing import Any, Self
 import lmdb
 
 from alluxio_like import errors
-from alluxio_like.kv.api import MAX_KEY_BYTES, ReadTransaction, WriteTransaction
+from alluxio_like.kv.api import MAX_KEY_BYTES, Begun, ReadTransaction, WriteTransaction
 from alluxio_like.kv.columns import Columns, Numbers, make_columns, scan_runs
 from alluxio_like.kv.lmdb_pages import PageFile, list_behind, open_pages
 
@@ -188,15 +189,16 @@ class LmdbTransaction:
         if pages is None:
             # What a write has changed is not in the file yet.
             return make_columns(self.scan(start, stop, limit=limit))
-        return pages.scan(self._get_tree_record(self._trees.index(trees[0])), start, stop, limit)
+        return pages.scan(self.get_tree_record(self._trees.index(trees[0])), start, stop, limit)
 
     def scan_numbers(self, letter: bytes, numbers: Numbers) -> tuple[Columns, Numbers]:
         pages = self._store.get_pages() if not self._write else None
         if pages is None:
             return scan_runs(self.scan, letter, numbers)
-        return pages.scan_numbers(self._get_tree_record(_GROUPS[letter[0]]), numbers)
+        return pages.scan_numbers(self.get_tree_record(_GROUPS[letter[0]]), numbers)
 
-    def _get_tree_record(self, group: int) -> bytes:
+    def get_tree_record(self, group: int) -> bytes:
+        """For this module's classes only."""
         try:
             tree = self._open().get(_name_tree(group))
         except lmdb.Error as error:
@@ -305,6 +307,22 @@ class LmdbStore:
 
     def write(self) -> contextlib.AbstractContextManager[WriteTransaction]:
         return LmdbTransaction(self, write=True)
+
+    def read_ahead(self, keys: Sequence[bytes]) -> Begun:
+        pages = self.get_pages()
+        if pages is None:
+            return Begun()
+        groups: dict[int, list[bytes]] = {}
+        for key in keys:
+            groups.setdefault(_GROUPS[key[0]], []).append(key)
+        missing: list[int] = []
+        again: list[bytes] = []
+        with LmdbTransaction(self, write=False) as txn:
+            for group, same in groups.items():
+                numbers, waiting = pages.read_ahead(txn.get_tree_record(group), same)
+                missing += numbers
+                again += waiting
+        return Begun(len(missing), functools.partial(pages.wait_read, missing), again) if missing else Begun()
 
     def begin_write(self) -> LmdbTransaction:
         """A write transaction for who cannot use a `with` block: `finish` must end it."""

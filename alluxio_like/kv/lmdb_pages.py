@@ -1,4 +1,5 @@
-"""What is known of LMDB's pages: how a run of pairs fills them, and how all pairs on many of them are read at once.
+"""What is known of LMDB's pages: how a run of pairs fills them, how all pairs on many of them are read at once, and which ones
+will be, so that the disk reads them before.
 
 Owns the form of a data file as LMDB 0.9 has it (data version 1, little-endian): the tree's record, branch and leaf pages. Does
 not know transactions: whoever reads has one open that the tree's record came from, so none of its pages is used again meanwhile,
@@ -59,6 +60,10 @@ _BRANCH: Final = 1
 _LEAF: Final = 2
 _OVERFLOW: Final = 4
 _KINDS: Final = _BRANCH | _LEAF | _OVERFLOW
+_PROBED: Final = 4
+"""Pages that are looked at to see whether leaves are in memory."""
+_KEPT: Final = 1000
+"""Branch pages that are kept taken apart, of some 10 KB each: enough for thousands of millions of pairs."""
 _LARGE: Final = 1
 """A node whose value lies on overflow pages, of which it has the first one's number."""
 
@@ -97,6 +102,8 @@ def open_pages(path: Path) -> "PageFile | None":
     if (magic, version) != (_MAGIC, _DATA_VERSION):
         os.close(fd)
         return None
+    # A page is what is asked for, not what lies behind it too.
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
     return PageFile(path, fd, page_bytes)
 
 
@@ -122,6 +129,9 @@ class PageFile:
         self._fd = fd
         self._page_bytes = page_bytes
         self._pages: NDArray[np.uint8] = np.empty((0, page_bytes), np.uint8)
+        self._probe = bytearray(1)
+        self._branches: dict[int, tuple[bytes, list[bytes], list[int]]] = {}
+        """Branch pages far from the leaves, by number: content, first keys of all children but the first, children."""
 
     def close(self) -> None:
         os.close(self._fd)
@@ -132,6 +142,7 @@ class PageFile:
         parts: list[Columns] = []
         left = limit
         for some in self._iter_leaves(root, depth, start, stop) if depth else ():
+            self._begin_reads(np.array(some, np.int64))
             first, _ = self._find_place(some[0], start)
             leaves = some if left is None else self._take_enough(some, first + left)
             end, count = self._find_place(leaves[-1], stop)
@@ -144,6 +155,75 @@ class PageFile:
             if left == 0:
                 break
         return join_columns(parts) if parts else _EMPTY
+
+    def read_ahead(self, tree: bytes, keys: Sequence[bytes]) -> tuple[list[int], list[bytes]]:
+        """Have the disk begin to read the leaves that may hold these keys, of the tree with this record, all at once, without
+        waiting: the pages that were not in memory, and the keys for which these are branch pages. Raises Corrupt."""
+        _, depth, root = _TREE.unpack(tree)
+        missing: list[int] = []
+        again: list[bytes] = []
+        level: dict[int, list[bytes]] = {root: list(keys)} if depth else {}
+        for height in range(depth - 1, 0, -1):
+            below: dict[int, list[bytes]] = {}
+            for number, asked in level.items():
+                content = bytearray(self._page_bytes)
+                if self._begin_read(number, content):
+                    missing.append(number)
+                    again += asked
+                    continue
+                find_child = self._open_branch(number, bytes(content), is_kept=height > 1)
+                for key in asked:
+                    below.setdefault(find_child(key), []).append(key)
+            level = below
+        return missing + [number for number in level if self._begin_read(number, self._probe)], again
+
+    def _open_branch(self, number: int, content: bytes, *, is_kept: bool) -> Callable[[bytes], int]:
+        """What finds the child of a branch page that may hold a key. `is_kept`: the page is one of the few far from the leaves,
+        and stays taken apart as long as it has this content."""
+        kept = self._branches.get(number)
+        if kept is not None and kept[0] == content:
+            _, firsts, children = kept
+            return lambda key: children[bisect.bisect_right(firsts, key)]
+        page, places, get_key = self._take_apart(number, content, _BRANCH)
+
+        def get_child(place: int) -> int:
+            return int.from_bytes(page[place : place + 6], "little")
+
+        if is_kept:
+            if len(self._branches) >= _KEPT:
+                self._branches.clear()
+            self._branches[number] = (content, [get_key(place) for place in places[1:]], [get_child(place) for place in places])
+        return lambda key: get_child(places[bisect.bisect_right(places, key, 1, key=get_key) - 1])
+
+    def wait_read(self, numbers: Sequence[int]) -> None:
+        """Return when these pages are in memory; other threads go on meanwhile."""
+        flat = self._get_pages(max(numbers)).reshape(-1)
+        np.take(flat, np.array(numbers, np.int64) * self._page_bytes, mode="clip")
+
+    def _begin_reads(self, numbers: Ints) -> None:
+        """Have the disk read all of these pages at once, if some of them are not in memory, as far as a few tell."""
+        few = numbers[:: max(1, len(numbers) // _PROBED)].tolist()
+        if not any(self._begin_read(number, self._probe) for number in few):
+            return
+        ends = np.append(np.flatnonzero(np.diff(numbers) != 1), len(numbers) - 1)
+        begin = 0
+        for end in ends.tolist():
+            at, stop = int(numbers[begin]), int(numbers[end]) + 1
+            os.posix_fadvise(self._fd, at * self._page_bytes, (stop - at) * self._page_bytes, os.POSIX_FADV_WILLNEED)
+            begin = end + 1
+
+    def _begin_read(self, number: int, content: bytearray) -> bool:
+        """Read as much of a page as there is room for, or else have the disk begin with it; whether it was not in memory."""
+        at = number * self._page_bytes
+        try:
+            os.preadv(self._fd, [content], at, os.RWF_NOWAIT)
+        except BlockingIOError:
+            os.posix_fadvise(self._fd, at, self._page_bytes, os.POSIX_FADV_WILLNEED)
+            return True
+        except OSError:
+            # A file system that cannot tell.
+            os.preadv(self._fd, [content], at)
+        return False
 
     def _iter_leaves(self, number: int, depth: int, start: bytes, stop: bytes) -> Iterator[list[int]]:
         """The leaves that may hold the range, in order: those of one branch page at a time."""
@@ -169,14 +249,19 @@ class PageFile:
 
     def _open_page(self, number: int, kind: int) -> "tuple[bytes, memoryview[int], Callable[[int], bytes]]":
         """A page, the places of its nodes, and what gives the key of one of these."""
-        page: bytes = self._get_pages(number)[number].tobytes()
+        # Not from the mapping: other threads go on while this one waits for the disk.
+        return self._take_apart(number, os.pread(self._fd, self._page_bytes, number * self._page_bytes), kind)
+
+    def _take_apart(self, number: int, page: bytes, kind: int) -> "tuple[bytes, memoryview[int], Callable[[int], bytes]]":
+        if len(page) < self._page_bytes:
+            raise self._say_damaged(number)
         own, flags, lower = _HEADER.unpack_from(page)
         if own != number or flags & _KINDS != kind:
             raise self._say_damaged(number)
 
         def get_key(place: int) -> bytes:
             key = place + _NODE_BYTES
-            return page[key : key + int.from_bytes(page[place + 6 : key], "little")]
+            return page[key : key + page[place + 6] + (page[place + 7] << 8)]
 
         return page, memoryview(page)[_HEADER_BYTES:lower].cast("H"), get_key
 
@@ -221,6 +306,8 @@ class PageFile:
     def _read_nodes(self, asked: Ints, kind: int) -> "_Nodes":
         """All nodes of these pages."""
         pages = self._get_pages(int(asked.max()))
+        if kind == _LEAF:
+            self._begin_reads(asked)
         size = len(asked) * self._page_bytes
         # Some bytes more: the last node's head may be shorter than others'.
         data = np.empty(size + _HEAD.itemsize, np.uint8)

@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 
 from alluxio_like import errors
-from alluxio_like.kv.api import MAX_KEY_BYTES, ReadTransaction, WriteTransaction
+from alluxio_like.kv.api import MAX_KEY_BYTES, Begun, ReadTransaction, WriteTransaction
 from alluxio_like.kv.columns import Columns, Numbers, make_columns, scan_runs
 
 
@@ -163,6 +163,9 @@ class MemoryStore:
     def _check_open(self) -> None:
         if self._closed:
             raise errors.Internal("the key-value store is closed")
+
+    def read_ahead(self, keys: Sequence[bytes]) -> Begun:
+        return Begun()
 
     def flush(self) -> None:
         self._check_open()

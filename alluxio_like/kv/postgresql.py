@@ -35,7 +35,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from alluxio_like import errors
-from alluxio_like.kv.api import ReadTransaction, WriteTransaction
+from alluxio_like.kv.api import Begun, ReadTransaction, WriteTransaction
 from alluxio_like.kv.columns import Columns, Numbers
 from alluxio_like.kv.lmdb import LmdbStore, LmdbTransaction
 
@@ -302,6 +302,9 @@ class PostgresqlStore:
         # What was committed is durable; what matters here is that the writes before have ended.
         with self._lock:
             self._get_mirror()
+
+    def read_ahead(self, keys: Sequence[bytes]) -> Begun:
+        return self._get_mirror().read_ahead(keys)
 
     def get_size_bytes(self) -> int:
         """Those of the mirror; the server needs two to three times as much."""

@@ -30,6 +30,7 @@ from alluxio_like.master.core.tree import Directories
 from alluxio_like.master.flight import Flight
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.reading_ahead import ReadAhead
 from alluxio_like.master.snapshot_trees import SnapshotTrees, is_frozen
 from alluxio_like.master.stored_attributes import AttributeReader
 from alluxio_like.metrics import Metrics
@@ -107,6 +108,7 @@ class Lister:
         self.asker = asker
         self._attributes = AttributeReader(meta, mounts, asker)
         self.snapshots = SnapshotTrees(meta)
+        self._ahead = ReadAhead(meta)
         self.page_entries = page_entries
         self._io_timeout_s = io_timeout_s
         self._flights: dict[InodeId, Flight] = {}
@@ -132,6 +134,8 @@ class Lister:
         return await self._lookup_listed(parent, name, session)
 
     async def _lookup_listed(self, parent: InodeId, name: str, session: str) -> Answer:
+        if self._ahead.is_wanted:
+            await self._ahead.bring_name(parent, name)
         entry, state = self._read_name(parent, name)
         if self._is_fresh(state):
             return self._cover(session, state, entry)
@@ -165,7 +169,9 @@ class Lister:
 
     def _read_name(self, parent: InodeId, name: str) -> tuple[Entry | None, DirState]:
         with self._meta.read() as txn:
-            return namespace.lookup(txn, parent, name), namespace.get_dir_state(txn, parent)
+            found = namespace.lookup_known(txn, parent, name)
+        self._ahead.note_read()
+        return found
 
     @staticmethod
     def _answer_known(entry: Entry | None, error: errors.AlluxioLikeError) -> Answer:
@@ -245,6 +251,12 @@ class Lister:
             raise errors.NotADirectory(f"{otherwise}: name the one that the file is in", subject=path)
         return entry.attr.inode
 
+    async def ask_entry(self, inode: InodeId, *, session: str = "") -> Answer:
+        """As `get_entry`, for who can wait while it comes from the disk."""
+        if self._ahead.is_wanted and not is_frozen(inode):
+            await self._ahead.bring_name(inode, "")
+        return self.get_entry(inode, session=session)
+
     def get_entry(self, inode: InodeId, *, session: str = "") -> Answer:
         """An inode by its id. Raises NotFound."""
         if is_frozen(inode):
@@ -253,6 +265,7 @@ class Lister:
             entry = namespace.get_entry(txn, inode)
             parent = namespace.lookup_parent(txn, inode)
             state = None if parent is None else namespace.get_dir_state(txn, parent)
+        self._ahead.note_read()
         # A file that only the store changes never holds another content; a directory's attributes follow its listing.
         uncovered_s = MAX_VALID_S if entry.attr.kind is Kind.FILE else SHORT_VALID_S
         if state is not None and self._mounts.can_be_written(state.mount_id):
@@ -281,6 +294,8 @@ class Lister:
         """
         if is_frozen(directory):
             return Listed(self.snapshots.list_page(directory, cursor, limit), MAX_VALID_S)
+        if self._ahead.is_wanted:
+            await self._ahead.bring_page(directory, cursor, limit)
         flight = self._flights.get(directory)
         with self._meta.read() as txn:
             state = namespace.get_dir_state(txn, directory)
@@ -314,7 +329,9 @@ class Lister:
 
     def _read_page(self, directory: InodeId, cursor: bytes, limit: int) -> EntryPage:
         with self._meta.read() as txn:
-            return namespace.list_entries(txn, directory, cursor, limit)
+            page = namespace.list_entries(txn, directory, cursor, limit)
+        self._ahead.note_read()
+        return page
 
     def lookup_flight(self, directory: InodeId) -> Flight | None:
         """The listing of a directory that is under way."""

@@ -1,8 +1,9 @@
 """The namespace's store as the event loop uses it.
 
-Owns the one thread in which every write transaction runs, one after another, and the closing of the store. Does not own what is
-written: that is core functions over a transaction. Rule of concurrency: reads are short and run where they are asked for; a write
-whose caller is cancelled still happens or fails as a whole.
+Owns the one thread in which every write transaction runs, one after another, the one that waits for what is read ahead from the
+disk, and the closing of the store. Does not own what is written or read: that is core functions over a transaction. Rule of
+concurrency: reads are short and run where they are asked for; a write whose caller is cancelled still happens or fails as
+a whole.
 """
 
 import asyncio
@@ -10,12 +11,12 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from alluxio_like import errors
-from alluxio_like.kv.api import KeyValueStore, ReadTransaction, WriteTransaction
+from alluxio_like.kv.api import Begun, KeyValueStore, ReadTransaction, WriteTransaction
 from alluxio_like.master.core import snapshots
 
 T = TypeVar("T")
@@ -86,6 +87,7 @@ class MetaStore:
         self._closed = False
         # Not in the writer's thread: writes need not wait for the disk.
         self._flusher = _Thread("meta-flusher")
+        self._reader = _Thread("meta-reader")
         self._is_flushing = False
         self._next_flush: asyncio.Future[None] | None = None
         """What those wait for, together, who have written while the store is flushed."""
@@ -94,6 +96,16 @@ class MetaStore:
     def read(self) -> AbstractContextManager[ReadTransaction]:
         """A snapshot for a short read; never hold one across an await."""
         return self._store.read()
+
+    def read_ahead(self, keys: Sequence[bytes]) -> Begun:
+        """Have the disk begin to read what holds these keys."""
+        return self._store.read_ahead(keys)
+
+    async def wait_aside(self, wait: Callable[[], T]) -> T:
+        """What a function returns that may wait for the disk, called in the thread for that."""
+        if self._closed:
+            raise errors.Unavailable("the master is stopping")
+        return await self._reader.submit(wait)
 
     async def write(self, apply: Callable[[WriteTransaction], T]) -> T:
         """What `apply` returns, once its transaction is committed; nothing is changed when it raises."""
@@ -157,6 +169,7 @@ class MetaStore:
         self._closed = True
         if self._soon is not None:
             self._soon.cancel()
+        await self._reader.end()
         await self._writer.end()
         if self._next_flush is not None:
             await self.flush()  # behind the one that is under way

@@ -66,7 +66,7 @@ class NamespaceService:
         return _make_result(await self._lister.resolve_path(path, sync=sync, session=get_lease()))
 
     async def get_entry(self, inode: InodeId) -> LookupResult:
-        return _make_result(self._lister.get_entry(inode, session=get_lease()))
+        return _make_result(await self._lister.ask_entry(inode, session=get_lease()))
 
     async def list_dir(self, inode: InodeId, cursor: bytes, limit: int) -> DirPage:
         limit = min(limit or DEFAULT_PAGE, MAX_PAGE)

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alluxio_like import errors
-from alluxio_like.kv.api import KeyValueStore, ReadTransaction, get_prefix_stop
+from alluxio_like.kv.api import Begun, KeyValueStore, ReadTransaction, get_prefix_stop
 from alluxio_like.kv.lmdb import LmdbStore
+from alluxio_like.kv.lmdb_pages import PageFile
 from alluxio_like.kv.open import open_store
 
 
@@ -493,6 +494,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from alluxio_like.kv.lmdb import LmdbStore
+from alluxio_like.kv.lmdb_pages import PageFile
 store = LmdbStore(Path(sys.argv[1]))
 number = 0
 while True:
@@ -639,6 +641,7 @@ import errno, resource, signal, sys
 from pathlib import Path
 from alluxio_like import errors
 from alluxio_like.kv.lmdb import LmdbStore
+from alluxio_like.kv.lmdb_pages import PageFile
 store = LmdbStore(Path(sys.argv[1]))
 with store.write() as txn:
     txn.put(b"before", b"x")
@@ -660,3 +663,83 @@ store.close()
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False)
     # The limit shows as a short write first, and then the disk is not really full.
     assert done.stdout.splitlines() in (["NoSpace", "b'x' None"], ["DiskError", "b'x' None"]), done.stderr
+
+
+def test_reading_ahead_changes_nothing(store: KeyValueStore) -> None:
+    pairs = fill(store, 2000)
+    before = dict(pairs)
+    asked = [key for key, _ in pairs[::7]] + [b"k", b"k99999", b"z", b"A", b"k" * 511]
+    assert store.read_ahead([]) == Begun()
+    if (wait := store.read_ahead(asked).wait) is not None:
+        wait()
+    with store.write() as txn:
+        txn.delete(pairs[0][0])
+        assert store.read_ahead(asked).missing >= 0
+    with store.read() as txn:
+        assert dict(txn.scan(b"\0", b"\xff")) == {key: value for key, value in before.items() if key != pairs[0][0]}
+
+
+@pytest.mark.parametrize("count", [0, 1, 50, 3000, 100_000])
+def test_lmdb_reads_ahead_the_pages_that_hold_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    chooser = random.Random(count)
+    store = LmdbStore(tmp_path / "kv")
+    pairs = [(b"k" + os.urandom(chooser.choice([8, 40])), os.urandom(30)) for _ in range(count)]
+    with store.write() as txn:
+        txn.put_many(pairs)
+    begun: list[int] = []
+    begin_read = PageFile._begin_read
+
+    def note(pages: PageFile, number: int, content: bytearray) -> bool:
+        begin_read(pages, number, content)
+        if len(content) == 1:
+            begun.append(number)
+        return len(content) == 1
+
+    monkeypatch.setattr(PageFile, "_begin_read", note)
+    asked = [key for key, _ in chooser.sample(pairs, min(count, 64))]
+    for _ in range(2):
+        # The second time the upper pages are known.
+        begun.clear()
+        found_missing = store.read_ahead([*asked, b"k\0missing"])
+        assert found_missing.missing == len(begun)
+        assert not found_missing.again
+    assert (found_missing.wait is None) == (count == 0)
+    if found_missing.wait is not None:
+        found_missing.wait()
+    pages = store.get_pages()
+    assert pages is not None
+    assert len(set(begun)) == len(begun) <= len(asked) + 1
+    if count:
+        found = pages._get_pairs(pages._read_nodes(np.array(begun, np.int64), 2))
+        there = {found.get_key(row) for row in range(len(found))}
+        assert set(asked) <= there
+        assert len(there) <= len(begun) * 80
+    store.close()
+
+
+def test_lmdb_tells_what_was_not_in_memory(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "kv")
+    pairs = fill(store, 20_000)
+    store.flush()
+    store.close()
+    file = tmp_path / "kv" / "data.mdb"
+    with open(file, "rb") as data:
+        os.fsync(data.fileno())
+        os.posix_fadvise(data.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            os.preadv(data.fileno(), [bytearray(1)], file.stat().st_size // 2, os.RWF_NOWAIT)
+            pytest.skip("this file system keeps everything in memory")
+        except BlockingIOError:
+            pass
+        except OSError:
+            pytest.skip("this file system does not tell")
+    store = LmdbStore(tmp_path / "kv")
+    asked = [key for key, _ in pairs[::500]]
+    waited, keys = 0, asked
+    while (begun := store.read_ahead(keys)).wait is not None:
+        waited += begun.missing
+        begun.wait()
+        keys = list(begun.again)
+    assert waited > 10
+    assert store.read_ahead(asked) == Begun()
+    store.close()

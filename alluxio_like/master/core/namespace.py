@@ -48,6 +48,7 @@ __all__ = [
     "list_new_contents",
     "list_unknown",
     "lookup",
+    "lookup_known",
     "lookup_parent",
     "lookup_path",
     "prepare",
@@ -73,6 +74,16 @@ def lookup(txn: ReadTransaction, parent: InodeId, name: str) -> Entry | None:
 
     Raises NotFound (no such directory, or it was removed), NotADirectory, NameTooLong.
     """
+    return _lookup(txn, parent, name)[0]
+
+
+def lookup_known(txn: ReadTransaction, parent: InodeId, name: str) -> tuple[Entry | None, DirState]:
+    """What `lookup` and `get_dir_state` say, which read the same records."""
+    entry, directory, state = _lookup(txn, parent, name)
+    return entry, _describe_state(parent, directory, state)
+
+
+def _lookup(txn: ReadTransaction, parent: InodeId, name: str) -> tuple[Entry | None, Inode, State]:
     directory = tables.get_directory(txn, parent)
     table = tables.get_table(txn, parent)
     shown = to_bytes(name)
@@ -83,9 +94,9 @@ def lookup(txn: ReadTransaction, parent: InodeId, name: str) -> Entry | None:
     if found is None:
         found = trash.lookup_hidden(txn, parent, shown)
     if found is None:
-        return None
+        return None, directory, state
     inode, record = found
-    return _make_entry(txn, inode, record, name, _describe(txn, parent, directory, state))
+    return _make_entry(txn, inode, record, name, _describe(txn, parent, directory, state)), directory, state
 
 
 def get_entry(txn: ReadTransaction, inode: InodeId) -> Entry:
@@ -117,8 +128,7 @@ def list_entries(txn: ReadTransaction, directory: InodeId, cursor: bytes = b"", 
     limit = min(max(1, limit), MAX_ENTRIES)
     if cursor[:1] not in (b"", b"/"):
         raise errors.InvalidArgument("not a cursor of a directory listing")
-    start = records.dentry_key(table, cursor[1:] + b"\0" if cursor else b"")
-    dentries = list(txn.scan(start, records.dentry_stop(table), limit=limit))
+    dentries = list(txn.scan(get_page_start(table, cursor), records.dentry_stop(table), limit=limit))
     ids = [InodeId(records.unpack_id(data)) for _, data in dentries]
     entries = []
     found = txn.get_many([records.inode_key(inode) for inode in ids])
@@ -132,10 +142,18 @@ def list_entries(txn: ReadTransaction, directory: InodeId, cursor: bytes = b"", 
     return EntryPage(tuple(entries), b"/" + dentries[-1][0][9:] if more else b"", place.mount_id, place.dir_key)
 
 
+def get_page_start(table: int, cursor: bytes) -> bytes:
+    """The first key that a page of a directory's dentries may have."""
+    return records.dentry_key(table, cursor[1:] + b"\0" if cursor else b"")
+
+
 def get_dir_state(txn: ReadTransaction, directory: InodeId) -> DirState:
     """Raises NotFound, NotADirectory."""
     record = tables.get_directory(txn, directory)
-    state = tables.get_state(txn, tables.get_table(txn, directory))
+    return _describe_state(directory, record, tables.get_state(txn, tables.get_table(txn, directory)))
+
+
+def _describe_state(directory: InodeId, record: Inode, state: State) -> DirState:
     if record.mount_id == NO_MOUNT:
         state = state._replace(complete=True, listed_ns=record.ctime_ns)
     return state.describe(directory, record.mount_id)
@@ -232,17 +250,7 @@ def find_child(txn: ReadTransaction, table: int, shown: bytes, state: State | No
     """The child that is shown under this name, in the directory with this table (`state` is the directory's, if it is at hand);
     its record is its own, whatever its other names are."""
     state = tables.get_state(txn, table) if state is None else state
-    asked = paths.read_name(shown)
-    sort_names: tuple[bytes, ...]
-    if asked.raw is None:
-        sort_name = txn.get(records.hash_key(table, asked.shown_hash))
-        sort_names = (sort_name,) if sort_name is not None else ()
-    elif asked.shadowed:
-        sort_names = (asked.raw,)
-    else:
-        # In most directories all are files: then there is nothing to ask for under a directory's name.
-        sort_names = (asked.raw + b"/", asked.raw) if state.directories else (asked.raw,)
-    for sort_name in sort_names:
+    for sort_name in list_sort_names(txn, table, shown, state):
         inode = tables.lookup_child(txn, table, sort_name)
         if inode is None:
             continue
@@ -251,6 +259,16 @@ def find_child(txn: ReadTransaction, table: int, shown: bytes, state: State | No
         if _show(named, bool(state.shadowed) and _is_shadowed(txn, table, named)) == shown:
             return inode, record
     return None
+
+
+def list_sort_names(txn: ReadTransaction, table: int, shown: bytes, state: State) -> tuple[bytes, ...]:
+    """Those that a child may have which is shown under this name."""
+    asked = paths.read_name(shown)
+    if asked.raw is None:
+        sort_name = txn.get(records.hash_key(table, asked.shown_hash))
+        return (sort_name,) if sort_name is not None else ()
+    # In most directories all are files: then there is nothing to ask for under a directory's name.
+    return (asked.raw + b"/", asked.raw) if state.directories and not asked.shadowed else (asked.raw,)
 
 
 def show_child(txn: ReadTransaction, directory: InodeId, table: int, filed: bytes, record: Inode, any_shadowed: bool) -> bytes:
