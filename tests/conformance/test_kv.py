@@ -1,5 +1,6 @@
 """What every key-value engine must do, run on all of them; and what is the LMDB engine's own."""
 
+import errno
 import os
 import random
 import signal
@@ -697,8 +698,11 @@ def test_lmdb_reads_ahead_the_pages_that_hold_the_keys(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(PageFile, "_begin_read", note)
     asked = [key for key, _ in chooser.sample(pairs, min(count, 64))]
+    pages = store.get_pages()
+    assert pages is not None
     for _ in range(2):
-        # The second time the upper pages are known.
+        # The second time the upper pages are known, and the keys with which their children begin.
+        asked += [key for _, firsts, _ in pages._branches.values() for key in firsts]
         begun.clear()
         found_missing = store.read_ahead([*asked, b"k\0missing"])
         assert found_missing.missing == len(begun)
@@ -706,8 +710,7 @@ def test_lmdb_reads_ahead_the_pages_that_hold_the_keys(tmp_path: Path, monkeypat
     assert (found_missing.wait is None) == (count == 0)
     if found_missing.wait is not None:
         found_missing.wait()
-    pages = store.get_pages()
-    assert pages is not None
+    assert bool(pages._branches) == (count == 100_000)
     assert len(set(begun)) == len(begun) <= len(asked) + 1
     if count:
         found = pages._get_pairs(pages._read_nodes(np.array(begun, np.int64), 2))
@@ -742,4 +745,22 @@ def test_lmdb_tells_what_was_not_in_memory(tmp_path: Path) -> None:
         keys = list(begun.again)
     assert waited > 10
     assert store.read_ahead(asked) == Begun()
+    store.close()
+
+
+def test_lmdb_on_a_file_system_that_does_not_tell_what_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LmdbStore(tmp_path / "kv")
+    pairs = fill(store, 20_000)
+    preadv = os.preadv
+
+    def refuse(fd: int, buffers: list[bytearray], at: int, flags: int = 0) -> int:
+        if flags:
+            raise OSError(errno.EOPNOTSUPP, "not supported")
+        return preadv(fd, buffers, at)
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    asked = [key for key, _ in pairs[::500]]
+    assert store.read_ahead(asked) == Begun()
+    with store.read() as txn:
+        assert read_columns(txn, b"k", b"l") == pairs
     store.close()
