@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import grpc.aio
 
-from alluxio_like.rpc import convert
+from alluxio_like.cache.new_files import NewFile
+from alluxio_like.rpc import convert, publishing
 from alluxio_like.rpc.channel import Method, RpcChannel, call_unary
 from alluxio_like.rpc.messages_writing import (
     Changed,
@@ -17,15 +18,16 @@ from alluxio_like.rpc.messages_writing import (
     NewName,
     Persisting,
     PolicyAt,
+    Published,
     Renaming,
     Sealed,
     SealedDraft,
     Unpersisted,
     UploadPlan,
-    WriteMode,
     WritePolicy,
     XattrChange,
 )
+from alluxio_like.rpc.publishing import make_policy, to_policy
 from alluxio_like.rpc.telling import make_recalls, make_told, to_recalls, to_told
 from alluxio_like.rpc.v1 import writing_pb2, writing_pb2_grpc
 from alluxio_like.types import FileId, Fingerprint, InodeId, Kind, MountId, VersionId, WorkerId, to_bytes, to_str
@@ -50,6 +52,15 @@ class ChangesHandler(Protocol):
     async def rename(self, operation_id: str, renaming: Renaming) -> Changed: ...
 
     async def set_attributes(self, operation_id: str, inode: InodeId, wanted: NewAttributes) -> Changed: ...
+
+    async def reserve_inodes(self, count: int) -> InodeId:
+        """The first of so many ids in a row that nobody else is given."""
+        ...
+
+    async def publish(self, worker_id: WorkerId, lease: str, files: Sequence[NewFile]) -> Published:
+        """Have files be there that the client of that lease has made, and a worker holds. Durable when it returns. Raises
+        Unavailable; what is wrong with one of them is said of that one."""
+        ...
 
     async def flush(self) -> None:
         """What was done before is durable when this returns."""
@@ -115,6 +126,7 @@ class _Changes:
             request.device,
             request.asked_mode if request.HasField("asked_mode") else None,
             request.unnamed,
+            request.delegate,
         )
         return _change_reply(await self._handler.create(request.operation_id, new))
 
@@ -148,6 +160,14 @@ class _Changes:
         )
         return _change_reply(await self._handler.set_attributes(request.operation_id, InodeId(request.inode), wanted))
 
+    async def ReserveInodes(self, request: writing_pb2.ReserveInodesRequest, _: Any) -> writing_pb2.ReserveInodesReply:
+        return writing_pb2.ReserveInodesReply(first=await self._handler.reserve_inodes(request.count))
+
+    async def PublishFiles(self, request: writing_pb2.PublishFilesRequest, _: Any) -> writing_pb2.PublishFilesReply:
+        files = publishing.to_new_files(request.files)
+        published = await self._handler.publish(WorkerId(request.worker_id), request.lease, files)
+        return publishing.make_reply(published)
+
     async def Flush(self, _request: writing_pb2.FlushRequest, _: Any) -> writing_pb2.FlushReply:
         await self._handler.flush()
         return writing_pb2.FlushReply()
@@ -178,7 +198,7 @@ class _Changes:
         return writing_pb2.SealReply(
             file=convert.file_ref(sealed.ref),
             unwanted=sealed.unwanted,
-            policy=_policy(sealed.policy),
+            policy=make_policy(sealed.policy),
             recalls=make_recalls(sealed.recalls),
             told=make_told(sealed.told),
             over_quota=sealed.over_quota,
@@ -211,7 +231,7 @@ class _Changes:
         return _change_reply(await self._handler.note_conflict(request.operation_id, _to_file_id(request)))
 
     async def SetWritePolicy(self, request: writing_pb2.SetWritePolicyRequest, _: Any) -> writing_pb2.WritePolicyReply:
-        policy = _to_policy(request.policy) if request.policy.kind else None
+        policy = to_policy(request.policy) if request.policy.kind else None
         return _policy_reply(await self._handler.set_write_policy(request.operation_id, to_str(request.path), policy))
 
     async def GetWritePolicy(self, request: writing_pb2.GetWritePolicyRequest, _: Any) -> writing_pb2.WritePolicyReply:
@@ -264,6 +284,7 @@ class ChangesStub:
             device=new.device,
             asked_mode=new.asked_mode,
             unnamed=new.unnamed,
+            delegate=new.delegate,
         )
         return _to_changed(await self._call("Create", request))
 
@@ -298,6 +319,14 @@ class ChangesStub:
             mtime_ns=wanted.mtime_ns,
         )
         return _to_changed(await self._call("SetAttributes", request))
+
+    async def reserve_inodes(self, count: int) -> InodeId:
+        reply = await self._call("ReserveInodes", writing_pb2.ReserveInodesRequest(count=count))
+        return InodeId(reply.first)
+
+    async def publish(self, worker_id: WorkerId, lease: str, files: Sequence[NewFile]) -> Published:
+        request = writing_pb2.PublishFilesRequest(worker_id=worker_id, lease=lease, files=publishing.make_new_files(files))
+        return publishing.to_published(await self._call("PublishFiles", request))
 
     async def flush(self) -> None:
         await self._call("Flush", writing_pb2.FlushRequest())
@@ -335,7 +364,7 @@ class ChangesStub:
         )
         reply = await self._call("Seal", request)
         recalls, told = to_recalls(reply.recalls), to_told(reply.told)
-        return Sealed(convert.to_file_ref(reply.file), _to_policy(reply.policy), reply.unwanted, recalls, told, reply.over_quota)
+        return Sealed(convert.to_file_ref(reply.file), to_policy(reply.policy), reply.unwanted, recalls, told, reply.over_quota)
 
     async def note_holders(self, file_id: FileId, worker_ids: Sequence[WorkerId]) -> None:
         request = writing_pb2.NoteHoldersRequest(inode=file_id.inode, version=file_id.version, worker_ids=worker_ids)
@@ -366,7 +395,7 @@ class ChangesStub:
 
     async def set_write_policy(self, operation_id: str, path: str, policy: WritePolicy | None) -> PolicyAt:
         request = writing_pb2.SetWritePolicyRequest(
-            operation_id=operation_id, path=to_bytes(path), policy=None if policy is None else _policy(policy)
+            operation_id=operation_id, path=to_bytes(path), policy=None if policy is None else make_policy(policy)
         )
         return _to_policy_at(await self._call("SetWritePolicy", request))
 
@@ -397,25 +426,24 @@ def _to_file_id(message: Any) -> FileId:
 
 def _change_reply(value: Changed) -> writing_pb2.ChangeReply:
     entry = None if value.entry is None else convert.entry(value.entry)
-    return writing_pb2.ChangeReply(entry=entry, recalls=make_recalls(value.recalls), told=make_told(value.told))
+    given = value.delegation
+    return writing_pb2.ChangeReply(
+        entry=entry,
+        recalls=make_recalls(value.recalls),
+        told=make_told(value.told),
+        delegation=None if given is None else publishing.make_delegation(given),
+    )
 
 
 def _to_changed(message: writing_pb2.ChangeReply) -> Changed:
     entry = convert.to_entry(message.entry) if message.HasField("entry") else None
-    return Changed(entry, to_recalls(message.recalls), to_told(message.told))
-
-
-def _policy(value: WritePolicy) -> writing_pb2.WritePolicy:
-    return writing_pb2.WritePolicy(kind=value.mode.value, replicas=value.replicas)
-
-
-def _to_policy(message: writing_pb2.WritePolicy) -> WritePolicy:
-    return WritePolicy(WriteMode(message.kind), max(1, message.replicas))
+    given = publishing.to_delegation(message.delegation) if message.HasField("delegation") else None
+    return Changed(entry, to_recalls(message.recalls), to_told(message.told), given)
 
 
 def _policy_reply(value: PolicyAt) -> writing_pb2.WritePolicyReply:
-    return writing_pb2.WritePolicyReply(policy=_policy(value.policy), set_at=to_bytes(value.set_at))
+    return writing_pb2.WritePolicyReply(policy=make_policy(value.policy), set_at=to_bytes(value.set_at))
 
 
 def _to_policy_at(message: writing_pb2.WritePolicyReply) -> PolicyAt:
-    return PolicyAt(_to_policy(message.policy), to_str(message.set_at))
+    return PolicyAt(to_policy(message.policy), to_str(message.set_at))

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import grpc.aio
 
-from alluxio_like.rpc import convert
+from alluxio_like.cache.new_files import NewFile
+from alluxio_like.rpc import convert, publishing
 from alluxio_like.rpc.channel import Method, RpcChannel, call_unary
-from alluxio_like.rpc.messages_writing import DraftPlace, DraftSealed
+from alluxio_like.rpc.messages_writing import BlankDrafts, DraftPlace, DraftSealed, Published
 from alluxio_like.rpc.telling import make_recalls, make_told, to_recalls, to_told
 from alluxio_like.rpc.v1 import writing_pb2, writing_pb2_grpc
 from alluxio_like.types import FileRef, InodeId
@@ -27,6 +28,20 @@ class DraftsHandler(Protocol):
 
         Raises NoSpace, DiskError, Stale (the version is gone), Store*, Unavailable.
         """
+        ...
+
+    async def begin_blank(self, first: InodeId, count: int) -> BlankDrafts:
+        """Have empty drafts ready for files that the master does not know yet. As long as nothing is noted with one, it goes when
+        nobody has it open. Raises NoSpace, DiskError."""
+        ...
+
+    async def publish(self, lease: str, files: Sequence[NewFile]) -> Published:
+        """Have the master know files whose drafts are here; where they are `sealed`, with what is in them now. Returns when
+        their policy is met. What is wrong with one of them is said of that one. Raises Unavailable."""
+        ...
+
+    async def publish_left(self, owner: str) -> int:
+        """Do so for all that a client of that name has noted, which is no more; how many."""
         ...
 
     async def seal(self, operation_id: str, inode: InodeId, lease: str, *, early: bool = False) -> DraftSealed:
@@ -66,6 +81,17 @@ class _Drafts:
     async def Begin(self, request: writing_pb2.BeginDraftRequest, _: Any) -> writing_pb2.BeginDraftReply:
         place = await self._handler.begin(convert.to_file_ref(request.file), truncate=request.truncate)
         return writing_pb2.BeginDraftReply(directory=place.directory, path=place.path)
+
+    async def BeginBlank(self, request: writing_pb2.BeginBlankRequest, _: Any) -> writing_pb2.BeginBlankReply:
+        blank = await self._handler.begin_blank(InodeId(request.first), request.count)
+        places = [writing_pb2.BeginDraftReply(directory=place.directory, path=place.path) for place in blank.places]
+        return writing_pb2.BeginBlankReply(places=places, noted=blank.noted)
+
+    async def Publish(self, request: writing_pb2.PublishDraftsRequest, _: Any) -> writing_pb2.PublishFilesReply:
+        return publishing.make_reply(await self._handler.publish(request.lease, publishing.to_new_files(request.files)))
+
+    async def PublishLeft(self, request: writing_pb2.PublishLeftRequest, _: Any) -> writing_pb2.PublishLeftReply:
+        return writing_pb2.PublishLeftReply(files=await self._handler.publish_left(request.owner))
 
     async def Seal(self, request: writing_pb2.SealDraftRequest, _: Any) -> writing_pb2.SealDraftReply:
         sealed = await self._handler.seal(request.operation_id, InodeId(request.inode), request.lease, early=request.early)
@@ -112,6 +138,17 @@ class DraftsStub:
         request = writing_pb2.BeginDraftRequest(file=convert.file_ref(ref), truncate=truncate)
         reply = await self._call("Begin", request, timeout_s)
         return DraftPlace(reply.directory, reply.path)
+
+    async def begin_blank(self, first: InodeId, count: int, *, timeout_s: float | None = None) -> BlankDrafts:
+        reply = await self._call("BeginBlank", writing_pb2.BeginBlankRequest(first=first, count=count), timeout_s)
+        return BlankDrafts(first, tuple(DraftPlace(place.directory, place.path) for place in reply.places), reply.noted)
+
+    async def publish(self, lease: str, files: Sequence[NewFile], *, timeout_s: float | None = None) -> Published:
+        request = writing_pb2.PublishDraftsRequest(lease=lease, files=publishing.make_new_files(files))
+        return publishing.to_published(await self._call("Publish", request, timeout_s))
+
+    async def publish_left(self, owner: str, *, timeout_s: float | None = None) -> int:
+        return int((await self._call("PublishLeft", writing_pb2.PublishLeftRequest(owner=owner), timeout_s)).files)
 
     async def seal(
         self, operation_id: str, inode: InodeId, lease: str, *, early: bool = False, timeout_s: float | None = None

@@ -70,6 +70,8 @@ class NewName:
     asked_mode: int | None = None
     unnamed: bool = False
     """A file that gets its name by a link, if at all; `name` is empty."""
+    delegate: bool = False
+    """The caller would make files in this directory by itself, see Delegation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,41 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class Delegation:
+    """A directory that was just made is the caller's alone, until its lease ends or all names of the directory are recalled.
+    `name_bytes`: the longest name that the store can have there; `mount_id` and `key` begin what its files are known by there."""
+
+    name_bytes: int
+    mount_id: MountId
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Changed:
     """The inode that was made or changed (None: it is gone), what the caller itself has to forget, and how some of that is now,
     under the caller's lease."""
 
     entry: Entry | None
+    recalls: tuple[Recall, ...] = ()
+    told: tuple[Told, ...] = ()
+    delegation: Delegation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """A file as it is once the master knows it, or why it does not."""
+
+    ref: FileRef | None
+    policy: WritePolicy | None = None
+    unwanted: bool = False
+    error: errors.AlluxioLikeError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """In the order in which they were given; the rest is of all of them, as in Changed."""
+
+    files: tuple[PublishedFile, ...]
     recalls: tuple[Recall, ...] = ()
     told: tuple[Told, ...] = ()
 
@@ -198,6 +230,15 @@ class DraftPlace:
 
     directory: int
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlankDrafts:
+    """Empty drafts, one for each inode id from `first` on; `noted`: a note can be kept with them (cache/new_files.py)."""
+
+    first: InodeId
+    places: tuple[DraftPlace, ...]
+    noted: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, NoReturn, cast
 
 import grpc
@@ -26,6 +26,9 @@ from alluxio_like.rpc import status
 from alluxio_like.rpc.auth import TOKEN_KEY, Guard
 from alluxio_like.rpc.channel import MAX_MESSAGE_BYTES, REQUEST_ID_KEY
 from alluxio_like.rpc.local_server import Answerer, LocalServer
+
+Gate = Callable[[Any], AbstractAsyncContextManager[None]]
+"""What a call is served within, made of its request."""
 
 _log = logging.getLogger(__name__)
 
@@ -87,11 +90,13 @@ def create_server(
     insecure: bool = False,
     guard: Guard | None = None,
     metrics: Metrics | None = None,
+    make_gate: Callable[[str], Gate | None] | None = None,
 ) -> RpcServer:
     """Bind a server to host:port (port 0: a free one).
 
     With a certificate and key in `tls` it speaks TLS, and with `client_auth` only with who shows a certificate of its authority.
-    `guard` says which calls need which token; None: nobody may make those that need the cluster's. Raises ConfigError for an
+    `guard` says which calls need which token; None: nobody may make those that need the cluster's. `make_gate` says within what
+    the calls of a method are served, if in anything. Raises ConfigError for an
     address other than loopback with neither TLS nor `insecure`, for certificates that cannot be used, and Conflict for a port
     in use.
     """
@@ -102,7 +107,7 @@ def create_server(
             f"{bind} is not a loopback address: give a certificate and key (tls), or --insecure to serve it in the clear",
             subject=bind,
         )
-    interceptor = _Interceptor(guard or Guard(""), metrics)
+    interceptor = _Interceptor(guard or Guard(""), metrics, make_gate)
     server = grpc.aio.server(interceptors=(interceptor,), options=_OPTIONS)
     try:
         port = server.add_insecure_port(bind) if credentials is None else server.add_secure_port(bind, credentials)
@@ -167,8 +172,9 @@ class _Registrar:
 class _Interceptor(grpc.aio.ServerInterceptor):
     """Wraps every method: token before, status and detail after, whatever its shape."""
 
-    def __init__(self, guard: Guard, metrics: Metrics | None) -> None:
+    def __init__(self, guard: Guard, metrics: Metrics | None, make_gate: Callable[[str], Gate | None] | None) -> None:
         self._tokens = guard
+        self._make_gate = make_gate
         self._metrics = metrics
         self._wrapped: dict[str, tuple[Any, Any]] = {}
         self.local: dict[str, Answerer] = {}
@@ -214,6 +220,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
 
     def _guard(self, method: str, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         count = self._make_counter(method.rpartition(".")[2])
+        gate = None if self._make_gate is None else self._make_gate(method)
 
         async def serve(request: Any, context: Any) -> Any:
             started = time.monotonic()
@@ -225,7 +232,11 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             outcome = "CANCELLED"
             try:
                 self._tokens.check(method, metadata.get(TOKEN_KEY, ""))
-                reply = await behaviour(request, context)
+                if gate is None:
+                    reply = await behaviour(request, context)
+                else:
+                    async with gate(request):
+                        reply = await behaviour(request, context)
                 outcome = "OK"
                 return reply
             except (AlluxioLikeError, TimeoutError) as error:

@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateRequest(_message.Message):
-    __slots__ = ("operation_id", "parent", "name", "kind", "mode", "uid", "gid", "target", "device", "asked_mode", "unnamed")
+    __slots__ = ("operation_id", "parent", "name", "kind", "mode", "uid", "gid", "target", "device", "asked_mode", "unnamed", "delegate")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,7 @@ class CreateRequest(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ASKED_MODE_FIELD_NUMBER: _ClassVar[int]
     UNNAMED_FIELD_NUMBER: _ClassVar[int]
+    DELEGATE_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     parent: int
     name: bytes
@@ -33,7 +34,8 @@ class CreateRequest(_message.Message):
     device: int
     asked_mode: int
     unnamed: bool
-    def __init__(self, operation_id: _Optional[str] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., target: _Optional[bytes] = ..., device: _Optional[int] = ..., asked_mode: _Optional[int] = ..., unnamed: _Optional[bool] = ...) -> None: ...
+    delegate: bool
+    def __init__(self, operation_id: _Optional[str] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., target: _Optional[bytes] = ..., device: _Optional[int] = ..., asked_mode: _Optional[int] = ..., unnamed: _Optional[bool] = ..., delegate: _Optional[bool] = ...) -> None: ...
 
 class LinkRequest(_message.Message):
     __slots__ = ("operation_id", "inode", "parent", "name")
@@ -96,14 +98,100 @@ class SetAttributesRequest(_message.Message):
     def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ...) -> None: ...
 
 class ChangeReply(_message.Message):
-    __slots__ = ("entry", "recalls", "told")
+    __slots__ = ("entry", "recalls", "told", "delegation")
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     RECALLS_FIELD_NUMBER: _ClassVar[int]
     TOLD_FIELD_NUMBER: _ClassVar[int]
+    DELEGATION_FIELD_NUMBER: _ClassVar[int]
     entry: _common_pb2.Entry
     recalls: _containers.RepeatedCompositeFieldContainer[_coherence_pb2.Recall]
     told: _containers.RepeatedCompositeFieldContainer[Told]
-    def __init__(self, entry: _Optional[_Union[_common_pb2.Entry, _Mapping]] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ..., told: _Optional[_Iterable[_Union[Told, _Mapping]]] = ...) -> None: ...
+    delegation: Delegation
+    def __init__(self, entry: _Optional[_Union[_common_pb2.Entry, _Mapping]] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ..., told: _Optional[_Iterable[_Union[Told, _Mapping]]] = ..., delegation: _Optional[_Union[Delegation, _Mapping]] = ...) -> None: ...
+
+class Delegation(_message.Message):
+    __slots__ = ("name_bytes", "mount_id", "key")
+    NAME_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    name_bytes: int
+    mount_id: int
+    key: bytes
+    def __init__(self, name_bytes: _Optional[int] = ..., mount_id: _Optional[int] = ..., key: _Optional[bytes] = ...) -> None: ...
+
+class ReserveInodesRequest(_message.Message):
+    __slots__ = ("count",)
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    def __init__(self, count: _Optional[int] = ...) -> None: ...
+
+class ReserveInodesReply(_message.Message):
+    __slots__ = ("first",)
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    def __init__(self, first: _Optional[int] = ...) -> None: ...
+
+class NewFile(_message.Message):
+    __slots__ = ("operation_id", "inode", "parent", "name", "mode", "uid", "gid", "changed_ns", "atime_ns", "mtime_ns", "sealed", "size", "made_ns")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_NS_FIELD_NUMBER: _ClassVar[int]
+    ATIME_NS_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MADE_NS_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    inode: int
+    parent: int
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+    changed_ns: int
+    atime_ns: int
+    mtime_ns: int
+    sealed: bool
+    size: int
+    made_ns: int
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., changed_ns: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., sealed: _Optional[bool] = ..., size: _Optional[int] = ..., made_ns: _Optional[int] = ...) -> None: ...
+
+class PublishFilesRequest(_message.Message):
+    __slots__ = ("worker_id", "lease", "files")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    lease: str
+    files: _containers.RepeatedCompositeFieldContainer[NewFile]
+    def __init__(self, worker_id: _Optional[str] = ..., lease: _Optional[str] = ..., files: _Optional[_Iterable[_Union[NewFile, _Mapping]]] = ...) -> None: ...
+
+class PublishedFile(_message.Message):
+    __slots__ = ("error", "file", "policy", "unwanted")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    UNWANTED_FIELD_NUMBER: _ClassVar[int]
+    error: _common_pb2.ErrorDetail
+    file: _common_pb2.FileRef
+    policy: WritePolicy
+    unwanted: bool
+    def __init__(self, error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., file: _Optional[_Union[_common_pb2.FileRef, _Mapping]] = ..., policy: _Optional[_Union[WritePolicy, _Mapping]] = ..., unwanted: _Optional[bool] = ...) -> None: ...
+
+class PublishFilesReply(_message.Message):
+    __slots__ = ("files", "recalls", "told")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    RECALLS_FIELD_NUMBER: _ClassVar[int]
+    TOLD_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[PublishedFile]
+    recalls: _containers.RepeatedCompositeFieldContainer[_coherence_pb2.Recall]
+    told: _containers.RepeatedCompositeFieldContainer[Told]
+    def __init__(self, files: _Optional[_Iterable[_Union[PublishedFile, _Mapping]]] = ..., recalls: _Optional[_Iterable[_Union[_coherence_pb2.Recall, _Mapping]]] = ..., told: _Optional[_Iterable[_Union[Told, _Mapping]]] = ...) -> None: ...
 
 class Told(_message.Message):
     __slots__ = ("parent", "name", "result", "empty")
@@ -385,6 +473,42 @@ class BeginDraftReply(_message.Message):
     directory: int
     path: str
     def __init__(self, directory: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
+
+class BeginBlankRequest(_message.Message):
+    __slots__ = ("first", "count")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    count: int
+    def __init__(self, first: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class BeginBlankReply(_message.Message):
+    __slots__ = ("places", "noted")
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    NOTED_FIELD_NUMBER: _ClassVar[int]
+    places: _containers.RepeatedCompositeFieldContainer[BeginDraftReply]
+    noted: bool
+    def __init__(self, places: _Optional[_Iterable[_Union[BeginDraftReply, _Mapping]]] = ..., noted: _Optional[bool] = ...) -> None: ...
+
+class PublishDraftsRequest(_message.Message):
+    __slots__ = ("lease", "files")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    lease: str
+    files: _containers.RepeatedCompositeFieldContainer[NewFile]
+    def __init__(self, lease: _Optional[str] = ..., files: _Optional[_Iterable[_Union[NewFile, _Mapping]]] = ...) -> None: ...
+
+class PublishLeftRequest(_message.Message):
+    __slots__ = ("owner",)
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    owner: str
+    def __init__(self, owner: _Optional[str] = ...) -> None: ...
+
+class PublishLeftReply(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: int
+    def __init__(self, files: _Optional[int] = ...) -> None: ...
 
 class SealDraftRequest(_message.Message):
     __slots__ = ("operation_id", "inode", "lease", "early")

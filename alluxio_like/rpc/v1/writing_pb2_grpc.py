@@ -63,6 +63,16 @@ class ChangesStub:
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SetAttributesRequest.SerializeToString,
                 response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ChangeReply.FromString,
                 _registered_method=True)
+        self.ReserveInodes = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Changes/ReserveInodes',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ReserveInodesRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ReserveInodesReply.FromString,
+                _registered_method=True)
+        self.PublishFiles = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Changes/PublishFiles',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishFilesRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishFilesReply.FromString,
+                _registered_method=True)
         self.Flush = channel.unary_unary(
                 '/alluxio_like.rpc.v1.Changes/Flush',
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.FlushRequest.SerializeToString,
@@ -172,6 +182,21 @@ class ChangesServicer:
 
     def SetAttributes(self, request, context):
         """Changes mode, owner and times.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReserveInodes(self, request, context):
+        """Inode ids that nobody else is given, for files that are published later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PublishFiles(self, request, context):
+        """Has files be there that a client has made in directories which are delegated to it, by a worker that has their bytes. Each is
+        decided by itself; a repeat of one is answered with its first result. Durable when it is answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -304,6 +329,16 @@ def add_ChangesServicer_to_server(servicer, server):
                     servicer.SetAttributes,
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SetAttributesRequest.FromString,
                     response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ChangeReply.SerializeToString,
+            ),
+            'ReserveInodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReserveInodes,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ReserveInodesRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ReserveInodesReply.SerializeToString,
+            ),
+            'PublishFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishFiles,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishFilesRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishFilesReply.SerializeToString,
             ),
             'Flush': grpc.unary_unary_rpc_method_handler(
                     servicer.Flush,
@@ -515,6 +550,60 @@ class Changes:
             '/alluxio_like.rpc.v1.Changes/SetAttributes',
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SetAttributesRequest.SerializeToString,
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ChangeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReserveInodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Changes/ReserveInodes',
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ReserveInodesRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.ReserveInodesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Changes/PublishFiles',
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishFilesRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishFilesReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -921,6 +1010,21 @@ class DraftsStub:
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.BeginDraftRequest.SerializeToString,
                 response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.BeginDraftReply.FromString,
                 _registered_method=True)
+        self.BeginBlank = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Drafts/BeginBlank',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.BeginBlankRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.BeginBlankReply.FromString,
+                _registered_method=True)
+        self.Publish = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Drafts/Publish',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishDraftsRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishFilesReply.FromString,
+                _registered_method=True)
+        self.PublishLeft = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Drafts/PublishLeft',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishLeftRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishLeftReply.FromString,
+                _registered_method=True)
         self.Seal = channel.unary_unary(
                 '/alluxio_like.rpc.v1.Drafts/Seal',
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.SealDraftRequest.SerializeToString,
@@ -952,6 +1056,28 @@ class DraftsServicer:
     def Begin(self, request, context):
         """Has a draft ready: of the version given, brought first if it is not here, or empty with `truncate`. One that is there already
         is given as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BeginBlank(self, request, context):
+        """Has empty drafts ready, for files that the master does not know yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Publish(self, request, context):
+        """Has the master know files whose drafts are here, with what is in them where they are `sealed`, whose `size` and `mtime_ns` the
+        worker looks up. Answers when their policy is met.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PublishLeft(self, request, context):
+        """Does so for all files that were noted by a client of that name, which is no more: sealed, unless somebody has them open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -992,6 +1118,21 @@ def add_DraftsServicer_to_server(servicer, server):
                     servicer.Begin,
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.BeginDraftRequest.FromString,
                     response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.BeginDraftReply.SerializeToString,
+            ),
+            'BeginBlank': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginBlank,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.BeginBlankRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.BeginBlankReply.SerializeToString,
+            ),
+            'Publish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishDraftsRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishFilesReply.SerializeToString,
+            ),
+            'PublishLeft': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishLeft,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishLeftRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishLeftReply.SerializeToString,
             ),
             'Seal': grpc.unary_unary_rpc_method_handler(
                     servicer.Seal,
@@ -1044,6 +1185,87 @@ class Drafts:
             '/alluxio_like.rpc.v1.Drafts/Begin',
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.BeginDraftRequest.SerializeToString,
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.BeginDraftReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginBlank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Drafts/BeginBlank',
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.BeginBlankRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.BeginBlankReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Publish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Drafts/Publish',
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishDraftsRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishFilesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishLeft(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Drafts/PublishLeft',
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishLeftRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PublishLeftReply.FromString,
             options,
             channel_credentials,
             insecure,
