@@ -174,8 +174,9 @@ class _Checker:
             message = f"{shown} counts {record.present_bytes} bytes and has {present}"
             yield self._describe(Grade.WRONG, "present", message, _REFETCH)
         if record.unpersisted and file_id not in self._uploads:
-            message = f"{shown} is kept because the store lacks it, and nothing uploads it"
-            yield self._describe(Grade.WRONG, "unpersisted", message, "report it: the file is safe, and nobody evicts it")
+            # Killed as it became a cache file, or between the two records: of an upload that has ended the record goes.
+            message = f"{shown} is marked as what the store lacks, and its upload has ended: a start takes the mark away"
+            yield self._describe(Grade.LEFTOVER, "unpersisted", message)
         path = fmt.make_file_path(file_id, record.generation)
         try:
             size = os.stat(path, dir_fd=self._fd, follow_symlinks=False).st_size

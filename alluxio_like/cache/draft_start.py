@@ -37,6 +37,10 @@ def _take_up(directory: CacheDirectory, record: DraftRecord) -> DraftRecord | No
         if elsewhere is not None:
             os.rename(elsewhere, path, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
             record = _restamp(directory, record, path)
+        elif record.blank and record.publishing is None:
+            # A power loss before anybody was told of it, or the note that said what became of it has gone with its file.
+            _forget(directory, record)
+            return None
         elif record.stamp is None and record.sealing is None and not record.ref.holders:
             # A power loss before anything of it was synced: it is as it was when it was made.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | files.FLAGS, 0o600, dir_fd=directory.fd))
@@ -46,11 +50,15 @@ def _take_up(directory: CacheDirectory, record: DraftRecord) -> DraftRecord | No
                     "the draft of inode %d is gone from %s: what was written and not yet sealed is lost; look at that disk",
                     record.inode, directory.spec.path,
                 )  # fmt: skip
-            gone = {records.make_draft_key(record.inode): None, records.make_sums_key(record.inode): None}
-            directory.get_index().commit_grouped(gone)
+            _forget(directory, record)
             return None
     _measure(directory, path, record.generation)
     return record
+
+
+def _forget(directory: CacheDirectory, record: DraftRecord) -> None:
+    gone = {records.make_draft_key(record.inode): None, records.make_sums_key(record.inode): None}
+    directory.get_index().commit_grouped(gone)
 
 
 def _take_up_copy(directory: CacheDirectory, record: DraftRecord) -> DraftRecord:

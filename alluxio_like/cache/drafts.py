@@ -39,6 +39,7 @@ from alluxio_like.cache import draft_files as files
 from alluxio_like.cache import format as fmt
 from alluxio_like.cache import syscalls
 from alluxio_like.cache import writing_records as records
+from alluxio_like.cache.blank_drafts import BlankDrafts, Found
 from alluxio_like.cache.draft import Draft, Ending, is_as, may_become
 from alluxio_like.cache.draft_contents import DraftContents, Observation
 from alluxio_like.cache.draft_moves import Move, Mover, Reserving
@@ -95,6 +96,7 @@ class Drafts:
             on_moved=self._drafts.__delitem__,
             checkpoint=self._reach,
         )
+        self.blanks = BlankDrafts(directories, self._drafts, self.contents, self.uploads, self._choose_directory, self._reach)
         self.checkpoint: Callable[[str], None] = lambda _: None
         """Called by name between the steps of a change: where tests kill."""
 
@@ -421,23 +423,43 @@ class Drafts:
             if not record.unwanted and (record.sealing is not None or record.stamp != stamp or self.is_early(draft)):
                 return Ending.CHANGED
             if record.unwanted or not stamp.size:
-                self._delete(draft, directory)
+                self._delete([draft], directory)
                 return Ending.DONE
             return self._make_move(draft, stamp)
 
     def delete(self, draft: Draft) -> None:
         """Drop a draft, whatever is in it: its inode is gone."""
-        with self._dirs[draft.directory].translated():
-            self._delete(draft, self._dirs[draft.directory])
+        self.delete_all([draft])
 
-    def _delete(self, draft: Draft, directory: CacheDirectory) -> None:
-        files.drop_record(directory.fd, draft.path)
-        self._commit(directory, {records.make_draft_key(draft.inode): None, records.make_sums_key(draft.inode): None})
-        self._drafts.pop(draft.inode, None)
+    def delete_all(self, drafts: Sequence[Draft]) -> None:
+        """As `delete`, with one wait for the disk."""
+        for directory in self._dirs:
+            together = [draft for draft in drafts if draft.directory == directory.number]
+            if together:
+                with directory.translated():
+                    self._delete(together, directory)
+
+    def drop_unused(self, drafts: Sequence[Draft]) -> list[Found]:
+        """Delete those blank drafts that nobody has open or has noted anything with; how the others lie there, but for those that
+        cannot be looked at now."""
+        with contextlib.ExitStack() as held:
+            unused, others = self.blanks.list_unused(drafts, held)
+            self.delete_all(unused)
+        return others
+
+    def _delete(self, drafts: Sequence[Draft], directory: CacheDirectory) -> None:
+        values: dict[bytes, bytes | None] = {}
+        for draft in drafts:
+            files.drop_record(directory.fd, draft.path)
+            values |= {records.make_draft_key(draft.inode): None, records.make_sums_key(draft.inode): None}
+        self._commit(directory, values)
+        for draft in drafts:
+            self._drafts.pop(draft.inode, None)
         self.checkpoint("delete: committed")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft.path, dir_fd=directory.fd)
-        directory.note_draft(draft.record.generation, 0)
+        for draft in drafts:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft.path, dir_fd=directory.fd)
+            directory.note_draft(draft.record.generation, 0)
 
     def _make_move(self, draft: Draft, stamp: Stamp) -> Move:
         """How a draft becomes a cache file."""

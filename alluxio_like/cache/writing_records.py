@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from alluxio_like.cache.new_files import NewFile, from_fields, to_fields
 from alluxio_like.types import FileId, FileRef, Fingerprint, InodeId, MountId, VersionId, WorkerId
 
 DRAFTS = b"D"
@@ -48,13 +49,17 @@ class Sealing:
 @dataclass(frozen=True, slots=True)
 class DraftRecord:
     """A draft. `ref` is the version that it began from, or that was sealed last; as long as the file has `stamp`, it holds just
-    that (None: nothing known, it is to be sealed). `unwanted`: that version has no name any more."""
+    that (None: nothing known, it is to be sealed). `unwanted`: that version has no name any more. `blank`: the master does not
+    know of it, and `ref` is what it will be; `publishing`: so it was told of the file, or is just being told, under the file's
+    operation ids (with `sealing`: of that content)."""
 
     ref: FileRef
     generation: int
     stamp: Stamp | None = None
     sealing: Sealing | None = None
     unwanted: bool = False
+    blank: bool = False
+    publishing: NewFile | None = None
 
     @property
     def inode(self) -> InodeId:
@@ -123,15 +128,18 @@ def unpack_sums(raw: bytes) -> "array[int]":
 
 def pack_draft(record: DraftRecord) -> bytes:
     sealing = record.sealing
-    return _dump(
-        {
-            "ref": _from_ref(record.ref),
-            "generation": record.generation,
-            "stamp": _from_stamp(record.stamp),
-            "sealing": None if sealing is None else [sealing.operation_id, _from_stamp(sealing.stamp), sealing.copy],
-            "unwanted": record.unwanted,
-        }
-    )
+    fields = {
+        "ref": _from_ref(record.ref),
+        "generation": record.generation,
+        "stamp": _from_stamp(record.stamp),
+        "sealing": None if sealing is None else [sealing.operation_id, _from_stamp(sealing.stamp), sealing.copy],
+        "unwanted": record.unwanted,
+    }
+    if record.blank:
+        fields["blank"] = True
+    if record.publishing is not None:
+        fields["publishing"] = to_fields(record.publishing)
+    return _dump(fields)
 
 
 def unpack_draft(raw: bytes) -> DraftRecord:
@@ -143,6 +151,8 @@ def unpack_draft(raw: bytes) -> DraftRecord:
         None if fields["stamp"] is None else Stamp(*fields["stamp"]),
         None if sealing is None else Sealing(sealing[0], Stamp(*sealing[1]), sealing[2]),
         fields["unwanted"],
+        fields.get("blank", False),
+        from_fields(fields["publishing"]) if "publishing" in fields else None,
     )
 
 

@@ -1,33 +1,44 @@
 """What programs of this machine write: the handler of the service Drafts.
 
-Owns when a draft begins, is sealed and is over, and what a write policy asks for before a close returns. The files are
-cache/drafts.py's, uploads those of uploading.py; which version a content becomes the master decides. Rule of concurrency: one
-event loop; what is done to one inode is done under its lock (`_locks`), to its end, whoever has gone meanwhile; disks are asked
-in the queue's threads.
+Owns when a draft begins, is sealed and is over. The files are cache/drafts.py's, what a draft begins from beginning.py's, uploads
+uploading.py's, what a close waits for policies.py's, files that the master does not know yet publishing.py's; which version a
+content becomes the master decides. Rule of concurrency: one event loop; what is done to one inode is done under its lock
+(`_locks`), to its end, whoever has gone meanwhile; disks are asked in the queue's threads.
 """
 
 import asyncio
 import functools
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from alluxio_like import errors
 from alluxio_like.cache.draft import Draft, Ending
-from alluxio_like.cache.file import CachedFile
+from alluxio_like.cache.new_files import NewFile
 from alluxio_like.cache.store import CacheStore
 from alluxio_like.cache.writing_records import Stamp, UploadRecord, make_token
 from alluxio_like.metrics import Metrics
-from alluxio_like.rpc.messages import Priority
-from alluxio_like.rpc.messages_writing import DraftPlace, DraftSealed, Sealed, SealedDraft, WriteMode
-from alluxio_like.types import Entry, FileRef, InodeId, JobId, PageRange, get_page_count
+from alluxio_like.rpc.messages_writing import (
+    BlankDrafts,
+    DraftPlace,
+    DraftSealed,
+    Published,
+    Sealed,
+    SealedDraft,
+    WriteMode,
+)
+from alluxio_like.types import Entry, FileRef, InodeId
+from alluxio_like.worker import publishing
+from alluxio_like.worker.beginning import Beginner
 from alluxio_like.worker.dirty import DrainCap
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.evictor import Evictor
 from alluxio_like.worker.fetcher import Fetcher
+from alluxio_like.worker.inode_locks import InodeLocks
+from alluxio_like.worker.policies import Policies
+from alluxio_like.worker.publishing import GRACE_S, Publisher
 from alluxio_like.worker.replicating import Replicator
 from alluxio_like.worker.uploading import Uploader
 
@@ -35,17 +46,13 @@ _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-GRACE_S = 10.0
-"""A draft that was just begun is not over because nobody has opened it yet. A guess: the caller opens it within milliseconds."""
 _LOOKS_AT_ONCE = 64
 _CLOSE_S = 2.0
-_BRING_TRIES = 10
-"""What is freed amid a fetch takes another, or two: the next may join one that is under way, of whose pages some are gone."""
-_GOES = "the file is removed from the cache again and again before it can be written"
 _SEAL_ROUNDS = 3
+_NOBODY = InodeId(0)
 
 
-class Changes(Protocol):
+class Changes(publishing.Changes, Protocol):
     """What is asked of the master (rpc.changes.ChangesStub)."""
 
     async def seal(self, operation_id: str, draft: SealedDraft) -> Sealed: ...
@@ -57,12 +64,6 @@ class _Begun(NamedTuple):
     stamp: Stamp
     is_changed: bool = True
     appended: bool = False
-
-
-@dataclass(slots=True)
-class _Lock:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    users: int = 0
 
 
 class DraftsService:
@@ -85,22 +86,34 @@ class DraftsService:
     ) -> None:
         self._store = store
         self._drafts = store.drafts
-        self._fetcher = fetcher
         self._evictor = evictor
         self._uploader = uploader
         self._replicator = replicator
         self._changes = changes
         self._disk = disk
         self._metrics = metrics
-        self._cap = cap
         self._lookup_entry = lookup_entry
         # What a caller waits for is over before its own deadline, so that it learns what was wrong.
-        self._patience_s = io_timeout_s * 0.8
+        self._policies = Policies(store.drafts, uploader, replicator, cap, io_timeout_s * 0.8)
         self._loop = asyncio.get_running_loop()
-        self._locks: dict[InodeId, _Lock] = {}
+        self._locks = InodeLocks()
         self._asked_s: dict[InodeId, float] = {}
         """When a draft's place was last given to somebody who has yet to open it."""
+        self._looked = 0
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._beginner = Beginner(store, fetcher, evictor, disk)
+        self._publisher = Publisher(
+            store=store,
+            beginner=self._beginner,
+            uploader=uploader,
+            changes=changes,
+            disk=disk,
+            metrics=metrics,
+            locks=self._locks,
+            seal=self._seal,
+            end=self._end_held,
+            lookup_entry=lookup_entry,
+        )
 
     # -- the service -------------------------------------------------------------------------------------------------------
 
@@ -109,16 +122,32 @@ class DraftsService:
         return await self._to_end(self._begin_locked(ref, truncate=truncate))
 
     async def _begin_locked(self, ref: FileRef, *, truncate: bool) -> DraftPlace:
-        async with self._locked(ref.inode):
+        async with self._locks.hold(ref.inode):
             draft = self._drafts.lookup(ref.inode)
+            if draft is not None and draft.record.blank:
+                # Who asks knows of it from the master, whose answer was lost here.
+                await self._publisher.publish_held(draft)
+                draft = self._drafts.lookup(ref.inode)
             if draft is not None and ref.version > draft.record.ref.version:
                 # Somebody else has written it since. What is still open here goes on: the last to seal wins.
                 await self._end(draft)
                 draft = self._drafts.lookup(ref.inode)
             if draft is None:
-                draft = await self._begin(ref, truncate=truncate)
+                draft = await self._beginner.begin(ref, truncate=truncate)
             self._asked_s[ref.inode] = self._loop.time()
             return DraftPlace(draft.directory, draft.path)
+
+    async def begin_blank(self, first: InodeId, count: int) -> BlankDrafts:
+        """See DraftsHandler."""
+        return await self._to_end(self._publisher.begin_blank(first, count))
+
+    async def publish(self, lease: str, files: Sequence[NewFile]) -> Published:
+        """See DraftsHandler."""
+        return await self._policies.meet_all(await self._to_end(self._publisher.publish(lease, files)))
+
+    async def publish_left(self, owner: str) -> int:
+        """See DraftsHandler."""
+        return await self._to_end(self._publisher.publish_left(owner))
 
     async def seal(self, operation_id: str, inode: InodeId, lease: str = "", *, early: bool = False) -> DraftSealed:
         """See DraftsHandler."""
@@ -126,15 +155,17 @@ class DraftsService:
         sealed = await self._to_end(self._seal_locked(operation_id, inode, lease, early=early))
         self._metrics.seal_seconds.observe(self._loop.time() - started)
         if sealed.ref is not None and not early:
-            await self._meet_policy(sealed.ref)
+            await self._policies.meet(sealed.ref)
         return sealed
 
     async def _seal_locked(self, operation_id: str, inode: InodeId, lease: str, *, early: bool) -> DraftSealed:
-        async with self._locked(inode):
+        async with self._locks.hold(inode):
             draft = self._drafts.lookup(inode)
             if draft is None:
                 raise errors.NotFound("no such draft here; begin it again", subject=str(inode))
             try:
+                if draft.record.blank:
+                    await self._publisher.publish_held(draft)
                 if early:
                     await self._check_newest(draft)
                 return await self._seal(draft, operation_id, lease, early=early)
@@ -163,28 +194,35 @@ class DraftsService:
 
     async def _end_all(self, inodes: Sequence[InodeId]) -> None:
         """Most were sealed and are over: these become cache files together. The others go on one by one."""
-        left = list(dict.fromkeys(inodes))
-        async with AsyncExitStack() as held:
-            ending: list[Draft] = []
-            for inode in left:
-                draft = self._drafts.lookup(inode)
-                # (One that is locked is not waited for: others are held here.)
-                if draft is not None and inode not in self._locks:
-                    await held.enter_async_context(self._locked(inode))
-                    ending.append(draft)
-            done = await self._disk.submit(lambda: self._drafts.end_all(ending), alone=True) if ending else []
-            for draft in done:
-                await self._note_over(draft)
-        over = {draft.inode for draft in done}
+        left = dict.fromkeys(inodes)
+        async with self._locks.hold_free(left) as held:
+            # (One that is locked is not waited for: others are held here.)
+            drafts = [draft for inode in left if inode in held and (draft := self._drafts.lookup(inode)) is not None]
+            ending = [draft for draft in drafts if not draft.record.blank]
+            done = await self._end_held(ending)
+            blank = [draft for draft in drafts if draft.record.blank]
+            if blank:
+                await self._publisher.end_held(blank)
+        over = {draft.inode for draft in done} | {draft.inode for draft in blank if draft.record.blank}
         for inode in left:
             if inode not in over:
                 await self._end_locked(inode)
 
+    async def _end_held(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """Under their locks. Those that are over become cache files; which."""
+        done = await self._disk.submit(lambda: self._drafts.end_all(drafts), alone=True) if drafts else []
+        for draft in done:
+            await self._note_over(draft)
+        return done
+
     async def _end_locked(self, inode: InodeId) -> None:
-        async with self._locked(inode):
+        async with self._locks.hold(inode):
             self._asked_s.pop(inode, None)
             draft = self._drafts.lookup(inode)
             if draft is None:
+                return
+            if draft.record.blank:
+                await self._publisher.end_held([draft])
                 return
             await self._end(draft)
             if self._drafts.lookup(inode) is draft:
@@ -206,7 +244,7 @@ class DraftsService:
         """Have what was to stay here, or to wait for a close, uploaded as well, in the background."""
         found = [record for inode in inodes for record in self._drafts.uploads.list_of(inode)]
         for record in found:
-            async with self._locked(record.file_id.inode):
+            async with self._locks.hold(record.file_id.inode):
                 now = self._drafts.lookup_upload(record.file_id)
                 if now is not None and (now.mode == WriteMode.CACHE or now.early):
                     changed = replace(now, mode=WriteMode.BACK.value, early=False)
@@ -223,6 +261,8 @@ class DraftsService:
             while True:
                 self._uploader.look()
                 self._begin_looks(looking)
+                if _NOBODY not in looking:
+                    looking[_NOBODY] = asyncio.create_task(self._look_at_blanks(), name="look at blank drafts")
                 await self._replicator.look()
                 self._show()
                 await asyncio.sleep(LOOK_S)
@@ -235,9 +275,26 @@ class DraftsService:
         """One that waits, for the master or for a long seal, keeps none of the others waiting."""
         for inode in [inode for inode, task in looking.items() if task.done()]:
             del looking[inode]
-        for draft in self._drafts.list_drafts():
-            if draft.inode not in looking and len(looking) < _LOOKS_AT_ONCE and self._drafts.is_healthy(draft):
+        now_s = self._loop.time()
+        drafts = [draft for draft in self._drafts.list_drafts() if not draft.record.blank]
+        for draft in drafts:
+            self._asked_s.setdefault(draft.inode, now_s)
+        # Those that are open for long are not to keep others from being looked at.
+        start = self._looked % max(1, len(drafts))
+        for draft in drafts[start:] + drafts[:start]:
+            if len(looking) >= _LOOKS_AT_ONCE:
+                break
+            if draft.inode not in looking and self._drafts.is_healthy(draft):
+                self._looked += 1
                 looking[draft.inode] = asyncio.create_task(self._look_safely(draft), name=f"look at draft {draft.inode}")
+
+    async def _look_at_blanks(self) -> None:
+        try:
+            await self._to_end(self._publisher.look())
+        except errors.AlluxioLikeError as error:
+            _LOG.warning("files that their clients have left are looked at again later: %s", error)
+        except Exception:  # noqa: BLE001 (nobody would notice drafts that are never over)
+            _LOG.exception("the look at files that their clients have left failed")
 
     async def _look_safely(self, draft: Draft) -> None:
         try:
@@ -248,10 +305,9 @@ class DraftsService:
             _LOG.exception("the look at the draft of inode %d failed", draft.inode)
 
     async def _look(self, draft: Draft) -> None:
-        known = self._locks.get(draft.inode)
-        if known is not None and known.lock.locked():
+        if self._locks.is_held(draft.inode):
             return
-        async with self._locked(draft.inode):
+        async with self._locks.hold(draft.inode):
             if self._drafts.lookup(draft.inode) is not draft:
                 return
             if draft.record.sealing is not None:
@@ -263,61 +319,19 @@ class DraftsService:
 
     def _show(self) -> None:
         count, size = self._drafts.uploads.count()
-        self._metrics.drafts.set(len(self._drafts.list_drafts()))
+        written = sum(not draft.record.blank for draft in self._drafts.list_drafts())
+        self._metrics.drafts.set(written + self._publisher.noted)
         self._metrics.draft_bytes.set(sum(usage.draft_bytes for usage in self._store.get_usage()))
         self._metrics.unpersisted_files.set(count)
         self._metrics.unpersisted_bytes.set(size)
-
-    # -- begin -------------------------------------------------------------------------------------------------------------
-
-    async def _begin(self, ref: FileRef, *, truncate: bool) -> Draft:
-        if self._drafts.has_newer(ref):
-            # Sealed here since the caller has looked: what it would write would undo that.
-            raise errors.Stale("the file has been written anew; open it again", subject=ref.key)
-        for _ in range(_BRING_TRIES):
-            cached = await self._find_whole(ref) if truncate or not ref.size else await self._bring(ref)
-            begin = functools.partial(self._drafts.begin, ref, cached, truncate=truncate)
-            try:
-                draft = await self._disk.submit(begin, alone=True)
-            except errors.NotFound:
-                # It was evicted just now.
-                continue
-            except errors.NoSpace:
-                # What is only cached makes room, as it does for what is brought to be written.
-                if cached is not None or not await self._disk.submit(self._evictor.make_room_to_begin):
-                    raise
-                continue
-            if cached is not None:
-                self._evictor.record_removed(ref.file_id)
-            return draft
-        raise errors.Unavailable(_GOES, subject=ref.key)
-
-    async def _find_whole(self, ref: FileRef) -> CachedFile | None:
-        if not ref.size:
-            return None
-        cached = await self._fetcher.get_cached(ref, PageRange(0, get_page_count(ref.size)))
-        return cached if cached is not None and cached.is_complete else None
-
-    async def _bring(self, ref: FileRef) -> CachedFile:
-        """All of a version, in the cache of this worker. Others make room for it, as they do for a load: what cannot be kept can
-        be read, but not be written. Raises NoSpace; Unavailable: it is removed again and again."""
-        pages = PageRange(0, get_page_count(ref.size))
-        for _ in range(_BRING_TRIES):
-            cached = await self._find_whole(ref)
-            if cached is not None:
-                return cached
-            try:
-                await self._fetcher.bring(ref, pages, job=JobId(f"write {ref.inode}"), priority=Priority.DEMAND)
-            except errors.NoSpace:
-                if not await self._disk.submit(functools.partial(self._evictor.make_room_for, ref)):
-                    raise
-        raise errors.Unavailable(_GOES, subject=ref.key)
 
     # -- seal --------------------------------------------------------------------------------------------------------------
 
     async def _seal(self, draft: Draft, operation_id: str, lease: str = "", *, early: bool = False) -> DraftSealed:
         """Under the inode's lock. Make what is in the draft now the next version, if it is not one. `early`: for others to see,
         while the file stays open. Raises NotFound: the inode is gone, and the draft with it."""
+        if draft.record.blank:
+            raise errors.Conflict("nobody has made a file of the draft", subject=str(draft.inode))
         if draft.record.sealing is not None:
             is_repeat = draft.record.sealing.operation_id == operation_id
             await self._finish_seal(draft)
@@ -389,23 +403,6 @@ class DraftsService:
             self._store.remove([file_id], force=True)
             self._evictor.record_removed(file_id)
 
-    async def _meet_policy(self, ref: FileRef) -> None:
-        """What has to be so before a close returns."""
-        upload = self._drafts.lookup_upload(ref.file_id)
-        if upload is None:
-            return
-        if upload.mode == WriteMode.THROUGH and self._uploader.may_wait(upload) and not self._cap.is_passed_with(ref.size):
-            self._uploader.look_at(ref.inode)
-            return
-        if upload.mode == WriteMode.THROUGH:
-            await self._uploader.upload(ref.file_id, patience_s=self._patience_s)
-            return
-        # Copies first: until they are there, this worker's loss is the file's.
-        await self._replicator.replicate(upload, patience_s=self._patience_s)
-        self._uploader.look_at(ref.inode)
-        if upload.mode == WriteMode.BACK and self._cap.is_passed_with(ref.size):
-            await self._uploader.upload(ref.file_id, patience_s=self._patience_s)
-
     # -- end ---------------------------------------------------------------------------------------------------------------
 
     async def _end(self, draft: Draft) -> None:
@@ -443,11 +440,19 @@ class DraftsService:
 
     async def drain(self, limit_s: float) -> None:
         """Before this worker ends: have what was written uploaded, the newest first, for at most so long."""
+        if not limit_s:
+            return
+        deadline_s = self._loop.time() + limit_s
+        try:
+            # What the master does not know has no place at a store.
+            await asyncio.wait_for(self._to_end(self._publisher.publish_left(None)), limit_s)
+        except (TimeoutError, errors.AlluxioLikeError) as error:
+            _LOG.warning("files that clients have made and the master does not know yet are kept here: %s", error)
         count = self._uploader.count_left()
-        if not count or not limit_s:
+        if not count:
             return
         _LOG.info("uploading what was written before ending", extra={"versions": count, "limit_s": limit_s})
-        left = await self._uploader.drain(limit_s)
+        left = await self._uploader.drain(max(0.0, deadline_s - self._loop.time()))
         if left:
             _LOG.warning("%d versions are not uploaded: they are kept here and taken up after the next start", left)
         else:
@@ -473,15 +478,3 @@ class DraftsService:
         if not task.cancelled():
             # Whoever waited has been told; who has gone is not to leave a warning behind.
             task.exception()
-
-    @asynccontextmanager
-    async def _locked(self, inode: InodeId) -> AsyncIterator[None]:
-        known = self._locks.setdefault(inode, _Lock())
-        known.users += 1
-        try:
-            async with known.lock:
-                yield
-        finally:
-            known.users -= 1
-            if not known.users:
-                self._locks.pop(inode, None)

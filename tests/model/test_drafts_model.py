@@ -16,19 +16,25 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from alluxio_like import errors
+from alluxio_like.cache.blank_drafts import Known as Published
+from alluxio_like.cache.blank_drafts import Telling
 from alluxio_like.cache.draft import Draft, Ending
 from alluxio_like.cache.draft_files import open_draft
+from alluxio_like.cache.new_files import Note, write_note
 from alluxio_like.cache.store import CacheDirSpec, CacheStore
 from alluxio_like.cache.writing_records import UploadRecord
 from alluxio_like.clock import SystemClock
 from alluxio_like.types import PAGE_BYTES, FileRef, Fingerprint, InodeId, MountId, VersionId, WorkerId
 from tests.dead_store import stop_dead
+from tests.unit.draft_parts import make_new_file
 
-INODES = st.sampled_from([InodeId(1), InodeId(2)])
+INODES = st.sampled_from([InodeId(1), InodeId(2), InodeId(3)])
 SIZES = st.sampled_from([0, 10, PAGE_BYTES + 5])
 BEGIN = st.sampled_from(["", "", "begin: created", "begin: renamed", "begin: committed"])
 SEAL = st.sampled_from(["", "", "seal: begun", "seal: committed"])
 END = st.sampled_from(["", "", "end: renamed", "end: committed"])
+BLANK = st.sampled_from(["", "", "blank: created", "blank: committed"])
+PUBLISH = st.sampled_from(["", "", "publish: begun", "publish: committed"])
 """Where the worker dies; "": nowhere."""
 
 
@@ -45,6 +51,7 @@ class Known:
     sealed: bytes | None = None
     draft: bool = False
     persisted: bool = False
+    noted: bool = False
 
 
 class DraftsMachine(RuleBasedStateMachine):
@@ -129,7 +136,7 @@ class DraftsMachine(RuleBasedStateMachine):
     @rule(inode=INODES, point=SEAL)
     def seal(self, inode: InodeId, point: str) -> None:
         draft = self.store.drafts.lookup(inode)
-        if draft is None:
+        if draft is None or draft.record.blank:
             return
         self.armed = point
         try:
@@ -156,16 +163,100 @@ class DraftsMachine(RuleBasedStateMachine):
         if ref is None:
             ref = self.make_ref(draft.inode, known.ref.version + 1, sealing.stamp.size)
             self.masters[sealing.operation_id] = ref
-            known.ref = ref
-            is_same = self.store.drafts.contents.read_stamp(draft) == sealing.stamp
-            known.sealed = known.content if is_same else None
-            known.persisted = False
+            self.learn(draft, ref)
         self.store.drafts.note_sealed(draft, ref, UploadRecord(ref, "through", 1, "0" * 32), unwanted=False)
+
+    def learn(self, draft: Draft, ref: FileRef) -> None:
+        """The master has made what is being sealed a version."""
+        known, sealing = self.known[draft.inode], draft.record.sealing
+        assert sealing is not None
+        known.ref = ref
+        is_same = self.store.drafts.contents.read_stamp(draft) == sealing.stamp
+        known.sealed = known.content if is_same else None
+        known.persisted = False
+
+    @rule(inode=INODES, point=BLANK)
+    def begin_blank(self, inode: InodeId, point: str) -> None:
+        if inode in self.known:
+            return
+        self.armed = point
+        try:
+            made = self.store.drafts.blanks.begin([inode])
+            assert made is not None
+        except Killed:
+            self.restart()
+        self.armed = ""
+        if self.store.drafts.lookup(inode) is not None:
+            self.known[inode] = Known(self.make_ref(inode, 1, 0), draft=True)
+
+    @rule(inode=INODES)
+    def note(self, inode: InodeId) -> None:
+        """A client has made a file of it."""
+        draft = self.store.drafts.lookup(inode)
+        if draft is not None and draft.record.blank:
+            fd = open_draft(self.store.directory_fds[draft.directory], draft.path)
+            write_note(fd, Note("client", make_new_file(inode)))
+            os.close(fd)
+            self.known[inode].noted = True
+
+    @rule(inode=INODES)
+    def drop_unused(self, inode: InodeId) -> None:
+        draft = self.store.drafts.lookup(inode)
+        if draft is None or not draft.record.blank:
+            return
+        stays = self.known[inode].noted or draft.record.publishing is not None
+        assert len(self.store.drafts.drop_unused([draft])) == stays
+        if not stays:
+            del self.known[inode]
+
+    @rule(inode=INODES, sealed=st.booleans(), point=PUBLISH)
+    def publish(self, inode: InodeId, sealed: bool, point: str) -> None:
+        draft = self.store.drafts.lookup(inode)
+        if draft is None or not draft.record.blank:
+            return
+        self.armed = point
+        try:
+            if draft.record.publishing is None:
+                self.next += 1
+                file = make_new_file(inode, operation_id=f"op-{self.next}", sealed=sealed)
+                seen = self.store.drafts.contents.observe(draft) if sealed else None
+                self.store.drafts.blanks.note_publishing([Telling(draft, file, seen)])
+            self.finish_publishing(draft)
+        except Killed:
+            self.restart()
+        self.armed = ""
+
+    def finish_publishing(self, draft: Draft) -> None:
+        file, sealing = draft.record.publishing, draft.record.sealing
+        assert file is not None
+        assert file.sealed == (sealing is not None)
+        ref = self.masters.get(file.operation_id)
+        if ref is None:
+            ref = self.make_ref(draft.inode, 1 if sealing is None else 2, 0 if sealing is None else sealing.stamp.size)
+            self.masters[file.operation_id] = ref
+            if sealing is not None:
+                self.learn(draft, ref)
+        upload = None if sealing is None else UploadRecord(ref, "through", 1, "0" * 32)
+        self.store.drafts.blanks.note_known([Published(draft, ref, upload, unwanted=False)])
+
+    @rule(inode=INODES, size=SIZES, sealed=st.booleans(), point=PUBLISH, more=st.booleans())
+    def make_file(self, inode: InodeId, size: int, sealed: bool, point: str, more: bool) -> None:
+        """All that a client does to a file of its own, and more."""
+        self.begin_blank(inode, "")
+        self.note(inode)
+        self.write(inode, size, b"n", 0)
+        self.publish(inode, sealed, point)
+        if more:
+            self.write(inode, size, b"m", 5)
+        self.publish(inode, sealed, "")
+        if more or not sealed:
+            self.seal(inode, "")
+        self.end(inode, "")
 
     @rule(inode=INODES, point=END)
     def end(self, inode: InodeId, point: str) -> None:
         draft = self.store.drafts.lookup(inode)
-        if draft is None:
+        if draft is None or draft.record.blank:
             return
         self.armed = point
         try:

@@ -2,15 +2,27 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from alluxio_like import errors
 from alluxio_like.cache.draft_files import open_draft
+from alluxio_like.cache.new_files import NewFile, Note, write_note
 from alluxio_like.cache.store import CacheStore
-from alluxio_like.rpc.messages_writing import Changed, DraftPlace, Sealed, SealedDraft, UploadPlan, WriteMode, WritePolicy
+from alluxio_like.rpc.messages_writing import (
+    Changed,
+    DraftPlace,
+    Published,
+    PublishedFile,
+    Sealed,
+    SealedDraft,
+    UploadPlan,
+    WriteMode,
+    WritePolicy,
+)
 from alluxio_like.types import OWN_TOKEN, Attr, Entry, FileId, FileRef, Fingerprint, InodeId, Kind, MountId, VersionId, WorkerId
 from alluxio_like.ufs.memory import MemoryUfs
 from alluxio_like.ufs.memory_writing import WritableMemoryUfs
@@ -47,6 +59,12 @@ class FakeChanges:
     """Versions whose uploads were given up."""
     conflicts: list[FileId] = field(default_factory=list)
     seals: list[SealedDraft] = field(default_factory=list)
+    made: dict[str, NewFile] = field(default_factory=dict)
+    """Files that were published, by operation id: as they were given first."""
+    published: list[tuple[NewFile, ...]] = field(default_factory=list)
+    """What each call has asked for."""
+    refused: dict[InodeId, errors.AlluxioLikeError] = field(default_factory=dict)
+    """Why no file is made in a directory."""
     lose_answers: int = 0
     """So many calls are carried out, and their answers lost."""
 
@@ -74,7 +92,7 @@ class FakeChanges:
         )
 
     def get_entry(self, inode: InodeId) -> Entry:
-        if inode in self.gone:
+        if inode in self.gone or inode not in self.versions:
             raise errors.NotFound("no such inode", subject=str(inode))
         ref = self.get_ref(inode, 1)
         attr = Attr(inode, Kind.FILE, 0o644, 0, 0, ref.size, 1, 1, int(inode in self.keys), ref.version)
@@ -92,6 +110,30 @@ class FakeChanges:
             self.operations[operation_id] = Sealed(ref, self.policy, draft.inode not in self.keys)
         self._answer()
         return self.operations[operation_id]
+
+    async def publish(self, worker_id: WorkerId, lease: str, files: Sequence[NewFile]) -> Published:
+        await self._reach()
+        self.published.append(tuple(files))
+        answers = [self._publish(worker_id, file) for file in files]
+        self._answer()
+        return Published(tuple(answers))
+
+    def _publish(self, worker_id: WorkerId, file: NewFile) -> PublishedFile:
+        """As the master: the name under the operation id, the version under another one; both or none."""
+        if file.operation_id not in self.made:
+            error = self.refused.get(file.parent)
+            if error is not None:
+                return PublishedFile(None, error=error)
+            self.create(file.inode, f"{file.parent}/{file.name}")
+            self.made[file.operation_id] = file
+        ref = make_own_ref(file.inode, 1, self.keys[file.inode], 0)
+        if file.sealed:
+            seal = f"{file.operation_id}.s"
+            if seal not in self.operations:
+                self.versions[file.inode] += 1
+                self.operations[seal] = Sealed(self.get_ref(file.inode, file.size, worker_id), self.policy)
+            ref = self.operations[seal].ref
+        return PublishedFile(ref, self.policy)
 
     async def plan_upload(self, file_id: FileId) -> UploadPlan:
         await self._reach()
@@ -140,6 +182,14 @@ def make_own_ref(inode: int, version: int, key: str, size: int) -> FileRef:
     return FileRef(InodeId(inode), VersionId(version), MountId(MOUNT), key, Fingerprint(f"{OWN_TOKEN}{version:x}", size))
 
 
+def make_new_file(inode: int, **others: Any) -> NewFile:
+    """A file of a client that it has made in directory 2."""
+    return replace(
+        NewFile(f"op-{inode}", InodeId(inode), InodeId(2), f"new-{inode}", 0o644, 0, 0, changed_ns=1_000, mtime_ns=1_000),
+        **others,
+    )
+
+
 @dataclass
 class DraftParts:
     """What is under test, and what is around it."""
@@ -162,6 +212,13 @@ class DraftParts:
     def open(self, place: DraftPlace) -> int:
         """As a daemon does."""
         return open_draft(self.store.directory_fds[place.directory], place.path)
+
+    def make(self, place: DraftPlace, file: NewFile, data: bytes = b"", *, owner: str = "client") -> int:
+        """As a daemon makes a file of a blank draft, and a program writes to it; open."""
+        fd = self.open(place)
+        write_note(fd, Note(owner, file))
+        os.pwrite(fd, data, 0)
+        return fd
 
     async def write(self, ref: FileRef, data: bytes, *, truncate: bool = True, operation_id: str = "") -> FileRef:
         """A program's open, write and close of one file."""
