@@ -196,6 +196,12 @@ class Metrics:
         self.leases_succeeded = self._counter(
             "leases_succeeded_total", "Leases of killed FUSE daemons that the daemon after them ended, before they had run out."
         )
+        self.delegations = self._gauge("delegations", "New directories that some mount fills by itself.")
+        self.delegations_taken_back = self._counter(
+            "delegations_taken_back_total",
+            "Such directories that were taken back, because others asked for them, or made too many.",
+        )
+        self.files_published = self._counter("files_published_total", "Files that mounts have made by themselves and published.")
         self.namespace_unpersisted_files = self._gauge(
             "namespace_unpersisted_files", "Files of the namespace whose content no store has yet."
         )

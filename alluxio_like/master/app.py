@@ -6,6 +6,7 @@ event loop, one process.
 
 import asyncio
 import logging
+import secrets
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from alluxio_like.kv.api import WriteTransaction
 from alluxio_like.master.asking import Asker
 from alluxio_like.master.changing import ChangesService
 from alluxio_like.master.coherence import Coherence
-from alluxio_like.master.core import namespace, operations
+from alluxio_like.master.core import delegations, namespace, operations
+from alluxio_like.master.core.delegations import Delegations
 from alluxio_like.master.core.leases import LEASE_S, LeaseTable, may_be_outstanding, note_outstanding
 from alluxio_like.master.core.model import Purged
+from alluxio_like.master.delegating import forget_ended, make_gate
 from alluxio_like.master.empty_files import EmptyFiles
 from alluxio_like.master.follower import Follower
 from alluxio_like.master.home import Home
@@ -111,17 +114,20 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
         with meta.read() as txn:
             registry.restore(list_stored(txn))
             waits_for_leases = may_be_outstanding(txn)
+            delegated = delegations.list_rows(txn)
 
         async def note_leases(outstanding: bool) -> None:
             await meta.write(lambda txn: note_outstanding(txn, outstanding))
             await meta.flush()
 
+        leases = LeaseTable(clock.monotonic() - (0.0 if waits_for_leases else LEASE_S), first_sequence=secrets.randbits(32) << 24)
         coherence = Coherence(
-            LeaseTable(clock.monotonic() - (0.0 if waits_for_leases else LEASE_S)),
+            leases,
             clock=clock,
             metrics=metrics,
             get_cluster_epoch=lambda: registry.get_cluster().epoch,
             note_outstanding=note_leases,
+            delegations=Delegations(leases, delegated),
         )
         mounts = MountTable(
             meta,
@@ -164,7 +170,14 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
         guard = Guard(token, config.client_token_file)
         spaces = Spaces(meta, mounts, clock=clock)
         stack.push_async_callback(spaces.close)
-        server = create_server(config.bind, tls=config.tls, insecure=config.insecure, guard=guard, metrics=metrics)
+        server = create_server(
+            config.bind,
+            tls=config.tls,
+            insecure=config.insecure,
+            guard=guard,
+            metrics=metrics,
+            make_gate=partial(make_gate, coherence),
+        )
         add_master_services(
             server.grpc_server,
             namespace=NamespaceService(meta, lister, surveyor, registry, spaces, clock=clock),
@@ -187,6 +200,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
             limits.note_sealed,
             clock=clock,
             io_timeout_s=config.io_timeout_s,
+            metrics=metrics,
         )
         add_changes_service(server.grpc_server, changing)
         locks = LocksService(is_live=coherence.is_live, get_start_wait_s=coherence.get_start_wait_s, monotonic=clock.monotonic)
@@ -214,6 +228,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
             asyncio.create_task(bin_.run(), name="end what is in the trash"),
             asyncio.create_task(limits.count(), name="count for quotas"),
             asyncio.create_task(_watch_leases(coherence, locks), name="watch leases"),
+            asyncio.create_task(forget_ended(meta, coherence), name="forget delegations"),
             asyncio.create_task(_forget_old(meta, registry, pool, clock), name="forget old"),
             asyncio.create_task(mounts.check_all(), name="check mounts"),
             asyncio.create_task(workers.check_reported(), name="check reported"),

@@ -11,25 +11,31 @@ committed is always told.
 import asyncio
 import json
 import logging
+import stat
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from alluxio_like import errors
+from alluxio_like.cache.new_files import NewFile
 from alluxio_like.clock import Clock
 from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.coherence import Coherence
-from alluxio_like.master.core import changes, conflicts, keys, namespace, operations, tables, unpersisted, versions, xattrs
+from alluxio_like.master.core import acls, changes, conflicts, keys, namespace, operations, tables, unpersisted, versions, xattrs
 from alluxio_like.master.core.changes import Outcome
 from alluxio_like.master.core.model import NO_MOUNT
+from alluxio_like.master.core.publishing import Packer
+from alluxio_like.master.delegating import Delegator
 from alluxio_like.master.empty_files import EmptyFiles
 from alluxio_like.master.follower import Follower
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
+from alluxio_like.master.publishing import Publisher, get_sealed
 from alluxio_like.master.snapshot_trees import is_frozen, open_tree
 from alluxio_like.master.telling import Teller
 from alluxio_like.master.unpersisted_files import UnpersistedFiles
+from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.context import get_lease, get_remaining_s
 from alluxio_like.rpc.messages_writing import (
     Changed,
@@ -37,6 +43,7 @@ from alluxio_like.rpc.messages_writing import (
     NewName,
     Persisting,
     PolicyAt,
+    Published,
     Renaming,
     Sealed,
     SealedDraft,
@@ -46,7 +53,6 @@ from alluxio_like.rpc.messages_writing import (
     XattrChange,
 )
 from alluxio_like.types import (
-    OWN_TOKEN,
     Entry,
     FileId,
     Fingerprint,
@@ -66,6 +72,8 @@ T = TypeVar("T")
 A = TypeVar("A", Changed, Sealed)
 
 log = logging.getLogger(__name__)
+
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 ANSWER_S = 1.0
 """Less than the caller waits, so that it hears the reason from us."""
@@ -90,6 +98,7 @@ class ChangesService:
         *,
         clock: Clock,
         io_timeout_s: float,
+        metrics: Metrics,
     ) -> None:
         self._meta = meta
         self._lister = lister
@@ -102,6 +111,11 @@ class ChangesService:
         self._note_sealed = note_sealed
         self._clock = clock
         self._io_timeout_s = io_timeout_s
+        self._delegator = Delegator(meta, mounts, coherence)
+        packer = Packer(_pack_outcome, _unpack_outcome)
+        self._publisher = Publisher(
+            meta, mounts, coherence, follower, self._teller, empty, note_sealed, packer, clock=clock, metrics=metrics
+        )
 
     # -- names ---------------------------------------------------------------------------------------------------------------
 
@@ -118,13 +132,24 @@ class ChangesService:
         if new.unnamed:
             return await self._change(operation_id, "create", make_unnamed)
 
+        delegation = self._delegator.begin(get_lease()) if new.delegate and new.kind is Kind.DIRECTORY else None
+
         def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
             limit = self._check_name(txn, new.parent, new.name)
-            return changes.create(txn, new.parent, to_bytes(new.name), made, now_ns, max_key_bytes=limit)
+            outcome = changes.create(txn, new.parent, to_bytes(new.name), made, now_ns, max_key_bytes=limit)
+            if delegation is not None:
+                delegation.note(txn, outcome.inode)
+            return outcome
 
-        changed = await self._change(
-            operation_id, "create", apply, place=(new.parent, new.name), prepare=lambda: self._know((new.parent, new.name))
+        making = self._change(
+            operation_id,
+            "create",
+            apply,
+            place=(new.parent, new.name),
+            prepare=lambda: self._know((new.parent, new.name)),
+            note=None if delegation is None else delegation.give,
         )
+        changed = await (making if delegation is None else run_to_end(delegation.make(making)))
         if new.kind is Kind.FILE and changed.entry is not None:
             self._empty.note_created(changed.entry.attr.inode)
         return changed
@@ -142,8 +167,11 @@ class ChangesService:
         return changed
 
     async def remove(self, operation_id: str, parent: InodeId, name: str, *, directory: bool) -> Changed:
+        lease = get_lease()
+
         def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
             if directory:
+                self._delegator.check(txn, parent, name, lease)
                 return changes.rmdir(txn, parent, to_bytes(name), now_ns)
             return changes.unlink(txn, parent, to_bytes(name), now_ns)
 
@@ -152,7 +180,9 @@ class ChangesService:
             if directory:
                 await self._know_all_below(parent, name)
 
-        return await self._change(operation_id, "rmdir" if directory else "unlink", apply, prepare=prepare)
+        if not directory:
+            return await self._change(operation_id, "unlink", apply, prepare=prepare)
+        return await self._change(operation_id, "rmdir", apply, prepare=prepare, note=self._delegator.forget)
 
     async def rename(self, operation_id: str, renaming: Renaming) -> Changed:
         old = renaming.parent, to_bytes(renaming.name)
@@ -160,8 +190,11 @@ class ChangesService:
         if renaming.exchange and renaming.no_replace:
             raise errors.InvalidArgument("a rename either swaps two names or replaces none")
 
+        lease = get_lease()
+
         def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
             limit = self._check_name(txn, renaming.new_parent, renaming.new_name)
+            self._delegator.check(txn, renaming.new_parent, renaming.new_name, lease)
             if renaming.exchange:
                 self._check_name(txn, renaming.parent, renaming.name)
             if renaming.exchange:
@@ -180,7 +213,21 @@ class ChangesService:
 
     async def set_attributes(self, operation_id: str, inode: InodeId, wanted: NewAttributes) -> Changed:
         core = changes.Attributes(wanted.mode, wanted.uid, wanted.gid, wanted.atime_ns, wanted.mtime_ns)
-        return await self._change(operation_id, "setattr", lambda txn, now_ns: changes.set_attributes(txn, inode, core, now_ns))
+
+        def apply(txn: WriteTransaction, now_ns: int) -> Outcome:
+            return changes.set_attributes(txn, inode, core, now_ns)
+
+        note = self._delegator.end if wanted.mode is not None and wanted.mode & stat.S_ISGID else None
+        return await self._change(operation_id, "setattr", apply, note=note)
+
+    async def reserve_inodes(self, count: int) -> InodeId:
+        first = await self._meta.write(lambda txn: tables.reserve_inodes(txn, count))
+        # Who is given them uses them for long without a word: no power loss may undo it.
+        await self._meta.flush()
+        return first
+
+    async def publish(self, worker_id: WorkerId, lease: str, files: Sequence[NewFile]) -> Published:
+        return await self._publisher.publish(worker_id, lease, files)
 
     async def flush(self) -> None:
         await self._meta.flush()
@@ -206,7 +253,8 @@ class ChangesService:
                 kill_sgid=change.kill_sgid,
             )
 
-        return await self._change(operation_id, "setxattr", apply)
+        note = self._delegator.end if change.name == acls.DEFAULT else None
+        return await self._change(operation_id, "setxattr", apply, note=note)
 
     # -- versions ------------------------------------------------------------------------------------------------------------
 
@@ -220,11 +268,7 @@ class ChangesService:
             entry = namespace.get_entry(txn, inode)
             ref = entry.ref
             assert ref is not None
-            if ref.version != outcome.version:
-                # A repeat, after another seal: what it made is the version of then.
-                token = f"{OWN_TOKEN}{outcome.version:x}"
-                fingerprint = Fingerprint(token, draft.size)
-                ref = replace(ref, version=outcome.version, fingerprint=fingerprint, source=None, holders=(holder,))
+            ref = get_sealed(ref, outcome, draft.size, holder)
             policy = self._find_policy(txn, inode).policy
             recalls = outcome.recalls if draft.lease else ()
             return Sealed(ref, policy, unwanted=entry.attr.nlink == 0, recalls=recalls, over_quota=outcome.over_quota)
@@ -373,8 +417,10 @@ class ChangesService:
         *,
         place: tuple[InodeId, str] | None = None,
         prepare: Callable[[], Awaitable[None]] | None = None,
+        note: Callable[[Outcome, Changed], Changed] | None = None,
     ) -> Changed:
-        """Make a change once it can be decided and the store is ready for it. `place`: where its inode is then."""
+        """Make a change once it can be decided and the store is ready for it. `place`: where its inode is then. `note`: see
+        `_commit`."""
 
         def view(txn: ReadTransaction, outcome: Outcome) -> Changed:
             return Changed(_read_entry(txn, outcome.inode, place), outcome.recalls)
@@ -386,14 +432,14 @@ class ChangesService:
                 await prepare()
             progress = self._follower.progress
             try:
-                return await self._commit(operation_id, method, apply, view, lease=get_lease(), durable=False)
+                return await self._commit(operation_id, method, apply, view, lease=get_lease(), durable=False, note=note)
             except errors.Stale:
                 # A listing has ended in between, or was undone: what it has not covered is asked for again.
                 stale += 1
                 if prepare is None or stale >= _MOST_STALE:
                     raise
             except errors.Unavailable:
-                if not await self._wait_until(progress, deadline):
+                if not await _wait_until(progress, deadline - self._clock.monotonic()):
                     raise
 
     async def _commit(
@@ -405,9 +451,10 @@ class ChangesService:
         *,
         lease: str,
         durable: bool = True,
+        note: Callable[[Outcome, A], A] | None = None,
     ) -> A:
         """`lease`: whose change it is, which is told by the answer. `durable`: when it returns. Names are made so by `flush`, or
-        soon."""
+        soon. `note`: what is to be done with the answer as soon as it is so, before others are told anything."""
         now_ns = self._clock.now_ns()
 
         def work(txn: WriteTransaction) -> tuple[Outcome, A]:
@@ -423,6 +470,8 @@ class ChangesService:
 
         async def commit() -> A:
             outcome, answer = await self._meta.write(work)
+            if note is not None:
+                answer = note(outcome, answer)
             self._follower.wake()
             telling = self._coherence.begin(outcome.recalls, source=lease)
             if durable:
@@ -443,20 +492,8 @@ class ChangesService:
             try:
                 return make()
             except errors.Unavailable:
-                if not await self._wait_until(progress, deadline):
+                if not await _wait_until(progress, deadline - self._clock.monotonic()):
                     raise
-
-    async def _wait_until(self, progress: asyncio.Event, deadline: float) -> bool:
-        """Wait for the next thing that a store has followed; False: the time is over."""
-        left_s = deadline - self._clock.monotonic()
-        if left_s <= 0:
-            return False
-        try:
-            async with asyncio.timeout(left_s):
-                await progress.wait()
-        except TimeoutError:
-            return False
-        return True
 
     def _get_wait_s(self) -> float:
         remaining = get_remaining_s()
@@ -508,6 +545,18 @@ class ChangesService:
         return self._mounts.get_key_limit(mount_id)
 
 
+async def _wait_until(progress: asyncio.Event, left_s: float) -> bool:
+    """Wait for the next thing that a store has followed; False: the time is over."""
+    if left_s <= 0:
+        return False
+    try:
+        async with asyncio.timeout(left_s):
+            await progress.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
 def _read_entry(txn: ReadTransaction, inode: InodeId, place: tuple[InodeId, str] | None) -> Entry | None:
     """An inode as it is now, under the name that a change gave it if it still has that."""
     try:
@@ -522,7 +571,7 @@ def _pack_outcome(outcome: Outcome) -> bytes:
         [recall.directory, [name.hex() for name in recall.names], recall.all_names, list(recall.inodes)]
         for recall in outcome.recalls
     ]
-    return json.dumps([outcome.inode, recalls, outcome.version, outcome.over_quota], separators=(",", ":")).encode()
+    return _encode([outcome.inode, recalls, outcome.version, outcome.over_quota]).encode()
 
 
 def _unpack_outcome(data: bytes) -> Outcome:

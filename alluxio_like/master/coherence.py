@@ -9,17 +9,22 @@ It says so once nothing is relied on that they were told (client/coherence.py), 
 and is known to its client, to us, and to workers that seal for it. The session of a client that is there, with a stream, goes on,
 whoever says what; the stream of a process that was killed ends with it, or the same is said again with the next renewal.
 
-Rule of concurrency: event loop alone; no method but `watch`, `invalidate` and `wait_confirmed` awaits.
+Directories are delegated to clients under their leases (master/core/delegations.py): `take_back` waits until who holds one has
+confirmed that it is over, and nothing is told of one to others before (0071).
+
+Rule of concurrency: event loop alone; no method but `watch`, `invalidate`, `wait_confirmed` and `take_back` awaits.
 """
 
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from alluxio_like import errors
 from alluxio_like.clock import Clock
+from alluxio_like.master.core.delegations import Delegations
 from alluxio_like.master.core.leases import Duty, LeaseTable, Session
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import WatchMessage, WatchReply
@@ -67,9 +72,11 @@ class Coherence:
         metrics: Metrics,
         get_cluster_epoch: Callable[[], int],
         note_outstanding: Callable[[bool], Awaitable[None]] | None = None,
+        delegations: Delegations | None = None,
     ) -> None:
         """`note_outstanding` stores whether clients may hold a lease: asked before the first is given, and by `settle`."""
         self._table = table
+        self.delegations = delegations or Delegations(table)
         self._clock = clock
         self._metrics = metrics
         self._get_cluster_epoch = get_cluster_epoch
@@ -138,11 +145,79 @@ class Coherence:
         """For how long leases may last that a master before this one gave."""
         return self._table.get_start_wait_s(self._clock.monotonic())
 
+    # Delegated directories
+
+    def delegate(self, session_id: str, directory: InodeId) -> bool:
+        """Have a directory that was just made be its maker's, whose lease then covers it; False: it is not to be."""
+        now_s = self._clock.monotonic()
+        self._table.grant(session_id, directory, now_s)
+        given = self.delegations.give(session_id, directory, now_s)
+        if self._count_taken():
+            # The oldest one, for which nobody waits.
+            self._wake(session_id)
+        return given
+
+    def _count_taken(self) -> int:
+        """How many were taken back since this was last asked."""
+        taken, self.delegations.taken_back = self.delegations.taken_back, 0
+        self._metrics.delegations_taken_back.inc(taken)
+        return taken
+
+    def has_delegated(self, session_id: str, directory: InodeId) -> bool:
+        """Whether a directory is delegated to a client."""
+        return bool(session_id) and self.delegations.has(session_id, directory, self._clock.monotonic())
+
+    def list_delegated(self) -> list[InodeId]:
+        """All directories of which something may be known to one client alone."""
+        return self.delegations.list_all()
+
+    def is_anothers(self, directory: InodeId, session_id: str) -> bool:
+        """Whether a client (or nobody, "") cannot be told of a directory before it was taken back."""
+        return self.delegations.concerns(session_id, directory)
+
+    @contextmanager
+    def pause_delegating(self) -> Iterator[None]:
+        """No directory is delegated meanwhile: for who asks about many, or about those that are just being made."""
+        self.delegations.pause()
+        try:
+            yield
+        finally:
+            self.delegations.resume()
+
+    def end_delegation(self, directory: InodeId) -> None:
+        """A directory's delegation is over, without waiting: its holder is told."""
+        session = self.delegations.take(directory, self._clock.monotonic())
+        self._count_taken()
+        if session is not None:
+            self._wake(session.session_id)
+
+    async def take_back(self, directories: Iterable[InodeId] | None, session_id: str, *, own: bool = False) -> None:
+        """Return when nothing of these directories (None: of any) is known to another client alone than that of `session_id`:
+        each has published what it made and has confirmed that, or its lease has run out. `own`: that one's delegations end too,
+        and are not waited for."""
+        wanted = self.list_delegated() if directories is None else list(directories)
+        for directory in wanted:
+            if own or self.delegations.concerns(session_id, directory):
+                self.end_delegation(directory)
+        while True:
+            now_s = self._clock.monotonic()
+            left_s = self.delegations.get_wait_s(wanted, session_id, now_s)
+            if left_s <= 0:
+                return
+            progress = self._progress
+            try:
+                async with asyncio.timeout(left_s):
+                    await progress.wait()
+            except TimeoutError:
+                continue
+
     def expire(self) -> None:
         """End the sessions whose lease has run out; to be called every second or so."""
         for session in self._table.expire(self._clock.monotonic()):
             log.info("a client's lease has run out", extra={"session": session.session_id})
             self._end_stream(session.session_id)
+        self.delegations.expire(self._clock.monotonic())
+        self._metrics.delegations.set(self.delegations.count())
         self._advance()
         self._metrics.lease_sessions.set(self._table.count_sessions())
         self._metrics.lease_directories.set(self._table.count_directories())
@@ -195,6 +270,9 @@ class Coherence:
         stream.fresh = fresh
         self._renew(stream, first)
         self._table.rewind(session)
+        self.delegations.take_up(session, now_s)
+        self._count_taken()
+        self._advance()
         return stream
 
     async def _read(self, stream: _Stream, messages: AsyncIterator[WatchMessage]) -> None:
@@ -220,7 +298,11 @@ class Coherence:
     def _end_succeeded(self, session_ids: Iterable[str]) -> None:
         """Clients whose place another one has taken rely on nothing any more: what waits for them goes on."""
         for session_id in session_ids:
-            session = None if session_id in self._streams else self._table.lookup(session_id)
+            if session_id in self._streams:
+                continue
+            if self.delegations.end_session(session_id):
+                self._advance()
+            session = self._table.lookup(session_id)
             if session is not None:
                 self._table.end(session)
                 self._metrics.leases_succeeded.inc()

@@ -11,7 +11,9 @@ an await between. Applying happens in the writer's thread.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -34,7 +36,7 @@ from alluxio_like.master.reading_ahead import ReadAhead
 from alluxio_like.master.snapshot_trees import SnapshotTrees, is_frozen
 from alluxio_like.master.stored_attributes import AttributeReader
 from alluxio_like.metrics import Metrics
-from alluxio_like.rpc.context import get_remaining_s
+from alluxio_like.rpc.context import get_lease, get_remaining_s
 from alluxio_like.types import ROOT_INODE, SNAPSHOT_FOLDER, Entry, InodeId, Kind, MountId, Recall, to_bytes, to_str
 from alluxio_like.ufs.api import ListPage, StoreEntry, Ufs
 
@@ -62,6 +64,14 @@ class Leases(Protocol):
     def grant(self, session_id: str, directory: InodeId) -> bool: ...
 
     def tell(self, recalls: Iterable[Recall]) -> object: ...
+
+    def is_anothers(self, directory: InodeId, session_id: str) -> bool: ...
+
+    async def take_back(self, directories: Iterable[InodeId], session_id: str, *, own: bool = False) -> None: ...
+
+    def list_delegated(self) -> Iterable[InodeId]: ...
+
+    def pause_delegating(self) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +134,32 @@ class Lister:
     async def lookup(self, parent: InodeId, name: str, *, session: str = "") -> Answer:
         """One displayed name; the lease of `session` is to cover it. Raises NotFound and NotADirectory for the parent, and the
         store's errors."""
+        asker = session or get_lease()
+        await self._take_back(parent, asker)
+        answer = await self._lookup(parent, name, session)
+        if self._list_anothers((answer.entry,), asker):
+            with self._leases.pause_delegating():
+                while found := self._list_anothers((answer.entry,), asker):
+                    await self._leases.take_back(found, asker)
+                    answer = await self._lookup(parent, name, session)
+        return answer
+
+    async def _take_back(self, directory: InodeId, asker: str) -> None:
+        """Have nothing of a directory be known to one client alone, other than who asks."""
+        if self._leases.is_anothers(directory, asker):
+            await self._leases.take_back((directory,), asker)
+
+    def _list_anothers(self, entries: Iterable[Entry | None], asker: str) -> list[InodeId]:
+        """Directories among what was found that are delegated to others: they are to be taken back, and read again. To be called
+        in the step in which they were read."""
+        found = [entry.attr.inode for entry in entries if entry is not None and entry.attr.kind is Kind.DIRECTORY]
+        return [directory for directory in found if self._leases.is_anothers(directory, asker)]
+
+    def is_anothers(self, directory: InodeId, session: str) -> bool:
+        """Whether it is delegated to another client: nothing is to be told of it now."""
+        return self._leases.is_anothers(directory, session)
+
+    async def _lookup(self, parent: InodeId, name: str, session: str) -> Answer:
         if name == SNAPSHOT_FOLDER or is_frozen(parent):
             frozen = self._lookup_frozen(parent, name)
             if frozen is not None:
@@ -158,7 +194,20 @@ class Lister:
         if name == SNAPSHOT_FOLDER or is_frozen(parent):
             return None
         entry, state = self._read_name(parent, name)
+        if entry is not None and self._leases.is_anothers(entry.attr.inode, session):
+            return None
         return self._cover(session, state, entry) if self._is_fresh(state) else None
+
+    def read_names(self, parent: InodeId, names: Sequence[str], *, session: str) -> list[Answer]:
+        """As `read`, of many names that lead to no directories, under the lease of `session`; none where that does not hold."""
+        if self._leases.is_anothers(parent, session):
+            return []
+        with self._meta.read() as txn:
+            state = namespace.get_dir_state(txn, parent)
+            left_s = self._get_lease_s(state, None)
+            if not self._is_fresh(state) or left_s <= 0 or not self._leases.grant(session, parent):
+                return []
+            return [Answer(entry, left_s, True, parent) for entry in namespace.lookup_names(txn, parent, names)]
 
     def _lookup_frozen(self, parent: InodeId, name: str) -> Answer | None:
         """A name in a snapshot, or the folder of a directory's snapshots; None: that has none, and the name is like any other."""
@@ -292,6 +341,20 @@ class Lister:
         `since_ns`: a listing that began then or later is believed too. `patience`: how many I/O timeouts it may take. Raises what
         `lookup` raises, and TimedOut.
         """
+        asker = session or get_lease()
+        await self._take_back(directory, asker)
+        read = partial(self._list_page, directory, cursor, limit, since_ns=since_ns, patience=patience, session=session)
+        listed = await read()
+        if self._list_anothers(listed.page.entries, asker):
+            with self._leases.pause_delegating():
+                while found := self._list_anothers(listed.page.entries, asker):
+                    await self._leases.take_back(found, asker)
+                    listed = await read()
+        return listed
+
+    async def _list_page(
+        self, directory: InodeId, cursor: bytes, limit: int, *, since_ns: int, patience: float, session: str
+    ) -> Listed:
         if is_frozen(directory):
             return Listed(self.snapshots.list_page(directory, cursor, limit), MAX_VALID_S)
         if self._ahead.is_wanted:
@@ -444,6 +507,9 @@ class Lister:
 
     def _cover_attributes(self, session: str, directory: InodeId) -> float:
         """Have a directory's own attributes covered; for how many seconds, 0: they are not."""
+        if self._leases.is_anothers(directory, session):
+            # It is taken back first. Who fills it would wait for us, of whom it is not known that we rely on nothing.
+            return 0.0
         with self._meta.read() as txn:
             state = namespace.get_dir_state(txn, directory)
         # Nothing changes the attributes of one that was never listed to its end but a listing, which tells.
@@ -498,6 +564,8 @@ class Lister:
     async def _run(self, flight: Flight, plan: ListingPlan, *, must_wait: bool) -> None:
         begun = self._clock.monotonic()
         try:
+            # What the store has may take names that somebody has taken by himself. (Who causes this is not waited for.)
+            await self._leases.take_back((flight.directory,), get_lease(), own=True)
             if must_wait:
                 # What is being applied just now is older than what this listing will say.
                 async with self._flat_turn:
@@ -594,7 +662,8 @@ class Lister:
 
         async def apply() -> Applied:
             async with self._flat_turn:
-                busy, now_ns = frozenset(run.taken), self._clock.now_ns()
+                # (One that a client fills by itself is taken back when it is listed by itself.)
+                busy, now_ns = run.taken.union(self._leases.list_delegated()), self._clock.now_ns()
                 applied = await self._meta.write(
                     lambda txn: flat.apply_parts(
                         txn, mount_id, base_prefix, targets, parts, asked, busy=busy, since_ns=since_ns, now_ns=now_ns

@@ -34,10 +34,27 @@ class Teller:
         places = [*names, *((directory, "") for directory in directories)]
         return tuple([told for place in places[:_MOST] if (told := self._read(*place, lease)) is not None])
 
+    def tell_many(self, recalls: Sequence[Recall], lease: str) -> tuple[Told, ...]:
+        """The same of all names, however many, none of which is a directory's; and each directory once."""
+        told: list[Told] = []
+        for recall in recalls if lease else ():
+            names = [to_str(name) for name in recall.names]
+            try:
+                answers = self._lister.read_names(recall.directory, names, session=lease)
+            except errors.AlluxioLikeError:
+                continue
+            told += [
+                Told(recall.directory, name, LookupResult(answer.entry, answer.valid_s, True, answer.directory), is_empty=False)
+                for name, answer in zip(names, answers, strict=False)
+            ]
+            if (own := self._read(recall.directory, "", lease)) is not None:
+                told.append(own)
+        return tuple(told)
+
     def _read(self, parent: InodeId, name: str, lease: str) -> Told | None:
         try:
             answer = self._lister.read(parent, name, session=lease) if name else self._lister.get_entry(parent, session=lease)
-            if answer is None or not answer.leased:
+            if answer is None or not answer.leased or self._lister.is_anothers(parent, lease):
                 return None
             is_empty = bool(name) and self._is_empty(answer.entry)
         except errors.AlluxioLikeError:

@@ -483,3 +483,21 @@ async def test_a_start_waits_for_leases_only_where_some_may_be_left(tmp_path: Pa
     assert await start_and(tmp_path, say_goodbye=False) == 0.0
     assert await start_and(tmp_path, say_goodbye=True) > 0.0
     assert await start_and(tmp_path, say_goodbye=True) == 0.0
+
+
+def test_what_was_confirmed_of_a_session_before_confirms_nothing_of_the_next() -> None:
+    table = LeaseTable(0.0)
+    session, _ = table.begin("a", 100.0, resume=False)
+    for _ in range(3):
+        table.take_from(session, DIRECTORY, 100.0)
+    _, newest = table.take(session, 10)
+    for master in (table, LeaseTable(0.0, first_sequence=1 << 40)):
+        again, fresh = master.begin("a", 101.0, resume=False)
+        assert fresh
+        duties = [duty for _ in range(5) if (duty := master.take_from(again, DIRECTORY, 101.0)) is not None]
+        _, sent = master.take(again, 10)
+        # Sent before it has heard that its session is another one.
+        master.renew(again, 101.5, newest)
+        assert len(master.list_unconfirmed(duties, 101.5)) == 5
+        master.renew(again, 101.5, sent)
+        assert not master.list_unconfirmed(duties, 101.5)

@@ -31,7 +31,7 @@ def set_aside(txn: WriteTransaction, inode: InodeId, version: VersionId | None, 
     if not record.flags & (records.LOCAL if version is not None else records.MOVED):
         raise errors.Stale("the store has it", subject=to_str(record.name))
     directory = edit.open_directory(record.parent)
-    name = _choose_name(txn, directory.table, record.name, now_ns)
+    name = choose_name(txn, directory.table, record.name, now_ns)
     # What is there is not ours: nothing of it is to be removed or replaced.
     if record.flags & records.MOVED:
         moved = keys.get_moved(txn, inode)
@@ -48,7 +48,7 @@ def set_aside(txn: WriteTransaction, inode: InodeId, version: VersionId | None, 
     edit.attach(directory, inode, renamed)
     edit.change(inode, record, renamed)
     directory.set_changed(now_ns)
-    txn.put(records.conflict_key(inode), json.dumps([record.name.hex(), name.hex()]).encode())
+    note_kept(txn, inode, record.name, name)
     edit.finish()
     others = changes.list_recalls(txn, inode, renamed) if record.flags & records.LINKED else ()
     shown = paths.show_name(record.name, record.kind, False)
@@ -83,7 +83,13 @@ def _list_settled(txn: ReadTransaction) -> list[bytes]:
     return [key for key, _ in txn.scan(b"E", b"F", limit=1000) if int.from_bytes(key[1:9], "big") not in there]
 
 
-def _choose_name(txn: ReadTransaction, table: int, name: bytes, now_ns: int) -> bytes:
+def note_kept(txn: WriteTransaction, inode: InodeId, before: bytes, name: bytes) -> None:
+    """List something as kept beside what has its name."""
+    txn.put(records.conflict_key(inode), json.dumps([before.hex(), name.hex()]).encode())
+
+
+def choose_name(txn: ReadTransaction, table: int, name: bytes, now_ns: int) -> bytes:
+    """A free name in a directory that tells of another one, which is taken. Raises Conflict: there are too many."""
     when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_ns // 10**9))
     for number in range(_MOST_TRIES):
         tail = to_bytes(f".conflict-{when}" + (f"-{number}" if number else ""))

@@ -79,12 +79,23 @@ class _Heat:
 
 
 class LeaseTable:
-    """See the module. `started_s`: when this master began; leases given by one before it last until `started_s + lease_s`."""
+    """See the module. `started_s`: when this master began; leases given by one before it last until `started_s + lease_s`.
+    `first_sequence`: the number before its first recall, which no master before it was anywhere near."""
 
-    def __init__(self, started_s: float, *, lease_s: float = LEASE_S, max_directories: int = MAX_DIRECTORIES) -> None:
+    def __init__(
+        self,
+        started_s: float,
+        *,
+        lease_s: float = LEASE_S,
+        max_directories: int = MAX_DIRECTORIES,
+        first_sequence: int = 0,
+    ) -> None:
         self.lease_s = lease_s
         self._started_s = started_s
         self._max_directories = max_directories
+        self._sequence = first_sequence
+        """The newest recall of any session: what a client confirms that does not know yet that its session began anew is none of
+        that."""
         self._sessions: dict[str, Session] = {}
         self._slots: dict[int, Session] = {}
         self._free_slots: list[int] = []
@@ -121,7 +132,8 @@ class LeaseTable:
         else:
             slot = self._next_slot
             self._next_slot += 1
-        session = Session(session_id, slot, now_s + self.lease_s)
+        at = self._sequence
+        session = Session(session_id, slot, now_s + self.lease_s, newest=at, sent=at, confirmed=at)
         self._sessions[session_id] = self._slots[slot] = session
         return session, True
 
@@ -130,7 +142,8 @@ class LeaseTable:
         if session.ended or now_s >= session.expires_s:
             self.end(session)
             return None
-        session.confirmed = max(session.confirmed, min(confirmed, session.sent))
+        if confirmed <= session.sent:
+            session.confirmed = max(session.confirmed, confirmed)
         while session.pending and session.pending[0].sequence <= session.confirmed:
             session.pending.popleft()
         base_s = session.pending[0].queued_s if session.pending else now_s
@@ -206,6 +219,16 @@ class LeaseTable:
         # The source is told as well where its holding goes, but not waited for: it waits for us.
         return [duty for duty in duties if duty.session.session_id != source]
 
+    def take_from(self, session: Session, directory: InodeId, now_s: float) -> Duty | None:
+        """Have one client forget all of a directory, whether it holds it or not. None: its lease does not last any more."""
+        if session.ended:
+            return None
+        return next(iter(self._queue([session], Recall(directory, all_names=True), now_s)), None)
+
+    def holds_alone(self, session: Session, directory: InodeId) -> bool:
+        """Whether a session holds a directory, and no other does or did a moment ago."""
+        return self._holders.get(directory) == 1 << session.slot and directory not in self._leaving
+
     def _tell(self, recall: Recall, now_s: float, source: str) -> list[Duty]:
         directory = recall.directory
         if directory == EVERYWHERE:
@@ -259,7 +282,8 @@ class LeaseTable:
         for session in sessions:
             if now_s >= session.expires_s:
                 continue
-            session.newest += 1
+            self._sequence += 1
+            session.newest = self._sequence
             if len(session.pending) >= MAX_PENDING:
                 # Forgetting everything is all of them at once, and as old as the oldest.
                 queued_s = session.pending[0].queued_s

@@ -28,6 +28,7 @@ Owns the format on disk: its number, keys, and the bytes of values. No decisions
     R inode(8)             a directory that is to be counted, or not any more; how far the latter is
     td inode(8)            how long what is removed below a directory is kept (JSON)
     tm mount(4)            the directory that takes what is removed in a mount
+    d inode(8)             the session that a directory is delegated to (delegations.py)
     ti inode(8)            something in the trash: where it was, and when it goes (JSON); tx time(8) inode(8)  when
     O operation id, P time(8) operation id    results of mutating calls, and when they can go
 
@@ -376,6 +377,10 @@ def expiry_key(expires_ns: int, inode: int) -> bytes:
 
 def conflict_key(inode: int) -> bytes:
     return b"E" + _U64.pack(inode)
+
+
+def delegation_key(inode: int) -> bytes:
+    return b"d" + _U64.pack(inode)
 
 
 def journal_key(number: int) -> bytes:

@@ -145,6 +145,13 @@ class Directory:
                 now_ns = max(now_ns, self.record.mtime_ns + 1)
             self.record = self.record._replace(mtime_ns=now_ns, ctime_ns=now_ns)
 
+    def note_changed(self, then_ns: int) -> None:
+        """Its children were changed at a time that somebody was shown already: its times go there, or stay where they are if that
+        is earlier."""
+        record = self.record
+        if not record.flags & records.STORE_TIMES:
+            self.record = record._replace(mtime_ns=max(record.mtime_ns, then_ns), ctime_ns=max(record.ctime_ns, then_ns))
+
 
 class Edit:
     """Changes made together at one time, under one sequence number. `finish` writes what was counted; without it all is lost."""
@@ -176,16 +183,14 @@ class Edit:
     def new_inode_id(self) -> InodeId:
         """An id never given before."""
         if not self._next_inode:
-            data = self.txn.get(records.KEY_NEXT_INODE)
-            if data is None:
-                raise errors.Internal("the namespace was not prepared")
-            self._next_inode = records.unpack_id(data)
+            self._next_inode = get_next_inode(self.txn)
         self._next_inode += 1
         return InodeId(self._next_inode - 1)
 
-    def link(self, directory: Directory, record: Inode) -> InodeId:
-        """Add a child that is not there yet; `parent` and `sequence` of the record are set here."""
-        inode = self.new_inode_id()
+    def link(self, directory: Directory, record: Inode, reserved: InodeId | None = None) -> InodeId:
+        """Add a child that is not there yet; `parent` and `sequence` of the record are set here. `reserved`: its id, by
+        `reserve_inodes`."""
+        inode = self.new_inode_id() if reserved is None else reserved
         record = self._complete(directory, record)
         self.txn.put(records.inode_key(inode), records.pack_inode(record))
         self.attach(directory, inode, record)
@@ -413,6 +418,23 @@ def make_directory(name: bytes, mount_id: MountId, uid: int, gid: int, time_ns: 
     )
 
 
+def get_next_inode(txn: ReadTransaction) -> InodeId:
+    """The first id that was not given yet."""
+    data = txn.get(records.KEY_NEXT_INODE)
+    if data is None:
+        raise errors.Internal("the namespace was not prepared")
+    return InodeId(records.unpack_id(data))
+
+
+def reserve_inodes(txn: WriteTransaction, count: int) -> InodeId:
+    """The first of so many ids in a row that nobody else is given. Raises InvalidArgument."""
+    if not 1 <= count <= MAX_RESERVED:
+        raise errors.InvalidArgument(f"1 to {MAX_RESERVED} ids at once", subject=str(count))
+    first = get_next_inode(txn)
+    txn.put(records.KEY_NEXT_INODE, records.pack_id(first + count))
+    return first
+
+
 def prepare(txn: WriteTransaction, now_ns: int) -> bool:
     """Create the root in an empty store; else check the format and skip ids. Whether it was empty."""
     if txn.get(records.KEY_RESTORING) is not None:
@@ -439,6 +461,9 @@ def prepare(txn: WriteTransaction, now_ns: int) -> bool:
     txn.put(records.KEY_NEXT_INODE, records.pack_id(next_inode + IDS_SKIPPED))
     return False
 
+
+MAX_RESERVED = 1024
+"""Far below IDS_SKIPPED."""
 
 IDS_SKIPPED = 1 << 20
 """More than all commits that one power loss can undo may have given away (a guess, far above a commit's few thousand)."""

@@ -25,12 +25,20 @@ class UploadPlan(NamedTuple):
 
 
 def seal(
-    txn: WriteTransaction, inode: InodeId, size: int, mtime_ns: int, holders: tuple[str, ...], now_ns: int, *, early: bool = False
+    txn: WriteTransaction,
+    inode: InodeId,
+    size: int,
+    mtime_ns: int,
+    holders: tuple[str, ...],
+    now_ns: int,
+    *,
+    early: bool = False,
+    changed_ns: int | None = None,
 ) -> Outcome:
     """A new version of a file, held by these workers and by nobody else. Raises NotFound, IsADirectory, InvalidArgument.
 
     Also of a file that has no name any more: whoever has it open goes on writing. That one is never uploaded. `early`: it stays
-    open, and a later version is the one that is uploaded.
+    open, and a later version is the one that is uploaded. `changed_ns`: when it was changed, which somebody was shown already.
     """
     edit = Edit(txn, now_ns)
     record = tables.lookup_inode(txn, inode)
@@ -39,12 +47,13 @@ def seal(
         raise errors.NotFound("no such inode", subject=str(inode))
     if record.kind is not Kind.FILE:
         raise errors.InvalidArgument("only files have versions", subject=str(inode))
+    written_ns = record.ctime_ns if mtime_ns == record.mtime_ns else max(record.ctime_ns, min(now_ns, mtime_ns))
     sealed = record._replace(
         size=size,
         mtime_ns=mtime_ns,
         # When it was written, which is what it was while it was open; not when it was closed. Where its time was set, also to a
         # later one, it was changed then, and not since.
-        ctime_ns=record.ctime_ns if mtime_ns == record.mtime_ns else max(record.ctime_ns, min(now_ns, mtime_ns)),
+        ctime_ns=written_ns if changed_ns is None else max(record.ctime_ns, changed_ns),
         version=restoring.get_next_version(txn, record.version),
         flags=record.flags & ~records.MOVED | records.LOCAL | records.OWN,
         token=b"",
