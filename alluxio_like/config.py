@@ -196,6 +196,11 @@ class FuseConfig(ServiceConfig):
         0, description="an open waits, at most io_timeout_s, until a file up to this size is on this machine"
     )
     read_only: bool = Field(False, description="refuse to change anything, also where the namespace can be written")
+    delegated_directories: bool = Field(
+        True,
+        description="small files in directories that the mount has just made are made without asking the master, which hears of "
+        "them in batches (policies `cache` and `back`); off: each is made by asking",
+    )
     follow_interval_s: float = Field(
         5.0,
         ge=0,

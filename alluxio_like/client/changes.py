@@ -9,8 +9,10 @@ one event loop.
 import asyncio
 import uuid
 from collections.abc import Awaitable, Iterable
+from dataclasses import replace
 
 from alluxio_like.client.news import News
+from alluxio_like.client.pending import PendingFiles
 from alluxio_like.errors import (
     AlreadyExists,
     Cancelled,
@@ -22,7 +24,6 @@ from alluxio_like.errors import (
     Unavailable,
 )
 from alluxio_like.rpc.changes import ChangesStub
-from alluxio_like.rpc.channel import RpcChannel
 from alluxio_like.rpc.messages_writing import (
     Changed,
     NewAttributes,
@@ -34,7 +35,7 @@ from alluxio_like.rpc.messages_writing import (
     WritePolicy,
     XattrChange,
 )
-from alluxio_like.types import InodeId
+from alluxio_like.types import InodeId, Kind
 
 _OTHERWISE = (AlreadyExists, NotFound, IsADirectory, NotADirectory, DirectoryNotEmpty)
 """Refusals that tell how names are at the master."""
@@ -46,39 +47,59 @@ def make_operation_id() -> str:
 
 
 class Changes:
-    """Changes at the master at the other end of a channel. What their answers tell goes to `news`."""
+    """Changes at the master at the other end of `stub`. What their answers tell goes to `news`; what the master is yet to hear
+    of (`pending`) it hears before it is asked to change that."""
 
-    def __init__(self, channel: RpcChannel, news: News, *, timeout_s: float) -> None:
-        self._stub = ChangesStub(channel, timeout_s=timeout_s)
+    def __init__(self, stub: ChangesStub, news: News, pending: PendingFiles) -> None:
+        self._stub = stub
+        self._pending = pending
         # (What a daemon before this one has changed may not be durable.)
         self._changes, self._flushed = 1, 0
         self._news = news
 
     async def create(self, new: NewName, operation_id: str = "") -> Changed:
         """A new name of any kind. Raises AlreadyExists, NotFound, NotADirectory, NameTooLong, ReadOnly."""
-        return await self._make(self._stub.create(operation_id or make_operation_id(), new), (new.parent, new.name))
+        operation_id = operation_id or make_operation_id()
+        if (made := await self._pending.create(new, operation_id)) is not None:
+            self._changes += 1
+            return made
+        await self._pending.settle_names((new.parent, new.name))
+        if new.kind is Kind.DIRECTORY and self._pending.is_started:
+            new = replace(new, delegate=True)
+        changed = await self._make(self._stub.create(operation_id, new), (new.parent, new.name))
+        if changed.delegation is not None and changed.entry is not None:
+            self._pending.note_delegation(changed.entry.attr.inode, changed.delegation)
+        return changed
 
     async def link(self, inode: InodeId, parent: InodeId, name: str, operation_id: str = "") -> Changed:
         """A further name. Raises NotPermitted (a directory), CrossDevice, AlreadyExists, NotFound, ReadOnly."""
+        await self._pending.settle([inode])
+        await self._pending.settle_names((parent, name))
         call = self._stub.link(operation_id or make_operation_id(), inode, parent, name)
         return await self._make(call, (parent, name), inode=inode)
 
     async def remove(self, parent: InodeId, name: str, *, directory: bool, operation_id: str = "") -> Changed:
         """unlink, or rmdir. Raises NotFound, IsADirectory, NotADirectory, DirectoryNotEmpty, Conflict, ReadOnly."""
+        await self._pending.settle_names((parent, name))
         call = self._stub.remove(operation_id or make_operation_id(), parent, name, directory=directory)
         return await self._make(call, (parent, name))
 
     async def rename(self, renaming: Renaming, operation_id: str = "") -> Changed:
         """renameat2. Raises what that fails with."""
         places = (renaming.parent, renaming.name), (renaming.new_parent, renaming.new_name)
+        await self._pending.settle_names(*places)
         return await self._make(self._stub.rename(operation_id or make_operation_id(), renaming), *places)
 
     async def set_attributes(self, inode: InodeId, wanted: NewAttributes, operation_id: str = "") -> Changed:
         """chmod, chown, utimens. Raises NotFound, ReadOnly."""
+        if (made := self._pending.set_attributes(inode, wanted)) is not None:
+            return made
+        await self._pending.settle([inode])
         return await self._make(self._stub.set_attributes(operation_id or make_operation_id(), inode, wanted), inode=inode)
 
     async def flush(self) -> None:
         """What this client has changed by now is durable when this returns; nobody is asked where that is known."""
+        await self._pending.settle_all()
         wanted = self._changes
         if self._flushed < wanted:
             await self._stub.flush()
@@ -90,14 +111,17 @@ class Changes:
 
     async def get_xattrs(self, inode: InodeId) -> dict[bytes, bytes]:
         """All extended attributes that programs have set."""
+        await self._pending.settle([inode])
         return await self._stub.get_xattrs(inode)
 
     async def set_xattr(self, inode: InodeId, change: XattrChange, operation_id: str = "") -> Changed:
         """Set or remove one. Raises AlreadyExists, NoData, NoSpace, ReadOnly."""
+        await self._pending.settle([inode])
         return await self._make(self._stub.set_xattr(operation_id or make_operation_id(), inode, change), inode=inode)
 
     async def set_write_policy(self, path: str, policy: WritePolicy | None, operation_id: str = "") -> PolicyAt:
         """What holds for what is written below a path; None: what holds above it."""
+        await self._pending.settle_all()
         return await self._stub.set_write_policy(operation_id or make_operation_id(), path, policy)
 
     async def get_write_policy(self, path: str) -> PolicyAt:
@@ -106,10 +130,12 @@ class Changes:
 
     async def list_unpersisted(self, path: str, limit: int = 100) -> Unpersisted:
         """What below a path the store does not have yet."""
+        await self._pending.settle_all()
         return await self._stub.list_unpersisted(path, limit)
 
     async def persist(self, path: str) -> Persisting:
         """Have what below a path is only cached uploaded, whatever the policy."""
+        await self._pending.settle_all()
         return await self._stub.persist(path)
 
     async def _make(self, change: Awaitable[Changed], *places: tuple[InodeId, str], inode: InodeId | None = None) -> Changed:

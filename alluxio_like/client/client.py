@@ -14,10 +14,12 @@ from contextlib import aclosing
 from typing import Self
 
 from alluxio_like.cache.reader import LocalFile
+from alluxio_like.client.blanks import BlankPool
 from alluxio_like.client.changes import Changes
 from alluxio_like.client.cluster import ClusterTracker
 from alluxio_like.client.coherence import LeaseKeeper
 from alluxio_like.client.descriptor import LocalDescriptor, Opener
+from alluxio_like.client.draft_workers import DraftWorkers
 from alluxio_like.client.drafts import DraftFiles
 from alluxio_like.client.far import FAR_FILE_BYTES, FarReader
 from alluxio_like.client.fetching import Fetcher
@@ -27,6 +29,7 @@ from alluxio_like.client.locks import Locks
 from alluxio_like.client.many import Brought, Many, SmallFiles, iter_files_async
 from alluxio_like.client.metadata import OLD_VALID_S, Begun, MetadataCache
 from alluxio_like.client.news import News
+from alluxio_like.client.pending import PendingFiles
 from alluxio_like.client.prefetch import NamePrefetch
 from alluxio_like.client.readahead import Budget
 from alluxio_like.client.reading import FileReader, Scratch
@@ -37,6 +40,7 @@ from alluxio_like.config import ClientConfig
 from alluxio_like.errors import AlluxioLikeError, InvalidArgument, IsADirectory, NotFound, TimedOut, Unavailable
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.auth import read_token
+from alluxio_like.rpc.changes import ChangesStub
 from alluxio_like.rpc.channel import RpcChannel, open_channel
 from alluxio_like.rpc.data_pool import DataPool
 from alluxio_like.rpc.master_stub import MasterStub
@@ -100,10 +104,28 @@ class Client:
             self._master, self._open_channel, io_timeout_s=config.io_timeout_s, metrics=metrics, pool=pool
         )
         self._local = LocalCaches(self._cluster, enabled=config.use_local_cache)
-        self.changes = Changes(self._channel, self._news, timeout_s=config.io_timeout_s)
+        changes = ChangesStub(self._channel, timeout_s=config.io_timeout_s)
+        workers = DraftWorkers(self._cluster, self._local, io_timeout_s=config.io_timeout_s)
+        self.pending = PendingFiles(
+            self._names,
+            self._keeper.is_live,
+            self._news,
+            BlankPool(changes.reserve_inodes, workers, self._local),
+            workers,
+            io_timeout_s=config.io_timeout_s,
+        )
+        """Files that the master is yet to hear of."""
+        self.changes = Changes(changes, self._news, self.pending)
         """What programs change in the namespace."""
         self.drafts = DraftFiles(
-            self._cluster, self._local, self.list_mounts, self._news, self.quotas.claim, io_timeout_s=config.io_timeout_s
+            self._cluster,
+            workers,
+            self._local,
+            self.pending,
+            self.list_mounts,
+            self._news,
+            self.quotas.claim,
+            io_timeout_s=config.io_timeout_s,
         )
         """Files that are being written."""
         self.writing = TreeWriter(self.lookup_path, self.changes, self.drafts)
@@ -150,6 +172,7 @@ class Client:
         self._closed = True
         await asyncio.gather(*(reader.close() for reader in list(self._readers)), return_exceptions=True)
         await self._guests.close()
+        await self.pending.close()
         await self._keeper.close()
         await self._prefetch.close()
         await self._many.close()
@@ -170,6 +193,7 @@ class Client:
         if known is not None:
             return known
         self._prefetch.note_miss(parent)
+        await self.pending.settle([parent])
         return await self._ask(
             self._names.lookup_old(parent, name),
             lambda **how: self._master.lookup(parent, name, **how),
@@ -201,11 +225,13 @@ class Client:
     async def lookup_path(self, path: str, *, sync: bool = False) -> LookupResult:
         """An absolute path; `sync` asks the store first. A missing one gives entry None."""
         if sync:
+            await self.pending.settle_all()
             begun = self._names.begin()
             return self._names.keep_path(path, await self._master.resolve_path(path, sync=True), begun)
         known = self._names.lookup_path(path)
         if known is not None:
             return known
+        await self.pending.settle_all()
         return await self._ask(
             self._names.lookup_path_old(path),
             lambda **how: self._master.resolve_path(path, **how),
@@ -224,6 +250,7 @@ class Client:
         known = self._names.get(inode)
         if known is not None:
             return known
+        await self.pending.settle([inode])
         old = self._names.get_old(inode)
         return await self._ask(
             None if old is None else LookupResult(old.entry, OLD_VALID_S),
@@ -266,6 +293,7 @@ class Client:
             known = self._names.list_page(inode, cursor)
             if known is not None:
                 return known
+        await self.pending.settle([inode])
         begun = self._names.begin()
         page = await self._master.list_dir(inode, cursor, limit)
         if limit:
@@ -281,12 +309,17 @@ class Client:
         `listener` hears what is not so any more, after it was forgotten here; when what it returns is done, the master is told
         that this client knows. It must not raise. `succeeds`: see LeaseKeeper.start.
         """
-        self._keeper.start(listener, succeeds)
+
+        def listen(recalls: Sequence[Recall]) -> Awaitable[None] | None:
+            published, told = self.pending.give_up(recalls), None if listener is None else listener(recalls)
+            return _wait_both(published, told) if published is not None else told
+
+        self._keeper.start(listen, succeeds)
         return self._keeper.lease_id
 
     def open_locks(self, holder: str) -> Locks:
         """Locks of files for a mount that is named so; the client must hold a lease (`watch`). Once."""
-        locks = Locks(self._channel, holder, io_timeout_s=self._timeout_s)
+        locks = Locks(self._channel, holder, self.pending.settle, io_timeout_s=self._timeout_s)
         self._keeper.on_begun = locks.begin_attaching
         return locks
 
@@ -319,6 +352,7 @@ class Client:
         With `unless`, the mark of an earlier call: one page that is `unchanged`, if the tree is. Raises what `stat` raises, and
         the store's error where a directory cannot be listed.
         """
+        await self.pending.settle_all()
         async with aclosing(self._master.list_tree(path, unless)) as pages:
             async for page in pages:
                 yield page
@@ -572,3 +606,8 @@ class Client:
 
     async def report(self) -> Report:
         return await self._master.report()
+
+
+async def _wait_both(published: Awaitable[None], told: Awaitable[None] | None) -> None:
+    """What is taken back was published, and the listener knows."""
+    await asyncio.gather(published, *(() if told is None else (told,)))

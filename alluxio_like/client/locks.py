@@ -7,13 +7,14 @@ of concurrency: one event loop; what is set for one file is set in turn (`_turns
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from alluxio_like.errors import TimedOut, Unavailable
 from alluxio_like.locks import Lock, LockKind, LockTable, Owner, Place
 from alluxio_like.rpc.channel import RpcChannel
 from alluxio_like.rpc.locks import LockAnswer, LocksStub, PlacedLock
+from alluxio_like.types import InodeId
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -24,10 +25,14 @@ _PAUSE_S = 0.1
 
 
 class Locks:
-    """Locks of one mount. `holder` names it, the same for each daemon that serves it; the client must have its lease begun."""
+    """Locks of one mount. `holder` names it, the same for each daemon that serves it; the client must have its lease begun.
+    `settle` has the master know of files."""
 
-    def __init__(self, channel: RpcChannel, holder: str, *, io_timeout_s: float) -> None:
+    def __init__(
+        self, channel: RpcChannel, holder: str, settle: Callable[[Iterable[InodeId]], Awaitable[None]], *, io_timeout_s: float
+    ) -> None:
         self.holder = holder
+        self._settle = settle
         self._stub = LocksStub(channel, holder, timeout_s=io_timeout_s)
         self._io_timeout_s = io_timeout_s
         self._mirror = LockTable()
@@ -72,6 +77,7 @@ class Locks:
 
         Raises Conflict (with `wait`: a deadlock), Unavailable, TimedOut. Cancelled, it is as if it had not been called.
         """
+        await self._settle([place.inode])
         while True:
             conflict = await self._try(place, lock)
             if conflict is None or not wait:
@@ -80,6 +86,7 @@ class Locks:
 
     async def test(self, place: Place, lock: Lock) -> Lock | None:
         """What stands in the way of a lock."""
+        await self._settle([place.inode])
         return await self._ask_in_time(lambda: self._stub.test(place, lock))
 
     async def drop(self, place: Place, number: int) -> None:

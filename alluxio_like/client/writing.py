@@ -53,7 +53,7 @@ class TreeWriter:
         finally:
             os.close(opened.fd)
             await self._drafts.end(opened.worker_id, entry.attr.inode)
-        if sealed.over_quota:
+        if sealed is not None and sealed.over_quota:
             raise QuotaExceeded("it is written, and is more than the quota of its directory allows", subject=path)
         return await self._get(path)
 

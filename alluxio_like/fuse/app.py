@@ -104,6 +104,7 @@ async def serve(config: FuseConfig, backend: Backend, metrics: Metrics, connecti
             if connection is None:
                 connection = await asyncio.to_thread(connect, config, place)
             parts = make_kernel_parts(config, backend, root, metrics, connection)
+            await begin_making(config, backend, parts, connection)
         else:
             parts = _make_pyfuse3_parts(config, backend, root, metrics)
         health = MountHealth(place, parts.session)
@@ -319,6 +320,15 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
         nested=nested,
         following=following,
     )
+
+
+async def begin_making(config: FuseConfig, backend: Backend, parts: Parts, connection: Connection) -> None:
+    """Before the first request: what a daemon before this one has made is there for others, and files may be made ahead of the
+    master."""
+    drafts, identity = parts.operations.drafts, connection.handshake.identity
+    if backend.pending is not None and drafts is not None and identity:
+        backend.pending.contents = drafts
+        await backend.pending.start(f"{identity:x}", succeeds=connection.generation > 0, makes=config.delegated_directories)
 
 
 def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> Parts:

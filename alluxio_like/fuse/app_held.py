@@ -27,6 +27,7 @@ from alluxio_like.fuse.app import (
     Connection,
     MountHealth,
     Parts,
+    begin_making,
     end_requests,
     get_root,
     make_kernel_parts,
@@ -80,6 +81,7 @@ async def serve(config: FuseConfig, backend: Backend, metrics: Metrics, held: He
     try:
         connection = Connection(device, serving.handshake, held.hello.generation, serving.number)
         parts = make_kernel_parts(config, backend, root, metrics, connection)
+        await begin_making(config, backend, parts, connection)
         metrics.fuse_generation.set(held.hello.generation)
         metrics.fuse_restarts.set(serving.restarts)
         # What breaks a lease that is only taken to see whether a file is written must not end us.

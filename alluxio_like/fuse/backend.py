@@ -5,7 +5,8 @@ Everything is called from one event loop, any number of calls at once. Every awa
 by an answer or by one of the package's errors; a cancelled call leaves nothing behind.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -178,7 +179,9 @@ class DraftFiles(Protocol):
 
     async def begin(self, ref: FileRef, *, truncate: bool) -> OpenedDraft: ...
 
-    async def seal(self, worker_id: WorkerId, inode: InodeId, operation_id: str, *, early: bool = False) -> DraftSealed: ...
+    async def seal(
+        self, worker_id: WorkerId, inode: InodeId, operation_id: str, *, early: bool = False
+    ) -> DraftSealed | None: ...
 
     async def sync(self, worker_id: WorkerId, inode: InodeId) -> None: ...
 
@@ -186,11 +189,31 @@ class DraftFiles(Protocol):
 
     async def end_all(self, worker_id: WorkerId, inodes: Sequence[InodeId]) -> None: ...
 
+    def is_pending(self, inode: InodeId) -> bool: ...
+
+    async def settle(self, inodes: Iterable[InodeId]) -> None: ...
+
     async def find(self, inode: InodeId) -> WorkerId: ...
 
     async def claim(self, inode: InodeId, size: int, *, only_asks: bool = False) -> int | None: ...
 
     async def has_room(self, worker_id: WorkerId, size: int) -> bool: ...
+
+
+class PendingContents(Protocol):
+    """What such files hold: drafts.py, whose words apply."""
+
+    def stat_pending(self, inode: InodeId) -> os.stat_result | None: ...
+
+    def note_published(self, inode: InodeId, ref: FileRef, before: os.stat_result | None) -> None: ...
+
+
+class PendingFiles(Protocol):
+    """Files that are made without asking the master: client/pending.py, whose words apply."""
+
+    contents: PendingContents | None
+
+    async def start(self, owner: str, *, succeeds: bool, makes: bool = True) -> None: ...
 
 
 class MountLocks(Protocol):
@@ -220,6 +243,11 @@ class Backend(Protocol):
     @property
     def drafts(self) -> DraftFiles | None:
         """Files that are being written; there where `changes` is."""
+        ...
+
+    @property
+    def pending(self) -> PendingFiles | None:
+        """Files that are made without asking the master; None: it is always asked."""
         ...
 
     def open_locks(self, holder: str) -> MountLocks:

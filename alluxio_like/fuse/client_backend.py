@@ -11,6 +11,7 @@ from alluxio_like.client.client import Client, FileReader
 from alluxio_like.client.drafts import DraftFiles
 from alluxio_like.client.far import FarReader
 from alluxio_like.client.locks import Locks
+from alluxio_like.client.pending import PendingFiles
 from alluxio_like.fuse.backend import Answer, CachedCopy, CacheState, Listing, Totals, WholeFile
 from alluxio_like.rpc.messages import BlockLocation
 from alluxio_like.types import (
@@ -40,6 +41,10 @@ class ClientBackend:
     @property
     def drafts(self) -> DraftFiles:
         return self._client.drafts
+
+    @property
+    def pending(self) -> PendingFiles:
+        return self._client.pending
 
     def open_locks(self, holder: str) -> Locks:
         return self._client.open_locks(holder)

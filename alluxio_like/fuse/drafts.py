@@ -336,6 +336,8 @@ class Drafts:
                     return
                 before = get_stamp(draft.stat())
                 sealed = await self._files.seal(draft.worker_id, draft.inode, operation_id, early=early)
+                if sealed is None:
+                    return
                 self._note_sealed(draft, sealed, before)
                 is_over = sealed.over_quota or (draft.shown_over_quota and sealed.unchanged)
                 draft.shown, draft.shown_over_quota = early, early and is_over
@@ -355,6 +357,18 @@ class Drafts:
             self._on_sealed(draft, old)
         # What was written meanwhile may or may not be in it.
         draft.sealed = before if get_stamp(draft.stat()) == before else None
+
+    def stat_pending(self, inode: InodeId) -> os.stat_result | None:
+        """What the draft of an inode is now, if it has one here."""
+        draft = self._drafts.get(inode)
+        return None if draft is None else draft.stat()
+
+    def note_published(self, inode: InodeId, ref: FileRef, before: os.stat_result | None) -> None:
+        """The master has heard of a file that was made here: that version is all that was in its draft when that was as
+        `before`."""
+        draft = self._drafts.get(inode)
+        if draft is not None and before is not None:
+            self._note_sealed(draft, DraftSealed(ref, before.st_mtime_ns), get_stamp(before))
 
     # Quotas
 
@@ -431,6 +445,14 @@ class Drafts:
 
     async def _end(self, drafts: Sequence[Draft]) -> None:
         """Under the locks of their inodes; drafts of one worker."""
+        try:
+            await self._files.settle([draft.inode for draft in drafts])
+        except AlluxioLikeError as error:
+            # Until the master knows of what was made here, nothing but the draft says what is in it.
+            log.info("files that were made here are not published yet: %s", error, extra={"files": len(drafts)})
+            for draft in drafts:
+                self._tell_later(draft)
+            return
         # From here on this process does not keep them from being over; those who read them go on.
         for draft in drafts:
             self._stop_writing(draft)
@@ -506,7 +528,8 @@ class Drafts:
     async def set_times(self, draft: Draft, atime_ns: int | None, mtime_ns: int) -> None:
         """Give a draft the times that were set for its file. (One that nobody writes any more holds just what was sealed, and is
         to stay so, also while it is ending: the name has them.)"""
-        if not draft.writers and not draft.says_more_than_its_name(draft.stat()):
+        says_all = not draft.writers and not draft.says_more_than_its_name(draft.stat())
+        if says_all and not self._files.is_pending(draft.inode):
             return
         await self.use(draft, lambda fd: os.utime(fd, ns=(mtime_ns if atime_ns is None else atime_ns, mtime_ns)))
 

@@ -264,6 +264,10 @@ class MemoryBackend:
     def changes(self) -> Changes | None:
         return self.writing
 
+    @property
+    def pending(self) -> None:
+        return None
+
     def open_locks(self, holder: str) -> MountLocks:
         raise Unsupported("a tree in memory leaves locks to the kernel", subject=holder)
 

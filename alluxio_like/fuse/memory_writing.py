@@ -6,7 +6,7 @@ once, and remembered. Nobody else's leases are recalled: there is one mount. Use
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -236,6 +236,12 @@ class MemoryWriting:
 
     async def sync(self, worker_id: WorkerId, inode: InodeId) -> None:
         """Nothing here outlives the process."""
+
+    def is_pending(self, inode: InodeId) -> bool:
+        return False
+
+    async def settle(self, inodes: Iterable[InodeId]) -> None:
+        pass
 
     async def end(self, worker_id: WorkerId, inode: InodeId) -> None:
         path, whole = self._get_path(inode), self._backend.get_whole_path(inode)

@@ -6,13 +6,15 @@ The moments are those of points/sitecustomize.py. In CI some of them, in `make s
 """
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.conftest import workplace  # noqa: F401  (a fixture)
 from tests.cluster.writing import start_written, wait_until
-from tests.crash.test_random_kills import Program, read_store, writing
+from tests.crash.test_random_kills import Program, _mark, read_store, writing
 from tests.crash.test_writing_crash import Running
 from tests.servers.whole import assert_whole_disks
 
@@ -49,6 +51,8 @@ MASTER = [
     "step: done",
 ]
 IN_CI = {"workers": ["seal: committed", "upload: sent"], "master": ["upload: told of", "step: done"]}
+BLANK = ["blank: created", "blank: committed", "publish: begun", "publish: committed", "delete: committed"]
+BLANK_IN_CI = ["publish: begun", "publish: committed"]
 
 
 def arm(workplace: Path) -> tuple[Path, dict[str, str]]:  # noqa: F811
@@ -83,6 +87,86 @@ def test_kills_at(workplace: Path, service: str, policy: str) -> None:  # noqa: 
                 raise AssertionError(f"{service} killed at {point}, {policy}: {error}") from error
         stack.run_command("alluxio-like", "fs", "wait", "/data", "--timeout", "5m")
         assert read_store(programs, running.store)
+    assert_whole_disks(workplace / "home")
+
+
+class Unpacker(Program):
+    """Fills directories that it has just made, as `tar` does."""
+
+    def __init__(self, place: Path, number: int) -> None:
+        super().__init__(place, number)
+        self.made: dict[Path, tuple[bytes, int]] = {}
+        """What each file holds, and its mtime."""
+        self.count = 0
+
+    def run(self, is_over: Callable[[], bool]) -> None:
+        while not is_over():
+            self.count += 1
+            folder = self.place / f"d{self.count}"
+            try:
+                folder.mkdir()
+                for number in range(20):
+                    path, data = folder / f"f{number}", self.random.randbytes(self.random.choice([0, 100, 5000]))
+                    path.write_bytes(data)
+                    os.utime(path, (number, number))
+                    self.made[path] = data, number
+            except OSError as error:
+                self.failed.append(f"{folder.name}: {error}")
+
+    def check(self) -> None:
+        wrong = []
+        for path, (data, mtime_s) in self.made.items():
+            found = path.read_bytes(), int(path.stat().st_mtime)
+            if found != (data, mtime_s):
+                wrong.append(
+                    f"{path.relative_to(self.place)} has {_mark(found[0])} and mtime {found[1]}, not {_mark(data)}, {mtime_s}"
+                )
+        assert not wrong, (wrong[:5], self.failed)
+
+
+def test_kills_as_new_directories_are_filled(workplace: Path) -> None:  # noqa: F811
+    """What a mount makes by itself: the worker is killed as it begins blank drafts, publishes their files, and deletes them."""
+    (workplace / "store").mkdir()
+    armed, environment = arm(workplace)
+    with start_written(workplace, f"file://{workplace / 'store'}", environment, "back:1") as stack:
+        running = Running(stack, workplace)
+        programs = [Unpacker(running.place, number) for number in range(2)]
+        for point in BLANK if SOAK else BLANK_IN_CI:
+            pid = running.get_pid("workers")
+            with writing(programs):
+                (armed / point).touch()
+                wait_until(lambda point=point: not (armed / point).exists(), f"{point} is reached")
+                wait_until(lambda pid=pid: running.get_pid("workers") not in (0, pid), "another worker")
+            try:
+                for program in programs:
+                    program.check()
+                assert_whole_disks(workplace / "home", online=True)
+            except AssertionError as error:
+                raise AssertionError(f"the worker killed at {point}: {error}") from error
+        stack.run_command("alluxio-like", "fs", "wait", "/data", "--timeout", "5m")
+        for path, (data, _) in [known for program in programs for known in program.made.items()]:
+            assert (running.store / path.relative_to(running.place)).read_bytes() == data
+    assert_whole_disks(workplace / "home")
+
+
+@pytest.mark.parametrize("service", ["daemon", "master", "workers"])
+def test_kills_while_new_directories_are_filled(workplace: Path, service: str) -> None:  # noqa: F811
+    """At whatever moment."""
+    (workplace / "store").mkdir()
+    with start_written(workplace, f"file://{workplace / 'store'}", {}, "back:1") as stack:
+        running = Running(stack, workplace)
+        programs = [Unpacker(running.place, number) for number in range(2)]
+        for run in range(10 if SOAK else 2):
+            with writing(programs):
+                time.sleep(0.5 + 0.13 * run)
+                running.kill(service)
+                time.sleep(0.5)
+            for program in programs:
+                program.check()
+            assert_whole_disks(workplace / "home", online=True)
+        stack.run_command("alluxio-like", "fs", "wait", "/data", "--timeout", "5m")
+        for path, (data, _) in [known for program in programs for known in program.made.items()]:
+            assert (running.store / path.relative_to(running.place)).read_bytes() == data
     assert_whole_disks(workplace / "home")
 
 

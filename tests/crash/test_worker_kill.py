@@ -36,9 +36,10 @@ RUN = """
 import asyncio, sys
 from pathlib import Path
 from alluxio_like.config import WorkerConfig, load_config
-from alluxio_like.worker import replicating
+from alluxio_like.worker import publishing, replicating
 from alluxio_like.worker.app import run
 replicating.HEIR_S = 2.0
+publishing.GRACE_S = 2.0
 sys.exit(asyncio.run(run(load_config(WorkerConfig, file=Path(sys.argv[1])))))
 """
 KILLS = int(os.environ.get("WORKER_KILLS", "6"))

@@ -26,6 +26,7 @@ from alluxio_like.errors import get_disposition
 from alluxio_like.master import follower as follower_module
 from alluxio_like.master.core import acls, following
 from alluxio_like.master.following_store import StoreFollower
+from alluxio_like.rpc.changes import ChangesStub
 from alluxio_like.rpc.messages import MountSpec
 from alluxio_like.rpc.messages_writing import (
     Changed,
@@ -42,6 +43,7 @@ from alluxio_like.types import Entry, FileId, Fingerprint, InodeId, Kind, Recall
 from alluxio_like.ufs.api import StoreEntry
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from alluxio_like.ufs.memory_writing import WritableMemoryUfs
+from tests.pending_parts import make_nothing_pending
 from tests.unit.master_parts import Cluster, wait_until
 
 numbers = itertools.count()
@@ -803,7 +805,7 @@ async def test_names_are_durable_soon_and_at_once_when_asked(
     flushes.clear()
     keeper = LeaseKeeper(cluster._channel, lambda _: None, lambda _: None, None)  # type: ignore[arg-type]
     news = News(MetadataCache(time.monotonic), keeper, lambda _: None)
-    client = Changes(cluster._channel, news, timeout_s=5)  # type: ignore[arg-type]
+    client = Changes(ChangesStub(cluster._channel, timeout_s=5), news, make_nothing_pending())  # type: ignore[arg-type]
     await client.create(NewName(root.attr.inode, "now", Kind.DIRECTORY, 0o755, 0, 0))
     await client.flush()
     assert flushes

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from alluxio_like.client.draft_workers import DraftWorkers
 from alluxio_like.client.drafts import DraftFiles
 from alluxio_like.client.local import LocalCaches
 from alluxio_like.errors import ReadOnly, Unavailable
 from alluxio_like.rpc.messages_writing import DraftSealed
 from alluxio_like.types import Cluster, InodeId, Worker, WorkerId
+from tests.pending_parts import make_nothing_pending
 from tests.unit.draft_parts import MOUNT, make_own_ref
 
 HANGS_S = 60.0
@@ -57,16 +59,20 @@ def make_files(stub: Stub, doubted: list[InodeId]) -> DraftFiles:
     async def claim(*_: Any, **__: Any) -> Any:
         return SimpleNamespace(has_quotas=False)
 
-    made = DraftFiles(
-        SimpleNamespace(get_view=get_view, get_drafts_stub=lambda _: stub),  # type: ignore[arg-type]
-        SimpleNamespace(refresh=refresh, is_local=lambda _: True),  # type: ignore[arg-type]
+    cluster: Any = SimpleNamespace(get_view=get_view, get_drafts_stub=lambda _: stub)
+    local: Any = SimpleNamespace(refresh=refresh, is_local=lambda _: True)
+    workers = DraftWorkers(cluster, local, io_timeout_s=0.3)
+    workers._pick = lambda workers, inode: worker  # type: ignore[assignment,method-assign,return-value]
+    return DraftFiles(
+        cluster,
+        workers,
+        local,
+        make_nothing_pending(),
         list_mounts,
         SimpleNamespace(lease="", begin=lambda: None, doubt=doubted.append),  # type: ignore[arg-type]
         claim,
         io_timeout_s=0.3,
     )
-    made._pick = lambda workers, inode: worker  # type: ignore[assignment,method-assign,return-value]
-    return made
 
 
 async def test_what_a_cache_cannot_hold_has_no_room() -> None:
@@ -119,7 +125,8 @@ async def test_a_worker_that_hangs_is_no_mount_that_cannot_be_written(tmp_path: 
     cluster: Any = SimpleNamespace(get_view=get_view, view=None)
     unused: Any = None
     local = LocalCaches(cluster)
-    files = DraftFiles(cluster, local, unused, unused, unused, io_timeout_s=0.3)
+    workers = DraftWorkers(cluster, local, io_timeout_s=0.3)
+    files = DraftFiles(cluster, workers, local, make_nothing_pending(), unused, unused, unused, io_timeout_s=0.3)
     with socket.socket(socket.AF_UNIX) as listening:
         if hangs:
             listening.bind(str(door))

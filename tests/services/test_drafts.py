@@ -15,6 +15,7 @@ from alluxio_like.cache.file import Role
 from alluxio_like.rpc.messages import Priority
 from alluxio_like.rpc.messages_writing import WriteMode
 from alluxio_like.types import FileId, FileRef, InodeId, JobId, PageRange, VersionId, WorkerId
+from alluxio_like.worker import drafts
 from alluxio_like.worker.fetcher import Brought
 from tests.unit.draft_parts import make_own_ref, running_drafts
 from tests.unit.worker_parts import gather_bytes, make_data, wait_until
@@ -214,7 +215,7 @@ async def test_drafts_that_end_together_become_cache_files_and_keep_nobody_waiti
                 await one.service.seal(f"op-{inode}", InodeId(inode))
         for inode in (5, 7, 8):
             os.close(fds[inode])
-        async with one.service._locked(InodeId(8)):
+        async with one.service._locks.hold(InodeId(8)):
             ending = asyncio.create_task(one.service.end_all([InodeId(inode) for inode in (5, 6, 7, 8, 5, 99)]))
             await wait_until(lambda: one.store.drafts.lookup(InodeId(5)) is None and one.store.drafts.lookup(InodeId(7)) is None)
             # Somebody has it open for writing; somebody is just at it.
@@ -228,6 +229,21 @@ async def test_drafts_that_end_together_become_cache_files_and_keep_nobody_waiti
         os.close(fds[6])
         await one.service.end(InodeId(6))
         assert not one.store.drafts.list_drafts()
+
+
+async def test_files_that_are_open_for_long_keep_no_other_from_being_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("GRACE_S", 0.0), ("LOOK_S", 0.01), ("_LOOKS_AT_ONCE", 2)):
+        monkeypatch.setattr(drafts, name, value)
+    async with running_drafts(tmp_path) as one:
+        fds = [one.open(await one.service.begin(one.changes.create(n, f"{n}"), truncate=True)) for n in range(1, 5)]
+        os.close(fds.pop())
+        looking = asyncio.create_task(one.service.run())
+        await wait_until(lambda: one.store.drafts.lookup(InodeId(4)) is None, "the look at the last one")
+        looking.cancel()
+        for fd in fds:
+            os.close(fd)
 
 
 async def test_a_draft_whose_inode_is_gone_goes_with_it(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from alluxio_like.rpc.coherence import add_coherence_service
 from alluxio_like.rpc.locks import add_locks_service
 from alluxio_like.rpc.server import create_server
 from alluxio_like.types import InodeId
+from tests.pending_parts import make_nothing_pending
 from tests.servers.net import find_ports
 from tests.unit.master_parts import wait_until
 
@@ -71,7 +72,7 @@ class Mount:
     def __init__(self, address: str, holder: str) -> None:
         self.channel = open_channel(address, token=TOKEN)
         self.keeper = LeaseKeeper(self.channel, lambda _: None, lambda _: None, Metrics())
-        self.locks = Locks(self.channel, holder, io_timeout_s=60)
+        self.locks = Locks(self.channel, holder, make_nothing_pending().settle, io_timeout_s=60)
         self.keeper.on_begun = self.locks.begin_attaching
 
     async def start(self) -> "Mount":
@@ -208,6 +209,6 @@ async def test_without_the_token_there_are_no_locks() -> None:
         channel = open_channel(address)
         channel.lease = stranger.channel.lease
         with pytest.raises(errors.AccessDenied):
-            await Locks(channel, "x", io_timeout_s=60).attach()
+            await Locks(channel, "x", make_nothing_pending().settle, io_timeout_s=60).attach()
         await channel.close()
         await stranger.close()

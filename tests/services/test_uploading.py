@@ -559,16 +559,16 @@ async def test_who_appends_while_the_store_refuses_is_told(tmp_path: Path, monke
         clock.advance(uploading.QUIET_S)
         one.uploader.look()
         await wait_until(lambda: bool(one.uploader.get_trouble()), "the failure")
-        job, meet_policy = one.uploader._jobs[InodeId(5)], one.service._meet_policy
+        job, meet = one.uploader._jobs[InodeId(5)], one.service._policies.meet
 
         async def try_and_meet(sealed: FileRef) -> None:
             """The next try sees what was appended before whoever appended it asks whether to wait for it."""
             before = job.failures
             job.wake.set()
             await wait_until(lambda: job.done or job.failures > before, "the next try")
-            await meet_policy(sealed)
+            await meet(sealed)
 
-        monkeypatch.setattr(one.service, "_meet_policy", try_and_meet)
+        monkeypatch.setattr(one.service._policies, "meet", try_and_meet)
         with pytest.raises(errors.StoreDenied):
             await append(one, ref, b"third\n")
         one.ufs.heal()

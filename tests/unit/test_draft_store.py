@@ -14,6 +14,7 @@ import pytest
 from alluxio_like import errors
 from alluxio_like.cache import draft_files as files
 from alluxio_like.cache import index
+from alluxio_like.cache.checking import CheckedDirectory, Grade
 from alluxio_like.cache.checksum import compute_checksums
 from alluxio_like.cache.draft import Draft, Ending
 from alluxio_like.cache.draft_files import open_draft
@@ -21,6 +22,7 @@ from alluxio_like.cache.store import CacheDirSpec, CacheStore, Role
 from alluxio_like.cache.writing_records import UploadRecord
 from alluxio_like.clock import SystemClock
 from alluxio_like.types import PAGE_BYTES, FileId, FileRef, Fingerprint, InodeId, MountId, VersionId, WorkerId
+from alluxio_like.worker.evictor import Evictor
 from tests.dead_store import stop_dead
 from tests.servers.net import wait_until
 
@@ -395,6 +397,33 @@ def test_several_drafts_become_cache_files_in_one_transaction_but_for_those_that
     assert drafts.end(made[1]) is Ending.DONE
     assert drafts.end(made[3]) is Ending.CHANGED
     kills.check_space()
+
+
+def test_killed_before_a_cache_file_is_told_that_its_upload_has_ended_a_start_tells_it(kills: Kills) -> None:
+    kills.store.drafts.begin(make_ref(1, 0), None, truncate=True)
+    write_draft(kills, DATA)
+    ref = seal(kills, 2)
+    drafts = kills.store.drafts
+
+    def end_upload(here: str) -> None:
+        if here == "end: renamed":
+            drafts.drop_upload(ref.file_id)
+        elif here == "end: committed":
+            raise Killed
+
+    drafts.checkpoint = end_upload
+    with pytest.raises(Killed):
+        drafts.end(kills.get_draft())
+    stop_dead(kills.store)
+    checked = CheckedDirectory(kills.root / "cache")
+    assert [(found.grade, found.rule) for found in checked.check(verify=True)] == [(Grade.LEFTOVER, "unpersisted")]
+    checked.close()
+    kills.store = kills._open()
+    Evictor(kills.store, SystemClock())._learn()
+    cached = kills.store.lookup(ref.file_id)
+    assert cached is not None
+    assert not cached.unpersisted
+    assert cached.read(0, len(DATA)) == DATA
 
 
 def test_a_draft_is_found_at_every_moment_of_becoming_a_cache_file(kills: Kills) -> None:

@@ -44,6 +44,12 @@ class _Files:
         await self.answer.wait()
         return DraftSealed(None, 0)
 
+    def is_pending(self, inode: InodeId) -> bool:
+        return False
+
+    async def settle(self, inodes: Sequence[InodeId]) -> None:
+        pass
+
     async def end_all(self, _: WorkerId, inodes: Sequence[InodeId]) -> None:
         self.ended += inodes
 
@@ -84,6 +90,12 @@ class _Worker:
 
     async def claim(self, *_: object, **__: object) -> None:
         return None
+
+    def is_pending(self, inode: InodeId) -> bool:
+        return False
+
+    async def settle(self, inodes: Sequence[InodeId]) -> None:
+        pass
 
     async def end_all(self, _: WorkerId, inodes: Sequence[InodeId]) -> None:
         self.asked.append(("end", *inodes))
@@ -211,6 +223,12 @@ class _SlowWorker(_Worker):
 
     async def seal(self, *_: object, **__: object) -> DraftSealed:
         return DraftSealed(None, 0)
+
+    def is_pending(self, inode: InodeId) -> bool:
+        return False
+
+    async def settle(self, inodes: Sequence[InodeId]) -> None:
+        pass
 
     async def end_all(self, _: WorkerId, inodes: Sequence[InodeId]) -> None:
         self.asked.append(("end", *inodes))

@@ -1,0 +1,506 @@
+"""Files that this client has made in directories which are delegated to it, before the master knows of them (decision 0071).
+
+Owns the delegations, and the files until they are published: each is noted with its draft before it is said to be there, looks
+to the rest of the client as if the master had told of it, and is published with others before long; at once where something is to
+be asked or changed that it has to do with. That is `settle`: whoever is about to ask the master or a worker about files or
+directories calls it first. Rule of concurrency: one event loop; one batch is being published at a time.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import stat
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from alluxio_like.cache.new_files import NewFile, Note, write_note
+from alluxio_like.client.blanks import BlankPool, OpenedDraft
+from alluxio_like.client.draft_workers import NO_LIMIT_S, DraftWorkers
+from alluxio_like.client.metadata import Begun, MetadataCache
+from alluxio_like.client.news import News
+from alluxio_like.errors import AlluxioLikeError, Cancelled, Internal, NoSpace, NotFound, ReadOnly, TimedOut, Unavailable
+from alluxio_like.rpc.messages import LookupResult
+from alluxio_like.rpc.messages_writing import Changed, Delegation, NewAttributes, NewName, Published, PublishedFile, Told
+from alluxio_like.types import (
+    EVERYWHERE,
+    OWN_TOKEN,
+    SNAPSHOT_FOLDER,
+    Attr,
+    Entry,
+    FileRef,
+    Fingerprint,
+    InodeId,
+    Kind,
+    Recall,
+    VersionId,
+    WorkerId,
+    to_bytes,
+)
+
+_log = logging.getLogger(__name__)
+
+_SOON_S = 0.2
+"""How long a file waits for others to be published with. A guess."""
+_MANY = 64
+"""So many that are closed are published at once."""
+_MOST_AT_ONCE = 256
+_MOST = 512
+"""With more that are closed a close waits; with more altogether files are made as before."""
+_PASSING = (Unavailable, TimedOut, Cancelled, NoSpace)
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+_CLOSE_S = 5.0
+START_S = 2.0
+"""A mount that has lost its daemon and its worker waits no longer for the worker. A guess."""
+_FIRST_VERSION = VersionId(1)
+_PLAIN = re.compile(r"[A-Za-z0-9._+=@,-]+", re.ASCII)
+_NOT_PLAIN = frozenset({".", "..", SNAPSHOT_FOLDER, ".snap"})
+_RESERVED = re.compile(r"\..*alluxio.like")
+"""Names that stores keep to themselves for what is under way."""
+
+
+class Contents(Protocol):
+    """Who writes the files that are made here."""
+
+    def stat_pending(self, inode: InodeId) -> os.stat_result | None:
+        """What a file's draft is now; None: nobody here has it open any more."""
+        ...
+
+    def note_published(self, inode: InodeId, ref: FileRef, before: os.stat_result | None) -> None:
+        """A file has that content at the master, of which all was in its draft when that was as `before`."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A file that the master is yet to hear of. `fd` is of its draft, for its notes; `draft` is for who is about to write it."""
+
+    file: NewFile
+    entry: Entry
+    worker_id: WorkerId
+    fd: int
+    made_s: float
+    draft: OpenedDraft | None
+    is_sent: bool = False
+    """It is being published, or that was tried and may have been done: nothing of it is changed here any more."""
+    error: AlluxioLikeError | None = None
+    """Why it could not be published; it is tried again."""
+    tries: int = 0
+
+
+class PendingFiles:
+    """See the module. Nothing is delegated to the client before `start`."""
+
+    def __init__(
+        self,
+        names: MetadataCache,
+        is_live: Callable[[], bool],
+        news: News,
+        pool: BlankPool,
+        workers: DraftWorkers,
+        *,
+        io_timeout_s: float,
+    ) -> None:
+        """`is_live`: whether the lease lives that covers what is remembered."""
+        self._names = names
+        self._is_live = is_live
+        self._news = news
+        self._pool = pool
+        self._workers = workers
+        self._io_timeout_s = io_timeout_s
+        self._owner = ""
+        self._delegations: dict[InodeId, Delegation] = {}
+        self._files: dict[InodeId, _Pending] = {}
+        self._by_name: dict[tuple[InodeId, str], InodeId] = {}
+        self._below: dict[InodeId, int] = {}
+        """By directory, how many files in it are pending."""
+        self._closed_count = 0
+        self._hurried: set[InodeId] = set()
+        """Those that somebody waits for."""
+        self._recalled: set[InodeId] = set()
+        """Directories that others have changed since what is being published was sent."""
+        self._wake = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._publishing: asyncio.Task[None] | None = None
+        self._succeeding: asyncio.Task[None] | None = None
+        self.contents: Contents | None = None
+
+    @property
+    def is_started(self) -> bool:
+        """Whether directories may be delegated to this client."""
+        return bool(self._owner)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    async def start(self, owner: str, *, succeeds: bool, makes: bool = True) -> None:
+        """Make files ahead of the master from now on (unless `makes` is off). `owner` names the client, and those whose place it
+        takes; `succeeds`: one may have been killed, and what it has made is published first, if that can be done within START_S.
+        Does not raise."""
+        if succeeds:
+            self._succeeding = asyncio.create_task(self._succeed(owner), name="publish files that were left")
+            await asyncio.wait([self._succeeding], timeout=START_S)
+        self._owner = owner if makes else ""
+
+    async def _succeed(self, owner: str) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                worker = await self._workers.choose(InodeId(0))
+                count = await self._workers.ask(
+                    worker.worker_id,
+                    lambda stub: self._workers.watch(stub, stub.publish_left(owner, timeout_s=NO_LIMIT_S)),
+                    wait_s=0.0,
+                )
+            except ReadOnly:
+                return  # nothing was made here
+            except AlluxioLikeError as error:
+                _log.warning("files that the daemon before this one has made are not to be seen yet: %s", error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                if count:
+                    _log.info("files were published that the daemon before this one had made", extra={"files": count})
+                return
+
+    # Making files
+
+    def note_delegation(self, directory: InodeId, delegation: Delegation) -> None:
+        """A directory that was just made is delegated to this client."""
+        if self._owner:
+            self._delegations[directory] = delegation
+            self._pool.warm()
+
+    def drop_delegation(self, directory: InodeId) -> None:
+        """Make no files there any more without asking."""
+        self._delegations.pop(directory, None)
+
+    async def create(self, new: NewName, operation_id: str) -> Changed | None:
+        """Make a file. None: the master has to be asked."""
+        if new.parent in self._delegations:
+            await self._pool.wait()
+        # No await from here on.
+        delegation = self._delegations.get(new.parent)
+        if delegation is None or not _may_be_made(new, delegation) or len(self._files) >= 2 * _MOST or not self._is_live():
+            return None
+        absent, directory = self._names.lookup(new.parent, new.name), self._names.get(new.parent)
+        if absent is None or absent.entry is not None or directory is None or directory.entry is None:
+            return None
+        above = directory.entry.attr
+        if above.mode & stat.S_ISGID or above.has_xattrs:
+            # What is made there inherits from it.
+            return None
+        blank = self._pool.take()
+        if blank is None:
+            return None
+        inode, now_ns = blank.inode, time.time_ns()
+        file = NewFile(operation_id, inode, new.parent, new.name, new.mode, new.uid, new.gid, now_ns, now_ns, made_ns=now_ns)
+        fd = os.dup(blank.draft.fd)
+        try:
+            write_note(fd, Note(self._owner, file))
+        except OSError as error:
+            os.close(fd)
+            os.close(blank.draft.fd)
+            _log.warning("a new file cannot be noted with its draft: %s", error)
+            return None
+        attr = Attr(inode, Kind.FILE, new.mode, new.uid, new.gid, 0, now_ns, now_ns, 1, _FIRST_VERSION)
+        fingerprint = Fingerprint(f"{OWN_TOKEN}{_FIRST_VERSION:x}", 0)
+        ref = FileRef(inode, _FIRST_VERSION, delegation.mount_id, delegation.key + new.name, fingerprint)
+        pending = _Pending(file, Entry(new.name, attr, ref), blank.draft.worker_id, fd, time.monotonic(), blank.draft)
+        self._files[inode] = pending
+        self._by_name[new.parent, new.name] = inode
+        self._below[new.parent] = self._below.get(new.parent, 0) + 1
+        self._begin_publishing()
+        changed = replace(above, mtime_ns=now_ns, ctime_ns=now_ns)
+        told = Told(
+            new.parent,
+            "",
+            LookupResult(replace(directory.entry, attr=changed), directory.valid_s, True, self._get_above(new.parent)),
+        )
+        return self._tell(pending, absent.valid_s, (told,))
+
+    def set_attributes(self, inode: InodeId, wanted: NewAttributes) -> Changed | None:
+        """Change attributes of a file. None: the master has to be asked. Does not wait. Raises OSError."""
+        pending = self._files.get(inode)
+        known = None if pending is None or pending.is_sent else self._names.get(inode)
+        if pending is None or known is None:
+            return None
+        now_ns = time.time_ns()
+        attr = pending.entry.attr
+        mode = attr.mode if wanted.mode is None else wanted.mode
+        uid, gid = attr.uid if wanted.uid is None else wanted.uid, attr.gid if wanted.gid is None else wanted.gid
+        atime_ns = attr.atime_ns if wanted.atime_ns is None else wanted.atime_ns
+        mtime_ns = attr.mtime_ns if wanted.mtime_ns is None else wanted.mtime_ns
+        file = replace(pending.file, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns, changed_ns=now_ns)
+        write_note(pending.fd, Note(self._owner, file))
+        changed = replace(attr, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=now_ns)
+        pending.file, pending.entry = file, replace(pending.entry, attr=changed)
+        return self._tell(pending, known.valid_s)
+
+    def take_draft(self, inode: InodeId) -> OpenedDraft | None:
+        """The draft of a file that was just made, for who writes it: once."""
+        pending = self._files.get(inode)
+        if pending is None or pending.draft is None:
+            return None
+        draft, pending.draft = pending.draft, None
+        return draft
+
+    async def note_closed(self, inode: InodeId) -> bool:
+        """What was written to a file by now is to be seen by others. False: it is not pending, or being published: seal it."""
+        pending = self._files.get(inode)
+        if pending is None or pending.is_sent:
+            return False
+        if not pending.file.sealed:
+            file = replace(pending.file, sealed=True)
+            pending.file = file
+            self._closed_count += 1
+            if self._closed_count >= _MANY:
+                self._wake.set()
+        if self._closed_count > _MOST:
+            await self._publish([inode])
+        return True
+
+    def _tell(self, pending: _Pending, valid_s: float, told: tuple[Told, ...] = ()) -> Changed:
+        """Have the rest of the client know a file as it is now."""
+        entry, parent = pending.entry, pending.file.parent
+        recalls = (Recall(parent, (to_bytes(entry.name),), inodes=(entry.attr.inode,)),)
+        told = (Told(parent, entry.name, LookupResult(entry, valid_s, True, parent)), *told)
+        self._news.take(recalls, told, self._news.begin())
+        return Changed(entry, recalls, told)
+
+    def _get_above(self, directory: InodeId) -> InodeId:
+        known = self._names.get_old(directory)
+        return EVERYWHERE if known is None else known.parent
+
+    # Having them known
+
+    def is_pending(self, inode: InodeId) -> bool:
+        """Whether the master does not know of a file."""
+        return inode in self._files
+
+    async def settle(self, inodes: Iterable[InodeId]) -> None:
+        """The master knows of all of these, and of all that is in them. Raises what keeps it from that."""
+        if self._files:
+            await self._publish([inode for asked in inodes for inode in self._list(asked)])
+
+    async def settle_names(self, *places: tuple[InodeId, str]) -> None:
+        """The master knows where these names lead to, and what is in those that are directories."""
+        for place in places if self._files else ():
+            if (inode := self._by_name.get(place)) is not None:
+                await self._publish([inode])
+            elif (old := self._names.lookup_old(*place)) is None:
+                await self._publish(list(self._files))
+            elif old.entry is not None:
+                await self.settle([old.entry.attr.inode])
+
+    async def settle_all(self) -> None:
+        """The master knows of all files."""
+        if self._files:
+            await self._publish(list(self._files))
+
+    def give_up(self, recalls: Sequence[Recall]) -> Awaitable[None] | None:
+        """The master takes back what was delegated; what is returned is done once it knows what was made there. None: it does."""
+        self._recalled.update(recall.directory for recall in recalls)
+        taken = {recall.directory for recall in recalls if recall.all_names}
+        ended = list(self._delegations) if EVERYWHERE in taken else [one for one in taken if one in self._delegations]
+        for directory in ended:
+            del self._delegations[directory]
+        left = [inode for inode, one in self._files.items() if EVERYWHERE in taken or one.file.parent in taken]
+        succeeding = self._succeeding if EVERYWHERE in taken else None
+        if succeeding is not None and succeeding.done():
+            succeeding = None
+        return self._publish_patiently(left, succeeding) if left or succeeding is not None else None
+
+    async def _publish_patiently(self, inodes: list[InodeId], succeeding: "asyncio.Task[None] | None") -> None:
+        """Who waits for it does so until our lease has run out."""
+        if succeeding is not None:
+            # What the one before has made is what it would have given back.
+            await asyncio.wait([succeeding])
+        while True:
+            try:
+                await self._publish(inodes)
+            except _PASSING as error:
+                _log.warning("a directory cannot be given back yet: %s", error)
+                await asyncio.sleep(_FIRST_PAUSE_S)
+            except AlluxioLikeError as error:
+                # It will not be better for waiting: others see what there is.
+                _log.warning("a directory is given back without a file that cannot be published: %s", error)
+                return
+            else:
+                return
+
+    async def close(self) -> None:
+        """Have all be published, if that can be done at once; else their worker does it. Does not raise."""
+        self._owner = ""
+        self._delegations.clear()
+        with contextlib.suppress(AlluxioLikeError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await self.settle_all()
+        tasks = [task for task in (self._publishing, self._succeeding) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for pending in list(self._files.values()):
+            self._forget(pending)
+        await self._pool.close()
+
+    # Publishing
+
+    def _list(self, asked: InodeId) -> list[InodeId]:
+        if asked in self._files:
+            return [asked]
+        if asked in self._below:
+            return [inode for inode, pending in self._files.items() if pending.file.parent == asked]
+        return []
+
+    async def _publish(self, inodes: Sequence[InodeId]) -> None:
+        tries = {inode: self._files[inode].tries for inode in inodes if inode in self._files}
+        deadline = time.monotonic() + self._io_timeout_s
+        while left := [inode for inode in tries if inode in self._files]:
+            for inode in left:
+                pending = self._files[inode]
+                if pending.error is not None and pending.tries > tries[inode]:
+                    raise pending.error
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise Unavailable("files that were just made here cannot be told to the master: see the log of the worker")
+            self._hurried.update(left)
+            self._wake.set()
+            await self._wait_progress(left_s)
+
+    async def _wait_progress(self, limit_s: float) -> None:
+        progress = self._progress
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await progress.wait()
+
+    def _begin_publishing(self) -> None:
+        if self._publishing is None or self._publishing.done():
+            self._publishing = asyncio.create_task(self._run(), name="publish files")
+
+    async def _run(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while self._files:
+            batch = await self._wait_for_some()
+            try:
+                await self._send(batch)
+                pause_s = _FIRST_PAUSE_S
+            except AlluxioLikeError as error:
+                _log.warning("files that were made here are not published yet: %s", error, extra={"files": len(batch)})
+                for pending in batch:
+                    pending.error = error
+            for pending in batch:
+                pending.tries += 1
+            progress, self._progress = self._progress, asyncio.Event()
+            progress.set()
+            if any(pending.error is not None for pending in batch):
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _wait_for_some(self) -> list[_Pending]:
+        """Those that are to be published now: of one worker, one at least."""
+        while True:
+            self._wake.clear()
+            if due := self._list_due():
+                self._hurried.clear()
+                return [pending for pending in due if pending.worker_id == due[0].worker_id][:_MOST_AT_ONCE]
+            left_s = next(iter(self._files.values())).made_s + _SOON_S - time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._wake.wait()
+
+    def _list_due(self) -> list[_Pending]:
+        """When one has to be published, all go that are closed."""
+        now_s = time.monotonic()
+        oldest = next(iter(self._files.values()))
+        is_due = self._closed_count >= _MANY or oldest.made_s + _SOON_S <= now_s or not self._hurried.isdisjoint(self._files)
+        return [
+            pending
+            for inode, pending in (self._files.items() if is_due else ())
+            if pending.file.sealed or inode in self._hurried or pending.made_s + _SOON_S <= now_s
+        ]
+
+    async def _send(self, batch: Sequence[_Pending]) -> None:
+        """Raises what goes wrong with all of them."""
+        befores = [self._begin_sending(pending) for pending in batch]
+        files, begun = [pending.file for pending in batch], self._news.begin()
+        self._recalled = set()
+        published = await self._workers.ask(
+            batch[0].worker_id,
+            lambda stub: self._workers.watch(stub, stub.publish(self._news.lease, files, timeout_s=NO_LIMIT_S)),
+            wait_s=self._io_timeout_s,
+        )
+        if len(published.files) != len(batch):
+            raise Internal("a worker has not answered for all files that were to be published")
+        for pending, before, result in zip(batch, befores, published.files, strict=True):
+            self._note_result(pending, before, result)
+        self._take(published, begun)
+
+    def _begin_sending(self, pending: _Pending) -> os.stat_result | None:
+        pending.is_sent = True
+        found = None if self.contents is None else self.contents.stat_pending(pending.file.inode)
+        if found is not None and pending.file.sealed:
+            # As it was shown until now: what was written has changed it, too.
+            written_ns = min(found.st_mtime_ns, found.st_ctime_ns)
+            pending.file = replace(pending.file, changed_ns=max(pending.file.changed_ns, written_ns))
+        return found
+
+    def _take(self, published: Published, begun: Begun) -> None:
+        """What has been told of files that are known now. What was made here in their directories meanwhile has nothing to do
+        with them; what others have changed there may be newer."""
+
+        def is_ours(directory: InodeId) -> bool:
+            return self._recalled.isdisjoint((directory, EVERYWHERE))
+
+        told = [one for one in published.told if is_ours(one.parent)]
+        names = {(one.parent, to_bytes(one.name)) for one in told if one.name}
+        others = [
+            recall
+            for recall in published.recalls
+            if recall.all_names or not names.issuperset((recall.directory, name) for name in recall.names)
+        ]
+        self._news.take(others, [one for one in published.told if one not in told], begun)
+        # (While others are pending there, a directory was changed later than the master knows.)
+        self._news.take((), [one for one in told if one.name or one.parent not in self._below], self._news.begin())
+
+    def _note_result(self, pending: _Pending, before: os.stat_result | None, result: PublishedFile) -> None:
+        pending.error = None if result.ref is not None else result.error
+        if pending.error is not None and not isinstance(pending.error, NotFound):
+            _log.warning("a file that was made here is not published yet: %s", result.error, extra={"inode": pending.file.inode})
+            return
+        if result.ref is None:
+            _log.warning("others have removed the directory of a file that was made here", extra={"inode": pending.file.inode})
+            self._news.doubt_names([(pending.file.parent, pending.file.name)])
+            pending.error = None
+        elif result.error is not None:
+            # It is kept; a close that waits for its policy would say so.
+            _log.warning("a file that was made here is not where its policy wants it yet: %s", result.error)
+        self._forget(pending)
+        if result.ref is not None and pending.file.sealed and self.contents is not None:
+            self.contents.note_published(pending.file.inode, result.ref, before)
+
+    def _forget(self, pending: _Pending) -> None:
+        file = pending.file
+        del self._files[file.inode], self._by_name[file.parent, file.name]
+        self._closed_count -= file.sealed
+        self._below[file.parent] -= 1
+        if not self._below[file.parent]:
+            del self._below[file.parent]
+        os.close(pending.fd)
+        if pending.draft is not None:
+            os.close(pending.draft.fd)
+
+
+def _may_be_made(new: NewName, delegation: Delegation) -> bool:
+    """Whether every store takes such a name as it is, and nothing else has a say in it."""
+    is_file = new.kind is Kind.FILE and not new.unnamed
+    return (
+        is_file
+        and len(new.name) <= delegation.name_bytes
+        and _PLAIN.fullmatch(new.name) is not None
+        and new.name not in _NOT_PLAIN
+        and _RESERVED.match(new.name) is None
+    )
