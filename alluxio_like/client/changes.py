@@ -64,11 +64,13 @@ class Changes:
             self._changes += 1
             return made
         await self._pending.settle_names((new.parent, new.name))
-        if new.kind is Kind.DIRECTORY and self._pending.is_started:
+        if new.kind is not Kind.DIRECTORY or not self._pending.is_started:
+            return await self._make(self._stub.create(operation_id, new), (new.parent, new.name))
+        with self._pending.making_directory() as note:
             new = replace(new, delegate=True)
-        changed = await self._make(self._stub.create(operation_id, new), (new.parent, new.name))
-        if changed.delegation is not None and changed.entry is not None:
-            self._pending.note_delegation(changed.entry.attr.inode, changed.delegation)
+            changed = await self._make(self._stub.create(operation_id, new), (new.parent, new.name))
+            if changed.delegation is not None and changed.entry is not None:
+                note(changed.entry.attr.inode, changed.delegation)
         return changed
 
     async def link(self, inode: InodeId, parent: InodeId, name: str, operation_id: str = "") -> Changed:

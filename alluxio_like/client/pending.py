@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -120,6 +120,9 @@ class PendingFiles:
         self._closed_count = 0
         self._hurried: set[InodeId] = set()
         """Those that somebody waits for."""
+        self._making = 0
+        self._taken: set[InodeId] = set()
+        """Directories that were taken back while some were being made."""
         self._recalled: set[InodeId] = set()
         """Directories that others have changed since what is being published was sent."""
         self._wake = asyncio.Event()
@@ -168,15 +171,22 @@ class PendingFiles:
 
     # Making files
 
-    def note_delegation(self, directory: InodeId, delegation: Delegation) -> None:
-        """A directory that was just made is delegated to this client."""
-        if self._owner:
+    @contextlib.contextmanager
+    def making_directory(self) -> Iterator[Callable[[InodeId, Delegation], None]]:
+        """While a directory is being made; what is given is called if it was delegated to this client. It may have been taken
+        back before that is heard of."""
+        self._making += 1
+        try:
+            yield self._note_delegation
+        finally:
+            self._making -= 1
+            if not self._making:
+                self._taken.clear()
+
+    def _note_delegation(self, directory: InodeId, delegation: Delegation) -> None:
+        if self._owner and self._taken.isdisjoint((directory, EVERYWHERE)):
             self._delegations[directory] = delegation
             self._pool.warm()
-
-    def drop_delegation(self, directory: InodeId) -> None:
-        """Make no files there any more without asking."""
-        self._delegations.pop(directory, None)
 
     async def create(self, new: NewName, operation_id: str) -> Changed | None:
         """Make a file. None: the master has to be asked."""
@@ -198,12 +208,15 @@ class PendingFiles:
             return None
         inode, now_ns = blank.inode, time.time_ns()
         file = NewFile(operation_id, inode, new.parent, new.name, new.mode, new.uid, new.gid, now_ns, now_ns, made_ns=now_ns)
-        fd = os.dup(blank.draft.fd)
+        fd = -1
         try:
+            fd = os.dup(blank.draft.fd)
+            # Last: what is noted is there.
             write_note(fd, Note(self._owner, file))
         except OSError as error:
-            os.close(fd)
-            os.close(blank.draft.fd)
+            for one in (fd, blank.draft.fd):
+                if one >= 0:
+                    os.close(one)
             _log.warning("a new file cannot be noted with its draft: %s", error)
             return None
         attr = Attr(inode, Kind.FILE, new.mode, new.uid, new.gid, 0, now_ns, now_ns, 1, _FIRST_VERSION)
@@ -223,7 +236,7 @@ class PendingFiles:
         return self._tell(pending, absent.valid_s, (told,))
 
     def set_attributes(self, inode: InodeId, wanted: NewAttributes) -> Changed | None:
-        """Change attributes of a file. None: the master has to be asked. Does not wait. Raises OSError."""
+        """Change attributes of a file. None: the master has to be asked. Does not wait."""
         pending = self._files.get(inode)
         known = None if pending is None or pending.is_sent else self._names.get(inode)
         if pending is None or known is None:
@@ -235,7 +248,11 @@ class PendingFiles:
         atime_ns = attr.atime_ns if wanted.atime_ns is None else wanted.atime_ns
         mtime_ns = attr.mtime_ns if wanted.mtime_ns is None else wanted.mtime_ns
         file = replace(pending.file, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns, changed_ns=now_ns)
-        write_note(pending.fd, Note(self._owner, file))
+        try:
+            write_note(pending.fd, Note(self._owner, file))
+        except OSError as error:
+            _log.warning("attributes of a new file cannot be noted with its draft: %s", error)
+            return None
         changed = replace(attr, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=now_ns)
         pending.file, pending.entry = file, replace(pending.entry, attr=changed)
         return self._tell(pending, known.valid_s)
@@ -305,6 +322,8 @@ class PendingFiles:
         """The master takes back what was delegated; what is returned is done once it knows what was made there. None: it does."""
         self._recalled.update(recall.directory for recall in recalls)
         taken = {recall.directory for recall in recalls if recall.all_names}
+        if self._making:
+            self._taken |= taken
         ended = list(self._delegations) if EVERYWHERE in taken else [one for one in taken if one in self._delegations]
         for directory in ended:
             del self._delegations[directory]
@@ -463,8 +482,8 @@ class PendingFiles:
             if recall.all_names or not names.issuperset((recall.directory, name) for name in recall.names)
         ]
         self._news.take(others, [one for one in published.told if one not in told], begun)
-        # (While others are pending there, a directory was changed later than the master knows.)
-        self._news.take((), [one for one in told if one.name or one.parent not in self._below], self._news.begin())
+        # (The directories themselves are known as they were shown, or by what has changed them since.)
+        self._news.take((), [one for one in told if one.name], self._news.begin())
 
     def _note_result(self, pending: _Pending, before: os.stat_result | None, result: PublishedFile) -> None:
         pending.error = None if result.ref is not None else result.error

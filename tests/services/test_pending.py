@@ -130,7 +130,8 @@ class Made:
     async def start(self) -> "Made":
         await self.pending.start("me", succeeds=False)
         self.know(make_directory(DIRECTORY))
-        self.pending.note_delegation(DIRECTORY, Delegation(255, MountId(1), "dir/"))
+        with self.pending.making_directory() as note:
+            note(DIRECTORY, Delegation(255, MountId(1), "dir/"))
         return self
 
     def know(self, directory: Entry) -> None:
@@ -225,8 +226,6 @@ async def test_when_the_master_has_to_be_asked(made: Made) -> None:
     assert await made.create("b") is None, "there is no draft"
     made.worker.blanks = blanks
     assert await made.create("b") is not None
-    made.pending.drop_delegation(DIRECTORY)
-    assert await made.create("c") is None
 
 
 async def test_many_are_published_at_once_and_few_before_long(made: Made) -> None:
@@ -298,6 +297,18 @@ async def test_a_directory_is_given_back_once_all_in_it_is_known(made: Made) -> 
         await giving
     assert not made.pending.is_pending(inode)
     assert made.pending.give_up([Recall(EVERYWHERE, all_names=True)]) is None
+
+
+@pytest.mark.parametrize("taken", [OTHER, EVERYWHERE])
+async def test_a_directory_that_was_taken_back_before_its_making_was_answered_is_nobodys(made: Made, taken: InodeId) -> None:
+    made.know(make_directory(OTHER))
+    with made.pending.making_directory() as note:
+        assert made.pending.give_up([Recall(taken, all_names=True)]) is None
+        note(OTHER, Delegation(255, MountId(1), "other/"))
+    assert await made.create("a", parent=OTHER) is None
+    with made.pending.making_directory() as note:
+        note(OTHER, Delegation(255, MountId(1), "other/"))
+    assert await made.create("a", parent=OTHER) is not None
 
 
 async def test_when_everything_is_taken_back_so_is_what_was_delegated(made: Made) -> None:
