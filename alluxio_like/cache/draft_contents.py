@@ -8,11 +8,13 @@ import os
 import secrets
 import time
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from alluxio_like import errors
 from alluxio_like.cache import draft_files as files
 from alluxio_like.cache import format as fmt
+from alluxio_like.cache import syscalls
 from alluxio_like.cache import writing_records as records
 from alluxio_like.cache.checksum import compute_checksum
 from alluxio_like.cache.draft import Draft, is_as, may_become
@@ -75,6 +77,15 @@ class DraftContents:
                     raise
                 # Moved, and not committed yet.
                 return os.open(draft.becomes, flags, dir_fd=directory.fd)
+
+    def begin_writing(self, drafts: Iterable[Draft]) -> None:
+        """Before many are observed: what is in them is on its way to the disk together, and one commit of the file system's
+        journal does for all."""
+        for draft in drafts:
+            with contextlib.suppress(errors.DiskError, OSError):
+                fd = self.open_draft(draft)
+                syscalls.begin_writing(fd)
+                os.close(fd)
 
     def observe(self, draft: Draft) -> Observation | None:
         """Sync what is in a draft, and look at all of it at one moment; None: others go on changing it. Raises DiskError."""
