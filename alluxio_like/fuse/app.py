@@ -328,7 +328,9 @@ async def begin_making(config: FuseConfig, backend: Backend, parts: Parts, conne
     drafts, identity = parts.operations.drafts, connection.handshake.identity
     if backend.pending is not None and drafts is not None and identity:
         backend.pending.contents = drafts
-        await backend.pending.start(f"{identity:x}", succeeds=connection.generation > 0, makes=config.delegated_directories)
+        # (A holder's first daemon has the number 1.)
+        succeeds = connection.generation > 1
+        await backend.pending.start(f"{identity:x}", succeeds=succeeds, makes=config.delegated_directories)
 
 
 def _make_pyfuse3_parts(config: FuseConfig, backend: Backend, root: Entry, metrics: Metrics) -> Parts:
