@@ -344,12 +344,11 @@ class PendingFiles:
             except _PASSING as error:
                 _log.warning("a directory cannot be given back yet: %s", error)
                 await asyncio.sleep(_FIRST_PAUSE_S)
+                continue
             except AlluxioLikeError as error:
                 # It will not be better for waiting: others see what there is.
                 _log.warning("a directory is given back without a file that cannot be published: %s", error)
-                return
-            else:
-                return
+            return
 
     async def close(self) -> None:
         """Have all be published, if that can be done at once; else their worker does it. Does not raise."""
@@ -471,19 +470,19 @@ class PendingFiles:
         """What has been told of files that are known now. What was made here in their directories meanwhile has nothing to do
         with them; what others have changed there may be newer."""
 
-        def is_ours(directory: InodeId) -> bool:
-            return self._recalled.isdisjoint((directory, EVERYWHERE))
-
-        told = [one for one in published.told if is_ours(one.parent)]
-        names = {(one.parent, to_bytes(one.name)) for one in told if one.name}
+        ours: list[Told] = []
+        doubtful: list[Told] = []
+        for one in published.told:
+            (ours if self._recalled.isdisjoint((one.parent, EVERYWHERE)) else doubtful).append(one)
+        names = {(one.parent, to_bytes(one.name)) for one in ours if one.name}
         others = [
             recall
             for recall in published.recalls
             if recall.all_names or not names.issuperset((recall.directory, name) for name in recall.names)
         ]
-        self._news.take(others, [one for one in published.told if one not in told], begun)
+        self._news.take(others, doubtful, begun)
         # (The directories themselves are known as they were shown, or by what has changed them since.)
-        self._news.take((), [one for one in told if one.name], self._news.begin())
+        self._news.take((), [one for one in ours if one.name], self._news.begin())
 
     def _note_result(self, pending: _Pending, before: os.stat_result | None, result: PublishedFile) -> None:
         pending.error = None if result.ref is not None else result.error
