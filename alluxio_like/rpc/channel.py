@@ -22,7 +22,7 @@ import tenacity
 from alluxio_like import logs
 from alluxio_like.certificates import Pem, PemFiles
 from alluxio_like.config import TlsConfig
-from alluxio_like.errors import AlluxioLikeError, Cancelled, Unavailable, Untrusted
+from alluxio_like.errors import AlluxioLikeError, Cancelled, TimedOut, Unavailable, Untrusted
 from alluxio_like.metrics import split_address
 from alluxio_like.rpc import status
 from alluxio_like.rpc.auth import TOKEN_KEY
@@ -56,6 +56,8 @@ OPTIONS: list[tuple[str, Any]] = [
 ]
 
 _REFUSAL_S = 1.0
+_EARLY_S = 0.05
+"""A deadline that gRPC found passed may lie so far ahead by this process's clock."""
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 1.0
 _wait = tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE_S, max=_LAST_PAUSE_S)
 T = TypeVar("T")
@@ -284,7 +286,8 @@ async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat_s
     """One call and its reply, within `timeout_s` (0: no limit).
 
     It is made again, with pauses, while the service cannot be reached, for `repeat_s` at most, but not where the two do not
-    trust each other. `request` may be a function that makes the request (a fresh stream for each try). Raises errors of the
+    trust each other. Where the time ends in the midst of a later try, what the service said last is raised, as it says more.
+    `request` may be a function that makes the request (a fresh stream for each try). Raises errors of the
     tree.
     """
     stop_at = time.monotonic() + timeout_s if timeout_s else None
@@ -321,15 +324,29 @@ async def call_unary(method: Method, request: Any, timeout_s: float, *, repeat_s
         return await call_once()
     except Untrusted:
         raise
-    except Unavailable:
+    except Unavailable as error:
         left_s = repeat_s if stop_at is None else min(repeat_s, stop_at - time.monotonic())
         if left_s <= 0:
             raise
+        said = error
+
+    async def call_again() -> Any:
+        nonlocal said
+        try:
+            return await call_once()
+        except TimedOut:
+            if stop_at is None or time.monotonic() < stop_at - _EARLY_S:
+                raise  # the service's own words
+            raise said from None
+        except Unavailable as error:
+            said = error
+            raise
+
     async for attempt in tenacity.AsyncRetrying(
         stop=tenacity.stop_before_delay(left_s), wait=_wait, retry=tenacity.retry_if_exception(_may_repeat), reraise=True
     ):
         with attempt:
-            return await call_once()
+            return await call_again()
     raise AssertionError("unreachable")
 
 

@@ -193,6 +193,22 @@ async def test_a_service_that_says_that_it_cannot_is_not_away() -> None:
         assert not channel.away_s
 
 
+async def test_what_a_service_said_is_told_where_the_time_ends_in_a_later_try() -> None:
+    master = FakeMaster()
+    enter = master._enter
+
+    async def enter_once(call: str) -> None:
+        master.delay_s = 60.0 if master.calls else 0.0
+        await enter(call)
+
+    master._enter = enter_once  # type: ignore[method-assign]
+    master.fail = [errors.Unavailable("no worker is live")]
+    async with serve(master=master) as server, connected(server, token=TOKEN) as channel:
+        with pytest.raises(errors.Unavailable, match="no worker"):
+            await MasterStub(channel, timeout_s=1.0).mount(MountSpec("/data", "s3://b"))
+    assert len(master.calls) > 1
+
+
 async def test_a_deadline_ends_the_call_on_both_sides() -> None:
     master = FakeMaster()
     master.delay_s = 60
