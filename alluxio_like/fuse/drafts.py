@@ -78,12 +78,18 @@ class Draft:
     shown_over_quota: bool = False
     reading: bool = False
     """Its descriptor is for reading only: nobody writes it through this daemon, but somebody may through the kernel."""
+    ending: bool = False
+    """Nobody writes it any more, and its worker is being told."""
     sealing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def is_left(self) -> bool:
         """Whether its last writer has gone; whoever opens it next may go on with it."""
-        return not self.writers and not self.reading
+        return not self.writers and (self.ending or not self.reading)
+
+    def is_behind(self, version: VersionId) -> bool:
+        """Whether others have written the file since, and nobody writes it here: it says no more what the file is."""
+        return self.version < version and not self.writers and (self.is_left or not _is_written(self.fd))
 
     def stat(self) -> os.stat_result:
         return os.fstat(self.fd)
@@ -182,7 +188,12 @@ class Drafts:
     def find(self, entry: Entry) -> Draft | None:
         """The draft that says what a file is now. One that was left is none any more once others have written the file."""
         draft = self._drafts.get(entry.attr.inode)
-        return None if draft is not None and draft.is_left and draft.version < entry.attr.version else draft
+        return None if draft is None or draft.is_behind(entry.attr.version) else draft
+
+    def says(self, inode: InodeId) -> bool:
+        """Whether what a file is comes from its draft, whatever others have written."""
+        draft = self._drafts.get(inode)
+        return draft is not None and not draft.is_left
 
     def show(self, attr: Attr) -> Attr:
         """Attributes as they are with what was written: size and times of the draft."""
@@ -456,6 +467,7 @@ class Drafts:
         # From here on this process does not keep them from being over; those who read them go on.
         for draft in drafts:
             self._stop_writing(draft)
+            draft.ending = True
         try:
             await self._files.end_all(drafts[0].worker_id, [draft.inode for draft in drafts])
         except AlluxioLikeError as error:

@@ -179,7 +179,7 @@ class Opener:
         if version is None or version == attr.version or not self._nodes.is_ours(node):
             return node
         draft = self._written.get(inode)
-        if draft is None or draft.over or (draft.is_left and draft.version < attr.version):
+        if draft is None or draft.over or draft.is_behind(attr.version):
             self._nodes.move(inode, lambda other: self._modes.get_version(other) in (None, attr.version))
         return self._nodes.get_file_node(inode)
 

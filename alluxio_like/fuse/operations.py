@@ -225,7 +225,7 @@ class Operations:
             recalls,
             [file.entry.attr.inode for file in self._files],
             [directory.entry.attr.inode for directory in self._directories],
-            is_shown=lambda inode: drafts is not None and drafts.lookup(inode) is not None,
+            is_shown=lambda inode: drafts is not None and drafts.says(inode),
         )
 
     def note_changed(self, recalls: Sequence[Recall], entry: Entry | None) -> None:

@@ -146,7 +146,9 @@ async def test_what_was_left_of_a_file_is_not_shown_nor_written_once_others_have
     drafts = Drafts(cast(Any, worker), lambda _: (), lambda *_: None)
     draft = await drafts.open(make_entry(1), truncate=True, created=True)
     assert drafts.find(make_entry(1, 2)) is draft, "while it is open here its writer sees what it writes"
+    assert drafts.says(draft.inode)
     await drafts.begin_release(draft)
+    assert not drafts.says(draft.inode), "the kernel may know it by what others have written"
     assert drafts.find(make_entry(1)) is draft
     assert drafts.find(make_entry(1, 2)) is None
     del worker.asked[:]
@@ -154,6 +156,42 @@ async def test_what_was_left_of_a_file_is_not_shown_nor_written_once_others_have
     assert newer is not draft
     assert worker.asked == [("end", 1), ("begin", 1, 2)]
     await drafts.begin_release(newer)
+    await drafts.close()
+
+
+async def test_what_is_just_ending_is_not_shown_once_others_have_written_the_file(tmp_path: Path) -> None:
+    worker = _Worker(tmp_path)
+    told, answer = asyncio.Event(), asyncio.Event()
+
+    async def end_all(_: WorkerId, __: Sequence[InodeId]) -> None:
+        told.set()
+        await answer.wait()
+
+    worker.end_all = end_all  # type: ignore[method-assign]
+    drafts = Drafts(cast(Any, worker), lambda _: (), lambda *_: None)
+    draft = await drafts.open(make_entry(1), truncate=True, created=True)
+    await drafts.begin_release(draft)
+    drafts._begin_telling()
+    await asyncio.wait_for(told.wait(), 10)
+    assert drafts.find(make_entry(1)) is draft
+    assert drafts.find(make_entry(1, 2)) is None
+    assert not drafts.says(draft.inode)
+    answer.set()
+    await drafts.close()
+
+
+async def test_what_an_earlier_daemon_left_is_shown_while_somebody_writes_it(tmp_path: Path) -> None:
+    worker = _Worker(tmp_path)
+    drafts = Drafts(cast(Any, worker), lambda _: (), lambda *_: None)
+    with (tmp_path / "1.1").open("wb") as writing:
+        await drafts.revive(make_entry(1), 60.0)
+        draft = drafts.lookup(InodeId(1))
+        assert draft is not None
+        assert drafts.find(make_entry(1, 2)) is draft
+        assert drafts.says(draft.inode)
+        writing.close()
+        assert drafts.find(make_entry(1, 2)) is None
+        assert drafts.find(make_entry(1)) is draft
     await drafts.close()
 
 
