@@ -6,7 +6,6 @@ The moments are those of points/sitecustomize.py. In CI some of them, in `make s
 """
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,27 +142,6 @@ def test_kills_as_new_directories_are_filled(workplace: Path) -> None:  # noqa: 
                 assert_whole_disks(workplace / "home", online=True)
             except AssertionError as error:
                 raise AssertionError(f"the worker killed at {point}: {error}") from error
-        stack.run_command("alluxio-like", "fs", "wait", "/data", "--timeout", "5m")
-        for path, (data, _) in [known for program in programs for known in program.made.items()]:
-            assert (running.store / path.relative_to(running.place)).read_bytes() == data
-    assert_whole_disks(workplace / "home")
-
-
-@pytest.mark.parametrize("service", ["daemon", "master", "workers"])
-def test_kills_while_new_directories_are_filled(workplace: Path, service: str) -> None:  # noqa: F811
-    """At whatever moment."""
-    (workplace / "store").mkdir()
-    with start_written(workplace, f"file://{workplace / 'store'}", {}, "back:1") as stack:
-        running = Running(stack, workplace)
-        programs = [Unpacker(running.place, number) for number in range(2)]
-        for run in range(10 if SOAK else 2):
-            with writing(programs):
-                time.sleep(0.5 + 0.13 * run)
-                running.kill(service)
-                time.sleep(0.5)
-            for program in programs:
-                program.check()
-            assert_whole_disks(workplace / "home", online=True)
         stack.run_command("alluxio-like", "fs", "wait", "/data", "--timeout", "5m")
         for path, (data, _) in [known for program in programs for known in program.made.items()]:
             assert (running.store / path.relative_to(running.place)).read_bytes() == data
