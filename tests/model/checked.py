@@ -9,13 +9,44 @@ from alluxio_like import errors
 from alluxio_like.kv.api import KeyValueStore, ReadTransaction
 from alluxio_like.master.core import checking, namespace, tree
 from alluxio_like.master.core.model import NO_MOUNT, DirState
-from alluxio_like.types import InodeId, Kind, TreeColumns, to_bytes
+from alluxio_like.types import ROOT_INODE, Attr, InodeId, Kind, Recall, TreeColumns, to_bytes
 
 
 def assert_whole(kv: KeyValueStore) -> None:
     with kv.read() as txn:
         found = list(checking.check(txn))
     assert not found, found
+
+
+Names = dict[tuple[InodeId, bytes], Attr]
+"""What is known by the directory and the name: what a client may keep of it."""
+
+
+def read_names(txn: ReadTransaction) -> Names:
+    """All that can be found from the root on."""
+    found: Names = {}
+    pending = [ROOT_INODE]
+    while pending:
+        directory = pending.pop()
+        page = namespace.list_entries(txn, directory)
+        assert not page.cursor, "more than a page"
+        for entry in page.entries:
+            found[directory, to_bytes(entry.name)] = entry.attr
+            if entry.attr.kind is Kind.DIRECTORY:
+                pending.append(entry.attr.inode)
+    return found
+
+
+def assert_recalled(before: Names, after: Names, recalls: Sequence[Recall]) -> None:
+    """Whoever knows something of a name that is not so any more hears of it. (Attributes of directories are kept by nobody for
+    long, and what lies below what was moved is the same as it was.)"""
+    for place in before.keys() | after.keys():
+        old, new = before.get(place), after.get(place)
+        is_same = old == new or (old and new and old.kind is Kind.DIRECTORY and old.inode == new.inode)
+        if not is_same:
+            inodes = {attr.inode for attr in (old, new) if attr is not None}
+            told = [one for one in recalls if one.directory == place[0]]
+            assert any(place[1] in one.names or one.all_names or inodes <= set(one.inodes) for one in told), (place, old, new)
 
 
 def assert_columns(txn: ReadTransaction, directory: InodeId, limit: int = 2) -> None:

@@ -6,7 +6,8 @@ itself; versions are sealed and uploaded; directories are listed in between. It 
 - the namespace is the model's tree at every moment, whatever a listing says;
 - a file that the store has is there under the key and the fingerprint that a reader is given, with the bytes of the version;
 - once the journal is empty and all is uploaded, the store holds exactly the files of the tree, and nothing else;
-- links are counted right, totals are right, and nothing is left over.
+- links are counted right, totals are right, and nothing is left over;
+- of each change those hear who know something that is not so any more.
 
 Run for a store that moves directories in one step, and for one that does not.
 """
@@ -28,7 +29,7 @@ from alluxio_like.master.core.journal import Op
 from alluxio_like.master.core.versions import UploadPlan
 from alluxio_like.types import Fingerprint, InodeId, Kind, VersionId, to_bytes
 from alluxio_like.ufs.api import StoreEntry
-from tests.model.checked import assert_columns, assert_whole
+from tests.model.checked import assert_columns, assert_recalled, assert_whole, read_names
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
 MAX_KEY = 1024
@@ -154,7 +155,9 @@ class ChangesMachine(RuleBasedStateMachine):
         """Call the core; what it raises must be what the model says. None: it waits for the store, and nothing was done."""
         try:
             with self.kv.write() as txn:
+                before = read_names(txn)
                 outcome = call(txn, *arguments, self.now_ns, **options)
+                after = read_names(txn)
         except errors.Unavailable:
             with self.kv.read() as txn:
                 assert any(step.op is Op.SETTLE for step in journal.list_steps(txn))
@@ -163,6 +166,7 @@ class ChangesMachine(RuleBasedStateMachine):
             assert expected is not None and isinstance(error, expected), (error, expected)
             return None
         assert expected is None, expected
+        assert_recalled(before, after, outcome.recalls)
         return outcome
 
     @rule(data=st.data(), name=NAMES, kind=st.sampled_from([Kind.FILE, Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK]))
@@ -262,7 +266,9 @@ class ChangesMachine(RuleBasedStateMachine):
         node = data.draw(st.sampled_from(files))
         content = next(self.numbers)
         with self.kv.write() as txn:
-            versions.seal(txn, node.inode, 10 + content, self.now_ns, ("w1",), self.now_ns)
+            before = read_names(txn)
+            outcome = versions.seal(txn, node.inode, 10 + content, self.now_ns, ("w1",), self.now_ns)
+            assert_recalled(before, read_names(txn), outcome.recalls)
             version = records.unpack_inode(txn.get(records.inode_key(node.inode)) or b"").version
         node.content = content
         self.contents[node.inode, version] = content

@@ -167,7 +167,7 @@ def link(txn: WriteTransaction, inode: InodeId, parent: InodeId, name: bytes, no
     edit.change(inode, record, record._replace(nlink=record.nlink + 1, ctime_ns=now_ns, flags=record.flags | records.LINKED))
     directory.set_changed(now_ns)
     edit.finish()
-    return Outcome(inode, (_recall(parent, name, inode), *_recall_names(txn, inode, record)))
+    return Outcome(inode, (_recall(parent, name, inode), *list_recalls(txn, inode, record)))
 
 
 def unlink(txn: WriteTransaction, parent: InodeId, name: bytes, now_ns: int) -> Outcome:
