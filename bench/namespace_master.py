@@ -33,6 +33,7 @@ from bench.measure import get_anonymous_bytes, get_rss_bytes
 
 DIRECTORIES_AT_ONCE = 16
 FILE_BYTES = 110_000
+_ALL_BITS = (1 << 64) - 1
 MTIME_NS = 1_700_000_000 * 10**9
 
 
@@ -61,8 +62,8 @@ class SyntheticUfs:
                 StoreEntry(
                     f"sample-{n:09}.jpg",
                     Kind.FILE,
-                    Fingerprint(f"{directory:08x}{n * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF:024x}", FILE_BYTES + n % 999),
-                    MTIME_NS + n,
+                    Fingerprint(make_etag(directory, n), FILE_BYTES + n * 7919 % 65_536),
+                    MTIME_NS + n * 7919 % 86_400 * 10**9,
                 )
                 for n in range(start, stop)
             ]
@@ -77,6 +78,13 @@ class SyntheticUfs:
 
     async def close(self) -> None:
         pass
+
+
+def make_etag(directory: int, file: int) -> str:
+    """As good as random in all its 128 bits, as an MD5 sum is: what can be packed of it is what can be packed of real ones."""
+    high = (file * 0x9E3779B97F4A7C15 + directory * 0xD1B54A32D192ED03) & _ALL_BITS
+    low = (file * 0xC2B2AE3D27D4EB4F + directory * 0xA0761D6478BD642F) & _ALL_BITS
+    return f"{high:016x}{low:016x}"
 
 
 def make_opener(dirs: int, files: int) -> Callable[..., SyntheticUfs]:

@@ -72,12 +72,15 @@ def scan_runs(
     firsts, lasts = find_runs(numbers)
     bounds = zip(firsts.tolist(), lasts.tolist(), strict=True)
     found = make_columns(
-        itertools.chain.from_iterable(scan(letter + first.to_bytes(8, "big"), _get_stop(letter, last)) for first, last in bounds)
+        itertools.chain.from_iterable(
+            scan(letter + first.to_bytes(8, "big"), get_number_stop(letter, last)) for first, last in bounds
+        )
     )
     return found, pick(found.data, found.key_starts + 1, ">u8").astype(np.uint64)
 
 
-def _get_stop(letter: bytes, number: int) -> bytes:
+def get_number_stop(letter: bytes, number: int) -> bytes:
+    """The first key behind those that begin with a letter and a number."""
     stop = int.from_bytes(letter + number.to_bytes(8, "big"), "big") + 1
     return stop.to_bytes(NUMBER_STOP, "big")
 
@@ -108,6 +111,30 @@ def join_columns(parts: Sequence[Columns]) -> Columns:
         np.concatenate([part.value_starts + offset for part, offset in zip(parts, offsets, strict=True)]),
         np.concatenate([part.value_lengths for part in parts]),
     )
+
+
+def merge_columns(one: Columns, other: Columns) -> Columns:
+    """Both, each in the order of its keys, in the order of all keys."""
+    if not len(one) or not len(other):
+        return one if len(one) else other
+    if one.get_key(-1) < other.get_key(0):
+        return join_columns([one, other])
+    if other.get_key(-1) < one.get_key(0):
+        return join_columns([other, one])
+    room = max(int(one.key_lengths.max()), int(other.key_lengths.max()))
+    places = np.searchsorted(_make_sortable(one, room), _make_sortable(other, room))
+    first = len(one)
+    return join_columns([one, other]).take(np.insert(np.arange(first), places, np.arange(first, first + len(other))))
+
+
+def _make_sortable(columns: Columns, room: int) -> NDArray[Any]:
+    """The keys, all of one length, in the order that they have as they are: zeros behind them, then their length."""
+    step = room + 2
+    out = np.zeros(len(columns) * step, np.uint8)
+    places = np.arange(0, len(out), step)
+    move(out, places, columns.data, columns.key_starts, columns.key_lengths)
+    out.reshape(-1, step)[:, room:] = columns.key_lengths.astype(">u2").view(np.uint8).reshape(-1, 2)
+    return out.view(f"S{step}")
 
 
 def join_bytes(parts: Sequence[Bytes]) -> tuple[Bytes, list[int]]:

@@ -1,10 +1,11 @@
 """The embedded engine: one LMDB environment in a directory on a local disk.
 
-Owns the environment, its lock (one process at a time), its format number and the growth of its map. Does not know what is stored.
+Owns the environment and the growth of its map; its lock and format number are in lmdb_home.py. Does not know what is stored.
 
 Each first byte of a key that is a letter has its own tree (a named database of LMDB), and so has what lies between. What grows at
 its end then fills its pages, whatever lies behind it: with one tree for all they stay half empty (350 bytes an inode instead of
-170, bench/namespace_size.py).
+170, bench/namespace_size.py). Long runs of pairs of some letters are packed, and have another tree each (lmdb_blocks.py): a pair
+is in one of the two, and whoever asks here finds it, wherever it is.
 
 Durability: a committed write survives kill -9. Data pages are synced at each commit and the meta page is not (`metasync` off), so
 a power loss may undo the last commits since the last flush, in order and without damage; `flush` closes that gap.
@@ -17,7 +18,6 @@ no read of this process is under way (LMDB asks for that), so reads should be sh
 import bisect
 import contextlib
 import errno
-import fcntl
 import functools
 import itertools
 import operator
@@ -29,13 +29,18 @@ from types import TracebackType
 from typing import Any, Self
 
 import lmdb
+import numpy as np
 
 from alluxio_like import errors
 from alluxio_like.kv.api import MAX_KEY_BYTES, Begun, ReadTransaction, WriteTransaction
-from alluxio_like.kv.columns import Columns, Numbers, make_columns, scan_runs
-from alluxio_like.kv.lmdb_pages import PageFile, list_behind, open_pages
+from alluxio_like.kv.columns import Columns, Numbers, find_runs, get_number_stop, make_columns, merge_columns, pick, scan_runs
+from alluxio_like.kv.lmdb_blocks import Blocks, get_packed
+from alluxio_like.kv.lmdb_home import check_format, lock_directory, translate_os_error
+from alluxio_like.kv.lmdb_pages import PAGE_HEAD_BYTES, PageFile, list_behind, open_pages
+from alluxio_like.kv.packing import unpack_columns
 
-FORMAT = 1
+PACKED_LETTERS = b"DI"
+"""Of the namespace's tables those that hold nearly all pairs, names and inodes: most come in runs and stay as they are."""
 DEFAULT_MAP_BYTES = 1 << 40
 """Address space only, the file grows with its data: at 200 bytes an inode room for five billion."""
 _MIN_MAP_BYTES = 1 << 20
@@ -116,8 +121,13 @@ class LmdbTransaction:
 
     def get(self, key: bytes) -> bytes | None:
         _check_key(key)
+        group = _GROUPS[key[0]]
         try:
-            return self._open().get(key, db=self._trees[_GROUPS[key[0]]])
+            txn = self._open()
+            value = txn.get(key, db=self._trees[group])
+            if value is None and (tree := self._store.blocks[group]) is not None:
+                return get_packed(txn, tree, key)
+            return value
         except lmdb.Error as error:
             raise self._store.fail(error) from error
 
@@ -128,14 +138,23 @@ class LmdbTransaction:
         get = self._open().get
         trees = self._trees
         try:
-            return [get(key, db=trees[_GROUPS[key[0]]]) for key in keys]
+            values = [get(key, db=trees[_GROUPS[key[0]]]) for key in keys]
+            for group in {_GROUPS[key[0]] for key in keys}:
+                if (blocks := self._get_blocks(group)) is not None:
+                    for row, key in enumerate(keys):
+                        if values[row] is None and _GROUPS[key[0]] == group:
+                            values[row] = blocks.get_again(key)
+            return values
         except lmdb.Error as error:
             raise self._store.fail(error) from error
 
     def put(self, key: bytes, value: bytes) -> None:
         _check_key(key)
+        group = _GROUPS[key[0]]
         try:
-            self._open().put(key, value, db=self._trees[_GROUPS[key[0]]])
+            if (blocks := self._get_blocks(group)) is not None:
+                blocks.remove(key)
+            self._open().put(key, value, db=self._trees[group])
         except lmdb.Error as error:
             raise self._store.fail(error) from error
 
@@ -147,6 +166,10 @@ class LmdbTransaction:
             for group, same in itertools.groupby(pairs, _get_group):
                 run = list(same)
                 with txn.cursor(self._trees[group]) as cursor:
+                    if (blocks := self._get_blocks(group)) is not None:
+                        if blocks.put_run(run, cursor, self._store.page_bytes - PAGE_HEAD_BYTES):
+                            continue
+                        blocks.remove_all([key for key, _ in run])
                     behind = list_behind(cursor, run, self._store.page_bytes)
                     for key, _ in behind:
                         txn.delete(key, db=self._trees[group])
@@ -157,8 +180,12 @@ class LmdbTransaction:
 
     def delete(self, key: bytes) -> bool:
         _check_key(key)
+        group = _GROUPS[key[0]]
         try:
-            return self._open().delete(key, db=self._trees[_GROUPS[key[0]]])
+            if self._open().delete(key, db=self._trees[group]):
+                return True
+            blocks = self._get_blocks(group)
+            return blocks is not None and blocks.remove(key)
         except lmdb.Error as error:
             raise self._store.fail(error) from error
 
@@ -168,11 +195,11 @@ class LmdbTransaction:
         # In chunks, each from a fresh cursor: so writes between two of them cannot disturb it, and a scan that is given up holds
         # nothing in the environment.
         left = limit
-        for tree in self._get_trees(start, stop, reverse):
+        for group in self._list_groups(start, stop, reverse):
             low, high = start, stop
             while left is None or left > 0:
                 count = _CHUNK if left is None else min(left, _CHUNK)
-                chunk = self._scan_chunk(tree, low, high, count, reverse)
+                chunk = self._scan_group(group, low, high, count, reverse)
                 yield from chunk
                 if left is not None:
                     left -= len(chunk)
@@ -184,34 +211,73 @@ class LmdbTransaction:
                     low = chunk[-1][0] + b"\0"
 
     def scan_columns(self, start: bytes, stop: bytes, *, limit: int | None = None) -> Columns:
-        trees = self._get_trees(start, stop, False)
-        pages = self._store.get_pages() if len(trees) == 1 and not self._write else None
+        groups = self._list_groups(start, stop, False)
+        pages = self._store.get_pages() if len(groups) == 1 and not self._write else None
         if pages is None:
             # What a write has changed is not in the file yet.
             return make_columns(self.scan(start, stop, limit=limit))
-        return pages.scan(self.get_tree_record(self._trees.index(trees[0])), start, stop, limit)
+        found = pages.scan(self.get_tree_record(_name_tree(groups[0])), start, stop, limit)
+        if (blocks := self._get_blocks(groups[0])) is None:
+            return found
+        try:
+            found = merge_columns(found, unpack_columns(blocks.list_blocks(start, stop, limit)))
+        except lmdb.Error as error:
+            raise self._store.fail(error) from error
+        return found if limit is None else found.cut(0, limit)
 
     def scan_numbers(self, letter: bytes, numbers: Numbers) -> tuple[Columns, Numbers]:
         pages = self._store.get_pages() if not self._write else None
         if pages is None:
             return scan_runs(self.scan, letter, numbers)
-        return pages.scan_numbers(self.get_tree_record(_GROUPS[letter[0]]), numbers)
+        group = _GROUPS[letter[0]]
+        found, own = pages.scan_numbers(self.get_tree_record(_name_tree(group)), numbers)
+        if (blocks := self._get_blocks(group)) is None:
+            return found, own
+        packed: list[bytes] = []
+        firsts, lasts = find_runs(numbers)
+        try:
+            for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+                packed += blocks.list_blocks(letter + first.to_bytes(8, "big"), get_number_stop(letter, last), None)
+        except lmdb.Error as error:
+            raise self._store.fail(error) from error
+        if not packed:
+            return found, own
+        found = merge_columns(found, unpack_columns(packed))
+        return found, pick(found.data, found.key_starts + 1, ">u8").astype(np.uint64)
 
-    def get_tree_record(self, group: int) -> bytes:
+    def _get_blocks(self, group: int) -> Blocks | None:
+        """The packed pairs of this tree's letter; None where none are."""
+        tree = self._store.blocks[group]
+        return Blocks(self._open(), tree) if tree is not None else None
+
+    def get_tree_record(self, name: bytes) -> bytes:
         """For this module's classes only."""
         try:
-            tree = self._open().get(_name_tree(group))
+            tree = self._open().get(name)
         except lmdb.Error as error:
             raise self._store.fail(error) from error
         assert tree is not None
         return tree
 
-    def _get_trees(self, start: bytes, stop: bytes, reverse: bool) -> "list[lmdb._Database]":
+    def _list_groups(self, start: bytes, stop: bytes, reverse: bool) -> range:
         if start >= stop:
-            return []
-        first = _GROUPS[start[0]] if start else 0
-        trees = self._trees[first : _GROUPS[stop[0]] + 1]
-        return trees[::-1] if reverse else trees
+            return range(0)
+        groups = range(_GROUPS[start[0]] if start else 0, _GROUPS[stop[0]] + 1)
+        return groups[::-1] if reverse else groups
+
+    def _scan_group(self, group: int, start: bytes, stop: bytes, count: int, reverse: bool) -> list[tuple[bytes, bytes]]:
+        found = self._scan_chunk(self._trees[group], start, stop, count, reverse)
+        blocks = self._get_blocks(group)
+        if blocks is None:
+            return found
+        try:
+            packed = blocks.list_pairs(start, stop, count, reverse)
+        except lmdb.Error as error:
+            raise self._store.fail(error) from error
+        if not found or not packed:
+            return found or packed
+        # Each is in order, so that this merges them.
+        return sorted(found + packed, key=_get_key, reverse=reverse)[:count]
 
     def _scan_chunk(
         self, tree: "lmdb._Database", start: bytes, stop: bytes, count: int, reverse: bool
@@ -271,6 +337,8 @@ class LmdbStore:
         self._lock_fd = -1
         self._env: lmdb.Environment | None = None
         self.trees: list[lmdb._Database] = []
+        self.blocks: list[lmdb._Database | None] = []
+        """Those of the trees whose letter is packed, by the same numbers."""
         self.notes: lmdb._Database | None = None
         self._pages: PageFile | None = None
         self._are_pages_known = False
@@ -279,12 +347,15 @@ class LmdbStore:
                 self._open_read_only(path)
                 return
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock_fd = _lock_directory(path)
-            _check_format(path)
+            self._lock_fd = lock_directory(path)
+            check_format(path)
             self._env, self._map_bytes = _open_environment(path, map_bytes)
             self._env.reader_check()
             with self._env.begin(write=True) as txn:
                 self.trees = [self._env.open_db(_name_tree(group), txn=txn) for group in range(_GROUPS[-1] + 1)]
+                self.blocks = [None] * len(self.trees)
+                for letter in PACKED_LETTERS:
+                    self.blocks[_GROUPS[letter]] = self._env.open_db(_name_blocks(_GROUPS[letter]), txn=txn)
                 if notes:
                     self.notes = self._env.open_db(b"notes", txn=txn)
         except BaseException as error:
@@ -292,15 +363,19 @@ class LmdbStore:
             if isinstance(error, lmdb.Error):
                 raise _translate(error, path) from error
             if isinstance(error, OSError):
-                raise _translate_os(error, path) from error
+                raise translate_os_error(error, path) from error
             raise
 
     def _open_read_only(self, path: Path) -> None:
         if not (path / "format").exists() or not (path / "data.mdb").exists():
             raise errors.ConfigError("there is no metadata store", subject=str(path))
-        _check_format(path)
+        check_format(path, is_read_only=True)
         self._env, self._map_bytes = _open_environment(path, 0, readonly=True, create=False)
         self.trees = [self._env.open_db(_name_tree(group), create=False) for group in range(_GROUPS[-1] + 1)]
+        self.blocks = [None] * len(self.trees)
+        for letter in PACKED_LETTERS:
+            with contextlib.suppress(lmdb.NotFoundError):  # of a release that packed nothing
+                self.blocks[_GROUPS[letter]] = self._env.open_db(_name_blocks(_GROUPS[letter]), create=False)
 
     def read(self) -> contextlib.AbstractContextManager[ReadTransaction]:
         return LmdbTransaction(self, write=False)
@@ -319,9 +394,12 @@ class LmdbStore:
         again: list[bytes] = []
         with LmdbTransaction(self, write=False) as txn:
             for group, same in groups.items():
-                numbers, waiting = pages.read_ahead(txn.get_tree_record(group), same)
-                missing += numbers
-                again += waiting
+                ways = [pages.read_ahead(txn.get_tree_record(_name_tree(group)), same)]
+                if self.blocks[group] is not None:
+                    ways.append(pages.read_ahead(txn.get_tree_record(_name_blocks(group)), same, is_behind=True))
+                for numbers, waiting in ways:
+                    missing += numbers
+                    again += waiting
         return Begun(len(missing), functools.partial(pages.wait_read, missing), again) if missing else Begun()
 
     def begin_write(self) -> LmdbTransaction:
@@ -336,7 +414,7 @@ class LmdbStore:
                     try:
                         self._pages = open_pages(self._path / "data.mdb")
                     except OSError as error:
-                        raise _translate_os(error, self._path) from error
+                        raise translate_os_error(error, self._path) from error
                     self._are_pages_known = True
         return self._pages
 
@@ -464,53 +542,12 @@ class LmdbStore:
             self._write_lock.release()
 
 
-def _lock_directory(path: Path) -> int:
-    """The open lock file, locked; the kernel unlocks it when the process ends, however it ends."""
-    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-        os.close(fd)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise
-        raise errors.Conflict(f"process {owner or 'unknown'} has the metadata store open", subject=str(path)) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
-
-
-def _check_format(path: Path) -> None:
-    """Read the format number, or write it into a new directory."""
-    file = path / "format"
-    if not file.exists():
-        if (path / "data.mdb").exists():
-            raise errors.Corrupt(
-                "data.mdb is there without a format number: not a metadata store of this software", subject=str(path)
-            )
-        partial = path / "format.new"
-        with open(partial, "w", encoding="ascii") as out:
-            out.write(f"{FORMAT}\n")
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-        return
-    text = file.read_text(encoding="ascii", errors="replace").strip()
-    if not text.isdecimal():
-        raise errors.Corrupt("the format number of the metadata store cannot be read", subject=str(file))
-    if int(text) > FORMAT:
-        raise errors.FormatTooNew(
-            f"written by a newer release (format {text}; this one reads up to {FORMAT}); use that release", subject=str(path)
-        )
-
-
 def _name_tree(group: int) -> bytes:
     return b"%02d" % group
+
+
+def _name_blocks(group: int) -> bytes:
+    return b"%02d packed" % group
 
 
 def _open_environment(path: Path, map_bytes: int, **more: Any) -> tuple[lmdb.Environment, int]:
@@ -521,7 +558,7 @@ def _open_environment(path: Path, map_bytes: int, **more: Any) -> tuple[lmdb.Env
         "max_readers": _MAX_READERS,
         "mode": 0o600,
         "readahead": False,
-        "max_dbs": _GROUPS[-1] + 2,
+        "max_dbs": _GROUPS[-1] + 2 + len(PACKED_LETTERS),
     }
     while True:
         try:
@@ -533,13 +570,3 @@ def _open_environment(path: Path, map_bytes: int, **more: Any) -> tuple[lmdb.Env
         else:
             # What is there already may be larger than the map asked for; then LMDB maps all of it.
             return env, int(env.info()["map_size"])
-
-
-def _translate_os(error: OSError, path: Path) -> errors.AlluxioLikeError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return errors.NoSpace("no space left for metadata", subject=str(path))
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return errors.AccessDenied("no access to the directory of the metadata store", subject=str(path))
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return errors.ConfigError("the metadata store must be a directory", subject=str(path))
-    return errors.DiskError(f"the metadata store cannot be opened ({error.strerror})", subject=str(path))

@@ -45,7 +45,7 @@ _MAGIC: Final = 0xBEEFC0DE
 _DATA_VERSION: Final = 1
 _TREE = struct.Struct("<4xHH32xQ")
 _HEADER = struct.Struct("<Q2xHH2x")
-_HEADER_BYTES: Final = _HEADER.size
+PAGE_HEAD_BYTES: Final = _HEADER.size
 _NODE_BYTES: Final = 8
 _HEAD: Final = np.dtype(
     {
@@ -156,14 +156,15 @@ class PageFile:
                 break
         return join_columns(parts) if parts else _EMPTY
 
-    def read_ahead(self, tree: bytes, keys: Sequence[bytes]) -> tuple[list[int], list[bytes]]:
+    def read_ahead(self, tree: bytes, keys: Sequence[bytes], *, is_behind: bool = False) -> tuple[list[int], list[bytes]]:
         """Have the disk begin to read the leaves that may hold these keys, of the tree with this record, all at once, without
-        waiting: the pages that were not in memory, and the keys for which these are branch pages. Raises Corrupt."""
+        waiting: the pages that were not in memory, and the keys for which these are the way to others. `is_behind`: not the
+        leaves are asked for, but the overflow pages of the values of the next keys on them. Raises Corrupt."""
         _, depth, root = _TREE.unpack(tree)
         missing: list[int] = []
         again: list[bytes] = []
         level: dict[int, list[bytes]] = {root: list(keys)} if depth else {}
-        for height in range(depth - 1, 0, -1):
+        for height in range(depth - 1, -1 if is_behind else 0, -1):
             below: dict[int, list[bytes]] = {}
             for number, asked in level.items():
                 content = bytearray(self._page_bytes)
@@ -171,9 +172,13 @@ class PageFile:
                     missing.append(number)
                     again += asked
                     continue
-                find_child = self._open_branch(number, bytes(content), is_kept=height > 1)
-                for key in asked:
-                    below.setdefault(find_child(key), []).append(key)
+                if height:
+                    find_child = self._open_branch(number, bytes(content), is_kept=height > 1)
+                    for key in asked:
+                        below.setdefault(find_child(key), []).append(key)
+                else:
+                    for page in self._list_large(number, bytes(content), asked):
+                        below.setdefault(page, [])
             level = below
         return missing + [number for number in level if self._begin_read(number, self._probe)], again
 
@@ -194,6 +199,15 @@ class PageFile:
                 self._branches.clear()
             self._branches[number] = (content, [get_key(place) for place in places[1:]], [get_child(place) for place in places])
         return lambda key: get_child(places[bisect.bisect_right(places, key, 1, key=get_key) - 1])
+
+    def _list_large(self, number: int, content: bytes, asked: Sequence[bytes]) -> Iterator[int]:
+        """The first overflow pages of the values that lie on some, of the first keys of a leaf from those asked for on."""
+        page, places, get_key = self._take_apart(number, content, _LEAF)
+        for key in asked:
+            row = bisect.bisect_left(places, key, key=get_key)
+            if row < len(places) and page[places[row] + 4] & _LARGE:
+                value = places[row] + _NODE_BYTES + len(get_key(places[row]))
+                yield int.from_bytes(page[value : value + 8], "little")
 
     def wait_read(self, numbers: Sequence[int]) -> None:
         """Return when these pages are in memory; other threads go on meanwhile."""
@@ -263,14 +277,14 @@ class PageFile:
             key = place + _NODE_BYTES
             return page[key : key + page[place + 6] + (page[place + 7] << 8)]
 
-        return page, memoryview(page)[_HEADER_BYTES:lower].cast("H"), get_key
+        return page, memoryview(page)[PAGE_HEAD_BYTES:lower].cast("H"), get_key
 
     def _take_enough(self, numbers: list[int], count: int) -> list[int]:
         """Of these leaves the first ones that have so many pairs; all, if there are not so many."""
         pages = self._get_pages(max(numbers))
         asked = np.array(numbers, np.int64)
         lowers = pages[asked, 12].astype(np.int64) | pages[asked, 13].astype(np.int64) << 8
-        return numbers[: 1 + int(np.searchsorted(np.cumsum((lowers - _HEADER_BYTES) >> 1), count))]
+        return numbers[: 1 + int(np.searchsorted(np.cumsum((lowers - PAGE_HEAD_BYTES) >> 1), count))]
 
     def scan_numbers(self, tree: bytes, numbers: Numbers) -> tuple[Columns, Numbers]:
         """See ReadTransaction: of the tree with this record, whose pages are looked at level by level, for all numbers at once.
@@ -316,10 +330,10 @@ class PageFile:
         words = block.view("<u2")
         if (block[:, :8].copy().view("<i8")[:, 0] != asked).any() or ((words[:, 5] & _KINDS) != kind).any():
             raise self._say_damaged(int(asked[0]))
-        counts = (words[:, 6].astype(np.int64) - _HEADER_BYTES) >> 1
+        counts = (words[:, 6].astype(np.int64) - PAGE_HEAD_BYTES) >> 1
         page_starts = np.arange(0, size, self._page_bytes, dtype=np.int64)
         # The places of all nodes stand behind each page's header, one after another.
-        at = list_rows(page_starts + _HEADER_BYTES >> 1, counts)
+        at = list_rows(page_starts + PAGE_HEAD_BYTES >> 1, counts)
         nodes = np.repeat(page_starts, counts) + words.reshape(-1)[at]
         return _Nodes(data, nodes, pick(data, nodes, _HEAD), np.cumsum(counts) - counts)
 
@@ -343,7 +357,7 @@ class PageFile:
         for row in rows.tolist():
             at, size = int(starts[row]), int(found.value_lengths[row])
             number = int.from_bytes(found.data[at : at + 8].tobytes(), "little")
-            stop = number * self._page_bytes + _HEADER_BYTES + size
+            stop = number * self._page_bytes + PAGE_HEAD_BYTES + size
             pages = self._get_pages(-(-stop // self._page_bytes) - 1)
             if int.from_bytes(pages[number, 10:12].tobytes(), "little") & _OVERFLOW == 0:
                 raise self._say_damaged(number)

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alluxio_like import errors
+from alluxio_like.kv import packing
 from alluxio_like.kv.api import Begun, KeyValueStore, ReadTransaction, get_prefix_stop
 from alluxio_like.kv.lmdb import LmdbStore
 from alluxio_like.kv.lmdb_pages import PageFile
@@ -234,6 +235,104 @@ def test_runs_of_new_pairs_between_others(store: KeyValueStore) -> None:
             assert read_all(txn) == sorted(expected.items())
     with store.read() as reader:
         assert read_all(reader) == sorted(expected.items())
+
+
+def make_run(chooser: random.Random, letter: bytes) -> list[tuple[bytes, bytes]]:
+    """What a listing puts at once: pairs of one number or of numbers that follow each other, alike in most of their bytes."""
+    first, count = chooser.randrange(40), chooser.choice([1, 20, 31, 32, 33, 300, 1500])
+    form = chooser.choice([b"%d.jpg", b"%06d.jpg", b"sample-%09d", b"\0%d\0"])
+    start = chooser.randrange(2000)
+
+    def make_pair(number: int) -> tuple[bytes, bytes]:
+        name = form % number
+        token = chooser.randbytes(16) + b"x" * (chooser.random() < 0.01)
+        if letter == b"I":
+            return b"I" + (first * 50 + number).to_bytes(8, "big"), b"\1" * 50 + token + name
+        return letter + first.to_bytes(8, "big") + name, (first * 1000 + number).to_bytes(4, "big")
+
+    return sorted(make_pair(number) for number in range(start, start + count))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_long_runs_against_a_dict(store: KeyValueStore, seed: int) -> None:
+    """Of the letters whose runs are packed, and of another: put in gaps and over others, changed and removed one by one, read in
+    all ways, while it is written and from another transaction."""
+    chooser = random.Random(seed)
+    expected: dict[bytes, bytes] = {}
+    bounds = [
+        b"",
+        b"D",
+        b"E",
+        b"D\0\0\0\0\0\0\0\5",
+        b"I\0\0\0\0\0\0\3\0",
+        b"k",
+        b"\xff",
+        b"D" + b"\0" * 600,
+        b"I" + b"\xff" * 600,
+    ]
+
+    def check(txn: ReadTransaction) -> None:
+        keys = sorted(expected)
+        assert read_all(txn) == [(key, expected[key]) for key in keys]
+        asked = chooser.sample(keys, min(50, len(keys))) + [key + b"\0" for key in chooser.sample(keys, 9)] + [b"D", b"I", b"Iz"]
+        assert [txn.get(key) for key in asked] == [expected.get(key) for key in asked] == txn.get_many(asked)
+        at = chooser.randrange(len(keys))
+        assert txn.get_many(keys[at : at + 500]) == [expected[key] for key in keys[at : at + 500]]
+        for _ in range(20):
+            low, high = chooser.choice([*bounds, chooser.choice(keys)]), chooser.choice([*bounds, chooser.choice(keys) + b"\0"])
+            limit, reverse = chooser.choice([None, 1, 2, 255, 256, 257, 1000]), chooser.random() < 0.5
+            assert list(txn.scan(low, high, limit=limit, reverse=reverse)) == pick(expected, low, high, limit, reverse)
+            assert read_columns(txn, low, high, limit) == pick(expected, low, high, limit, False)
+        for letter in (b"D", b"I"):
+            numbers = sorted(chooser.sample(range(50), chooser.choice([1, 10, 50])))
+            if letter == b"I":
+                numbers = sorted({number * 80 + step for number in numbers for step in range(chooser.choice([1, 100]))})
+            columns, own = txn.scan_numbers(letter, np.array(numbers, np.uint64))
+            rows = [pair for pair in sorted(expected.items()) if pair[0][:1] == letter]
+            rows = [pair for pair in rows if int.from_bytes(pair[0][1:9], "big") in numbers]
+            assert [(columns.get_key(row), columns.get_value(row)) for row in range(len(columns))] == rows
+            assert own.tolist() == [int.from_bytes(key[1:9], "big") for key, _ in rows]
+
+    for _ in range(12):
+        with store.read() as before:
+            there = dict(expected)
+            with store.write() as txn:
+                for _ in range(3):
+                    run = make_run(chooser, chooser.choice([b"D", b"D", b"I", b"I", b"k"]))
+                    if chooser.random() < 0.1:
+                        run += run[:40]
+                    txn.put_many(run)
+                    expected |= run
+                keys = chooser.sample(sorted(expected), min(60, len(expected) // 2))
+                some = chooser.randrange(len(expected) // 2)
+                keys += sorted(expected)[some : some + chooser.choice([0, 40, 400])]
+                for key in dict.fromkeys(keys):
+                    if chooser.random() < 0.7:
+                        assert txn.delete(key) is True
+                        assert txn.delete(key) is False
+                        del expected[key]
+                    else:
+                        expected[key] = chooser.choice([expected[key], b"", b"longer" * 40, expected[key][::-1]])
+                        txn.put(key, expected[key])
+                check(txn)
+            if there:
+                assert dict(before.scan(b"\0", b"\xff" * 600)) == there
+        with store.read() as reader:
+            check(reader)
+
+
+def test_a_scan_goes_on_over_runs_that_are_changed_meanwhile(store: KeyValueStore) -> None:
+    """What was there before and after is met exactly once, as it was or as it is."""
+    pairs = [(b"I" + number.to_bytes(8, "big"), b"v" * 60) for number in range(2000)]
+    with store.write() as txn:
+        txn.put_many(pairs)
+        met = []
+        for count, (key, _) in enumerate(txn.scan(b"I", b"J")):
+            met.append(key)
+            if count % 10 == 0:
+                txn.put(pairs[(count + 3) % 2000][0], b"another")
+                txn.put(pairs[(count + 400) % 2000][0], b"another")
+        assert met == [key for key, _ in pairs]
 
 
 def test_columns_of_what_comes_before_the_letters(store: KeyValueStore) -> None:
@@ -485,10 +584,55 @@ def test_lmdb_fills_its_pages_in_whatever_order_directories_come(tmp_path: Path)
     random.Random(1).shuffle(places)
     for place in places:
         with store.write() as txn:
-            txn.put_many([(b"D" + place.to_bytes(8, "big") + b"sample-%09d.jpg" % number, b"1234") for number in range(1000)])
+            txn.put_many([(b"k" + place.to_bytes(8, "big") + b"sample-%09d.jpg" % number, b"1234") for number in range(1000)])
     # 44 bytes each in pages that are full; 83 where those in between are left half empty.
     assert store.get_size_bytes() / 300_000 < 52
     store.close()
+
+
+def test_lmdb_packs_long_runs(tmp_path: Path) -> None:
+    chooser = random.Random(1)
+    pairs = [
+        (b"I" + number.to_bytes(8, "big"), b"\1" * 58 + chooser.randbytes(16) + b"sample-%09d.jpg" % number)
+        for number in range(100_000)
+    ]
+    store = LmdbStore(tmp_path)
+    for start in range(0, len(pairs), 1000):
+        with store.write() as txn:
+            txn.put_many(pairs[start : start + 1000])
+    # 21 are not the same as the pair's before, of 104 and what LMDB needs for each.
+    assert store.get_size_bytes() / len(pairs) < 30
+    store.close()
+    store = LmdbStore(tmp_path, read_only=True)
+    with store.read() as reader:
+        assert list(reader.scan(b"I", b"J")) == pairs
+    store.close()
+
+
+def test_lmdb_of_a_release_that_packed_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read as it is, by who may write nothing too; what comes is packed, and that release is refused then."""
+    pairs = [(b"D" + number.to_bytes(8, "big"), b"v" * 60) for number in range(1000)]
+    with monkeypatch.context() as before:
+        before.setattr("alluxio_like.kv.lmdb.PACKED_LETTERS", b"")
+        before.setattr("alluxio_like.kv.lmdb_home.FORMAT", 1)
+        store = LmdbStore(tmp_path)
+        with store.write() as txn:
+            txn.put_many(pairs[:500])
+        store.close()
+    store = LmdbStore(tmp_path, read_only=True)
+    with store.read() as reader:
+        assert read_all(reader) == read_columns(reader, b"D", b"E") == pairs[:500]
+    store.close()
+    assert (tmp_path / "format").read_text() == "1\n"
+    store = LmdbStore(tmp_path)
+    with store.write() as txn:
+        txn.put_many(pairs[500:])
+    with store.read() as reader:
+        assert read_all(reader) == read_columns(reader, b"D", b"E") == pairs
+    store.close()
+    monkeypatch.setattr("alluxio_like.kv.lmdb_home.FORMAT", 1)
+    with pytest.raises(errors.FormatTooNew):
+        LmdbStore(tmp_path)
 
 
 CHILD = """
@@ -551,7 +695,7 @@ def test_lmdb_twice_in_one_process(tmp_path: Path) -> None:
 
 def test_lmdb_newer_format_is_refused_in_one_line(tmp_path: Path) -> None:
     LmdbStore(tmp_path).close()
-    (tmp_path / "format").write_text("2\n")
+    (tmp_path / "format").write_text("3\n")
     with pytest.raises(errors.FormatTooNew) as caught:
         LmdbStore(tmp_path)
     assert "\n" not in str(caught.value)
@@ -717,6 +861,36 @@ def test_lmdb_reads_ahead_the_pages_that_hold_the_keys(tmp_path: Path, monkeypat
         there = {found.get_key(row) for row in range(len(found))}
         assert set(asked) <= there
         assert len(there) <= len(begun) * 80
+    store.close()
+
+
+def test_lmdb_reads_ahead_the_blocks_that_hold_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chooser = random.Random(1)
+    pairs = [(b"I" + number.to_bytes(8, "big"), b"\1" * 50 + chooser.randbytes(16)) for number in range(30_000)]
+    store = LmdbStore(tmp_path / "kv")
+    for start in range(0, len(pairs), 10_000):
+        with store.write() as txn:
+            txn.put_many(pairs[start : start + 10_000])
+    begun: list[int] = []
+    begin_read = PageFile._begin_read
+
+    def note(pages: PageFile, number: int, content: bytearray) -> bool:
+        begin_read(pages, number, content)
+        if len(content) == 1:
+            begun.append(number)
+        return len(content) == 1
+
+    monkeypatch.setattr(PageFile, "_begin_read", note)
+    asked = [key for key, _ in chooser.sample(pairs, 64)]
+    found = store.read_ahead([*asked, b"Iz"])
+    assert found.missing == len(begun) == len(set(begun))
+    assert found.wait is not None
+    found.wait()
+    pages = store.get_pages()
+    assert pages is not None
+    with store.read() as txn:
+        there = {number: bytes(pages._get_pages(number)[number, 16:]) for number in begun}
+        assert all(any(packing.get_value(block, key) == txn.get(key) for block in there.values()) for key in asked)
     store.close()
 
 
