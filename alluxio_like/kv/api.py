@@ -85,6 +85,11 @@ class KeyValueStore(Protocol):
         """Have what holds these keys read from the disk, all at once, without waiting: for who will `get` them soon."""
         ...
 
+    def read_through(self, may_go_on: Callable[[], bool]) -> None:
+        """Read all of it from the disk, from its beginning to its end, so that it is in memory for as long as that is not needed
+        for anything else; in a thread that may wait. It may be ended after each MiB."""
+        ...
+
     def flush(self) -> None:
         """Return when all that was committed survives a power loss."""
         ...

@@ -402,6 +402,16 @@ class LmdbStore:
                     again += waiting
         return Begun(len(missing), functools.partial(pages.wait_read, missing), again) if missing else Begun()
 
+    def read_through(self, may_go_on: Callable[[], bool]) -> None:
+        self._get_env()
+        piece = bytearray(1 << 20)
+        try:
+            with open(self._path / "data.mdb", "rb", buffering=0) as data:
+                while may_go_on() and data.readinto(piece):
+                    pass
+        except OSError as error:
+            raise translate_os_error(error, self._path) from error
+
     def begin_write(self) -> LmdbTransaction:
         """A write transaction for who cannot use a `with` block: `finish` must end it."""
         return LmdbTransaction(self, write=True).__enter__()

@@ -7,7 +7,7 @@ reads from any thread, writes serialised by a lock.
 import contextlib
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from alluxio_like import errors
 from alluxio_like.kv.api import MAX_KEY_BYTES, Begun, ReadTransaction, WriteTransaction
@@ -166,6 +166,9 @@ class MemoryStore:
 
     def read_ahead(self, keys: Sequence[bytes]) -> Begun:
         return Begun()
+
+    def read_through(self, may_go_on: Callable[[], bool]) -> None:
+        self._check_open()
 
     def flush(self) -> None:
         self._check_open()

@@ -161,20 +161,24 @@ def _make_lines(keys: Sequence[bytes], values: Sequence[bytes]) -> tuple[Lines, 
 
 def _fit(differs: NDArray[np.bool_], goes_on: NDArray[np.bool_], most_bytes: int, guess: int) -> tuple[int, NDArray[np.bool_]]:
     """How many pairs fit into a block, beside its first line; and in which places their lines differ. `guess`: what to try
-    first."""
-    while True:
-        some = np.logical_or.accumulate(differs[:guess], axis=0)
-        begins = some.copy()
-        begins[:, 1:] &= ~(some[:, :-1] & goes_on[1:])
-        rows = np.arange(2, len(some) + 2)
-        sizes = 4 * np.count_nonzero(begins, axis=1) + rows * np.count_nonzero(some, axis=1)
-        fitting = int(np.searchsorted(sizes, most_bytes, "right"))
-        if fitting < len(some) or len(some) == len(differs):
-            break
-        guess *= 2
-    if not fitting:
-        return 1, np.zeros(differs.shape[1], np.bool_)
-    return fitting + 1, some[fitting - 1]
+    first. A block may be left with some room: that is tried once."""
+    available = len(differs) + 1
+    fitting = 1
+    changing: NDArray[np.bool_] = np.zeros(differs.shape[1], np.bool_)
+    count = min(guess, available)
+    while count > fitting:
+        some: NDArray[np.bool_] = np.logical_or.reduce(differs[: count - 1], axis=0)
+        width = int(np.count_nonzero(some))
+        begins = width - int(np.count_nonzero(some[1:] & some[:-1] & goes_on[1:]))
+        # So many rows as are as wide as these.
+        room = max(0, most_bytes - 4 * begins) // width if width else available
+        if room < count:
+            # A bit less each time, lest it go on for long where the room hardly changes.
+            count = min(room, count - 1 - count // 64)
+            continue
+        fitting, changing = count, some
+        count = min(room, available)
+    return fitting, changing
 
 
 def _pack_block(lines: Lines, key_room: int, places: Ints) -> bytes:

@@ -306,6 +306,9 @@ class PostgresqlStore:
     def read_ahead(self, keys: Sequence[bytes]) -> Begun:
         return self._get_mirror().read_ahead(keys)
 
+    def read_through(self, may_go_on: Callable[[], bool]) -> None:
+        self._get_mirror().read_through(may_go_on)
+
     def get_size_bytes(self) -> int:
         """Those of the mirror; the server needs two to three times as much."""
         return self._get_mirror().get_size_bytes()

@@ -45,6 +45,7 @@ from alluxio_like.master.spaces import Spaces
 from alluxio_like.master.surveying import Surveyor
 from alluxio_like.master.trash import TrashService
 from alluxio_like.master.unpersisted_files import UnpersistedFiles
+from alluxio_like.master.warming import warm
 from alluxio_like.master.worker_pool import WorkerPool
 from alluxio_like.master.workers import WorkerRegistry, delete_worker, list_stored, put_worker
 from alluxio_like.metrics import Health, Metrics, start_http
@@ -236,6 +237,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
             asyncio.create_task(follower.run(), name="follow"),
             asyncio.create_task(_run_both(reconciler, empty), name="put empty files"),
             asyncio.create_task(unpersisted.count_always(), name="count unpersisted"),
+            asyncio.create_task(warm(meta), name="read the namespace through"),
             asyncio.create_task(take_up_late(late, mounts, jobs, coherence), name="take up late"),
         ]
         stack.push_async_callback(_cancel, chores)

@@ -1,9 +1,9 @@
 """The namespace's store as the event loop uses it.
 
 Owns the one thread in which every write transaction runs, one after another, the one that waits for what is read ahead from the
-disk, and the closing of the store. Does not own what is written or read: that is core functions over a transaction. Rule of
-concurrency: reads are short and run where they are asked for; a write whose caller is cancelled still happens or fails as
-a whole.
+disk, the one that reads all of it after a start, and the closing of the store. Does not own what is written or read: that is core
+functions over a transaction. Rule of concurrency: reads are short and run where they are asked for; a write whose caller is
+cancelled still happens or fails as a whole.
 """
 
 import asyncio
@@ -88,6 +88,7 @@ class MetaStore:
         # Not in the writer's thread: writes need not wait for the disk.
         self._flusher = _Thread("meta-flusher")
         self._reader = _Thread("meta-reader")
+        self._warmer = _Thread("meta-warmer")
         self._is_flushing = False
         self._next_flush: asyncio.Future[None] | None = None
         """What those wait for, together, who have written while the store is flushed."""
@@ -106,6 +107,10 @@ class MetaStore:
         if self._closed:
             raise errors.Unavailable("the master is stopping")
         return await self._reader.submit(wait)
+
+    async def read_through(self) -> None:
+        """Have all of the store read from the disk once, in a thread of its own: nothing else waits for it."""
+        await self._warmer.submit(lambda: self._store.read_through(lambda: not self._closed))
 
     async def write(self, apply: Callable[[WriteTransaction], T]) -> T:
         """What `apply` returns, once its transaction is committed; nothing is changed when it raises."""
@@ -169,6 +174,7 @@ class MetaStore:
         self._closed = True
         if self._soon is not None:
             self._soon.cancel()
+        await self._warmer.end()
         await self._reader.end()
         await self._writer.end()
         if self._next_flush is not None:

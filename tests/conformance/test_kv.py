@@ -922,6 +922,40 @@ def test_lmdb_tells_what_was_not_in_memory(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("may_go_on", [False, True])
+def test_lmdb_is_in_memory_once_it_was_read_through(tmp_path: Path, may_go_on: bool) -> None:
+    store = LmdbStore(tmp_path / "kv")
+    pairs = fill(store, 150_000)
+    store.flush()
+    store.close()
+    store = LmdbStore(tmp_path / "kv")
+    file = tmp_path / "kv" / "data.mdb"
+    assert file.stat().st_size > 2 << 20
+    with open(file, "rb") as data:
+        os.posix_fadvise(data.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    asked = 0
+
+    def ask() -> bool:
+        nonlocal asked
+        asked += 1
+        return may_go_on
+
+    store.read_through(ask)
+    assert (asked > 2) == may_go_on
+    if may_go_on:
+        assert store.read_ahead([key for key, _ in pairs[::50]]) == Begun()
+    store.close()
+    with pytest.raises(errors.Internal):
+        store.read_through(ask)
+
+
+def test_reading_through_changes_nothing(store: KeyValueStore) -> None:
+    pairs = fill(store, 100)
+    store.read_through(lambda: True)
+    with store.read() as txn:
+        assert read_all(txn) == pairs
+
+
 def test_lmdb_on_a_file_system_that_does_not_tell_what_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LmdbStore(tmp_path / "kv")
     pairs = fill(store, 20_000)
