@@ -91,7 +91,10 @@ class Blocks:
     def put_run(self, run: Sequence[Pair], plain: "lmdb.Cursor[bytes]", block_bytes: int) -> bool:
         """Put a long run of new pairs between those that are there; False where it is none, or is better left to the other tree,
         on which `plain` stands anywhere."""
-        if len(run) < packing.LEAST or any(map(operator.ge, run, itertools.islice(run, 1, None))):
+        if len(run) < packing.LEAST:
+            return False
+        keys = [key for key, _ in run]
+        if any(map(operator.ge, keys, itertools.islice(keys, 1, None))):
             return False
         first, last = run[0][0], run[-1][0]
         if (plain.set_range(first) and plain.key() <= last) or not self._is_gap(first, last):

@@ -321,6 +321,15 @@ def test_long_runs_against_a_dict(store: KeyValueStore, seed: int) -> None:
             check(reader)
 
 
+def test_of_two_values_of_a_key_in_a_run_the_last_counts(store: KeyValueStore) -> None:
+    with store.write() as txn:
+        txn.put_many([(b"D%03d" % (number // 2), b"%03d" % number) for number in range(200)])
+        expected = [(b"D%03d" % number, b"%03d" % (2 * number + 1)) for number in range(100)]
+        assert read_all(txn) == expected
+    with store.read() as reader:
+        assert read_all(reader) == expected
+
+
 def test_a_scan_goes_on_over_runs_that_are_changed_meanwhile(store: KeyValueStore) -> None:
     """What was there before and after is met exactly once, as it was or as it is."""
     pairs = [(b"I" + number.to_bytes(8, "big"), b"v" * 60) for number in range(2000)]
