@@ -5,7 +5,7 @@ surrogateescape), so that every byte string has exactly one; they are bytes agai
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple, NewType
 
@@ -118,7 +118,8 @@ class FileRef:
     `key` is relative to the root of the mount `mount_id`. `fingerprint` stands for the content in caches. `source` is what the
     store says of it, where that is another: a content that was written here is known by its version, from before the store has it
     and for ever. `holders` are workers that have it, where the store does not: then `source` is None, and only they can be asked.
-    `frozen`: wanted as it is in a snapshot, so that the store may be asked for an older version of the object.
+    `frozen`: wanted as it is in a snapshot, so that the store may be asked for an older version of the object. `continues`: from
+    this version on up to `version` each is the beginning of the next; 0: nothing is known of that.
     """
 
     inode: InodeId
@@ -130,6 +131,7 @@ class FileRef:
     source: Fingerprint | None = None
     holders: tuple[WorkerId, ...] = ()
     frozen: bool = False
+    continues: int = field(default=0, compare=False)
 
     @property
     def is_stored(self) -> bool:

@@ -42,7 +42,7 @@ _QUOTED_TOKEN = 32
 """With _HEX_TOKEN: between double quotes."""
 
 _WRITTEN = 64
-"""What few entries have, as JSON: source and holders of the content, when it was read last, the number of a device."""
+"""What few entries have, as JSON: source and holders of the content, what it continues, when it was read, a device number."""
 
 _MAX_PROFILES = 1 << 16
 
@@ -74,6 +74,7 @@ class _Written(NamedTuple):
     atime_ns: int | None = None
     device: int = 0
     has_xattrs: bool = False
+    continues: int = 0
 
 
 _NOT_WRITTEN = _Written()
@@ -174,7 +175,15 @@ class EntryStore:
         else:
             key = (self._dir_keys[place] or "") + name
         ref = FileRef(
-            inode, attr.version, profile.mount_id, key, Fingerprint(token, size), profile.pinned, written.source, written.holders
+            inode,
+            attr.version,
+            profile.mount_id,
+            key,
+            Fingerprint(token, size),
+            profile.pinned,
+            written.source,
+            written.holders,
+            continues=written.continues,
         )
         return Record(Entry(name, attr, ref), parent, stamp, expires)
 
@@ -238,8 +247,8 @@ class EntryStore:
         if attr.version != (0 if ref is None else 1):
             flags |= _OTHER_VERSION
             rest += _LONG.pack(attr.version)
-        source, holders = (None, ()) if ref is None else (ref.source, ref.holders)
-        written = _Written(source, holders, attr.atime_ns, attr.device, attr.has_xattrs)
+        source, holders, continues = (None, (), 0) if ref is None else (ref.source, ref.holders, ref.continues)
+        written = _Written(source, holders, attr.atime_ns, attr.device, attr.has_xattrs, continues)
         if written != _NOT_WRITTEN:
             flags |= _WRITTEN
             rest += _pack_written(written)
@@ -295,14 +304,14 @@ def _iter_offsets(chunk: bytearray) -> Iterator[tuple[int, int]]:
 
 def _pack_written(written: _Written) -> bytes:
     source = None if written.source is None else [written.source.token, written.source.size]
-    text = json.dumps([source, written.holders, written.atime_ns, written.device, written.has_xattrs]).encode()
+    text = json.dumps([source, written.holders, written.atime_ns, written.device, written.has_xattrs, written.continues]).encode()
     return _SHORT.pack(len(text)) + text
 
 
 def _unpack_written(data: bytes) -> _Written:
-    source, holders, atime_ns, device, has_xattrs = json.loads(data)
+    source, holders, atime_ns, device, has_xattrs, continues = json.loads(data)
     stored = None if source is None else Fingerprint(source[0], source[1])
-    return _Written(stored, tuple(holders), atime_ns, device, has_xattrs)
+    return _Written(stored, tuple(holders), atime_ns, device, has_xattrs, continues)
 
 
 def _pack_token(token: str) -> tuple[int, bytes]:

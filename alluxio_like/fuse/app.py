@@ -281,6 +281,7 @@ def make_kernel_parts(config: FuseConfig, backend: Backend, root: Entry, metrics
         writes=not config.read_only,
         list_nodes=nodes.list_nodes,
         on_sealed=opener.note_sealed,
+        on_moved=opener.note_moved,
         notes=device,
         list_nested=nested.list_steps,
     )

@@ -26,6 +26,7 @@ from alluxio_like.fuse import wire
 from alluxio_like.fuse.backend import Backend, Reader, WholeFile
 from alluxio_like.fuse.drafts import Draft
 from alluxio_like.fuse.filling import Filler
+from alluxio_like.fuse.following import MOST_BYTES
 from alluxio_like.fuse.handles import BoundedDict
 from alluxio_like.fuse.ledger import SentAway
 from alluxio_like.fuse.modes import Mode, Modes, Way, Wish
@@ -52,6 +53,8 @@ guess."""
 _LOOK_S = 0.02
 _PREPARE_S = 2.0
 """How long an open waits to learn which caches are on this machine. A guess."""
+_GROWING_NS = 600 * 10**9
+"""How long after it was written a file that grew counts as growing. A guess."""
 
 _FLAGS = {
     Way.CACHED: wire.FOPEN_KEEP_CACHE | wire.FOPEN_NOFLUSH,
@@ -324,6 +327,21 @@ class Opener:
         """What was written has become another version, in place."""
         self._modes.note_version(self._nodes.list_nodes(draft.inode), before, draft.version, draft.key)
 
+    def note_moved(self, inode: InodeId, before: VersionId, version: VersionId) -> None:
+        """Those who read a version through the daemon have gone on to a later one, of which it is the beginning."""
+        nodes = self._nodes.list_nodes(inode)
+        self._modes.note_version(nodes, before, version, None)
+        for node in nodes:
+            # In one the file ends where it did. (Who has it open sees the rest: the kernel drops pages as it hears of the size.)
+            self._pages.set(node, -1)
+
+    def _is_followed(self, entry: Entry) -> bool:
+        """Whether a file grows, elsewhere and just now, so that who has it open is to see more of it."""
+        ref = entry.ref
+        if ref is None or not ref.continues or ref.size > MOST_BYTES:
+            return False
+        return self._clock.now_ns() - entry.attr.mtime_ns < _GROWING_NS
+
     def decide(
         self,
         node: int,
@@ -341,6 +359,8 @@ class Opener:
         inode = entry.attr.inode
         version = entry.attr.version if draft is None else draft.version
         wish = Wish.PASSTHROUGH if whole is not None and self._may_pass(whole) else Wish.CACHED
+        if draft is None and self._is_followed(entry):
+            wish = Wish.CACHED
         if draft is not None and self._modes.get_mode(node) is Mode.CACHED:
             # What is written has to go through the pages that others read here.
             wish = Wish.CACHED
@@ -483,6 +503,8 @@ class Opener:
         node = self._nodes.get_file_node(entry.attr.inode)
         if not entry.attr.size:
             return "cached: the file is empty"
+        if self._is_followed(entry):
+            return "cached: the file grows"
         whole = await self._find_indexed(entry)
         if whole is None:
             mode = self._modes.get_mode(node)

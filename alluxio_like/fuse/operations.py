@@ -38,6 +38,7 @@ from alluxio_like.errors import (
 from alluxio_like.fuse import xattrs
 from alluxio_like.fuse.attributes import FileError
 from alluxio_like.fuse.backend import Answer, Backend, Buffer, Reader, Totals
+from alluxio_like.fuse.continuing import Continuing, as_opened
 from alluxio_like.fuse.drafts import Draft, Drafts, Notes, take_newest
 from alluxio_like.fuse.handles import BoundedDict, DirectoryHandle, Failure, FileHandle, HandleTable, KeptPage
 from alluxio_like.fuse.kernel_memory import ROOT_NODE, KernelMemory
@@ -98,11 +99,13 @@ class Operations:
         writes: bool = False,
         list_nodes: Callable[[InodeId], Iterable[int]] | None = None,
         on_sealed: Callable[[Draft, VersionId], None] = lambda draft, before: None,
+        on_moved: Callable[[InodeId, VersionId, VersionId], None] = lambda inode, before, version: None,
         notes: Notes | None = None,
         list_nested: Callable[[], frozenset[Steps]] = frozenset,
     ) -> None:
         """`teller` tells the kernel what it should ask for again. `writes`: the mount may be written, where the backend can be.
-        `list_nodes` gives the node ids of a file; `on_sealed`, `notes`: see Drafts; `list_nested`: see
+        `list_nodes` gives the node ids of a file; `on_sealed`, `notes`: see Drafts; `on_moved`: see
+        Continuing; `list_nested`: see
         KernelMemory.
 
         `get_url` says where the daemon's HTTP server is. `generation` tells this daemon's handles from those of an earlier one
@@ -118,6 +121,7 @@ class Operations:
         self._directories: HandleTable[DirectoryHandle] = HandleTable(generation)
         self._stale: BoundedDict[InodeId, None] = BoundedDict(_STALE_INODES)
         self._page_versions: BoundedDict[InodeId, int] = BoundedDict(_STALE_INODES)
+        self._continuing = Continuing(on_moved, settings.io_timeout_s)
         self._root_until_s = 0.0
         self.drafts: Drafts | None = None
         """What is being written; None: nothing can be."""
@@ -161,6 +165,8 @@ class Operations:
 
     def _show(self, entry: Entry | None, valid_s: float) -> Answer:
         """An answer for the kernel: with what is being written, which it is not to remember."""
+        if entry is not None and (opened := self._open.get(entry.attr.inode)) is not None:
+            self._continuing.move_on(opened, entry)
         if entry is not None and self.drafts is not None and self.drafts.find(entry) is not None:
             return Answer(replace(entry, attr=self.drafts.show(entry.attr)), 0.0)
         return Answer(entry, self._limit(valid_s))
@@ -185,6 +191,11 @@ class Operations:
             left_s = self._root_until_s - self._clock.monotonic()
             return self._root.attr, self._limit(max(left_s, _KNOWN_VALID_S))
         return self.show(*await self._get_entry(InodeId(node)))
+
+    def show_opened(self, node: int, attr: Attr) -> Attr:
+        """Attributes as who has a node id open is to see them (where node ids have epochs, see nodes.py)."""
+        opened = self._open.get(attr.inode)
+        return attr if opened is None else as_opened(attr, opened, node)
 
     async def get_parent(self, node: int) -> int:
         """The node id of the directory that a directory is in. Raises NotFound where nobody has looked it up by its name."""
@@ -628,6 +639,7 @@ class Operations:
         for task in list(self._refreshes.values()):
             task.cancel()
         await asyncio.gather(*self._refreshes.values(), return_exceptions=True)
+        await self._continuing.close()
         readers = [file.reader for file in self._files if file.reader is not None]
         await asyncio.gather(*(reader.close() for reader in readers), return_exceptions=True)
         if self.drafts is not None:

@@ -95,14 +95,16 @@ class Session(RequestLoop):
         inode = self._nodes.get_inode(node)
         known = self._operations.try_getattr(inode)
         if known is None:
-            self._spawn("getattr", unique, thread, started_s, self._getattr_slowly(inode))
+            self._spawn("getattr", unique, thread, started_s, self._getattr_slowly(node))
             return
-        self._write(wire.pack_reply(unique, wire.pack_attr_out(answers.pack_attributes(known[0]), known[1])))
+        self._write(wire.pack_reply(unique, self._pack_attr(node, *known)))
         self._meter.count("getattr", started_s)
 
-    async def _getattr_slowly(self, inode: int) -> bytes:
-        attr, valid_s = await self._operations.getattr(inode)
-        return wire.pack_attr_out(answers.pack_attributes(attr), valid_s)
+    async def _getattr_slowly(self, node: int) -> bytes:
+        return self._pack_attr(node, *await self._operations.getattr(self._nodes.get_inode(node)))
+
+    def _pack_attr(self, node: int, attr: Attr, valid_s: float) -> bytes:
+        return wire.pack_attr_out(answers.pack_attributes(self._operations.show_opened(node, attr)), valid_s)
 
     # Files
 

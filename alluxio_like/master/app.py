@@ -22,6 +22,7 @@ from alluxio_like.master.changing import ChangesService
 from alluxio_like.master.coherence import Coherence
 from alluxio_like.master.core import delegations, namespace, operations
 from alluxio_like.master.core.delegations import Delegations
+from alluxio_like.master.core.growth import Growth
 from alluxio_like.master.core.leases import LEASE_S, LeaseTable, may_be_outstanding, note_outstanding
 from alluxio_like.master.core.model import Purged
 from alluxio_like.master.delegating import forget_ended, make_gate
@@ -179,9 +180,10 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
             metrics=metrics,
             make_gate=partial(make_gate, coherence),
         )
+        growth = Growth()
         add_master_services(
             server.grpc_server,
-            namespace=NamespaceService(meta, lister, surveyor, registry, spaces, clock=clock),
+            namespace=NamespaceService(meta, lister, surveyor, registry, spaces, growth, clock=clock),
             mounts=MountsService(mounts, lister),
             workers=workers,
             cache=CacheService(meta, lister, mounts, registry, pool, jobs, coherence, unpersisted, clock=clock, version=version),
@@ -199,6 +201,7 @@ async def start(  # noqa: PLR0915  (one after the other, nothing decided)
             unpersisted,
             empty,
             limits.note_sealed,
+            growth,
             clock=clock,
             io_timeout_s=config.io_timeout_s,
             metrics=metrics,

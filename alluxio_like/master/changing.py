@@ -23,6 +23,7 @@ from alluxio_like.kv.api import ReadTransaction, WriteTransaction
 from alluxio_like.master.coherence import Coherence
 from alluxio_like.master.core import acls, changes, conflicts, keys, namespace, operations, tables, unpersisted, versions, xattrs
 from alluxio_like.master.core.changes import Outcome
+from alluxio_like.master.core.growth import Growth
 from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.core.publishing import Packer
 from alluxio_like.master.delegating import Delegator
@@ -95,6 +96,7 @@ class ChangesService:
         unpersisted: UnpersistedFiles,
         empty: EmptyFiles,
         note_sealed: Callable[[InodeId], None],
+        growth: Growth,
         *,
         clock: Clock,
         io_timeout_s: float,
@@ -109,6 +111,7 @@ class ChangesService:
         self._unpersisted = unpersisted
         self._empty = empty
         self._note_sealed = note_sealed
+        self._growth = growth
         self._clock = clock
         self._io_timeout_s = io_timeout_s
         self._delegator = Delegator(meta, mounts, coherence)
@@ -273,7 +276,11 @@ class ChangesService:
             recalls = outcome.recalls if draft.lease else ()
             return Sealed(ref, policy, unwanted=entry.attr.nlink == 0, recalls=recalls, over_quota=outcome.over_quota)
 
-        sealed = await self._commit(operation_id, "seal", apply, view, lease=draft.lease)
+        def note(_: Outcome, sealed: Sealed) -> Sealed:
+            self._growth.note_sealed(inode, draft.base_version, sealed.ref.version, extends=draft.extends)
+            return sealed
+
+        sealed = await self._commit(operation_id, "seal", apply, view, lease=draft.lease, note=note)
         self._empty.note_sealed(inode)
         self._note_sealed(inode)
         return sealed

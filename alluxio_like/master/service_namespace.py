@@ -5,10 +5,12 @@ Owns how a question becomes reads and listings; the answers' conversion is rpc's
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 from alluxio_like import errors
 from alluxio_like.clock import Clock
 from alluxio_like.master.core import namespace
+from alluxio_like.master.core.growth import Growth
 from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.listing import Answer, Lister
 from alluxio_like.master.meta_store import MetaStore
@@ -31,7 +33,7 @@ from alluxio_like.rpc.messages import (
     SyncResult,
     TreePage,
 )
-from alluxio_like.types import InodeId, Kind, MountId
+from alluxio_like.types import Entry, InodeId, Kind, MountId
 from alluxio_like.ufs import archive
 from alluxio_like.ufs.archive import get_archiving
 
@@ -44,18 +46,27 @@ class NamespaceService:
     """NamespaceHandler of rpc.master_servicer."""
 
     def __init__(
-        self, meta: MetaStore, lister: Lister, surveyor: Surveyor, registry: WorkerRegistry, spaces: Spaces, *, clock: Clock
+        self,
+        meta: MetaStore,
+        lister: Lister,
+        surveyor: Surveyor,
+        registry: WorkerRegistry,
+        spaces: Spaces,
+        growth: Growth,
+        *,
+        clock: Clock,
     ) -> None:
         self._meta = meta
         self._lister = lister
         self._surveyor = surveyor
         self._registry = registry
         self._spaces = spaces
+        self._growth = growth
         self._clock = clock
         self._trees = TreeLister(meta, lister, surveyor, clock=clock)
 
     async def lookup(self, parent: InodeId, name: str) -> LookupResult:
-        return _make_result(await self._lister.lookup(parent, name, session=get_lease()))
+        return self._make_result(await self._lister.lookup(parent, name, session=get_lease()))
 
     async def lookup_many(self, lookups: Sequence[tuple[InodeId, str]]) -> list[LookupResult]:
         if len(lookups) > MAX_PAGE:
@@ -63,16 +74,17 @@ class NamespaceService:
         return list(await asyncio.gather(*(self.lookup(parent, name) for parent, name in lookups)))
 
     async def resolve_path(self, path: str, *, sync: bool) -> LookupResult:
-        return _make_result(await self._lister.resolve_path(path, sync=sync, session=get_lease()))
+        return self._make_result(await self._lister.resolve_path(path, sync=sync, session=get_lease()))
 
     async def get_entry(self, inode: InodeId) -> LookupResult:
-        return _make_result(await self._lister.ask_entry(inode, session=get_lease()))
+        return self._make_result(await self._lister.ask_entry(inode, session=get_lease()))
 
     async def list_dir(self, inode: InodeId, cursor: bytes, limit: int) -> DirPage:
         limit = min(limit or DEFAULT_PAGE, MAX_PAGE)
         listed = await self._lister.list_page(inode, cursor, limit, session=get_lease())
         page = listed.page
-        return DirPage(page.entries, page.cursor, listed.valid_s, page.mount_id, page.dir_key, listed.leased, listed.unleased)
+        entries = page.entries if self._growth.is_empty else tuple([self._add_growth(entry) for entry in page.entries])
+        return DirPage(entries, page.cursor, listed.valid_s, page.mount_id, page.dir_key, listed.leased, listed.unleased)
 
     async def sync(self, path: str | None, inode: InodeId | None, *, recursive: bool) -> SyncResult:
         now_ns = self._clock.now_ns()
@@ -160,16 +172,21 @@ class NamespaceService:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
+    def _make_result(self, answer: Answer) -> LookupResult:
+        entry = None if answer.entry is None else self._add_growth(answer.entry)
+        return LookupResult(entry, answer.valid_s, answer.leased, answer.directory, answer.chain)
+
+    def _add_growth(self, entry: Entry) -> Entry:
+        ref = entry.ref
+        first = 0 if ref is None else self._growth.get_first(ref.inode, ref.version)
+        return replace(entry, ref=replace(ref, continues=first)) if ref is not None and first else entry
+
     def list_tree(self, path: str, unless: int) -> AsyncIterator[TreePage]:
         return self._trees.list_tree(path, unless)
 
     async def stat_fs(self, inode: InodeId | None = None) -> FsTotals:
         totals = get_totals(self._meta, self._registry)
         return totals if inode is None else await self._spaces.add_room(totals, inode)
-
-
-def _make_result(answer: Answer) -> LookupResult:
-    return LookupResult(answer.entry, answer.valid_s, answer.leased, answer.directory, answer.chain)
 
 
 def get_totals(meta: MetaStore, registry: WorkerRegistry) -> FsTotals:

@@ -193,6 +193,7 @@ class _Changes:
             request.base_version,
             request.lease,
             request.early,
+            request.extends,
         )
         sealed = await self._handler.seal(request.operation_id, draft)
         return writing_pb2.SealReply(
@@ -361,6 +362,7 @@ class ChangesStub:
             base_version=draft.base_version,
             lease=draft.lease,
             early=draft.early,
+            extends=draft.extends,
         )
         reply = await self._call("Seal", request)
         recalls, told = to_recalls(reply.recalls), to_told(reply.told)

@@ -122,6 +122,7 @@ def entry(value: Entry, *, dir_key: str | None = None, mount_id: MountId = Mount
         if ref.source is not None:
             message.source.CopyFrom(fingerprint(ref.source))
         message.holders.extend(ref.holders)
+        message.continues = ref.continues
     return message
 
 
@@ -139,6 +140,7 @@ def to_entry(message: common_pb2.Entry, *, dir_key: str = "", mount_id: int = 0)
         to_fingerprint(message.source) if message.HasField("source") else None,
         tuple(WorkerId(one) for one in message.holders),
         frozen=message.content_inode != 0,
+        continues=message.continues,
     )
     return Entry(name, attributes, ref)
 

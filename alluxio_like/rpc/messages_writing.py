@@ -163,7 +163,8 @@ class XattrChange:
 @dataclass(frozen=True, slots=True)
 class SealedDraft:
     """A new content of a file, held by a worker. `base_version` is the version that it was made from; `lease` that of the client
-    that asked for it, which hears of it by the answer. `early`: the file stays open, and the store gets it later."""
+    that asked for it, which hears of it by the answer. `early`: the file stays open, and the store gets it later. `extends`:
+    `base_version` is the beginning of it."""
 
     inode: InodeId
     size: int
@@ -172,6 +173,7 @@ class SealedDraft:
     base_version: int
     lease: str = ""
     early: bool = False
+    extends: bool = False
 
 
 @dataclass(frozen=True, slots=True)

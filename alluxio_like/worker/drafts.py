@@ -59,10 +59,12 @@ class Changes(publishing.Changes, Protocol):
 
 
 class _Begun(NamedTuple):
-    """What a seal found. `is_changed`: it is not the version that was there before; `appended`: it is that and more behind it."""
+    """What a seal found. `is_changed`: it is not the version that was there before; `extends`: it is known to begin with that,
+    `appended`: and has more behind it."""
 
     stamp: Stamp
     is_changed: bool = True
+    extends: bool = False
     appended: bool = False
 
 
@@ -344,7 +346,7 @@ class DraftsService:
         stamp = begun.stamp
         if not begun.is_changed:
             return DraftSealed(draft.record.ref, stamp.mtime_ns, unchanged=unchanged)
-        sealed = await self._finish_seal(draft, lease, appended=begun.appended, early=early)
+        sealed = await self._finish_seal(draft, lease, extends=begun.extends, appended=begun.appended, early=early)
         return DraftSealed(
             draft.record.ref, stamp.mtime_ns, recalls=sealed.recalls, told=sealed.told, over_quota=sealed.over_quota
         )
@@ -355,21 +357,27 @@ class DraftsService:
         # What others were only shown is sealed once more when it is closed: from then on the store is to have it.
         if stamp == draft.record.stamp and (early or not self._drafts.is_early(draft)):
             return _Begun(stamp, is_changed=False)
-        seen = self._drafts.contents.observe(draft)
-        if seen is None or (early and not self._drafts.contents.extends(draft, seen)):
+        contents = self._drafts.contents
+        seen = contents.observe(draft)
+        # (Every new file begins with nothing: that it grows is known of one that stays open.)
+        extends = seen is not None and (contents.extends(draft, seen) if early else contents.is_append(draft, seen))
+        if seen is None or (early and not extends):
             # What only grows still has this version when more has come. Of anything else others need a copy to read.
-            seen = self._drafts.contents.observe_copy(draft)
-        appended = self._drafts.contents.is_append(draft, seen)
+            seen = contents.observe_copy(draft)
+        appended = contents.is_append(draft, seen)
         self._drafts.note_sealing(draft, operation_id, seen)
-        return _Begun(seen.stamp, appended=appended)
+        return _Begun(seen.stamp, extends=extends, appended=appended)
 
-    async def _finish_seal(self, draft: Draft, lease: str = "", *, appended: bool = False, early: bool = False) -> Sealed:
+    async def _finish_seal(
+        self, draft: Draft, lease: str = "", *, extends: bool = False, appended: bool = False, early: bool = False
+    ) -> Sealed:
         """Have the master give the version its number, under the operation id that was written down. `lease`: of the client to
         which its answer is given on; all others are told by recalls."""
         sealing = draft.record.sealing
         assert sealing is not None
         base = draft.record.ref.version
-        content = SealedDraft(draft.inode, sealing.stamp.size, sealing.stamp.mtime_ns, self._store.worker_id, base, lease, early)
+        size, mtime_ns = sealing.stamp.size, sealing.stamp.mtime_ns
+        content = SealedDraft(draft.inode, size, mtime_ns, self._store.worker_id, base, lease, early, extends)
         operation_id = sealing.operation_id
         try:
             while (sealed := await self._changes.seal(operation_id, content)).ref.version <= base:

@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -247,35 +247,97 @@ def test_a_file_without_a_name_and_one_that_nobody_writes_are_left_alone(running
     wait_until(lambda: running.read_store(here) == {"empty": b""}, "the store follows")
 
 
+@contextmanager
+def tail_f(path: Path, shown: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`tail -F`, as it is where it cannot be told of changes (on FUSE it does so by itself), looking more often."""
+    command = ["tail", "-F", "---disable-inotify", "-n", "+1", "-s", "0.2", "--max-unchanged-stats=1", str(path)]
+    with shown.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL) as tail:
+        try:
+            yield tail
+        finally:
+            tail.terminate()
+
+
+def has_open(pid: int, name: str) -> bool:
+    return any(link.readlink().name == name for link in Path(f"/proc/{pid}/fd").iterdir())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("stays_open", [True, False])
-def test_who_follows_by_one_descriptor_stays_at_what_was_opened(
-    apart: tuple[Path, Path], tmp_path: Path, *, stays_open: bool
+def test_who_follows_by_one_descriptor_sees_what_is_appended(
+    running: Apart, tmp_path: Path, policy: str, *, stays_open: bool
 ) -> None:
-    """Its size is the file's, and it reads nothing behind what there was: no zeros where the file has grown since, and nothing of
-    another version. `tail -F`, which looks at the name again only when a size stays as it is, waits for ever."""
-    here, there = apart
-    lines = [b"line %d\n" % number for number in range(5)]
-    shown = tmp_path / "shown"
+    """And the log that takes the place of one that was moved away."""
+    here, there = running.make_place(policy)
+    lines = [b"line %d %s\n" % (number, os.urandom(2000 * number).hex().encode()) for number in range(6)]
+    shown, written = tmp_path / "shown", b""
     with ExitStack() as ending:
         log = ending.enter_context((here / "log").open("ab", buffering=0))
-        log.write(lines[0])
-        wait_until(lambda: (there / "log").read_bytes() == lines[0], "the first line", SEEN_S)
+        wait_until((there / "log").exists, "the log", SEEN_S)
         fd = os.open(there / "log", os.O_RDONLY)
         ending.callback(os.close, fd)
-        assert os.read(fd, 100) == lines[0]
-        command = ["tail", "-F", "---disable-inotify", "-n", "+1", "-s", "0.2", "--max-unchanged-stats=1", str(there / "log")]
-        out = ending.enter_context(shown.open("wb"))
-        tail = ending.enter_context(subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL))
-        ending.callback(tail.terminate)
-        wait_until(lambda: shown.read_bytes() == lines[0], "tail has begun", SEEN_S)
-        for count in range(2, len(lines) + 1):
+        assert os.read(fd, 1) == b""
+        tail = ending.enter_context(tail_f(there / "log", shown))
+        # (Once it has looked at the log: the first line of one that is closed with it says nothing of more to come.)
+        wait_until(lambda: has_open(tail.pid, "log"), "tail", SEEN_S)
+        for line in lines:
+            log.write(line)
+            written += line
             if not stays_open:
                 log.close()
                 log = ending.enter_context((here / "log").open("ab", buffering=0))
-            log.write(lines[count - 1])
-            if count % 2 == 1:
-                wait_until(lambda: os.fstat(fd).st_size == sum(map(len, lines[:count])), "its size", SEEN_S)  # noqa: B023
-                assert (os.read(fd, 100), os.pread(fd, 100, 0)) == (b"", lines[0])
-                wait_until(lambda: (there / "log").read_bytes() == b"".join(lines[:count]), "its lines", SEEN_S)  # noqa: B023
-                assert (os.read(fd, 100), os.pread(fd, 100, 0)) == (b"", lines[0])
-        assert (tail.poll(), shown.read_bytes()) == (None, lines[0])
+            wait_until(lambda: os.fstat(fd).st_size == len(written), "its size", SEEN_S)  # noqa: B023
+            assert (os.read(fd, 1 << 20), os.pread(fd, 1 << 20, 0)) == (line, written)
+            wait_until(lambda: shown.read_bytes() == written, "tail", SEEN_S)  # noqa: B023
+        (here / "log").rename(here / "log.1")
+        log.write(b"the last one\n")
+        log.close()
+        written += b"the last one\n"
+        wait_until(lambda: os.pread(fd, 1 << 20, 0) == written, "what came to the log that was moved away", SEEN_S)
+        with (here / "log").open("ab", buffering=0) as log:
+            log.write(b"of the next log\n")
+            # (tail has perhaps let go of the one before when it found no log of that name.)
+            wait_until(lambda: shown.read_bytes().endswith(b"of the next log\n"), "the next log", SEEN_S)
+        assert os.pread(fd, 1 << 20, 0) == written
+        assert tail.poll() is None
+
+
+def test_who_has_a_file_open_that_is_changed_otherwise_stays_at_what_was_opened(apart: tuple[Path, Path]) -> None:
+    """It reads nothing behind what there was: no zeros where the file has grown since, and nothing of another version."""
+    here, there = apart
+    with (here / "table").open("wb", buffering=0) as table:
+        table.write(b"one\n")
+        wait_until(lambda: (there / "table").read_bytes() == b"one\n", "the first", SEEN_S)
+        fd = os.open(there / "table", os.O_RDONLY)
+        try:
+            os.pwrite(table.fileno(), b"ONE\nTWO\n", 0)
+            wait_until(lambda: (there / "table").read_bytes() == b"ONE\nTWO\n", "the second", SEEN_S)
+            table.write(b"THREE\n")
+            wait_until(lambda: (there / "table").stat().st_size > 8, "the third", SEEN_S)
+            assert (os.read(fd, 100), os.pread(fd, 100, 0)) == (b"one\n", b"one\n")
+            assert os.fstat(fd).st_size == 4
+        finally:
+            os.close(fd)
+
+
+def test_who_follows_what_passes_through_sees_that_another_log_takes_its_place(apart: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of a log that was not known to grow, and is wholly on the machine, no more is seen; its size stays as well, so that
+    `tail -F` looks at the name again."""
+    here, there = apart
+    shown = tmp_path / "shown"
+    (here / "log").write_bytes(b"an old line\n")
+
+    def read_by_the_kernel() -> bool:
+        assert (there / "log").read_bytes() == b"an old line\n"
+        return os.getxattr(there / "log", "user.alluxio_like.passthrough") == b"passthrough"
+
+    wait_until(read_by_the_kernel, "a copy on this machine", SEEN_S)
+    with tail_f(there / "log", shown):
+        wait_until(lambda: shown.exists() and shown.read_bytes() == b"an old line\n", "tail", SEEN_S)
+        with (here / "log").open("ab") as log:
+            log.write(b"one more\n")
+        wait_until(lambda: (there / "log").stat().st_size == 21, "what was appended", SEEN_S)
+        time.sleep(NOT_SEEN_S)
+        (here / "log").rename(here / "log.1")
+        (here / "log").write_bytes(b"a line of the next log\n")
+        wait_until(lambda: shown.read_bytes().endswith(b"a line of the next log\n"), "the next log", SEEN_S)

@@ -156,6 +156,33 @@ async def test_a_file_is_made_sealed_uploaded_and_read(cluster: Cluster, store: 
         await cluster.changes.plan_upload(sealed.ref.file_id)
 
 
+async def test_whoever_asks_is_told_since_when_a_file_has_only_grown(cluster: Cluster, store: MemoryUfs) -> None:
+    entry = await create(cluster, "/data/log")
+    root = (await get(cluster, "/data")).attr.inode
+
+    async def grow(base: int, *, extends: bool = True) -> None:
+        draft = SealedDraft(entry.attr.inode, 10 * (base + 1), 7, "w1", base, early=True, extends=extends)
+        assert (await cluster.changes.seal(op(), draft)).ref.version == base + 1
+
+    async def ask() -> list[int | None]:
+        answers = [
+            (await cluster.stub.resolve_path("/data/log")).entry,
+            (await cluster.stub.lookup(root, "log")).entry,
+            (await cluster.stub.get_entry(entry.attr.inode)).entry,
+            *(await cluster.stub.list_dir(root)).entries,
+        ]
+        return [None if one is None or one.ref is None else one.ref.continues for one in answers]
+
+    assert await ask() == [0] * 4
+    await grow(1)
+    await grow(2)
+    assert await ask() == [1] * 4
+    await grow(3, extends=False)
+    assert await ask() == [0] * 4
+    await grow(4)
+    assert await ask() == [4] * 4
+
+
 async def test_a_repeat_is_answered_and_not_done_again(cluster: Cluster, store: MemoryUfs) -> None:
     root = (await get(cluster, "/data")).attr.inode
     new = NewName(root, "a", Kind.FILE, 0o600, 0, 0)

@@ -531,6 +531,17 @@ def test_a_replaced_fingerprint_is_another_profile() -> None:
     assert record.entry == pinned
 
 
+def test_what_a_content_continues_is_kept() -> None:
+    store = EntryStore()
+    entry = make_entry("log", 5, 1)
+    assert entry.ref is not None
+    store.put(replace(entry, ref=replace(entry.ref, continues=3)), ROOT, 1, 1)
+    record = store.lookup(InodeId(5))
+    assert record is not None
+    assert record.entry.ref is not None
+    assert record.entry.ref.continues == 3
+
+
 def test_an_empty_page_at_the_end_of_a_listing_hides_nothing() -> None:
     """As a store's listing ends whose last page but one was just full."""
     names = MetadataCache(ManualClock().monotonic)

@@ -51,6 +51,7 @@ async def test_what_was_shown_of_a_file_that_grows_is_read_on(tmp_path: Path) ->
             os.pwrite(fd, data[:size], 0) if not refs else os.pwrite(fd, data[refs[-1].size : size], refs[-1].size)
             refs.append(await show(one))
         os.pwrite(fd, b"more", 3 * MIB - 1)
+        assert [(seal.base_version + 1, seal.extends) for seal in one.changes.seals] == [(ref.version, True) for ref in refs]
         for ref in refs:
             assert await read(one, ref) == data[: ref.size]
         assert not measure_copies(one)
@@ -90,6 +91,7 @@ async def test_what_was_shown_and_changed_in_place_is_read_from_a_copy(tmp_path:
             for known, content in shown_as[-2:] if step else shown_as[-1:]:
                 assert await read(one, known) == content
         assert measure_copies(one) == 2 * len(data), "the last two are kept"
+        assert [seal.extends for seal in one.changes.seals] == [True, False, False, False, False]
         os.close(fd)
         await one.service.end(FILE)
         data[MIB : MIB + 7] = b"not yet"

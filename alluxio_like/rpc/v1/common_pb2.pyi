@@ -65,7 +65,7 @@ class Attr(_message.Message):
     def __init__(self, inode: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., nlink: _Optional[int] = ..., version: _Optional[int] = ..., atime_ns: _Optional[int] = ..., device: _Optional[int] = ..., no_xattrs: _Optional[bool] = ...) -> None: ...
 
 class Entry(_message.Message):
-    __slots__ = ("name", "attr", "mount_id", "key", "fingerprint", "pinned", "source", "holders", "content_inode")
+    __slots__ = ("name", "attr", "mount_id", "key", "fingerprint", "pinned", "source", "holders", "content_inode", "continues")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ATTR_FIELD_NUMBER: _ClassVar[int]
     MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class Entry(_message.Message):
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     CONTENT_INODE_FIELD_NUMBER: _ClassVar[int]
+    CONTINUES_FIELD_NUMBER: _ClassVar[int]
     name: bytes
     attr: Attr
     mount_id: int
@@ -84,7 +85,8 @@ class Entry(_message.Message):
     source: Fingerprint
     holders: _containers.RepeatedScalarFieldContainer[str]
     content_inode: int
-    def __init__(self, name: _Optional[bytes] = ..., attr: _Optional[_Union[Attr, _Mapping]] = ..., mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., pinned: _Optional[bool] = ..., source: _Optional[_Union[Fingerprint, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ..., content_inode: _Optional[int] = ...) -> None: ...
+    continues: int
+    def __init__(self, name: _Optional[bytes] = ..., attr: _Optional[_Union[Attr, _Mapping]] = ..., mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., pinned: _Optional[bool] = ..., source: _Optional[_Union[Fingerprint, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ..., content_inode: _Optional[int] = ..., continues: _Optional[int] = ...) -> None: ...
 
 class FileRef(_message.Message):
     __slots__ = ("inode", "version", "mount_id", "key", "fingerprint", "pinned", "source", "holders", "frozen")

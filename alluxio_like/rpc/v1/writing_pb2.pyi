@@ -266,7 +266,7 @@ class SetXattrRequest(_message.Message):
     def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., name: _Optional[bytes] = ..., value: _Optional[bytes] = ..., create: _Optional[bool] = ..., replace: _Optional[bool] = ..., remove: _Optional[bool] = ..., kill_sgid: _Optional[bool] = ...) -> None: ...
 
 class SealRequest(_message.Message):
-    __slots__ = ("operation_id", "inode", "size", "mtime_ns", "worker_id", "base_version", "lease", "early")
+    __slots__ = ("operation_id", "inode", "size", "mtime_ns", "worker_id", "base_version", "lease", "early", "extends")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -275,6 +275,7 @@ class SealRequest(_message.Message):
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     EARLY_FIELD_NUMBER: _ClassVar[int]
+    EXTENDS_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     inode: int
     size: int
@@ -283,7 +284,8 @@ class SealRequest(_message.Message):
     base_version: int
     lease: str
     early: bool
-    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., worker_id: _Optional[str] = ..., base_version: _Optional[int] = ..., lease: _Optional[str] = ..., early: _Optional[bool] = ...) -> None: ...
+    extends: bool
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., worker_id: _Optional[str] = ..., base_version: _Optional[int] = ..., lease: _Optional[str] = ..., early: _Optional[bool] = ..., extends: _Optional[bool] = ...) -> None: ...
 
 class SealReply(_message.Message):
     __slots__ = ("file", "unwanted", "policy", "recalls", "told", "over_quota")
