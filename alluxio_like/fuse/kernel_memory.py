@@ -130,9 +130,10 @@ class KernelMemory:
         self.recalls += 1
         nested = self._list_nested()
         everything = False
+        opened = frozenset() if self._changes else frozenset(in_use)
         for recall in recalls:
-            if self._changes:
-                self._recall_attributes(recall, is_shown)
+            # Who changes nothing relies on names for all but what is open, which may have grown.
+            self._recall_attributes(recall.inodes if self._changes else opened.intersection(recall.inodes), recall, is_shown)
             if recall.directory == EVERYWHERE:
                 everything = everything or not recall.pins_only
             elif (node := self._get_node(recall.directory)) is not None:
@@ -217,9 +218,9 @@ class KernelMemory:
                     further = frozenset(steps[1:] for steps in nested if steps[0] == name and steps[1:])
                     await self._tell_below(entry.attr.inode, further)
 
-    def _recall_attributes(self, recall: Recall, is_shown: Callable[[InodeId], bool]) -> None:
+    def _recall_attributes(self, inodes: Iterable[InodeId], recall: Recall, is_shown: Callable[[InodeId], bool]) -> None:
         """Of inodes, under whatever name the kernel found them. (Pages of what is another content now go at the next open.)"""
-        for inode in recall.inodes:
+        for inode in inodes:
             if inode == recall.directory or is_shown(inode):
                 continue
             for node in [ROOT_NODE] if inode == self._root else self._list_nodes(inode):

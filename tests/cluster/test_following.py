@@ -302,6 +302,26 @@ def test_who_follows_by_one_descriptor_sees_what_is_appended(
         assert tail.poll() is None
 
 
+def test_a_mount_that_changes_nothing_follows_too(running: Apart) -> None:
+    here, _ = running.make_place()
+    with (
+        mounted_again(running.stack, running.workplace, "mnt4", hidden_worker=1, options=["--read-only"]) as place,
+        (here / "log").open("ab", buffering=0) as log,
+        ExitStack() as ending,
+    ):
+        there, written = place / here.parent.name / here.name / "log", b""
+        fd = -1
+        for line in (b"one\n", b"two\n", b"three\n"):
+            log.write(line)
+            written += line
+            if fd < 0:
+                wait_until(lambda: there.read_bytes() == line, "the first line", SEEN_S)  # noqa: B023
+                fd = os.open(there, os.O_RDONLY)
+                ending.callback(os.close, fd)
+            wait_until(lambda: os.fstat(fd).st_size == len(written), "its size", SEEN_S)  # noqa: B023
+            assert os.pread(fd, 100, 0) == written
+
+
 def test_who_has_a_file_open_that_is_changed_otherwise_stays_at_what_was_opened(apart: tuple[Path, Path]) -> None:
     """It reads nothing behind what there was: no zeros where the file has grown since, and nothing of another version."""
     here, there = apart
