@@ -1,6 +1,7 @@
 """rename and renameat2: every kind onto every kind, with each flag; directories that move; what is open meanwhile."""
 
 import os
+import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.posix.system import RENAME_EXCHANGE, RENAME_NOREPLACE, attempt, look, opened, renameat2, write
+from tests.posix.system import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, attempt, look, opened, renameat2, write
 from tests.posix.table import table
 
 pytestmark = pytest.mark.mount
@@ -85,11 +86,26 @@ def test_every_kind_onto_every_kind(place: Path, source: str, target: str, flag:
         assert os.listdir(to_path) == ["inside"]
 
 
-@table("flags", [(RENAME_NOREPLACE | RENAME_EXCHANGE,), (8,), (1 << 20,)])
+@table("flags", [(RENAME_NOREPLACE | RENAME_EXCHANGE,), (RENAME_WHITEOUT | RENAME_EXCHANGE,), (8,), (1 << 20,)])
 def test_flags_that_are_none(place: Path, flags: int) -> None:
     write(place / "a")
     write(place / "b")
     assert attempt(renameat2, place / "a", place / "b", flags) == "EINVAL"
+
+
+@table("source target", [("file", "absent"), ("file", "file"), ("full directory", "absent"), ("fifo", "read-only file")])
+def test_a_whiteout_is_left_at_the_name_before(place: Path, source: str, target: str) -> None:
+    """A character device with the number 0, as overlayfs wants it."""
+    (place / "from").mkdir()
+    SOURCES[source](place / "from" / "source")
+    TARGETS[target](place / "target")
+    moved = look(place / "from" / "source")
+    assert attempt(renameat2, place / "from" / "source", place / "target", RENAME_WHITEOUT) == "ok"
+    assert look(place / "target").st_ino == moved.st_ino
+    left = look(place / "from" / "source")
+    assert (left.st_mode, left.st_rdev, left.st_uid, left.st_gid) == (stat.S_IFCHR, 0, os.geteuid(), os.getegid())
+    (place / "from" / "source").unlink()
+    assert os.listdir(place / "from") == []
 
 
 def test_renaming_what_is_not_there_leaves_the_target(place: Path) -> None:
