@@ -213,8 +213,8 @@ _A = TypeVar("_A", bound=Account)
 
 
 class Table(Generic[_K, _A]):
-    """Accounts: the `recent` ones by last use, and of the older ones the `worst` by weight. What falls out of both goes to the
-    others."""
+    """Accounts: the `recent` ones by last use, and of the older ones the `worst` by weight: so many at most, and at least half as
+    many. What falls out of both goes to the others."""
 
     def __init__(self, others: _A, recent: int, worst: int) -> None:
         self.others = others
@@ -264,9 +264,14 @@ class Table(Generic[_K, _A]):
                 continue
             self._worst[key] = account
             if len(self._worst) > self._limits[1]:
-                # With more open than there is room for, those too are forgotten; their tallies live on among the others.
-                lightest = min(self._worst, key=lambda one: (self._worst[one].open_count > 0, self._worst[one].weight))
-                self._fold(self._worst.pop(lightest))
+                self._shrink_worst()
+
+    def _shrink_worst(self) -> None:
+        """Forget the lighter half: to search for the lightest at each file that is waited for takes longer than its READ."""
+        # With more open than there is room for, those too are forgotten; their tallies live on among the others.
+        by_weight = sorted(self._worst, key=lambda one: (self._worst[one].open_count > 0, self._worst[one].weight))
+        for key in by_weight[: len(by_weight) - self._limits[1] // 2]:
+            self._fold(self._worst.pop(key))
 
     def _fold(self, account: _A) -> None:
         self.others.tally.add(account.tally)

@@ -30,10 +30,11 @@ class Limits:
     """How much is remembered."""
 
     recent_jobs: int = 128
-    worst_jobs: int = 128
+    worst_jobs: int = 256
     recent_files: int = 1024
-    worst_files: int = 256
-    files_of_a_job: int = 64
+    worst_files: int = 512
+    """As `worst_jobs` and `files_of_a_job` at most: when there are more, the lighter half is forgotten."""
+    files_of_a_job: int = 128
     keep_s: float = 3600.0
     """A process that has ended is forgotten so long after its last request. A guess."""
 
@@ -318,8 +319,9 @@ class Ledger:
         tally = job.worst.get(file)
         if tally is None:
             if len(job.worst) >= self._limits.files_of_a_job:
-                lightest = min(job.worst, key=lambda one: (job.worst[one].wait_s, job.worst[one].all_bytes))
-                del job.worst[lightest]
+                # Half of them at once: a search for the lightest at each file that is waited for takes longer than its READ.
+                by_weight = sorted(job.worst.items(), key=lambda one: (one[1].wait_s, one[1].all_bytes), reverse=True)
+                job.worst = dict(by_weight[: self._limits.files_of_a_job // 2])
             tally = job.worst[file] = Tally()
         return tally
 

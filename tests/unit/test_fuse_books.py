@@ -118,6 +118,32 @@ def test_both_sides_have_the_same_sum_and_stay_bounded(events: list[tuple]) -> N
     assert total.read_bytes == reads
 
 
+def test_of_what_a_job_waited_for_the_lighter_half_is_forgotten_when_there_is_too_much() -> None:
+    ledger = Ledger(Limits(files_of_a_job=4))
+    for inode, waited_s in ((1, 0.5), (2, 0.1), (3, 0.2), (4, 0.9), (5, 0.3)):
+        opened = ledger.open(make_job(), make_file(inode), Mode.CACHED, 1.0)
+        ledger.update(opened, 10, 10, make_waits(PEER=waited_s))
+    assert {file.info.inode for file in get_job(ledger).worst if file.info is not None} == {1, 4, 5}
+    check_sums(ledger)
+
+
+def test_what_a_job_waited_for_is_seldom_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    weighed = 0
+
+    def weigh(tally: Tally) -> float:
+        nonlocal weighed
+        weighed += 1
+        return sum(tally.waits)
+
+    monkeypatch.setattr(Tally, "wait_s", property(weigh))
+    ledger = Ledger(Limits())
+    for inode in range(1, 2001):
+        opened = ledger.open(make_job(), make_file(inode), Mode.CACHED, 1.0)
+        ledger.update(opened, 10, 10, make_waits(PEER=0.001))
+        ledger.close(opened, 1.0)
+    assert weighed < 5 * 2000, "at each file all others would be"
+
+
 # What the kernel reads by itself
 
 
