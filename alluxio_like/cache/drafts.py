@@ -75,7 +75,7 @@ class Owner(Reserving, Protocol):
     def recall(self, file: CachedFile) -> None:
         """It is one after all."""
 
-    def set_persisted(self, file_id: FileId) -> None:
+    def set_persisted(self, file_ids: Sequence[FileId]) -> None:
         """The cache file of that id, if there is one, may be evicted."""
 
 
@@ -370,11 +370,23 @@ class Drafts:
 
     def drop_upload(self, file_id: FileId) -> None:
         """The store has it, or is not to have it any more: its cache file, if there is one, is one like others from now on."""
-        found = self.uploads.pop(file_id)
-        if found is not None:
-            # The flag first: a record without a flag is looked at again, a flag without a record by nobody.
-            self._owner.set_persisted(file_id)
-            self._commit_soon(self._dirs[found[1]], {records.make_upload_key(file_id): None})
+        for error in self.drop_uploads([file_id]):
+            if error is not None:
+                raise error
+
+    def drop_uploads(self, file_ids: Sequence[FileId]) -> list[errors.AlluxioLikeError | None]:
+        """As `drop_upload` of each, with one wait for each disk; what was wrong with it."""
+        found = {file_id: one[1] for file_id in file_ids if (one := self.uploads.pop(file_id)) is not None}
+        failed: dict[FileId, errors.AlluxioLikeError] = {}
+        for number in set(found.values()):
+            together = [file_id for file_id, directory in found.items() if directory == number]
+            try:
+                # The flag first: a record without a flag is looked at again, a flag without a record by nobody.
+                self._owner.set_persisted(together)
+                self._commit_soon(self._dirs[number], {records.make_upload_key(file_id): None for file_id in together})
+            except errors.AlluxioLikeError as error:
+                failed |= dict.fromkeys(together, error)
+        return [failed.get(file_id) for file_id in file_ids]
 
     # -- end ---------------------------------------------------------------------------------------------------------------
 

@@ -345,14 +345,18 @@ class CacheStore:
         """Make guests home or the reverse (after workers came or went). Committed on return."""
         self._set_state(file_ids, role=role, pinned=None)
 
-    def set_persisted(self, file_id: FileId) -> None:
+    def set_persisted(self, file_ids: Sequence[FileId]) -> None:
         """The store has what was written here, or is not to have it any more: it may be evicted like others. Committed on
         return."""
-        file = self.lookup(file_id)
-        if file is not None and file.unpersisted:
-            file.set_state(unpersisted=False)
-            self.mark_dirty(file)
-            self._commit(self._dirs[file.directory])
+        changed: set[int] = set()
+        for file_id in file_ids:
+            file = self.lookup(file_id)
+            if file is not None and file.unpersisted:
+                file.set_state(unpersisted=False)
+                self.mark_dirty(file)
+                changed.add(file.directory)
+        for number in changed:
+            self._commit(self._dirs[number])
 
     def record_use(self, file_id: FileId) -> None:
         """Quick. The file was used now; kept in memory, written about each minute by the commit thread."""

@@ -8,7 +8,6 @@ Rule of concurrency: event loop alone. A change that was begun goes on to its en
 committed is always told.
 """
 
-import asyncio
 import json
 import logging
 import stat
@@ -28,7 +27,7 @@ from alluxio_like.master.core.model import NO_MOUNT
 from alluxio_like.master.core.publishing import Packer
 from alluxio_like.master.delegating import Delegator
 from alluxio_like.master.empty_files import EmptyFiles
-from alluxio_like.master.follower import Follower
+from alluxio_like.master.follower import Follower, wait_until
 from alluxio_like.master.listing import Lister
 from alluxio_like.master.meta_store import MetaStore, run_to_end
 from alluxio_like.master.mount_table import MountTable
@@ -36,12 +35,14 @@ from alluxio_like.master.publishing import Publisher, get_sealed
 from alluxio_like.master.snapshot_trees import is_frozen, open_tree
 from alluxio_like.master.telling import Teller
 from alluxio_like.master.unpersisted_files import UnpersistedFiles
+from alluxio_like.master.uploads import Uploads
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.context import get_lease, get_remaining_s
 from alluxio_like.rpc.messages_writing import (
     Changed,
     NewAttributes,
     NewName,
+    Persisted,
     Persisting,
     PolicyAt,
     Published,
@@ -66,10 +67,8 @@ from alluxio_like.types import (
     to_bytes,
     to_str,
 )
-from alluxio_like.ufs.object_attributes import make_metadata
 from alluxio_like.ufs.writing import get_writable
 
-T = TypeVar("T")
 A = TypeVar("A", Changed, Sealed)
 
 log = logging.getLogger(__name__)
@@ -114,6 +113,7 @@ class ChangesService:
         self._growth = growth
         self._clock = clock
         self._io_timeout_s = io_timeout_s
+        self._uploads = Uploads(meta, follower, empty, self._get_wait_s, clock=clock)
         self._delegator = Delegator(meta, mounts, coherence)
         packer = Packer(_pack_outcome, _unpack_outcome)
         self._publisher = Publisher(
@@ -291,37 +291,16 @@ class ChangesService:
         await self._meta.flush()
 
     async def plan_upload(self, file_id: FileId) -> UploadPlan:
-        def make() -> UploadPlan:
-            with self._meta.read() as txn:
-                try:
-                    plan = versions.plan_upload(txn, file_id.inode, file_id.version)
-                except (errors.Stale, errors.NotFound):
-                    # Who asks is not sending it.
-                    self._follower.end_upload(file_id)
-                    raise
-                record = tables.get_inode(txn, file_id.inode)
-                metadata = make_metadata(record.mode, record.uid, record.gid, record.mtime_ns)
-            if self._empty.is_putting(file_id.inode):
-                raise errors.Unavailable("the file is just being put as it was made", subject=plan.key)
-            self._follower.begin_upload(file_id, plan.mount_id, plan.key)
-            return UploadPlan(plan.mount_id, plan.key, plan.expected, metadata)
+        return await self._uploads.plan(file_id)
 
-        return await self._wait_for_store(make)
+    async def plan_uploads(self, file_ids: Sequence[FileId]) -> list[UploadPlan | errors.AlluxioLikeError]:
+        return await self._uploads.plan_many(file_ids)
 
     async def end_upload(self, file_id: FileId) -> None:
         self._follower.end_upload(file_id)
 
-    async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None:
-        core = versions.UploadPlan(plan.mount_id, plan.key, plan.expected)
-        now_ns = self._clock.now_ns()
-
-        async def commit() -> None:
-            await self._meta.write(lambda txn: versions.note_persisted(txn, file_id.inode, file_id.version, core, stored, now_ns))
-            self._follower.end_upload(file_id)
-            self._follower.wake()
-            await self._meta.flush()
-
-        await run_to_end(commit())
+    async def note_persisted(self, persisted: Sequence[Persisted]) -> list[errors.AlluxioLikeError | None]:
+        return await self._uploads.note_persisted(persisted)
 
     async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed:
         key, expected, there = await self._check_conflict(file_id)
@@ -446,7 +425,7 @@ class ChangesService:
                 if prepare is None or stale >= _MOST_STALE:
                     raise
             except errors.Unavailable:
-                if not await _wait_until(progress, deadline - self._clock.monotonic()):
+                if not await wait_until(progress, deadline - self._clock.monotonic()):
                     raise
 
     async def _commit(
@@ -490,17 +469,6 @@ class ChangesService:
             return replace(answer, told=self._teller.tell(outcome.recalls, lease))
 
         return await run_to_end(commit())
-
-    async def _wait_for_store(self, make: Callable[[], T]) -> T:
-        """What `make` gives once the store has followed far enough."""
-        deadline = self._clock.monotonic() + self._get_wait_s()
-        while True:
-            progress = self._follower.progress
-            try:
-                return make()
-            except errors.Unavailable:
-                if not await _wait_until(progress, deadline - self._clock.monotonic()):
-                    raise
 
     def _get_wait_s(self) -> float:
         remaining = get_remaining_s()
@@ -550,18 +518,6 @@ class ChangesService:
         if problem := get_writable(self._mounts.get_ufs(mount_id)).refuse_name(name, at_root=at_root):
             raise errors.InvalidArgument(f"choose another name: {problem}", subject=name)
         return self._mounts.get_key_limit(mount_id)
-
-
-async def _wait_until(progress: asyncio.Event, left_s: float) -> bool:
-    """Wait for the next thing that a store has followed; False: the time is over."""
-    if left_s <= 0:
-        return False
-    try:
-        async with asyncio.timeout(left_s):
-            await progress.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 def _read_entry(txn: ReadTransaction, inode: InodeId, place: tuple[InodeId, str] | None) -> Entry | None:

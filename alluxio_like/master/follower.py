@@ -525,3 +525,15 @@ def _group(plans: Sequence[Plan], *, whole_listings: bool) -> list[list[Plan]]:
     for group in groups:
         found += [group] if len(group) >= GROUPED else [[plan] for plan in group]
     return found
+
+
+async def wait_until(progress: asyncio.Event, left_s: float) -> bool:
+    """Wait for the next thing that a store has followed; False: the time is over."""
+    if left_s <= 0:
+        return False
+    try:
+        async with asyncio.timeout(left_s):
+            await progress.wait()
+    except TimeoutError:
+        return False
+    return True

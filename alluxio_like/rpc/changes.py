@@ -10,12 +10,14 @@ from typing import Any, Protocol
 import grpc.aio
 
 from alluxio_like.cache.new_files import NewFile
+from alluxio_like.errors import AlluxioLikeError
 from alluxio_like.rpc import convert, publishing
 from alluxio_like.rpc.channel import Method, RpcChannel, call_unary
 from alluxio_like.rpc.messages_writing import (
     Changed,
     NewAttributes,
     NewName,
+    Persisted,
     Persisting,
     PolicyAt,
     Published,
@@ -28,9 +30,10 @@ from alluxio_like.rpc.messages_writing import (
     XattrChange,
 )
 from alluxio_like.rpc.publishing import make_policy, to_policy
+from alluxio_like.rpc.status import make_detail, read_detail
 from alluxio_like.rpc.telling import make_recalls, make_told, to_recalls, to_told
 from alluxio_like.rpc.v1 import writing_pb2, writing_pb2_grpc
-from alluxio_like.types import FileId, Fingerprint, InodeId, Kind, MountId, VersionId, WorkerId, to_bytes, to_str
+from alluxio_like.types import FileId, InodeId, Kind, MountId, VersionId, WorkerId, to_bytes, to_str
 
 
 class ChangesHandler(Protocol):
@@ -82,11 +85,17 @@ class ChangesHandler(Protocol):
         """Raises Stale (this version is not wanted any more), Unavailable (try again soon)."""
         ...
 
+    async def plan_uploads(self, file_ids: Sequence[FileId]) -> list[UploadPlan | AlluxioLikeError]:
+        """As `plan_upload` of each, but that what cannot be planned now is not waited for."""
+        ...
+
     async def end_upload(self, file_id: FileId) -> None:
         """A version's upload that was planned has been given up."""
         ...
 
-    async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None: ...
+    async def note_persisted(self, persisted: Sequence[Persisted]) -> list[AlluxioLikeError | None]:
+        """What is wrong with one of them is said of that one. Durable when it returns."""
+        ...
 
     async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed:
         """The entry is what was written here, under its new name. Raises Stale (this version is not wanted any more), Conflict
@@ -210,12 +219,17 @@ class _Changes:
         return writing_pb2.NoteHoldersReply()
 
     async def PlanUpload(self, request: writing_pb2.PlanUploadRequest, _: Any) -> writing_pb2.PlanUploadReply:
-        plan = await self._handler.plan_upload(_to_file_id(request))
-        return writing_pb2.PlanUploadReply(
-            mount_id=plan.mount_id,
-            key=to_bytes(plan.key),
-            expected=None if plan.expected is None else convert.fingerprint(plan.expected),
-            metadata=plan.metadata,
+        return _make_plan(await self._handler.plan_upload(_to_file_id(request)))
+
+    async def PlanUploads(self, request: writing_pb2.PlanUploadsRequest, _: Any) -> writing_pb2.PlanUploadsReply:
+        planned = await self._handler.plan_uploads([_to_file_id(one) for one in request.uploads])
+        return writing_pb2.PlanUploadsReply(
+            uploads=[
+                writing_pb2.PlannedUpload(error=make_detail(one))
+                if isinstance(one, AlluxioLikeError)
+                else writing_pb2.PlannedUpload(plan=_make_plan(one))
+                for one in planned
+            ]
         )
 
     async def EndUpload(self, request: writing_pb2.EndUploadRequest, _: Any) -> writing_pb2.EndUploadReply:
@@ -223,10 +237,10 @@ class _Changes:
         return writing_pb2.EndUploadReply()
 
     async def NotePersisted(self, request: writing_pb2.NotePersistedRequest, _: Any) -> writing_pb2.NotePersistedReply:
-        expected = convert.to_fingerprint(request.expected) if request.HasField("expected") else None
-        plan = UploadPlan(MountId(request.mount_id), to_str(request.key), expected)
-        await self._handler.note_persisted(_to_file_id(request), plan, convert.to_fingerprint(request.stored))
-        return writing_pb2.NotePersistedReply()
+        noted = await self._handler.note_persisted([_to_persisted(one) for one in request.versions])
+        return writing_pb2.NotePersistedReply(
+            versions=[writing_pb2.NotedPersisted(error=None if error is None else make_detail(error)) for error in noted]
+        )
 
     async def NoteConflict(self, request: writing_pb2.NoteConflictRequest, _: Any) -> writing_pb2.ChangeReply:
         return _change_reply(await self._handler.note_conflict(request.operation_id, _to_file_id(request)))
@@ -373,23 +387,20 @@ class ChangesStub:
         await self._call("NoteHolders", request)
 
     async def plan_upload(self, file_id: FileId) -> UploadPlan:
-        reply = await self._call("PlanUpload", writing_pb2.PlanUploadRequest(inode=file_id.inode, version=file_id.version))
-        expected = convert.to_fingerprint(reply.expected) if reply.HasField("expected") else None
-        return UploadPlan(MountId(reply.mount_id), to_str(reply.key), expected, dict(reply.metadata))
+        return _to_plan(await self._call("PlanUpload", _make_planning(file_id)))
+
+    async def plan_uploads(self, file_ids: Sequence[FileId]) -> list[UploadPlan | AlluxioLikeError]:
+        request = writing_pb2.PlanUploadsRequest(uploads=[_make_planning(file_id) for file_id in file_ids])
+        reply = await self._call("PlanUploads", request)
+        return [read_detail(one.error) if one.HasField("error") else _to_plan(one.plan) for one in reply.uploads]
 
     async def end_upload(self, file_id: FileId) -> None:
         await self._call("EndUpload", writing_pb2.EndUploadRequest(inode=file_id.inode, version=file_id.version))
 
-    async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None:
-        request = writing_pb2.NotePersistedRequest(
-            inode=file_id.inode,
-            version=file_id.version,
-            mount_id=plan.mount_id,
-            key=to_bytes(plan.key),
-            expected=None if plan.expected is None else convert.fingerprint(plan.expected),
-            stored=convert.fingerprint(stored),
-        )
-        await self._call("NotePersisted", request)
+    async def note_persisted(self, persisted: Sequence[Persisted]) -> list[AlluxioLikeError | None]:
+        request = writing_pb2.NotePersistedRequest(versions=[_make_persisted(one) for one in persisted])
+        reply = await self._call("NotePersisted", request)
+        return [read_detail(one.error) if one.HasField("error") else None for one in reply.versions]
 
     async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed:
         request = writing_pb2.NoteConflictRequest(operation_id=operation_id, inode=file_id.inode, version=file_id.version)
@@ -424,6 +435,38 @@ class ChangesStub:
 
 def _to_file_id(message: Any) -> FileId:
     return FileId(InodeId(message.inode), VersionId(message.version))
+
+
+def _make_planning(file_id: FileId) -> writing_pb2.PlanUploadRequest:
+    return writing_pb2.PlanUploadRequest(inode=file_id.inode, version=file_id.version)
+
+
+def _make_plan(plan: UploadPlan) -> writing_pb2.PlanUploadReply:
+    expected = None if plan.expected is None else convert.fingerprint(plan.expected)
+    return writing_pb2.PlanUploadReply(mount_id=plan.mount_id, key=to_bytes(plan.key), expected=expected, metadata=plan.metadata)
+
+
+def _to_plan(message: writing_pb2.PlanUploadReply) -> UploadPlan:
+    expected = convert.to_fingerprint(message.expected) if message.HasField("expected") else None
+    return UploadPlan(MountId(message.mount_id), to_str(message.key), expected, dict(message.metadata))
+
+
+def _make_persisted(value: Persisted) -> writing_pb2.PersistedVersion:
+    plan = value.plan
+    return writing_pb2.PersistedVersion(
+        inode=value.file_id.inode,
+        version=value.file_id.version,
+        mount_id=plan.mount_id,
+        key=to_bytes(plan.key),
+        expected=None if plan.expected is None else convert.fingerprint(plan.expected),
+        stored=convert.fingerprint(value.stored),
+    )
+
+
+def _to_persisted(message: writing_pb2.PersistedVersion) -> Persisted:
+    expected = convert.to_fingerprint(message.expected) if message.HasField("expected") else None
+    plan = UploadPlan(MountId(message.mount_id), to_str(message.key), expected)
+    return Persisted(_to_file_id(message), plan, convert.to_fingerprint(message.stored))
 
 
 def _change_reply(value: Changed) -> writing_pb2.ChangeReply:

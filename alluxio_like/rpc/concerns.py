@@ -99,6 +99,7 @@ _NONE = frozenset(
         "Changes/Seal",
         "Changes/NoteHolders",
         "Changes/PlanUpload",
+        "Changes/PlanUploads",
         "Changes/EndUpload",
         "Changes/NotePersisted",
         "Changes/NoteConflict",

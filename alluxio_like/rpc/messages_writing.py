@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from alluxio_like import errors
 from alluxio_like.rpc.messages import LookupResult
-from alluxio_like.types import Entry, FileRef, Fingerprint, InodeId, Kind, MountId, Recall
+from alluxio_like.types import Entry, FileId, FileRef, Fingerprint, InodeId, Kind, MountId, Recall
 
 
 class WriteMode(StrEnum):
@@ -198,6 +198,15 @@ class UploadPlan:
     key: str
     expected: Fingerprint | None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """A version that the store has, as `stored`, at the plan's key."""
+
+    file_id: FileId
+    plan: UploadPlan
+    stored: Fingerprint
 
 
 @dataclass(frozen=True, slots=True)

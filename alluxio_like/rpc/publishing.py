@@ -5,12 +5,12 @@ Owns nothing; pure functions, safe from any thread.
 
 from collections.abc import Iterable, Sequence
 
-from alluxio_like import errors
 from alluxio_like.cache.new_files import NewFile
 from alluxio_like.rpc import convert
 from alluxio_like.rpc.messages_writing import Delegation, Published, PublishedFile, WriteMode, WritePolicy
+from alluxio_like.rpc.status import make_detail, read_detail
 from alluxio_like.rpc.telling import make_recalls, make_told, to_recalls, to_told
-from alluxio_like.rpc.v1 import common_pb2, writing_pb2
+from alluxio_like.rpc.v1 import writing_pb2
 from alluxio_like.types import InodeId, MountId, to_bytes, to_str
 
 
@@ -63,9 +63,8 @@ def make_reply(value: Published) -> writing_pb2.PublishFilesReply:
 
 
 def _make_file(value: PublishedFile) -> writing_pb2.PublishedFile:
-    error = value.error
     return writing_pb2.PublishedFile(
-        error=None if error is None else common_pb2.ErrorDetail(code=error.code, message=error.message, subject=error.subject),
+        error=None if value.error is None else make_detail(value.error),
         file=None if value.ref is None else convert.file_ref(value.ref),
         policy=None if value.policy is None else make_policy(value.policy),
         unwanted=value.unwanted,
@@ -78,7 +77,7 @@ def to_published(message: writing_pb2.PublishFilesReply) -> Published:
             convert.to_file_ref(one.file) if one.HasField("file") else None,
             to_policy(one.policy) if one.HasField("policy") else None,
             one.unwanted,
-            errors.make_error(one.error.code, one.error.message, one.error.subject) if one.HasField("error") else None,
+            read_detail(one.error) if one.HasField("error") else None,
         )
         for one in message.files
     ]

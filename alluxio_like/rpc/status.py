@@ -58,16 +58,24 @@ def _clean(text: str) -> str:
     return text[:_MAX_TEXT].encode("utf-8", "backslashreplace").decode()
 
 
+def make_detail(error: AlluxioLikeError) -> common_pb2.ErrorDetail:
+    """An error as it travels."""
+    return common_pb2.ErrorDetail(code=error.code, message=_clean(error.message), subject=_clean(error.subject))
+
+
+def read_detail(detail: common_pb2.ErrorDetail) -> AlluxioLikeError:
+    """The error that a detail describes."""
+    return make_error(detail.code, detail.message, detail.subject)
+
+
 def encode_error(error: AlluxioLikeError) -> bytes:
     """The detail that travels in the trailing metadata."""
-    detail = common_pb2.ErrorDetail(code=error.code, message=_clean(error.message), subject=_clean(error.subject))
-    return detail.SerializeToString()
+    return make_detail(error).SerializeToString()
 
 
 def decode_error(wire: bytes) -> AlluxioLikeError:
-    """The error that a detail describes."""
-    detail = common_pb2.ErrorDetail.FromString(wire)
-    return make_error(detail.code, detail.message, detail.subject)
+    """The error that such a detail describes."""
+    return read_detail(common_pb2.ErrorDetail.FromString(wire))
 
 
 def has_detail(failure: grpc.aio.AioRpcError) -> bool:

@@ -432,7 +432,7 @@ class DraftsService:
         if cached is not None:
             if cached.unpersisted and self._drafts.lookup_upload(cached.file_id) is None:
                 # The store had it while the file was being moved.
-                await self._disk.submit(functools.partial(self._store.set_persisted, cached.file_id))
+                await self._disk.submit(functools.partial(self._store.set_persisted, [cached.file_id]))
             self._evictor.record_state(cached)
         # An upload that came while the file was being moved did not find it.
         self._uploader.look_at(draft.inode)

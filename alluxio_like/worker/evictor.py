@@ -298,7 +298,7 @@ class Evictor:
             found.add(info)
             if info.unpersisted and self._store.drafts.lookup_upload(info.file_id) is None:
                 # Killed between the two records: the store has it.
-                self._store.set_persisted(info.file_id)
+                self._store.set_persisted([info.file_id])
         now_s = self._clock.now_ns() / 1e9
         for file_id, bytes_, last_use_s, state in found.iter_by_last_use():
             if self._stop.is_set():

@@ -24,19 +24,20 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from alluxio_like import errors
-from alluxio_like.cache.draft_files import get_stamp
 from alluxio_like.cache.store import CacheStore
 from alluxio_like.cache.writing_records import Destination, UploadRecord, make_token
 from alluxio_like.metrics import Metrics
 from alluxio_like.rpc.messages import Priority
-from alluxio_like.rpc.messages_writing import Changed, UploadPlan, WriteMode
-from alluxio_like.types import FileId, Fingerprint, InodeId, MountId, PageRange, VersionId, get_page_count
+from alluxio_like.rpc.messages_writing import Changed, Persisted, UploadPlan, WriteMode
+from alluxio_like.types import FileId, Fingerprint, InodeId, MountId, VersionId
 from alluxio_like.ufs.writing import Expected, Source, Upload, WritableUfs, WriteOptions, get_writable, make_directories
 from alluxio_like.worker.dirty import Pace
 from alluxio_like.worker.disk import DiskQueue
 from alluxio_like.worker.stores import Stores
+from alluxio_like.worker.together import Together
 from alluxio_like.worker.turns import Turns
 from alluxio_like.worker.upload_parts import Opened, PartSender, Replan, Superseded, get_fingerprint
+from alluxio_like.worker.upload_sources import UploadSources
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,6 +52,12 @@ _COPIES_AT_ONCE = 8
 """Such copies, which bounds them to 128 MiB."""
 _UPLOADS_AT_ONCE = 16
 """Versions on their way at once. What bounds the requests is the turns."""
+SMALL_BYTES = 256 << 10
+_SMALL_AT_ONCE = 128
+"""Beside those, so many that are small: one call to the master and one commit of the disk are then for many of them. Their copies
+are bounded to 32 MiB. Guesses."""
+_MOST_TOGETHER = 256
+"""Versions of one call. A guess: by then its price is no matter."""
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 _ASK_PAUSE_S = 1.0
@@ -62,8 +69,6 @@ a log that is appended to a thousand times does not go a thousand times. Where i
 pause has to be twice as long each time, up to LONGEST_S. Guesses."""
 _REMEMBERED_S = 120.0
 _FORGOTTEN_AT_ONCE = 32
-_LOOKS = 3
-"""How often a version is looked for among the cache files and the drafts: it may move from one to the other in between."""
 _VERSIONS_TRIED = 8
 """How many versions, this one and those before it, may be what is unexpectedly there. A guess: one is usual."""
 
@@ -75,7 +80,9 @@ class Changes(Protocol):
 
     async def end_upload(self, file_id: FileId) -> None: ...
 
-    async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None: ...
+    async def plan_uploads(self, file_ids: Sequence[FileId]) -> Sequence[UploadPlan | Exception]: ...
+
+    async def note_persisted(self, persisted: Sequence[Persisted]) -> Sequence[Exception | None]: ...
 
     async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed: ...
 
@@ -130,6 +137,7 @@ class Uploader:
         self._turns = turns
         self._changes = changes
         self._disk = disk
+        self._sources = UploadSources(store)
         self._parts = PartSender(store.drafts, disk, turns.monotonic, now_ns, part_bytes)
         self._put_bytes = min(PUT_BYTES, part_bytes)
         self._metrics = metrics
@@ -141,7 +149,12 @@ class Uploader:
         self._planned = set(self._sent)
         """Versions for whose uploads the master keeps keys free."""
         self._slots = asyncio.Semaphore(_UPLOADS_AT_ONCE)
+        self._small_slots = asyncio.Semaphore(_SMALL_AT_ONCE)
         self._copies = asyncio.Semaphore(_COPIES_AT_ONCE)
+        self._small_copies = asyncio.Semaphore(_SMALL_AT_ONCE)
+        self._plans = Together("plan uploads", changes.plan_uploads, _MOST_TOGETHER)
+        self._notes = Together("note uploads", changes.note_persisted, _MOST_TOGETHER)
+        self._drops = Together("forget uploads", self._drop_all, _MOST_TOGETHER)
         self._closed = False
         self._draining = False
         self._forward_s = 0.0
@@ -225,7 +238,7 @@ class Uploader:
             if error is not None:
                 raise type(error)(error.message, subject=error.subject)
             newest = self._get_newest(file_id.inode)
-            if newest is None or (job.done and not await self._has_source(newest)):
+            if newest is None or (job.done and not await self._disk.submit(functools.partial(self._sources.has, newest))):
                 return
 
     async def _wait(self, job: _Job, patience_s: float) -> errors.AlluxioLikeError | None:
@@ -289,7 +302,7 @@ class Uploader:
         """In a disk thread. The newest version of each inode, by when it was written."""
         dated = []
         for record in self._drafts.list_uploads():
-            if self.is_uploading(record) and (opened := self._open(record)) is not None:
+            if self.is_uploading(record) and (opened := self._sources.open(record)) is not None:
                 os.close(opened.fd)
                 dated.append((opened.stamp.mtime_ns, record))
         return [record for _, record in sorted(dated, key=lambda one: one[0], reverse=True)]
@@ -298,6 +311,9 @@ class Uploader:
         """Stop; what is not there yet is taken up after the next start."""
         self._closed = True
         await _cancel(list(self._jobs.values()))
+        await self._plans.close()
+        await self._notes.close()
+        await self._drops.close()
 
     # -- one inode's upload ------------------------------------------------------------------------------------------------
 
@@ -319,7 +335,7 @@ class Uploader:
                 if not (job.urgent or job.error is not None or self._is_settled(record)):
                     return
                 try:
-                    async with self._slots:
+                    async with self._slots if record.ref.size > SMALL_BYTES else self._small_slots:
                         await self._upload(record, job)
                 except Superseded:
                     return
@@ -333,9 +349,7 @@ class Uploader:
                 else:
                     pause_s, job.error = _FIRST_PAUSE_S, None
                     continue
-                job.wake.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(job.wake.wait(), pause_s * random.uniform(0.5, 1.0))
+                await self._pause(job, pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
         finally:
             if self._jobs.get(inode) is job:
@@ -351,7 +365,7 @@ class Uploader:
         job.news.set()
 
     async def _upload(self, record: UploadRecord, job: _Job) -> None:
-        opened = await self._disk.submit(lambda: self._open(record))
+        opened = await self._disk.submit(lambda: self._sources.open(record))
         if opened is None:
             await self._give_up(record)
             raise Superseded
@@ -362,7 +376,7 @@ class Uploader:
                 await self._settle_unwanted(record)
                 return
             stored = await self._send(opened, plan, job)
-            await self._changes.note_persisted(record.file_id, plan, stored)
+            await self._notes.ask(Persisted(record.file_id, plan, stored))
             await self._settle_older(record)
             self._note_uploaded(record)
             self._metrics.uploaded_bytes.inc(record.ref.size)
@@ -383,17 +397,29 @@ class Uploader:
 
     async def plan(self, record: UploadRecord, job: _Job) -> UploadPlan | None:
         """Where it goes; None: nowhere any more. Waits while the store has something else to follow first."""
-        pause_s = 0.01
+        self._planned.add(record.file_id)
+        pause_s, alone = 0.01, False
         while True:
             try:
-                self._planned.add(record.file_id)
-                return await self._changes.plan_upload(record.file_id)
+                return await (self._changes.plan_upload if alone else self._plans.ask)(record.file_id)
             except (errors.Stale, errors.NotFound):
                 return None
             except errors.Unavailable as error:
-                job.error = error
-                await asyncio.sleep(pause_s)
-                pause_s = min(_ASK_PAUSE_S, pause_s * 2)
+                if alone or pause_s >= _ASK_PAUSE_S:
+                    job.error = error
+            if job.urgent and not alone:
+                # Who asks for one alone is answered in the moment in which the store has followed.
+                alone = True
+                continue
+            await self._pause(job, pause_s)
+            pause_s = min(_ASK_PAUSE_S, pause_s * 2)
+
+    @staticmethod
+    async def _pause(job: _Job, pause_s: float) -> None:
+        """Until somebody comes to wait for the upload, for so long at most."""
+        job.wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(job.wake.wait(), pause_s)
 
     async def _send(self, opened: Opened, plan: UploadPlan, job: _Job) -> Fingerprint:
         """Make the version the content of its key; its fingerprint there."""
@@ -427,10 +453,9 @@ class Uploader:
             record = opened.record = replace(record, destination=to, upload_id="", asked_ns=0)
             await self._disk.submit(functools.partial(self._drafts.put_upload, record))
         options = WriteOptions(record.token, plan.metadata)
-        async with self._copies:
-            copy = await self._disk.submit(lambda: _copy(opened.fd, record.ref.size))
+        async with self._copies if record.ref.size > SMALL_BYTES else self._small_copies:
+            copy = await self._disk.submit(lambda: self._sources.copy(opened))
             try:
-                await self.check(opened)
                 async with self.turn(ufs, job, "PUT", record.ref.size):
                     source = Source(copy, 0, record.ref.size)
                     entry = await ufs.put(plan.key, source, options, expected=Expected(plan.expected))
@@ -451,7 +476,7 @@ class Uploader:
             if one == file_id:
                 return stored
             # A version before this one, from whichever worker, of which the master has not heard: it expects that from now on.
-            await self._changes.note_persisted(one, plan, stored)
+            await self._notes.ask(Persisted(one, plan, stored))
             raise Replan
         if plan.expected is not None and await _is_gone(ufs, plan.key):
             # What was to be replaced was removed by somebody else: there is no content to be kept beside ours.
@@ -499,7 +524,7 @@ class Uploader:
             _LOG.warning("%s was perhaps sent to a store that is not there any more: %s", key, error)
             return False
         if entry is not None:
-            await self._changes.note_persisted(record.file_id, UploadPlan(mount_id, key, None), get_fingerprint(entry))
+            await self._notes.ask(Persisted(record.file_id, UploadPlan(mount_id, key, None), get_fingerprint(entry)))
         return entry is not None
 
     async def _forget(self, record: UploadRecord) -> None:
@@ -507,76 +532,18 @@ class Uploader:
         are here."""
         for one in self._drafts.uploads.list_of(record.file_id.inode):
             if one.file_id.version <= record.file_id.version:
-                await self._disk.submit(functools.partial(self._drafts.drop_upload, one.file_id))
+                await self._drops.ask(one.file_id)
                 self._sent.pop(one.file_id, None)
                 self._planned.discard(one.file_id)
                 self._on_persisted(one.file_id)
 
-    # -- bytes -------------------------------------------------------------------------------------------------------------
-
-    def _open(self, record: UploadRecord) -> Opened | None:
-        """In a disk thread. The bytes of a version: of its cache file, or of the draft as long as that holds just them. None:
-        they are not here any more."""
-        if not record.ref.size:
-            fd = os.memfd_create("empty", os.MFD_CLOEXEC)
-            return Opened(record, fd, get_stamp(fd))
-        found = (self._open_cached(record) or self._open_draft(record) for _ in range(_LOOKS))
-        return next((opened for opened in found if opened is not None), None)
-
-    def _open_cached(self, record: UploadRecord) -> Opened | None:
-        cached = self._store.lookup(record.file_id)
-        if cached is None or cached.fingerprint != record.ref.fingerprint:
-            return None
-        pages = PageRange(0, get_page_count(record.ref.size))
-        with contextlib.suppress(errors.NotFound):
-            if cached.has_suspects(pages):
-                cached.verify_suspects(pages)
-            fd = cached.open_read_only()
-            opened = Opened(record, fd, get_stamp(fd))
-            if not cached.removed and cached.is_complete:
-                return opened
-            os.close(fd)
-        return None
-
-    def _open_draft(self, record: UploadRecord) -> Opened | None:
-        draft = self._drafts.lookup(record.file_id.inode)
-        if draft is None or draft.record.ref.file_id != record.file_id:
-            return None
-        fd = self._drafts.contents.open_draft(draft)
-        opened = Opened(record, fd, get_stamp(fd))
-        if self._drafts.holds(draft, record.file_id, opened.stamp):
-            return opened
-        os.close(fd)
-        return None
-
-    def _is_unchanged(self, opened: Opened) -> bool:
-        """In a disk thread. Whether the file that was opened still holds the version."""
-        return not opened.record.ref.size or any(self._holds_still(opened) for _ in range(_LOOKS))
-
-    def _holds_still(self, opened: Opened) -> bool:
-        file_id = opened.record.file_id
-        now = get_stamp(opened.fd)
-        if now == opened.stamp:
-            return True
-        # Renames, from draft to cache file and back, give another stamp too.
-        cached = self._store.lookup(file_id)
-        if cached is not None and cached.fingerprint == opened.record.ref.fingerprint:
-            with contextlib.suppress(errors.NotFound), cached.open_fd() as fd:
-                return os.fstat(fd).st_ino == now.number
-        draft = self._drafts.lookup(file_id.inode)
-        return draft is not None and self._drafts.holds(draft, file_id, now)
+    async def _drop_all(self, file_ids: Sequence[FileId]) -> Sequence[Exception | None]:
+        return await self._disk.submit(functools.partial(self._drafts.drop_uploads, file_ids), alone=True)
 
     async def check(self, opened: Opened) -> None:
         """Raises Superseded: the bytes are others by now."""
-        if not await self._disk.submit(lambda: self._is_unchanged(opened)):
+        if not await self._disk.submit(lambda: self._sources.is_unchanged(opened)):
             raise Superseded
-
-    async def _has_source(self, record: UploadRecord) -> bool:
-        opened = await self._disk.submit(lambda: self._open(record))
-        if opened is None:
-            return False
-        os.close(opened.fd)
-        return True
 
     @asynccontextmanager
     async def turn(self, ufs: WritableUfs, job: _Job, op: str, size: int = 0) -> AsyncIterator[None]:
@@ -632,19 +599,6 @@ async def _cancel(jobs: Sequence[_Job]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _copy(fd: int, size: int) -> int:
-    """In a disk thread. A descriptor of bytes that nobody changes; short when the file is."""
-    copy = os.memfd_create("upload", os.MFD_CLOEXEC)
-    try:
-        done = 0
-        while done < size and (count := os.sendfile(copy, fd, done, size - done)):
-            done += count
-    except BaseException:
-        os.close(copy)
-        raise
-    return copy
 
 
 async def _is_gone(ufs: WritableUfs, key: str) -> bool:

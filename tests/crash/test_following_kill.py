@@ -19,7 +19,7 @@ import pytest
 from alluxio_like import errors
 from alluxio_like.rpc.changes import ChangesStub
 from alluxio_like.rpc.messages import MountSpec
-from alluxio_like.rpc.messages_writing import NewName, Renaming, SealedDraft
+from alluxio_like.rpc.messages_writing import NewName, Persisted, Renaming, SealedDraft
 from alluxio_like.types import Entry, Kind
 from alluxio_like.ufs.api import ListPage
 from alluxio_like.ufs.open import open_ufs
@@ -104,7 +104,7 @@ class Program:
             finally:
                 os.close(fd)
             assert written.fingerprint is not None
-            await self.changes.note_persisted(sealed.ref.file_id, plan, written.fingerprint)
+            await self.changes.note_persisted([Persisted(sealed.ref.file_id, plan, written.fingerprint)])
             return
 
     async def make(self) -> None:

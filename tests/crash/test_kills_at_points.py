@@ -50,8 +50,21 @@ MASTER = [
     "step: done",
 ]
 IN_CI = {"workers": ["seal: committed", "upload: sent"], "master": ["upload: told of", "step: done"]}
-BLANK = ["blank: created", "blank: committed", "publish: begun", "publish: committed", "delete: committed"]
-BLANK_IN_CI = ["publish: begun", "publish: committed"]
+FILLING = {
+    "workers": [
+        "blank: created",
+        "blank: committed",
+        "publish: begun",
+        "publish: committed",
+        "delete: committed",
+        "upload: planned",
+        "upload: sent",
+        "upload: told",
+        "upload: forgotten",
+    ],
+    "master": ["upload: asked for", "upload: told of", "upload: recorded"],
+}
+FILLING_IN_CI = {"workers": ["publish: begun", "publish: committed", "upload: told"], "master": ["upload: recorded"]}
 
 
 def arm(workplace: Path) -> tuple[Path, dict[str, str]]:  # noqa: F811
@@ -123,25 +136,27 @@ class Unpacker(Program):
         assert not wrong, (wrong[:5], self.failed)
 
 
-def test_kills_as_new_directories_are_filled(workplace: Path) -> None:  # noqa: F811
-    """What a mount makes by itself: the worker is killed as it begins blank drafts, publishes their files, and deletes them."""
+@pytest.mark.parametrize("service", ["workers", "master"])
+def test_kills_as_new_directories_are_filled(workplace: Path, service: str) -> None:  # noqa: F811
+    """What a mount makes by itself: the worker is killed as it begins blank drafts, publishes their files, and deletes them; and
+    worker and master as many of these are uploaded together."""
     (workplace / "store").mkdir()
     armed, environment = arm(workplace)
     with start_written(workplace, f"file://{workplace / 'store'}", environment, "back:1") as stack:
         running = Running(stack, workplace)
         programs = [Unpacker(running.place, number) for number in range(2)]
-        for point in BLANK if SOAK else BLANK_IN_CI:
-            pid = running.get_pid("workers")
+        for point in (FILLING if SOAK else FILLING_IN_CI)[service]:
+            pid = running.get_pid(service)
             with writing(programs):
                 (armed / point).touch()
                 wait_until(lambda point=point: not (armed / point).exists(), f"{point} is reached")
-                wait_until(lambda pid=pid: running.get_pid("workers") not in (0, pid), "another worker")
+                wait_until(lambda pid=pid: running.get_pid(service) not in (0, pid), f"another {service}")
             try:
                 for program in programs:
                     program.check()
                 assert_whole_disks(workplace / "home", online=True)
             except AssertionError as error:
-                raise AssertionError(f"the worker killed at {point}: {error}") from error
+                raise AssertionError(f"{service} killed at {point}: {error}") from error
         stack.run_command("alluxio-like", "fs", "wait", "/data", "--timeout", "5m")
         for path, (data, _) in [known for program in programs for known in program.made.items()]:
             assert (running.store / path.relative_to(running.place)).read_bytes() == data

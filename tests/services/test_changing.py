@@ -32,14 +32,16 @@ from alluxio_like.rpc.messages_writing import (
     Changed,
     NewAttributes,
     NewName,
+    Persisted,
     Renaming,
     Sealed,
     SealedDraft,
+    UploadPlan,
     WriteMode,
     WritePolicy,
     XattrChange,
 )
-from alluxio_like.types import Entry, FileId, Fingerprint, InodeId, Kind, Recall, to_str
+from alluxio_like.types import Entry, FileId, Fingerprint, InodeId, Kind, MountId, Recall, VersionId, to_str
 from alluxio_like.ufs.api import StoreEntry
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from alluxio_like.ufs.memory_writing import WritableMemoryUfs
@@ -105,7 +107,7 @@ async def upload(cluster: Cluster, store: MemoryUfs, sealed: Sealed, data: bytes
     store.put(plan.key, data)
     stored = store.lookup_fingerprint(plan.key)
     assert stored is not None
-    await cluster.changes.note_persisted(sealed.ref.file_id, plan, stored)
+    assert await cluster.changes.note_persisted([Persisted(sealed.ref.file_id, plan, stored)]) == [None]
     return stored
 
 
@@ -181,6 +183,53 @@ async def test_whoever_asks_is_told_since_when_a_file_has_only_grown(cluster: Cl
     assert await ask() == [0] * 4
     await grow(4)
     assert await ask() == [4] * 4
+
+
+async def test_many_uploads_are_planned_and_noted_together_and_each_is_decided_by_itself(
+    cluster: Cluster, store: MemoryUfs
+) -> None:
+    sealed = [await seal(cluster, (await create(cluster, f"/data/f{number}")).attr.inode, number) for number in range(4)]
+    file_ids = [one.ref.file_id for one in sealed]
+    older = FileId(file_ids[0].inode, VersionId(1))
+    planned = await cluster.changes.plan_uploads([older, *file_ids, FileId(InodeId(1 << 40), VersionId(1))])
+    assert [isinstance(one, UploadPlan) for one in planned] == [False, True, True, True, True, False]
+    assert {type(planned[0]), type(planned[-1])} == {errors.Stale}
+    plans = [one for one in planned if isinstance(one, UploadPlan)]
+    assert [plan.key for plan in plans] == ["f0", "f1", "f2", "f3"]
+    for number, plan in enumerate(plans):
+        store.put(plan.key, bytes(number))
+    told = [
+        Persisted(file_id, plan, store.lookup_fingerprint(plan.key) or Fingerprint("", 0))
+        for file_id, plan in zip(file_ids, plans, strict=True)
+    ]
+    # Of one mount nobody knows: the others are noted all the same.
+    strange = Persisted(FileId(InodeId(1 << 40), VersionId(1)), UploadPlan(MountId(99), "x", None), told[0].stored)
+    noted = await cluster.changes.note_persisted([told[0], strange, *told[1:]])
+    assert [error is None for error in noted] == [True, False, True, True, True]
+    assert isinstance(noted[1], errors.AlluxioLikeError)
+    waiting = await cluster.changes.list_unpersisted("/data")
+    assert (waiting.files, waiting.steps, waiting.trouble) == (0, 0, "")
+    # A repeat does no harm, and what is there is not wanted again.
+    assert await cluster.changes.note_persisted(told) == [None] * 4
+    assert {type(one) for one in await cluster.changes.plan_uploads(file_ids)} == {errors.Stale}
+    assert (await cluster.changes.list_unpersisted("/data")).steps == 0
+    assert list_keys(store) == {"f0", "f1", "f2", "f3"}
+
+
+async def test_what_cannot_be_planned_yet_is_waited_for_alone(cluster: Cluster, store: MemoryUfs) -> None:
+    """Together it keeps no other version waiting."""
+    entry = await write(cluster, store, "/data/a")
+    store.fail("DELETE", errors.StoreUnavailable("away"), always=True)
+    await remove(cluster, "/data/a")
+    again = await seal(cluster, (await create(cluster, "/data/a")).attr.inode, 4)
+    other = await seal(cluster, (await create(cluster, "/data/b")).attr.inode, 4)
+    assert again.ref.inode != entry.attr.inode
+    planned = await cluster.changes.plan_uploads([again.ref.file_id, other.ref.file_id])
+    assert isinstance(planned[0], errors.Unavailable)
+    assert isinstance(planned[1], UploadPlan)
+    alone = asyncio.create_task(cluster.changes.plan_upload(again.ref.file_id))
+    store.heal()
+    assert (await alone).key == "a"
 
 
 async def test_a_repeat_is_answered_and_not_done_again(cluster: Cluster, store: MemoryUfs) -> None:
@@ -567,7 +616,7 @@ async def test_what_is_unexpectedly_there_after_a_start_may_be_told_of(
         async with asyncio.timeout(60):
             while "whether it is ours" not in (await cluster.changes.list_unpersisted("/data")).trouble:
                 await asyncio.sleep(0.01)
-        await cluster.changes.note_persisted(sealed.ref.file_id, plan, stored)
+        assert await cluster.changes.note_persisted([Persisted(sealed.ref.file_id, plan, stored)]) == [None]
     await wait_followed(cluster)
     assert store.get("name") == (b"after" if told else b"late")
     assert len((await cluster.changes.list_unpersisted("/data")).conflicts) == (0 if told else 1)

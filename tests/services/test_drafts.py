@@ -132,7 +132,7 @@ async def test_what_the_store_does_not_have_never_goes(tmp_path: Path) -> None:
         assert cached.is_complete
         with pytest.raises(errors.Corrupt):
             cached.read(0, 10)
-        one.store.set_persisted(sealed.file_id)
+        one.store.set_persisted([sealed.file_id])
         assert one.store.remove([sealed.file_id]).files == 1
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
 from alluxio_like.types import FileId, FileRef, InodeId, VersionId
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from alluxio_like.worker import app, upload_parts, uploading
+from alluxio_like.worker.together import Together
 from tests.unit.draft_parts import DraftParts, FakeChanges, running_drafts
 from tests.unit.worker_parts import make_data, wait_until
 
@@ -160,13 +161,13 @@ async def writing_a_draft(one: DraftParts) -> AsyncIterator[UploadRecord]:
 async def test_a_version_is_found_while_its_draft_becomes_a_cache_file(tmp_path: Path) -> None:
     """An upload that found nothing would be given up until somebody looks again."""
     async with running_drafts(tmp_path) as one, writing_a_draft(one) as record:
-        before = one.uploader._open(record)
+        before = one.uploader._sources.open(record)
         assert before is not None
         found = []
 
         def look(point: str) -> None:
-            opened = one.uploader._open(record)
-            found.append((point, opened is not None, one.uploader._is_unchanged(before)))
+            opened = one.uploader._sources.open(record)
+            found.append((point, opened is not None, one.uploader._sources.is_unchanged(before)))
             if opened is not None:
                 os.close(opened.fd)
 
@@ -181,7 +182,7 @@ async def test_a_version_is_found_that_becomes_a_cache_file_between_two_looks(
 ) -> None:
     async with running_drafts(tmp_path) as one, writing_a_draft(one) as record:
         drafts = one.store.drafts
-        before = one.uploader._open(record)
+        before = one.uploader._sources.open(record)
         assert before is not None
         draft = drafts.lookup(InodeId(5))
         assert draft is not None
@@ -193,9 +194,9 @@ async def test_a_version_is_found_that_becomes_a_cache_file_between_two_looks(
             return lookup(inode)
 
         monkeypatch.setattr(drafts, "lookup", end_first)
-        opened = one.uploader._open(record)
+        opened = one.uploader._sources.open(record)
         assert opened is not None
-        assert one.uploader._is_unchanged(before)
+        assert one.uploader._sources.is_unchanged(before)
         os.close(opened.fd)
         os.close(before.fd)
 
@@ -401,6 +402,7 @@ def list_puts(one: DraftParts) -> list[str]:
 async def test_before_the_end_what_was_written_last_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also before what is under way and does not come to an end."""
     monkeypatch.setattr(uploading, "_UPLOADS_AT_ONCE", 1)
+    monkeypatch.setattr(uploading, "_SMALL_AT_ONCE", 1)
     async with running_drafts(tmp_path) as one:
         one.ufs.fail("PUT", Fault(until=asyncio.Event()), always=True)
         await write_in_order(one, "abc")
@@ -574,3 +576,76 @@ async def test_who_appends_while_the_store_refuses_is_told(tmp_path: Path, monke
         one.ufs.heal()
         await wait_uploaded(one)
         assert one.ufs.get("log") == b"first\nsecond\nthird\n"
+
+
+async def test_small_versions_are_planned_and_noted_together(tmp_path: Path) -> None:
+    changes, ufs = FakeChanges(BACK, following=True), MemoryUfs(name="bucket")
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        refs = [await one.write(changes.create(number, f"n{number}"), make_data(number)) for number in range(5, 45)]
+    changes.following = False
+    changes.planned.clear()
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        await wait_uploaded(one)
+        assert [ufs.get(f"n{number}") for number in range(5, 45)] == [make_data(number) for number in range(5, 45)]
+        assert [len(call) for call in changes.planned] == [len(refs)]
+        assert sum(changes.noted) == len(refs)
+        assert len(changes.noted) <= len(refs) / 2
+        cached = [one.store.lookup(ref.file_id) for ref in refs]
+        assert not [file for file in cached if file is None or file.unpersisted]
+
+
+async def test_one_bad_version_keeps_no_other_from_the_store(tmp_path: Path) -> None:
+    changes, ufs = FakeChanges(BACK, following=True), MemoryUfs(name="bucket")
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        for number in range(5, 25):
+            await one.write(changes.create(number, f"n{number}"), make_data(number))
+    changes.following = False
+    # One is gone, one is in the way of a foreign content, and of one the store will not have anything.
+    del changes.keys[InodeId(6)]
+    ufs.put("n7", b"theirs")
+    changes.refused_versions[InodeId(8)] = errors.Conflict("of a time that nobody knows")
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        one.uploader.look()
+        await wait_until(lambda: len(changes.dirty) <= 2 and one.uploader.count_running() == 1, "the others are uploaded")
+        assert changes.dirty == {InodeId(6), InodeId(8)}
+        assert [ufs.get(f"n{number}") for number in range(9, 25)] == [make_data(number) for number in range(9, 25)]
+        assert (ufs.get("n7"), ufs.get("n7.mine")) == (b"theirs", make_data(7))
+        assert not ufs.has_below("n6")
+        assert "nobody knows" in one.uploader.get_trouble()
+
+
+async def test_one_version_waits_for_no_other(tmp_path: Path) -> None:
+    """What is asked while a call is under way goes with the next one; the first goes at once."""
+    begun: list[list[int]] = []
+    go_on = asyncio.Event()
+
+    async def call(questions: Sequence[int]) -> list[int | Exception]:
+        begun.append(list(questions))
+        if len(begun) > 1:
+            await go_on.wait()
+        return [errors.NotFound("no") if one == 3 else 10 * one for one in questions]
+
+    together: Together[int, int] = Together("test", call, most=3)
+    assert await together.ask(1) == 10
+    asked = [asyncio.create_task(together.ask(number)) for number in range(2, 3)]
+    await wait_until(lambda: len(begun) == 2)
+    asked += [asyncio.create_task(together.ask(number)) for number in range(3, 9)]
+    await asyncio.sleep(0)
+    asked[3].cancel()
+    go_on.set()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert begun == [[1], [2], [3, 4], [6, 7, 8]]
+    assert [answer for answer in answers if isinstance(answer, int)] == [20, 40, 60, 70, 80]
+    assert isinstance(answers[1], errors.NotFound)
+    await together.close()
+
+
+async def test_what_a_call_fails_with_is_raised_to_all_who_asked() -> None:
+    async def call(_: Sequence[int]) -> list[int | Exception]:
+        await asyncio.sleep(0)
+        raise errors.Unavailable("away")
+
+    together: Together[int, int] = Together("test", call, most=3)
+    answers = await asyncio.gather(*(together.ask(number) for number in range(5)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [errors.Unavailable] * 5
+    await together.close()

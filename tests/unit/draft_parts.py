@@ -15,6 +15,7 @@ from alluxio_like.cache.store import CacheStore
 from alluxio_like.rpc.messages_writing import (
     Changed,
     DraftPlace,
+    Persisted,
     Published,
     PublishedFile,
     Sealed,
@@ -55,6 +56,10 @@ class FakeChanges:
     """The store has something else to follow first: nothing is uploaded."""
     persisted: list[tuple[FileId, str]] = field(default_factory=list)
     """Versions of which was said that the store has them, and at which key."""
+    planned: list[tuple[FileId, ...]] = field(default_factory=list)
+    """Versions for whose uploads each call has asked where they go."""
+    noted: list[int] = field(default_factory=list)
+    """Of how many each call has said that the store has them."""
     ended: list[FileId] = field(default_factory=list)
     """Versions whose uploads were given up."""
     conflicts: list[FileId] = field(default_factory=list)
@@ -65,6 +70,8 @@ class FakeChanges:
     """What each call has asked for."""
     refused: dict[InodeId, errors.AlluxioLikeError] = field(default_factory=dict)
     """Why no file is made in a directory."""
+    refused_versions: dict[InodeId, errors.AlluxioLikeError] = field(default_factory=dict)
+    """Why it cannot be said where an inode's version goes."""
     lose_answers: int = 0
     """So many calls are carried out, and their answers lost."""
 
@@ -137,7 +144,23 @@ class FakeChanges:
 
     async def plan_upload(self, file_id: FileId) -> UploadPlan:
         await self._reach()
+        return self._plan(file_id)
+
+    async def plan_uploads(self, file_ids: Sequence[FileId]) -> list[UploadPlan | errors.AlluxioLikeError]:
+        await self._reach()
+        self.planned.append(tuple(file_ids))
+        planned: list[UploadPlan | errors.AlluxioLikeError] = []
+        for file_id in file_ids:
+            try:
+                planned.append(self._plan(file_id))
+            except errors.AlluxioLikeError as error:
+                planned.append(error)
+        return planned
+
+    def _plan(self, file_id: FileId) -> UploadPlan:
         inode = file_id.inode
+        if inode in self.refused_versions:
+            raise self.refused_versions[inode]
         if inode not in self.keys or self.versions[inode] != file_id.version or inode not in self.dirty:
             raise errors.Stale("not wanted", subject=str(inode))
         if self.following:
@@ -148,14 +171,17 @@ class FakeChanges:
         await self._reach()
         self.ended.append(file_id)
 
-    async def note_persisted(self, file_id: FileId, plan: UploadPlan, stored: Fingerprint) -> None:
+    async def note_persisted(self, persisted: Sequence[Persisted]) -> list[errors.AlluxioLikeError | None]:
         await self._reach()
-        self.persisted.append((file_id, plan.key))
-        if self.keys.get(file_id.inode, plan.key) == plan.key:
-            self.stored[file_id.inode] = stored
-        if self.versions[file_id.inode] == file_id.version:
-            self.dirty.discard(file_id.inode)
+        self.noted.append(len(persisted))
+        for file_id, plan, stored in [(one.file_id, one.plan, one.stored) for one in persisted]:
+            self.persisted.append((file_id, plan.key))
+            if self.keys.get(file_id.inode, plan.key) == plan.key:
+                self.stored[file_id.inode] = stored
+            if self.versions[file_id.inode] == file_id.version:
+                self.dirty.discard(file_id.inode)
         self._answer()
+        return [None] * len(persisted)
 
     async def note_conflict(self, operation_id: str, file_id: FileId) -> Changed:
         await self._reach()

@@ -364,7 +364,7 @@ class EndUploadReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class NotePersistedRequest(_message.Message):
+class PersistedVersion(_message.Message):
     __slots__ = ("inode", "version", "mount_id", "key", "expected", "stored")
     INODE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -380,9 +380,43 @@ class NotePersistedRequest(_message.Message):
     stored: _common_pb2.Fingerprint
     def __init__(self, inode: _Optional[int] = ..., version: _Optional[int] = ..., mount_id: _Optional[int] = ..., key: _Optional[bytes] = ..., expected: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ..., stored: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ...) -> None: ...
 
+class NotePersistedRequest(_message.Message):
+    __slots__ = ("versions",)
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedCompositeFieldContainer[PersistedVersion]
+    def __init__(self, versions: _Optional[_Iterable[_Union[PersistedVersion, _Mapping]]] = ...) -> None: ...
+
+class NotedPersisted(_message.Message):
+    __slots__ = ("error",)
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    error: _common_pb2.ErrorDetail
+    def __init__(self, error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ...) -> None: ...
+
 class NotePersistedReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("versions",)
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedCompositeFieldContainer[NotedPersisted]
+    def __init__(self, versions: _Optional[_Iterable[_Union[NotedPersisted, _Mapping]]] = ...) -> None: ...
+
+class PlanUploadsRequest(_message.Message):
+    __slots__ = ("uploads",)
+    UPLOADS_FIELD_NUMBER: _ClassVar[int]
+    uploads: _containers.RepeatedCompositeFieldContainer[PlanUploadRequest]
+    def __init__(self, uploads: _Optional[_Iterable[_Union[PlanUploadRequest, _Mapping]]] = ...) -> None: ...
+
+class PlannedUpload(_message.Message):
+    __slots__ = ("error", "plan")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    error: _common_pb2.ErrorDetail
+    plan: PlanUploadReply
+    def __init__(self, error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., plan: _Optional[_Union[PlanUploadReply, _Mapping]] = ...) -> None: ...
+
+class PlanUploadsReply(_message.Message):
+    __slots__ = ("uploads",)
+    UPLOADS_FIELD_NUMBER: _ClassVar[int]
+    uploads: _containers.RepeatedCompositeFieldContainer[PlannedUpload]
+    def __init__(self, uploads: _Optional[_Iterable[_Union[PlannedUpload, _Mapping]]] = ...) -> None: ...
 
 class NoteConflictRequest(_message.Message):
     __slots__ = ("operation_id", "inode", "version")

@@ -118,6 +118,11 @@ class ChangesStub:
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.NotePersistedRequest.SerializeToString,
                 response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.NotePersistedReply.FromString,
                 _registered_method=True)
+        self.PlanUploads = channel.unary_unary(
+                '/alluxio_like.rpc.v1.Changes/PlanUploads',
+                request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PlanUploadsRequest.SerializeToString,
+                response_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PlanUploadsReply.FromString,
+                _registered_method=True)
         self.NoteConflict = channel.unary_unary(
                 '/alluxio_like.rpc.v1.Changes/NoteConflict',
                 request_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.NoteConflictRequest.SerializeToString,
@@ -260,7 +265,14 @@ class ChangesServicer:
         raise NotImplementedError('Method not implemented!')
 
     def NotePersisted(self, request, context):
-        """The store has it.
+        """The store has these versions. Each is decided by itself; a repeat does no harm. Durable when it is answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanUploads(self, request, context):
+        """As PlanUpload, of many versions at once: each is decided by itself, and what cannot be planned yet is not waited for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -384,6 +396,11 @@ def add_ChangesServicer_to_server(servicer, server):
                     servicer.NotePersisted,
                     request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.NotePersistedRequest.FromString,
                     response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.NotePersistedReply.SerializeToString,
+            ),
+            'PlanUploads': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanUploads,
+                    request_deserializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PlanUploadsRequest.FromString,
+                    response_serializer=alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PlanUploadsReply.SerializeToString,
             ),
             'NoteConflict': grpc.unary_unary_rpc_method_handler(
                     servicer.NoteConflict,
@@ -847,6 +864,33 @@ class Changes:
             '/alluxio_like.rpc.v1.Changes/NotePersisted',
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.NotePersistedRequest.SerializeToString,
             alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.NotePersistedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanUploads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alluxio_like.rpc.v1.Changes/PlanUploads',
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PlanUploadsRequest.SerializeToString,
+            alluxio__like_dot_rpc_dot_v1_dot_writing__pb2.PlanUploadsReply.FromString,
             options,
             channel_credentials,
             insecure,

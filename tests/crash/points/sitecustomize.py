@@ -59,7 +59,7 @@ def prepare_master() -> None:
     wrap(ChangesService, "create", after="create: made")
     wrap(ChangesService, "rename", after="rename: made")
     wrap(ChangesService, "seal", before="version: asked for", after="version: made")
-    wrap(ChangesService, "plan_upload", after="upload: asked for")
+    wrap(ChangesService, "plan_uploads", after="upload: asked for")
     wrap(ChangesService, "note_persisted", before="upload: told of", after="upload: recorded")
     wrap(StoreFollower, "carry_out", before="step: begun", after="step: done")
 
