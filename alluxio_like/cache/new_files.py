@@ -38,6 +38,13 @@ class NewFile:
     size: int = 0
     made_ns: int = 0
     """When its directory was changed by it."""
+    renamed_id: str = ""
+    """The operation id by which it was given its name, if that is another one than it was made with: a repeat of that call is
+    answered then. (One is enough: the next call for a file comes when that before it was answered.)"""
+    left: InodeId = InodeId(0)
+    """The directory that it was moved from; 0: none."""
+    left_ns: int = 0
+    """When that was changed by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,5 +89,4 @@ def to_fields(file: NewFile) -> list[Any]:
 
 
 def from_fields(of_file: list[Any]) -> NewFile:
-    operation_id, inode, parent, *others = of_file
-    return NewFile(operation_id, InodeId(inode), InodeId(parent), *others)
+    return NewFile(*of_file)

@@ -88,9 +88,19 @@ class Changes:
 
     async def rename(self, renaming: Renaming, operation_id: str = "") -> Changed:
         """renameat2. Raises what that fails with."""
+        operation_id = operation_id or make_operation_id()
+        if (made := self._pending.rename(renaming, operation_id)) is not None:
+            self._changes += 1
+            return made
         places = (renaming.parent, renaming.name), (renaming.new_parent, renaming.new_name)
         await self._pending.settle_names(*places)
-        return await self._make(self._stub.rename(operation_id or make_operation_id(), renaming), *places)
+        try:
+            return await self._make(self._stub.rename(operation_id, renaming), *places)
+        except NotFound:
+            # What the client before this one has made may be yet to come, and that it has done this very rename.
+            if not await self._pending.wait_succeeded():
+                raise
+            return await self._make(self._stub.rename(operation_id, renaming), *places)
 
     async def set_attributes(self, inode: InodeId, wanted: NewAttributes, operation_id: str = "") -> Changed:
         """chmod, chown, utimens. Raises NotFound, ReadOnly."""

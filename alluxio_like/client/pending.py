@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from alluxio_like.cache.new_files import NewFile, Note, write_note
@@ -22,13 +21,22 @@ from alluxio_like.client.blanks import BlankPool, OpenedDraft
 from alluxio_like.client.draft_workers import NO_LIMIT_S, DraftWorkers
 from alluxio_like.client.metadata import Begun, MetadataCache
 from alluxio_like.client.news import News
+from alluxio_like.client.pending_table import Pending, PendingTable, may_be_called
 from alluxio_like.errors import AlluxioLikeError, Cancelled, Internal, NoSpace, NotFound, ReadOnly, TimedOut, Unavailable
 from alluxio_like.rpc.messages import LookupResult
-from alluxio_like.rpc.messages_writing import Changed, Delegation, NewAttributes, NewName, Published, PublishedFile, Told
+from alluxio_like.rpc.messages_writing import (
+    Changed,
+    Delegation,
+    NewAttributes,
+    NewName,
+    Published,
+    PublishedFile,
+    Renaming,
+    Told,
+)
 from alluxio_like.types import (
     EVERYWHERE,
     OWN_TOKEN,
-    SNAPSHOT_FOLDER,
     Attr,
     Entry,
     FileRef,
@@ -37,7 +45,6 @@ from alluxio_like.types import (
     Kind,
     Recall,
     VersionId,
-    WorkerId,
     to_bytes,
 )
 
@@ -56,10 +63,6 @@ _CLOSE_S = 5.0
 START_S = 2.0
 """A mount that has lost its daemon and its worker waits no longer for the worker. A guess."""
 _FIRST_VERSION = VersionId(1)
-_PLAIN = re.compile(r"[A-Za-z0-9._+=@,-]+", re.ASCII)
-_NOT_PLAIN = frozenset({".", "..", SNAPSHOT_FOLDER, ".snap"})
-_RESERVED = re.compile(r"\..*alluxio.like")
-"""Names that stores keep to themselves for what is under way."""
 
 
 class Contents(Protocol):
@@ -72,23 +75,6 @@ class Contents(Protocol):
     def note_published(self, inode: InodeId, ref: FileRef, before: os.stat_result | None) -> None:
         """A file has that content at the master, of which all was in its draft when that was as `before`."""
         ...
-
-
-@dataclass(slots=True, eq=False)
-class _Pending:
-    """A file that the master is yet to hear of. `fd` is of its draft, for its notes; `draft` is for who is about to write it."""
-
-    file: NewFile
-    entry: Entry
-    worker_id: WorkerId
-    fd: int
-    made_s: float
-    draft: OpenedDraft | None
-    is_sent: bool = False
-    """It is being published, or that was tried and may have been done: nothing of it is changed here any more."""
-    error: AlluxioLikeError | None = None
-    """Why it could not be published; it is tried again."""
-    tries: int = 0
 
 
 class PendingFiles:
@@ -113,11 +99,7 @@ class PendingFiles:
         self._io_timeout_s = io_timeout_s
         self._owner = ""
         self._delegations: dict[InodeId, Delegation] = {}
-        self._files: dict[InodeId, _Pending] = {}
-        self._by_name: dict[tuple[InodeId, str], InodeId] = {}
-        self._below: dict[InodeId, int] = {}
-        """By directory, how many files in it are pending."""
-        self._closed_count = 0
+        self._files = PendingTable()
         self._hurried: set[InodeId] = set()
         """Those that somebody waits for."""
         self._making = 0
@@ -147,6 +129,16 @@ class PendingFiles:
             self._succeeding = asyncio.create_task(self._succeed(owner), name="publish files that were left")
             await asyncio.wait([self._succeeding], timeout=START_S)
         self._owner = owner if makes else ""
+
+    async def wait_succeeded(self) -> bool:
+        """Whether what the client before this one had made may not have been known when this was called; it is now. Raises
+        Unavailable: it is not yet."""
+        if self._succeeding is None or self._succeeding.done():
+            return False
+        await asyncio.wait([self._succeeding], timeout=self._io_timeout_s)
+        if not self._succeeding.done():
+            raise Unavailable("files that the daemon before this one has made are not known yet: their worker is away")
+        return True
 
     async def _succeed(self, owner: str) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -194,7 +186,10 @@ class PendingFiles:
             await self._pool.wait()
         # No await from here on.
         delegation = self._delegations.get(new.parent)
-        if delegation is None or not _may_be_made(new, delegation) or len(self._files) >= 2 * _MOST or not self._is_live():
+        is_file = new.kind is Kind.FILE and not new.unnamed
+        if delegation is None or not is_file or not may_be_called(new.name, delegation) or not self._is_live():
+            return None
+        if len(self._files) >= 2 * _MOST:
             return None
         absent, directory = self._names.lookup(new.parent, new.name), self._names.get(new.parent)
         if absent is None or absent.entry is not None or directory is None or directory.entry is None:
@@ -222,18 +217,59 @@ class PendingFiles:
         attr = Attr(inode, Kind.FILE, new.mode, new.uid, new.gid, 0, now_ns, now_ns, 1, _FIRST_VERSION)
         fingerprint = Fingerprint(f"{OWN_TOKEN}{_FIRST_VERSION:x}", 0)
         ref = FileRef(inode, _FIRST_VERSION, delegation.mount_id, delegation.key + new.name, fingerprint)
-        pending = _Pending(file, Entry(new.name, attr, ref), blank.draft.worker_id, fd, time.monotonic(), blank.draft)
-        self._files[inode] = pending
-        self._by_name[new.parent, new.name] = inode
-        self._below[new.parent] = self._below.get(new.parent, 0) + 1
+        pending = Pending(file, Entry(new.name, attr, ref), blank.draft.worker_id, fd, time.monotonic(), blank.draft)
+        self._files.add(pending)
         self._begin_publishing()
-        changed = replace(above, mtime_ns=now_ns, ctime_ns=now_ns)
-        told = Told(
-            new.parent,
-            "",
-            LookupResult(replace(directory.entry, attr=changed), directory.valid_s, True, self._get_above(new.parent)),
+        return self._tell(pending, absent.valid_s, (self._describe_changed(directory, now_ns),))
+
+    def rename(self, renaming: Renaming, operation_id: str) -> Changed | None:
+        """Give a file a name that nothing has. None: the master has to be asked. Does not wait."""
+        pending = self._files.lookup((renaming.parent, renaming.name))
+        if pending is None or pending.is_sent or renaming.exchange or not self._is_live():
+            return None
+        old, new = (self._delegations.get(directory) for directory in (renaming.parent, renaming.new_parent))
+        if old is None or new is None or old.mount_id != new.mount_id or not may_be_called(renaming.new_name, new):
+            return None
+        file, is_moved = pending.file, renaming.parent != renaming.new_parent
+        if is_moved and file.left not in (0, renaming.new_parent):
+            # (One directory that it has left is noted.)
+            return None
+        absent = self._names.lookup(renaming.new_parent, renaming.new_name)
+        directories = [self._names.get(one) for one in dict.fromkeys((renaming.new_parent, renaming.parent))]
+        if absent is None or absent.entry is not None or any(one is None for one in directories):
+            return None
+        now_ns = time.time_ns()
+        file = replace(
+            file,
+            parent=renaming.new_parent,
+            name=renaming.new_name,
+            changed_ns=now_ns,
+            made_ns=now_ns,
+            renamed_id=operation_id,
+            left=renaming.parent if is_moved else file.left,
+            left_ns=now_ns if is_moved else file.left_ns,
         )
-        return self._tell(pending, absent.valid_s, (told,))
+        try:
+            write_note(pending.fd, Note(self._owner, file))
+        except OSError as error:
+            _log.warning("the name of a new file cannot be noted with its draft: %s", error)
+            return None
+        entry = pending.entry
+        assert entry.ref is not None
+        ref = replace(entry.ref, key=new.key + renaming.new_name)
+        self._files.rename(pending, file, Entry(renaming.new_name, replace(entry.attr, ctime_ns=now_ns), ref))
+        gone = Told(renaming.parent, renaming.name, LookupResult(None, absent.valid_s, True, renaming.parent))
+        changed = [self._describe_changed(one, now_ns) for one in directories if one is not None]
+        recall = Recall(renaming.parent, (to_bytes(renaming.name),), inodes=(file.inode,))
+        return self._tell(pending, absent.valid_s, (gone, *changed), (recall,))
+
+    def _describe_changed(self, directory: LookupResult, now_ns: int) -> Told:
+        """A directory in which something was made, or which something has left."""
+        entry = directory.entry
+        assert entry is not None
+        changed = replace(entry, attr=replace(entry.attr, mtime_ns=now_ns, ctime_ns=now_ns))
+        inode = entry.attr.inode
+        return Told(inode, "", LookupResult(changed, directory.valid_s, True, self._get_above(inode)))
 
     def set_attributes(self, inode: InodeId, wanted: NewAttributes) -> Changed | None:
         """Change attributes of a file. None: the master has to be asked. Does not wait."""
@@ -273,17 +309,17 @@ class PendingFiles:
         if not pending.file.sealed:
             file = replace(pending.file, sealed=True)
             pending.file = file
-            self._closed_count += 1
-            if self._closed_count >= _MANY:
+            self._files.closed_count += 1
+            if self._files.closed_count >= _MANY:
                 self._wake.set()
-        if self._closed_count > _MOST:
+        if self._files.closed_count > _MOST:
             await self._publish([inode])
         return True
 
-    def _tell(self, pending: _Pending, valid_s: float, told: tuple[Told, ...] = ()) -> Changed:
-        """Have the rest of the client know a file as it is now."""
+    def _tell(self, pending: Pending, valid_s: float, told: tuple[Told, ...] = (), recalls: tuple[Recall, ...] = ()) -> Changed:
+        """Have the rest of the client know a file as it is now, and what else has changed."""
         entry, parent = pending.entry, pending.file.parent
-        recalls = (Recall(parent, (to_bytes(entry.name),), inodes=(entry.attr.inode,)),)
+        recalls = (Recall(parent, (to_bytes(entry.name),), inodes=(entry.attr.inode,)), *recalls)
         told = (Told(parent, entry.name, LookupResult(entry, valid_s, True, parent)), *told)
         self._news.take(recalls, told, self._news.begin())
         return Changed(entry, recalls, told)
@@ -301,13 +337,13 @@ class PendingFiles:
     async def settle(self, inodes: Iterable[InodeId]) -> None:
         """The master knows of all of these, and of all that is in them. Raises what keeps it from that."""
         if self._files:
-            await self._publish([inode for asked in inodes for inode in self._list(asked)])
+            await self._publish([inode for asked in inodes for inode in self._files.list_of(asked)])
 
     async def settle_names(self, *places: tuple[InodeId, str]) -> None:
         """The master knows where these names lead to, and what is in those that are directories."""
         for place in places if self._files else ():
-            if (inode := self._by_name.get(place)) is not None:
-                await self._publish([inode])
+            if (pending := self._files.lookup(place)) is not None:
+                await self._publish([pending.file.inode])
             elif (old := self._names.lookup_old(*place)) is None:
                 await self._publish(list(self._files))
             elif old.entry is not None:
@@ -327,7 +363,7 @@ class PendingFiles:
         ended = list(self._delegations) if EVERYWHERE in taken else [one for one in taken if one in self._delegations]
         for directory in ended:
             del self._delegations[directory]
-        left = [inode for inode, one in self._files.items() if EVERYWHERE in taken or one.file.parent in taken]
+        left = self._files.list_in(taken)
         succeeding = self._succeeding if EVERYWHERE in taken else None
         if succeeding is not None and succeeding.done():
             succeeding = None
@@ -361,26 +397,19 @@ class PendingFiles:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for pending in list(self._files.values()):
-            self._forget(pending)
+        for pending in self._files.list_all():
+            self._files.remove(pending)
         await self._pool.close()
 
     # Publishing
 
-    def _list(self, asked: InodeId) -> list[InodeId]:
-        if asked in self._files:
-            return [asked]
-        if asked in self._below:
-            return [inode for inode, pending in self._files.items() if pending.file.parent == asked]
-        return []
-
     async def _publish(self, inodes: Sequence[InodeId]) -> None:
-        tries = {inode: self._files[inode].tries for inode in inodes if inode in self._files}
+        tries = {inode: pending.tries for inode in inodes if (pending := self._files.get(inode)) is not None}
         deadline = time.monotonic() + self._io_timeout_s
         while left := [inode for inode in tries if inode in self._files]:
             for inode in left:
-                pending = self._files[inode]
-                if pending.error is not None and pending.tries > tries[inode]:
+                pending = self._files.get(inode)
+                if pending is not None and pending.error is not None and pending.tries > tries[inode]:
                     raise pending.error
             left_s = deadline - time.monotonic()
             if left_s <= 0:
@@ -418,30 +447,32 @@ class PendingFiles:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _wait_for_some(self) -> list[_Pending]:
+    async def _wait_for_some(self) -> list[Pending]:
         """Those that are to be published now: of one worker, one at least."""
         while True:
             self._wake.clear()
             if due := self._list_due():
                 self._hurried.clear()
                 return [pending for pending in due if pending.worker_id == due[0].worker_id][:_MOST_AT_ONCE]
-            left_s = next(iter(self._files.values())).made_s + _SOON_S - time.monotonic()
+            left_s = self._files.get_oldest().made_s + _SOON_S - time.monotonic()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
                     await self._wake.wait()
 
-    def _list_due(self) -> list[_Pending]:
+    def _list_due(self) -> list[Pending]:
         """When one has to be published, all go that are closed."""
         now_s = time.monotonic()
-        oldest = next(iter(self._files.values()))
-        is_due = self._closed_count >= _MANY or oldest.made_s + _SOON_S <= now_s or not self._hurried.isdisjoint(self._files)
+        oldest = self._files.get_oldest()
+        is_due = (
+            self._files.closed_count >= _MANY or oldest.made_s + _SOON_S <= now_s or not self._hurried.isdisjoint(self._files)
+        )
         return [
             pending
-            for inode, pending in (self._files.items() if is_due else ())
-            if pending.file.sealed or inode in self._hurried or pending.made_s + _SOON_S <= now_s
+            for pending in (self._files.list_all() if is_due else ())
+            if pending.file.sealed or pending.file.inode in self._hurried or pending.made_s + _SOON_S <= now_s
         ]
 
-    async def _send(self, batch: Sequence[_Pending]) -> None:
+    async def _send(self, batch: Sequence[Pending]) -> None:
         """Raises what goes wrong with all of them."""
         befores = [self._begin_sending(pending) for pending in batch]
         files, begun = [pending.file for pending in batch], self._news.begin()
@@ -457,7 +488,7 @@ class PendingFiles:
             self._note_result(pending, before, result)
         self._take(published, begun)
 
-    def _begin_sending(self, pending: _Pending) -> os.stat_result | None:
+    def _begin_sending(self, pending: Pending) -> os.stat_result | None:
         pending.is_sent = True
         found = None if self.contents is None else self.contents.stat_pending(pending.file.inode)
         if found is not None and pending.file.sealed:
@@ -484,7 +515,7 @@ class PendingFiles:
         # (The directories themselves are known as they were shown, or by what has changed them since.)
         self._news.take((), [one for one in ours if one.name], self._news.begin())
 
-    def _note_result(self, pending: _Pending, before: os.stat_result | None, result: PublishedFile) -> None:
+    def _note_result(self, pending: Pending, before: os.stat_result | None, result: PublishedFile) -> None:
         pending.error = None if result.ref is not None else result.error
         if pending.error is not None and not isinstance(pending.error, NotFound):
             _log.warning("a file that was made here is not published yet: %s", result.error, extra={"inode": pending.file.inode})
@@ -496,29 +527,6 @@ class PendingFiles:
         elif result.error is not None:
             # It is kept; a close that waits for its policy would say so.
             _log.warning("a file that was made here is not where its policy wants it yet: %s", result.error)
-        self._forget(pending)
+        self._files.remove(pending)
         if result.ref is not None and pending.file.sealed and self.contents is not None:
             self.contents.note_published(pending.file.inode, result.ref, before)
-
-    def _forget(self, pending: _Pending) -> None:
-        file = pending.file
-        del self._files[file.inode], self._by_name[file.parent, file.name]
-        self._closed_count -= file.sealed
-        self._below[file.parent] -= 1
-        if not self._below[file.parent]:
-            del self._below[file.parent]
-        os.close(pending.fd)
-        if pending.draft is not None:
-            os.close(pending.draft.fd)
-
-
-def _may_be_made(new: NewName, delegation: Delegation) -> bool:
-    """Whether every store takes such a name as it is, and nothing else has a say in it."""
-    is_file = new.kind is Kind.FILE and not new.unnamed
-    return (
-        is_file
-        and len(new.name) <= delegation.name_bytes
-        and _PLAIN.fullmatch(new.name) is not None
-        and new.name not in _NOT_PLAIN
-        and _RESERVED.match(new.name) is None
-    )

@@ -30,6 +30,9 @@ def make_new_files(files: Iterable[NewFile]) -> list[writing_pb2.NewFile]:
             sealed=file.sealed,
             size=file.size,
             made_ns=file.made_ns,
+            renamed_id=file.renamed_id,
+            left=file.left,
+            left_ns=file.left_ns,
         )
         for file in files
     ]
@@ -51,6 +54,9 @@ def to_new_files(messages: Iterable[writing_pb2.NewFile]) -> list[NewFile]:
             one.sealed,
             one.size,
             one.made_ns,
+            one.renamed_id,
+            InodeId(one.left),
+            one.left_ns,
         )
         for one in messages
     ]

@@ -1,6 +1,6 @@
 """Directories that a program fills as soon as it has made them, so that the master hears of the files later: kill -9 of the
 daemon, the worker, the master and all at once, and another mount that looks at every moment. What was closed is there, with what
-was written, whoever looks; nothing else is."""
+was written, by the name that was given last, whoever looks; nothing else is."""
 
 import itertools
 import os
@@ -59,6 +59,8 @@ class Filler:
         self.closed: dict[str, tuple[int, int]] = {}
         """By path, mode and mtime."""
         self.tried: set[str] = set()
+        self.gone: set[str] = set()
+        """Names that files had before."""
         self.failed: list[str] = []
 
     def run(self, is_over: Callable[[], bool]) -> None:
@@ -77,10 +79,20 @@ class Filler:
                 self.make(f"{directory}/f{file:03d}")
 
     def make(self, name: str) -> None:
-        self.tried.add(name)
+        """Some are made under other names, or in the directory before, and renamed: as editors, pip and git do."""
+        kind = len(self.closed) % 4
+        if kind > 1:
+            directory, _, file = name.rpartition("/")
+            first = (self.place / f"d{int(directory[1:]) - 1:04d}").is_dir() and kind == 2
+            self.write(name, f"d{int(directory[1:]) - 1:04d}/{file}.tmp" if first else f"{name}.tmp")
+        else:
+            self.write(name, name)
+
+    def write(self, name: str, made_as: str) -> None:
+        self.tried |= {name, made_as}
         mode, mtime = (0o640, 1_600_000_000 + len(self.tried)) if len(self.tried) % 3 else (0o600, 0)
         try:
-            fd = os.open(self.place / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            fd = os.open(self.place / made_as, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 os.write(fd, make_data(name))
                 if mtime:
@@ -88,6 +100,9 @@ class Filler:
                     os.fchmod(fd, mode)
             finally:
                 os.close(fd)
+            if made_as != name:
+                (self.place / made_as).rename(self.place / name)
+                self.gone.add(made_as)
         except OSError as error:
             self.failed.append(f"{name}: {error}")
             return
@@ -107,7 +122,7 @@ class Filler:
     def check_names(self, place: Path) -> None:
         """And nothing else."""
         found = {str(path.relative_to(place)) for path in place.rglob("*") if not path.is_dir()}
-        assert set(self.closed) <= found <= self.tried, (found - self.tried, set(self.closed) - found)
+        assert set(self.closed) <= found <= self.tried - self.gone, (found - self.tried, set(self.closed) - found)
 
 
 def test_what_was_closed_is_there_after_each_kill(running: Running) -> None:

@@ -15,12 +15,22 @@ import pytest
 from alluxio_like.cache.new_files import NewFile, read_note
 from alluxio_like.client import pending as pending_module
 from alluxio_like.client.blanks import Blank, OpenedDraft
+from alluxio_like.client.changes import Changes
 from alluxio_like.client.metadata import MetadataCache
 from alluxio_like.client.news import News
 from alluxio_like.client.pending import PendingFiles
 from alluxio_like.errors import NoSpace, NotFound, Unavailable
 from alluxio_like.rpc.messages import DirPage, LookupResult
-from alluxio_like.rpc.messages_writing import Changed, Delegation, NewAttributes, NewName, Published, PublishedFile, WritePolicy
+from alluxio_like.rpc.messages_writing import (
+    Changed,
+    Delegation,
+    NewAttributes,
+    NewName,
+    Published,
+    PublishedFile,
+    Renaming,
+    WritePolicy,
+)
 from alluxio_like.types import (
     EVERYWHERE,
     Attr,
@@ -228,6 +238,93 @@ async def test_when_the_master_has_to_be_asked(made: Made) -> None:
     assert await made.create("b") is not None
 
 
+async def test_a_file_is_renamed_before_the_master_hears_of_it(made: Made, tmp_path: Path) -> None:
+    inode = await made.make("tmp")
+    await made.pending.note_closed(inode)
+    before_ns = time.time_ns()
+    changed = made.pending.rename(Renaming(DIRECTORY, "tmp", DIRECTORY, "final"), "op-rename")
+    assert changed is not None
+    assert {(recall.directory, *recall.names) for recall in changed.recalls} == {(DIRECTORY, b"tmp"), (DIRECTORY, b"final")}
+    absent, found = made.names.lookup(DIRECTORY, "tmp"), made.names.lookup(DIRECTORY, "final")
+    assert absent is not None
+    assert absent.entry is None
+    assert found is not None
+    assert found.entry is not None
+    assert found.entry.ref is not None
+    assert (found.entry.attr.inode, found.entry.name, found.entry.ref.key) == (inode, "final", "dir/final")
+    assert found.entry.attr.mtime_ns < before_ns <= found.entry.attr.ctime_ns, "its name was changed, and not its content"
+    directory = os.open(tmp_path, os.O_RDONLY)
+    note = read_note(directory, "0")
+    os.close(directory)
+    assert note is not None
+    assert (note.file.name, note.file.renamed_id, note.file.left, note.file.sealed) == ("final", "op-rename", 0, True)
+    # Its old name is free, and leads to nothing that would have to be known.
+    assert await made.create("tmp") is not None
+    await made.pending.settle_names((DIRECTORY, "final"))
+    assert made.worker.list_names() == [["final"]]
+    assert (inode, 2) == (made.told[-1][0], made.told[-1][1].version)
+    found = made.names.lookup(DIRECTORY, "tmp")
+    assert found is not None
+    assert found.entry is not None, "what has its old name is another file"
+
+
+async def test_a_file_is_moved_between_directories_that_are_delegated(made: Made) -> None:
+    made.know(make_directory(OTHER))
+    with made.pending.making_directory() as note:
+        note(OTHER, Delegation(255, MountId(1), "other/"))
+    inodes = [await made.make(name) for name in "ab"]
+    for name in "ab":
+        assert made.pending.rename(Renaming(DIRECTORY, name, OTHER, name), f"op2-{name}") is not None
+    for directory in (DIRECTORY, OTHER):
+        above = made.names.get(directory)
+        assert above is not None
+        assert above.entry is not None
+        assert above.entry.attr.mtime_ns > 5, "both were changed"
+    given = made.pending.give_up([Recall(DIRECTORY, all_names=True)])
+    assert given is not None, "whoever is told of what they have left sees when that was"
+    await given
+    assert not any(map(made.pending.is_pending, inodes))
+    (files,) = made.worker.published
+    assert [(file.parent, file.left, file.name) for file in files] == [(OTHER, DIRECTORY, "a"), (OTHER, DIRECTORY, "b")]
+    assert all(file.left_ns == file.made_ns > 5 for file in files)
+
+
+async def test_when_the_master_has_to_be_asked_for_a_rename(made: Made) -> None:
+    third = InodeId(12)
+    for directory, mount in ((OTHER, MountId(1)), (third, MountId(2))):
+        made.know(make_directory(directory))
+        with made.pending.making_directory() as note:
+            note(directory, Delegation(255, mount, "other/"))
+    inode = await made.make("a")
+    await made.make("b")
+
+    def rename(new_name: str, new_parent: InodeId = DIRECTORY, name: str = "a", **flags: bool) -> Changed | None:
+        return made.pending.rename(Renaming(DIRECTORY, name, new_parent, new_name, **flags), "op-r")
+
+    assert rename("c", name="nothing") is None
+    assert rename("b") is None, "something has that name"
+    assert rename("c", exchange=True) is None
+    assert rename("c d") is None, "not every store takes that name as it is"
+    assert rename("c", InodeId(99)) is None, "not delegated"
+    assert rename("c", third) is None, "another mount"
+    made.live = False
+    assert rename("c") is None, "the lease has run out"
+    made.live = True
+    made.worker.may.clear()
+    asking = asyncio.create_task(made.pending.settle([inode]))
+    await wait_until(lambda: made.worker.published, "it is being published")
+    assert rename("c") is None, "it may be there by its name"
+    made.worker.may.set()
+    await asking
+    assert rename("c", name="b", no_replace=True) is not None
+    assert made.pending.rename(Renaming(DIRECTORY, "c", OTHER, "c"), "op-2") is not None
+    assert made.pending.rename(Renaming(OTHER, "c", OTHER, "d"), "op-3") is not None
+    assert made.pending.rename(Renaming(OTHER, "d", DIRECTORY, "d"), "op-4") is not None, "back again"
+    await made.pending.settle_all()
+    file = made.worker.published[-1][0]
+    assert (file.parent, file.left, file.name, file.renamed_id) == (DIRECTORY, OTHER, "d", "op-4")
+
+
 async def test_many_are_published_at_once_and_few_before_long(made: Made) -> None:
     for number in range(64):
         assert await made.pending.note_closed(await made.make(f"n{number}"))
@@ -360,4 +457,39 @@ async def test_who_takes_a_killed_ones_place_publishes_what_it_has_made(tmp_path
     tries = len(made.worker.left)
     made.worker.failure = None
     await wait_until(lambda: len(made.worker.left) > tries, "it is tried again")
+    await made.pending.close()
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_a_rename_that_is_sent_again_waits_for_what_the_client_before_had_made(tmp_path: Path, comes: bool) -> None:
+    """Until that is known the master knows of neither name, nor that this rename was done."""
+    made = Made(tmp_path)
+    asked: list[str] = []
+    done = Changed(None)
+
+    async def rename(operation_id: str, _: Renaming) -> Changed:
+        asked.append(operation_id)
+        if made.worker.failure is not None or not asked[1:]:
+            raise NotFound("no such name")
+        return done
+
+    stub: Any = SimpleNamespace(rename=rename)
+    changes = Changes(stub, made.news, made.pending)
+    renaming = Renaming(DIRECTORY, "a", DIRECTORY, "b")
+    with pytest.raises(NotFound):
+        await changes.rename(renaming, "op-1")
+    assert asked == ["op-1"], "there is nothing to be waited for"
+    asked.clear()
+    made.worker.failure = Unavailable("away")
+    await made.pending.start("me", succeeds=True)
+    waiting = asyncio.create_task(changes.rename(renaming, "op-1"))
+    await wait_until(lambda: asked, "the master is asked")
+    if comes:
+        made.worker.failure = None
+        assert await waiting is done
+        assert asked == ["op-1", "op-1"]
+    else:
+        with pytest.raises(Unavailable):
+            await waiting
+    made.worker.failure = None
     await made.pending.close()

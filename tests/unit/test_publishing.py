@@ -77,6 +77,34 @@ def test_what_is_published_is_counted_and_found(place: Place) -> None:
     assert place.list_names() == ["a", "b", "c"]
 
 
+def test_what_was_renamed_before_is_found_by_that_rename(place: Place) -> None:
+    file = place.make("final", renamed_id="op-rename", made_ns=170)
+    (made,) = place.publish(file)
+    assert place.list_names() == ["final"]
+    with place.kv.write() as txn:
+        # As a rename that is sent again.
+        raw = operations.run_once(txn, "op-rename", "rename", 2000, lambda: pytest.fail("it is done again"))
+        assert PACKER.unpack(raw).inode == made.outcome.inode == file.inode
+    place.publish(file)
+    assert place.list_names() == ["final"]
+
+
+def test_the_directory_that_a_file_has_left_was_changed_by_that(place: Place) -> None:
+    with place.kv.write() as txn:
+        made = [
+            changes.create(txn, place.root, name, NewInode(Kind.DIRECTORY, 0o755, 1, 2), 100, max_key_bytes=MAX_KEY).inode
+            for name in (b"left", b"gone")
+        ]
+        changes.rmdir(txn, place.root, b"gone", 110)
+    moved = [place.make(f"f{number}", left=inode, left_ns=170, made_ns=170) for number, inode in enumerate(made)]
+    done = place.publish(*moved)
+    with place.kv.read() as txn:
+        times = [namespace.get_entry(txn, inode).attr.mtime_ns for inode in (made[0], place.directory)]
+    assert times == [170, 170]
+    assert place.list_names() == ["f0", "f1"], "whether that is still there or not"
+    assert {recall.directory for recall in publishing.list_recalls(done)} == {place.directory, made[0]}
+
+
 def test_the_next_inode_is_nobodys(place: Place) -> None:
     place.publish(place.make("a"))
     with place.kv.write() as txn:

@@ -1,9 +1,10 @@
 """Files that a client has made by itself, in directories that were delegated to it, come into the namespace.
 
-Owns how: with the inode ids that were reserved for them, as they were shown to programs already, their times too; what nobody
-has sealed yet as an empty file. Whatever has taken a name meanwhile keeps it, and the file gets a clear one beside it. Quotas,
-limits of the store and defaults of the directory were for who made the file to look at; it is there, so it is kept. Each has the
-operation ids that CREATE and the seal have when they come by themselves, so that a repeat of either finds what was done.
+Owns how: with the inode ids that were reserved for them, as they were shown to programs already, their times too; under the name
+that each was given last; what nobody has sealed yet as an empty file. Whatever has taken a name meanwhile keeps it, and the file
+gets a clear one beside it. Quotas, limits of the store and defaults of the directory were for who made the file to look at; it is
+there, so it is kept. Each has the operation ids that CREATE, a rename and the seal have when they come by themselves, so that a
+repeat of any finds what was done.
 
 Nothing is waited for here, since whoever takes a delegation back waits for this: a directory whose own move the store has not
 followed yet takes files as well (they are as those that were there before the move and not uploaded), and one of a mount that was
@@ -61,6 +62,12 @@ class NewFile(Protocol):
     def sealed(self) -> bool: ...
     @property
     def size(self) -> int: ...
+    @property
+    def renamed_id(self) -> str: ...
+    @property
+    def left(self) -> InodeId: ...
+    @property
+    def left_ns(self) -> int: ...
 
 
 class Published(NamedTuple):
@@ -123,6 +130,9 @@ class _Work:
 
         raw = operations.run_once(txn, file.operation_id, "create", self._now_ns, create)
         one = made[0]
+        if one.is_new:
+            packed_name = self._packer.pack(one.outcome)
+            operations.run_once(txn, file.renamed_id, "rename", self._now_ns, lambda: packed_name)
         if not one.is_new:
             one = one._replace(outcome=self._packer.unpack(raw)._replace(recalls=()))
             if one.outcome.inode != file.inode:
@@ -163,11 +173,23 @@ class _Work:
         self.edit.link(directory, record, file.inode)
         self._txn.put(records.dirty_key(file.inode), self._dirty[file.sealed])
         directory.note_changed(file.made_ns)
+        left = self._leave(file)
         if chosen == name:
-            return Published(Outcome(file.inode, (Recall(file.parent, (name,)),)), None, is_new=True)
+            return Published(Outcome(file.inode, (Recall(file.parent, (name,)), *left)), None, is_new=True)
         conflicts.note_kept(self._txn, file.inode, name, chosen)
-        recalls = (Recall(file.parent, (name, chosen)),)
+        recalls = (Recall(file.parent, (name, chosen)), *left)
         return Published(Outcome(file.inode, recalls), None, is_new=True, kept=chosen)
+
+    def _leave(self, file: NewFile) -> tuple[Recall, ...]:
+        """What it was moved from was changed by that. (No name there: nobody has heard of the one that it had.)"""
+        if not file.left:
+            return ()
+        try:
+            directory = self._open(file.left)
+        except (errors.NotFound, errors.NotADirectory):
+            return ()  # it was removed since
+        directory.note_changed(file.left_ns)
+        return (Recall(file.left),)
 
     def _open(self, inode: InodeId) -> Directory:
         if inode not in self._opened:

@@ -132,7 +132,7 @@ class ReserveInodesReply(_message.Message):
     def __init__(self, first: _Optional[int] = ...) -> None: ...
 
 class NewFile(_message.Message):
-    __slots__ = ("operation_id", "inode", "parent", "name", "mode", "uid", "gid", "changed_ns", "atime_ns", "mtime_ns", "sealed", "size", "made_ns")
+    __slots__ = ("operation_id", "inode", "parent", "name", "mode", "uid", "gid", "changed_ns", "atime_ns", "mtime_ns", "sealed", "size", "made_ns", "renamed_id", "left", "left_ns")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +146,9 @@ class NewFile(_message.Message):
     SEALED_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     MADE_NS_FIELD_NUMBER: _ClassVar[int]
+    RENAMED_ID_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    LEFT_NS_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     inode: int
     parent: int
@@ -159,7 +162,10 @@ class NewFile(_message.Message):
     sealed: bool
     size: int
     made_ns: int
-    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., changed_ns: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., sealed: _Optional[bool] = ..., size: _Optional[int] = ..., made_ns: _Optional[int] = ...) -> None: ...
+    renamed_id: str
+    left: int
+    left_ns: int
+    def __init__(self, operation_id: _Optional[str] = ..., inode: _Optional[int] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., changed_ns: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., sealed: _Optional[bool] = ..., size: _Optional[int] = ..., made_ns: _Optional[int] = ..., renamed_id: _Optional[str] = ..., left: _Optional[int] = ..., left_ns: _Optional[int] = ...) -> None: ...
 
 class PublishFilesRequest(_message.Message):
     __slots__ = ("worker_id", "lease", "files")
