@@ -42,9 +42,15 @@ def pack_attributes(attr: Attr) -> bytes:
     )
 
 
-def pack_entry(nodes: NodeGiver, attr: Attr, valid_s: float) -> bytes:
-    """An inode with the node id that its name leads to now."""
-    return wire.pack_entry(nodes.get_node(attr), pack_attributes(attr), valid_s, valid_s)
+AT_ONCE_S = 1e-6
+"""What is just told may be used by the call that asked for it: the shortest time that is one to the kernel, which makes a tick of
+it, some milliseconds."""
+
+
+def pack_entry(nodes: NodeGiver, attr: Attr, valid_s: float, *, opens: bool = False) -> bytes:
+    """An inode with the node id that its name leads to now. `opens`: the call that has made it opens it, and would ask at once
+    whether that is allowed."""
+    return wire.pack_entry(nodes.get_node(attr), pack_attributes(attr), valid_s, max(valid_s, AT_ONCE_S) if opens else valid_s)
 
 
 def pack_lookup(nodes: NodeGiver, answer: Answer) -> bytes:

@@ -267,10 +267,11 @@ class Changing:
                 raise
         return b""
 
-    def pack_entry(self, entry: Entry) -> bytes:
-        """An inode that was just made. Where no lease covers it, it is looked up once more before the kernel relies on it."""
+    def pack_entry(self, entry: Entry, *, opens: bool = False) -> bytes:
+        """An inode that was just made. Where no lease covers it, or it is written, it is looked up once more before the kernel
+        relies on it; but `opens`: see answers.py."""
         attr, valid_s = self._operations.show_made(entry)
-        return answers.pack_entry(self._node_giver, attr, valid_s)
+        return answers.pack_entry(self._node_giver, attr, valid_s, opens=opens)
 
     def _get_parent(self, header: wire.InHeader) -> InodeId:
         return self._operations.get_inode(header.nodeid)

@@ -144,7 +144,7 @@ class Writing:
             entry, created = await self._operations.get_entry_to_write(found.attr.inode), False
         node = self._opener.get_node(entry.attr)
         opened = await self._open(header, node, entry, truncate=created or bool(body.flags & os.O_TRUNC), created=created)
-        return Opened(opened.file, opened.choice, self._changing.pack_entry(entry))
+        return Opened(opened.file, opened.choice, self._changing.pack_entry(entry, opens=created))
 
     async def create_unnamed(self, request: wire.Request) -> Opened:
         """O_TMPFILE: a file without a name, which `link` may give it. (That it is to get none, O_EXCL, the kernel sees to.)"""
