@@ -587,7 +587,9 @@ async def test_small_versions_are_planned_and_noted_together(tmp_path: Path) -> 
     async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
         await wait_uploaded(one)
         assert [ufs.get(f"n{number}") for number in range(5, 45)] == [make_data(number) for number in range(5, 45)]
-        assert [len(call) for call in changes.planned] == [len(refs)]
+        # (How many are known as the first are asked for is the start's affair.)
+        assert sum(len(call) for call in changes.planned) == len(refs)
+        assert len(changes.planned) <= len(refs) / 4
         assert sum(changes.noted) == len(refs)
         assert len(changes.noted) <= len(refs) / 2
         cached = [one.store.lookup(ref.file_id) for ref in refs]
