@@ -12,6 +12,7 @@ from hypothesis.stateful import initialize, invariant, rule
 
 from alluxio_like import errors
 from alluxio_like.master.core import checking, emptying, namespace, records, tables, trash
+from alluxio_like.master.core.changes import Outcome
 from alluxio_like.types import InodeId, Kind, to_bytes
 from tests.model.test_changes_model import MAX_KEY, ChangesMachine, Node
 
@@ -33,12 +34,15 @@ class TrashMachine(ChangesMachine):
     def refresh(self) -> bool:
         """Have the trash's node hold what is there."""
         self.trash.children.clear()
+        # (A further name may lead to it in the tree: it is one node.)
+        named = {child.inode: child for one in super().directories() for child in one.children.values()}
         with self.kv.read() as txn:
             for entry in namespace.list_entries(txn, self.trash.inode).entries:
                 content = 0
                 if entry.ref is not None:
                     content = self.contents[entry.ref.inode, entry.ref.version]
-                self.trash.children[to_bytes(entry.name)] = Node(entry.attr.kind, content, inode=entry.attr.inode)
+                node = named.get(entry.attr.inode) or Node(entry.attr.kind, content, inode=entry.attr.inode)
+                self.trash.children[to_bytes(entry.name)] = node
         return True
 
     def draw_directory(self, data: st.DataObject) -> Node:
@@ -104,8 +108,9 @@ class TrashMachine(ChangesMachine):
             assert not [one for one in checking.check(txn) if one.rule == "trash"]
 
 
-def _restore(txn: Any, inode: InodeId, now_ns: int) -> Any:
-    return emptying.restore(txn, inode, now_ns, max_key_bytes=MAX_KEY)
+def _restore(txn: Any, inode: InodeId, now_ns: int) -> Outcome:
+    _, recalls = emptying.restore(txn, inode, now_ns, max_key_bytes=MAX_KEY)
+    return Outcome(inode, recalls)
 
 
 class RenamingStoreMachine(TrashMachine):
