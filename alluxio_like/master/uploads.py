@@ -66,12 +66,8 @@ class Uploads:
         return planned
 
     def _plan(self, txn: ReadTransaction, file_id: FileId) -> UploadPlan:
-        try:
-            plan = versions.plan_upload(txn, file_id.inode, file_id.version)
-        except (errors.Stale, errors.NotFound):
-            # Who asks is not sending it.
-            self._follower.end_upload(file_id)
-            raise
+        # (Of a version that is not wanted any more the store may have something: its key stays taken until who sent it says so.)
+        plan = versions.plan_upload(txn, file_id.inode, file_id.version)
         record = tables.get_inode(txn, file_id.inode)
         metadata = make_metadata(record.mode, record.uid, record.gid, record.mtime_ns)
         if self._empty.is_putting(file_id.inode):

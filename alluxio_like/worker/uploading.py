@@ -397,14 +397,18 @@ class Uploader:
 
     async def plan(self, record: UploadRecord, job: _Job) -> UploadPlan | None:
         """Where it goes; None: nowhere any more. Waits while the store has something else to follow first."""
+        may_be_kept = record.file_id in self._planned
         self._planned.add(record.file_id)
         pause_s, alone = 0.01, False
         while True:
             try:
                 return await (self._changes.plan_upload if alone else self._plans.ask)(record.file_id)
             except (errors.Stale, errors.NotFound):
+                if not may_be_kept:
+                    self._planned.discard(record.file_id)
                 return None
             except errors.Unavailable as error:
+                may_be_kept = True
                 if alone or pause_s >= _ASK_PAUSE_S:
                     job.error = error
             if job.urgent and not alone:
@@ -498,6 +502,10 @@ class Uploader:
         """The version is not wanted any more: replaced, removed, or the store has it and only the answer was lost."""
         await self._settle_sent(record)
         await self._settle_older(record)
+        for one in self._drafts.uploads.list_of(record.file_id.inode):
+            if one.file_id.version <= record.file_id.version and one.file_id in self._planned:
+                # Not before: what has its name by now would find it there, and take it for foreign.
+                await self._changes.end_upload(one.file_id)
         await self._forget(record)
 
     async def _settle_older(self, record: UploadRecord) -> None:

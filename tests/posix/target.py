@@ -137,7 +137,10 @@ def find_processes(parent: int, service: str) -> list[int]:
     """The processes below one that are a service, by their command lines."""
     found = []
     for children in Path(f"/proc/{parent}/task").glob("*/children"):
-        for pid in map(int, children.read_text().split()):
+        pids = ""
+        with suppress(OSError):  # the thread has ended
+            pids = children.read_text()
+        for pid in map(int, pids.split()):
             with suppress(OSError):  # it has ended
                 if service.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
                     found.append(pid)

@@ -578,6 +578,46 @@ async def test_who_appends_while_the_store_refuses_is_told(tmp_path: Path, monke
         assert one.ufs.get("log") == b"first\nsecond\nthird\n"
 
 
+def remove(changes: FakeChanges, ref: FileRef) -> None:
+    changes.keys.pop(ref.inode, None)
+    changes.dirty.discard(ref.inode)
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_what_may_have_arrived_before_a_kill_is_looked_for_before_its_key_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrived: bool
+) -> None:
+    changes, ufs = FakeChanges(BACK, following=True), MemoryUfs(name="bucket")
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        ref = await one.write(changes.create(5, "name"), b"content")
+    if arrived:
+        ufs.put("name", b"content", {"alluxio-like-token": make_token(one.store.cluster_id or "", ref.file_id)})
+    remove(changes, ref)
+    known: list[int] = []
+    end_upload = changes.end_upload
+
+    async def note_end(file_id: FileId) -> None:
+        known.append(len(changes.persisted))
+        await end_upload(file_id)
+
+    monkeypatch.setattr(changes, "end_upload", note_end)
+    async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
+        await wait_uploaded(one)
+    assert changes.persisted == [(ref.file_id, "name")] * arrived
+    assert changes.ended == [ref.file_id]
+    assert known == [int(arrived)]
+
+
+async def test_what_was_never_begun_keeps_no_key(tmp_path: Path) -> None:
+    async with running_drafts(tmp_path, changes=FakeChanges(BACK)) as one:
+        ref = one.changes.create(5, "name")
+        del one.changes.keys[ref.inode]
+        await one.write(ref, b"content")
+        remove(one.changes, ref)
+        await wait_uploaded(one)
+        assert not one.changes.ended
+
+
 async def test_small_versions_are_planned_and_noted_together(tmp_path: Path) -> None:
     changes, ufs = FakeChanges(BACK, following=True), MemoryUfs(name="bucket")
     async with running_drafts(tmp_path, changes=changes, ufs=ufs) as one:
