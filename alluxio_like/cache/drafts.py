@@ -368,6 +368,19 @@ class Drafts:
             self._commit(self._dirs[found[1]], {records.make_upload_key(record.file_id): records.pack_upload(record)})
             self.uploads.put(record, found[1])
 
+    def commit_uploads(self, file_ids: Sequence[FileId]) -> list[errors.AlluxioLikeError | None]:
+        """What is known of these uploads is known after a kill when this returns; what was wrong with each."""
+        numbers = [None if (found := self.uploads.get(file_id)) is None else found[1] for file_id in file_ids]
+        failed: dict[int, errors.AlluxioLikeError] = {}
+        for number in {number for number in numbers if number is not None}:
+            directory = self._dirs[number]
+            try:
+                with directory.translated():
+                    directory.get_index().commit_waiting()
+            except errors.AlluxioLikeError as error:
+                failed[number] = error
+        return [None if number is None else failed.get(number) for number in numbers]
+
     def drop_upload(self, file_id: FileId) -> None:
         """The store has it, or is not to have it any more: its cache file, if there is one, is one like others from now on."""
         for error in self.drop_uploads([file_id]):

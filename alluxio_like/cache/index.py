@@ -192,11 +192,18 @@ class Index:
         with self._tickets_lock:
             self._tickets.append(_Ticket([], [], writing, force=False))
             if self._committer is None:
-                self._committer = threading.Thread(target=self._commit_waiting, name="index-soon", daemon=True)
+                self._committer = threading.Thread(target=self._commit_now_and_then, name="index-soon", daemon=True)
                 self._committer.start()
         self._soon.set()
 
-    def _commit_waiting(self) -> None:
+    def commit_waiting(self) -> None:
+        """What `commit_soon` was given by now is committed when this returns. Raises as `commit_grouped`."""
+        with self._tickets_lock:
+            if not (self._tickets or self._committing):
+                return
+        self._commit_ticket(_Ticket([], [], {}, force=False, is_awaited=True))
+
+    def _commit_now_and_then(self) -> None:
         while not self._closed.is_set():
             self._soon.wait()
             self._closed.wait(SOON_S)

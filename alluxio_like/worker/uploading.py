@@ -154,6 +154,7 @@ class Uploader:
         self._small_copies = asyncio.Semaphore(_COPIES_AT_ONCE)
         self._plans = Together("plan uploads", changes.plan_uploads, _MOST_TOGETHER)
         self._notes = Together("note uploads", changes.note_persisted, _MOST_TOGETHER)
+        self._commits = Together("commit uploads", self._commit_all, _MOST_TOGETHER)
         self._drops = Together("forget uploads", self._drop_all, _MOST_TOGETHER)
         self._closed = False
         self._draining = False
@@ -311,6 +312,7 @@ class Uploader:
         """Stop; what is not there yet is taken up after the next start."""
         self._closed = True
         await _cancel(list(self._jobs.values()))
+        await self._commits.close()
         await self._plans.close()
         await self._notes.close()
         await self._drops.close()
@@ -371,6 +373,8 @@ class Uploader:
             raise Superseded
         started = self._turns.monotonic()
         try:
+            # Who comes after a kill has to know what may be at the store, and for what the master keeps a key.
+            await self._commits.ask(record.file_id)
             plan = await self.plan(record, job)
             if plan is None:
                 await self._settle_unwanted(record)
@@ -544,6 +548,9 @@ class Uploader:
                 self._sent.pop(one.file_id, None)
                 self._planned.discard(one.file_id)
                 self._on_persisted(one.file_id)
+
+    async def _commit_all(self, file_ids: Sequence[FileId]) -> Sequence[Exception | None]:
+        return await self._disk.submit(functools.partial(self._drafts.commit_uploads, file_ids), alone=True)
 
     async def _drop_all(self, file_ids: Sequence[FileId]) -> Sequence[Exception | None]:
         return await self._disk.submit(functools.partial(self._drafts.drop_uploads, file_ids), alone=True)

@@ -92,7 +92,11 @@ def machines(request: pytest.FixtureRequest, workplace: Path) -> Iterator[Machin
     ):
         get_pids = [lambda name=name: json.loads((workplace / f"{name}.ready").read_text())["pid"] for name in ("mnt1", "mnt2")]
         get_pids.append(lambda: json.loads((workplace / "home/up.json").read_text())["master"]["pid"])
-        yield Machines((first / "data", second / "data"), get_pids)
+        # (By descriptors: the paths lead through processes that are killed.)
+        roots = [os.open(place, os.O_PATH) for place in (first, second)]
+        yield Machines((Path(f"/proc/self/fd/{roots[0]}/data"), Path(f"/proc/self/fd/{roots[1]}/data")), get_pids)
+        for root in roots:
+            os.close(root)
         assert_whole_disks(workplace / "home", online=True)
 
 

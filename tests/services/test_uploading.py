@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from alluxio_like import errors
+from alluxio_like.cache import index
 from alluxio_like.cache.draft import Draft, Ending
-from alluxio_like.cache.writing_records import UploadRecord, make_token
+from alluxio_like.cache.writing_records import UploadRecord, make_token, make_upload_key
 from alluxio_like.clock import ManualClock
-from alluxio_like.rpc.messages_writing import WriteMode, WritePolicy
+from alluxio_like.rpc.messages_writing import UploadPlan, WriteMode, WritePolicy
 from alluxio_like.types import FileId, FileRef, InodeId, VersionId
 from alluxio_like.ufs.memory import Fault, MemoryUfs
 from alluxio_like.worker import app, upload_parts, uploading
@@ -576,6 +577,29 @@ async def test_who_appends_while_the_store_refuses_is_told(tmp_path: Path, monke
         one.ufs.heal()
         await wait_uploaded(one)
         assert one.ufs.get("log") == b"first\nsecond\nthird\n"
+
+
+async def test_what_is_asked_and_sent_is_known_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of an upload is committed before the upload begins: else who comes after would not know what may be there."""
+    monkeypatch.setattr(index, "SOON_S", 3600.0)
+    async with running_drafts(tmp_path, changes=FakeChanges(BACK)) as one:
+        committed: list[bool] = []
+        plan_uploads = one.changes.plan_uploads
+
+        async def look_and_plan(file_ids: Sequence[FileId]) -> Sequence[UploadPlan | errors.AlluxioLikeError]:
+            keys = [key for key, _ in one.store.drafts._dirs[0].get_index().scan_writing(b"")]
+            committed.extend(make_upload_key(file_id) in keys for file_id in file_ids)
+            return await plan_uploads(file_ids)
+
+        monkeypatch.setattr(one.uploader._plans, "_call", look_and_plan)
+        place = await one.service.begin(one.changes.create(5, "name"), truncate=False)
+        fd = one.open(place)
+        os.write(fd, b"content")
+        await one.service.seal("op", InodeId(5))
+        one.uploader.look()
+        await wait_until(lambda: bool(committed), "it is planned")
+        os.close(fd)
+        assert committed == [True]
 
 
 def remove(changes: FakeChanges, ref: FileRef) -> None:
