@@ -21,6 +21,7 @@ from alluxio_like.client.coherence import LeaseKeeper
 from alluxio_like.client.descriptor import LocalDescriptor, Opener
 from alluxio_like.client.draft_workers import DraftWorkers
 from alluxio_like.client.drafts import DraftFiles
+from alluxio_like.client.expected import Expected
 from alluxio_like.client.far import FAR_FILE_BYTES, FarReader
 from alluxio_like.client.fetching import Fetcher
 from alluxio_like.client.guests import Guests
@@ -137,6 +138,7 @@ class Client:
             metrics.readahead_bytes.set_function(lambda: self._budget.used_bytes)
         self._scratch = Scratch()
         self._opener = Opener(self._cluster, self._local, self.open_file, io_timeout_s=config.io_timeout_s)
+        self._expected = Expected(self._begin_far)
         self._small = SmallFiles(self._keeper.is_live, most_open=config.open_files)
         resolver = Resolver(self._names, self._master, self._cluster, self.lookup_path, strict=config.strict)
         self._many = Many(
@@ -170,6 +172,7 @@ class Client:
         if self._closed:
             return
         self._closed = True
+        self._expected.close()
         await asyncio.gather(*(reader.close() for reader in list(self._readers)), return_exceptions=True)
         await self._guests.close()
         await self.pending.close()
@@ -409,6 +412,16 @@ class Client:
         """A reader of a small file whose home is a worker of another machine, all of it on its way from there; else None.
 
         Does not wait, and does not look whether this machine has a copy (`find_whole`)."""
+        reader = self._expected.take(entry) or self._begin_far(entry)
+        if reader is not None:
+            self._guests.note_read(reader.ref)
+        return reader
+
+    def expect_open(self, entry: Entry) -> None:
+        """A file is about to be opened: what `open_far` would ask for then is asked for now."""
+        self._expected.begin(entry)
+
+    def _begin_far(self, entry: Entry) -> FarReader | None:
         ref = entry.ref
         if ref is None or not 0 < ref.size <= FAR_FILE_BYTES or entry.attr.kind is Kind.DIRECTORY:
             return None
@@ -423,7 +436,6 @@ class Client:
         if not reader.begin(self._fetcher):
             return None
         self._readers.add(reader)
-        self._guests.note_read(ref)
         return reader
 
     @property

@@ -117,6 +117,11 @@ class FarReader:
             self._release()
         self._passed_over = self._begun is not None
 
+    @property
+    def is_of_use(self) -> bool:
+        """Whether all of the file is here or on its way."""
+        return self._begun is not None or self._data is not None
+
     # What is asked of a reader
 
     def get_waits(self) -> Seconds:
@@ -177,12 +182,14 @@ class FarReader:
         self._waits.begin(time.monotonic())
 
         def end() -> None:
-            self._waits.end(time.monotonic(), subtract(self._told.get(), told), Cause.PEER)
+            landed_s = time.monotonic()
             data = self._data
             if data is not None:
                 data = data[offset : offset + length]
                 self._note_served(length)
+            # Whoever waits goes on while the rest is done.
             on_end(data)
+            self._waits.end(landed_s, subtract(self._told.get(), told), Cause.PEER)
 
         def give_up() -> None:
             self._waiters.remove(end)

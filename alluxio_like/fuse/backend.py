@@ -300,6 +300,10 @@ class Backend(Protocol):
         """
         ...
 
+    def expect_open(self, entry: Entry) -> None:
+        """A file is about to be opened: what `open_far` would have sent here then may be sent now. Quick, waits for nothing."""
+        ...
+
     def find_whole(self, entry: Entry) -> WholeFile | None:
         """The file on this machine that holds all of a file's content, if there is one; the caller closes it. Quick, waits for
         nothing.

@@ -88,6 +88,9 @@ class ClientBackend:
     def open_far(self, entry: Entry) -> FarReader | None:
         return self._client.open_far(entry)
 
+    def expect_open(self, entry: Entry) -> None:
+        self._client.expect_open(entry)
+
     def find_whole(self, entry: Entry) -> LocalFile | None:
         return None if entry.ref is None else self._client.find_whole(entry.ref)
 

@@ -278,6 +278,9 @@ class MemoryBackend:
     def open_far(self, entry: Entry) -> "MemoryReader | None":
         return None
 
+    def expect_open(self, entry: Entry) -> None:
+        """Nothing is on another machine."""
+
     def find_whole(self, entry: Entry) -> MemoryWhole | None:
         path = self.get_whole_path(entry.attr.inode)
         return MemoryWhole(path, self) if path is not None and path.exists() else None

@@ -27,6 +27,7 @@ from alluxio_like.fuse.backend import Backend, Reader, WholeFile
 from alluxio_like.fuse.drafts import Draft
 from alluxio_like.fuse.filling import Filler
 from alluxio_like.fuse.following import MOST_BYTES
+from alluxio_like.fuse.habits import Habits
 from alluxio_like.fuse.handles import BoundedDict
 from alluxio_like.fuse.ledger import SentAway
 from alluxio_like.fuse.modes import Mode, Modes, Way, Wish
@@ -152,6 +153,7 @@ class Opener:
         self._refused: WeakKeyDictionary[Hashable, str] = WeakKeyDictionary()
         """Cache directories whose files the kernel does not read by itself, and why."""
         self._has_refused = False
+        self._habits = Habits()
         self._disks: dict[int, _Disk] = {}
         self._written: WeakValueDictionary[InodeId, Draft] = WeakValueDictionary()
         self._is_prepared = False
@@ -188,6 +190,12 @@ class Opener:
 
     # Opens
 
+    def note_lookup(self, entry: Entry, thread: int) -> None:
+        """A thread was told of a name: has it opened what it looked up before, the bytes of this one are sent for."""
+        is_file = entry.ref is not None and entry.attr.size > self._settings.open_wait_bytes
+        if is_file and self._habits.note_lookup(thread, entry.attr.inode):
+            self._backend.expect_open(entry)
+
     def try_open(self, node: int, entry: Entry, thread: int, unique: int) -> Choice | None:
         """How an open is answered, when that can be said without waiting; else None: `open`. `thread`: who opens; `unique`: of
         the request, the same when it is sent again.
@@ -218,6 +226,7 @@ class Opener:
         reader = self._backend.open_far(entry) if entry.attr.size > self._settings.open_wait_bytes else None
         if reader is None:
             return None
+        self._habits.note_open(thread, entry.attr.inode)
         try:
             # Whether it is ever brought here is the backend's to say, not the filler's.
             return self.decide(node, entry, thread, unique, None, note=False)._replace(reader=reader)

@@ -71,6 +71,8 @@ class Session(RequestLoop):
             self._spawn("lookup", unique, thread, started_s, self._lookup_slowly(unique, node, name))
             return
         self._reply_lookup(unique, answers.pack_lookup(self._opener, answer))
+        if answer.entry is not None:
+            self._opener.note_lookup(answer.entry, thread)
         self._meter.count("lookup", started_s)
 
     async def _lookup_slowly(self, unique: int, node: int, name: bytes) -> None:
@@ -153,9 +155,10 @@ class Session(RequestLoop):
         """Answer OPEN, or with an entry CREATE."""
         handle = self._operations.add_open(file)
         self._operations.attach(file)
+        # Now: once it is answered it may end.
+        self._accounting.get_pid(thread)
         taken = False
         try:
-            self._accounting.opened(thread, file, waited=choice.waited)
             if entry:
                 opened = wire.pack_open(handle, choice.open_flags, choice.backing_id)
                 taken = self._write(wire.pack_reply(unique, wire.pack_create(entry, opened)))
@@ -166,6 +169,9 @@ class Session(RequestLoop):
             if not taken:
                 # The kernel knows nothing of it and will never release it.
                 self._forget_handle(handle)
+        if taken:
+            # Whoever opened it goes on meanwhile.
+            self._accounting.opened(thread, file, waited=choice.waited)
 
     def _read(self, unique: int, node: int, thread: int, _length: int) -> None:
         started_s = time.perf_counter()

@@ -194,10 +194,11 @@ class Caller:
         self._tasks.pop(request_id, None)
 
     def _send(self, call: wire.Call, ref: FileRef, frames: list[Frame]) -> None:
-        if not call.cached_only:
-            self._server.handler.note_read(ref, call.length)
         for frame in frames:
             self._put(frame)
+        # Behind the answer, which somebody waits for.
+        if not call.cached_only:
+            self._server.handler.note_read(ref, call.length)
 
     # What takes waiting.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from alluxio_like.client.prefetch import MISSES
 from tests.cluster.conftest import MARGIN_S, PATIENCE_S, StackMaker
 from tests.cluster.data import MIB, make_data, put_samples
 from tests.cluster.far import get_metric, list_far, take_away
@@ -154,6 +155,43 @@ def test_small_far_files_pass_this_machine_by_until_they_are_read_again(
                 timeout_s=60,
             )
             assert (stack.mountpoint / name).read_bytes() == objects[name]
+
+
+def test_who_reads_one_small_far_file_after_the_other_has_the_next_sent_for_at_its_lookup(
+    make_stack: StackMaker, workplace: Path, s3_server: S3Server, s3_bucket: str
+) -> None:
+    objects = put_samples(s3_server, s3_bucket, 60)
+    stack = start_far(make_stack, workplace)
+    stack.load("/")
+    first, *names = list_far(stack, objects)
+    assert (stack.mountpoint / first).read_bytes() == objects[first]
+    wait_until("a connection", lambda: get_metric(get_http(stack, 2), "alluxio_like_data_connections") >= 2, timeout_s=60)
+    for number in range(MISSES + 1):
+        assert not (stack.mountpoint / "train" / f"none-{number}").exists()
+
+    def get_sent() -> float:
+        return get_metric(get_http(stack, 2), "alluxio_like_data_sent_bytes_total")
+
+    def wait_sent(name: str, before: float) -> None:
+        wait_until(name, lambda: get_sent() >= before + len(objects[name]), timeout_s=60)
+
+    # Until the directory's names are known the lookups wait for the master, and nothing is sent for.
+    *read, looked_at, too_far, last = names[:20]
+    for name in read:
+        assert (stack.mountpoint / name).read_bytes() == objects[name]
+    before = get_sent()
+    (stack.mountpoint / looked_at).stat()
+    wait_sent(looked_at, before)
+
+    # One that is looked at and not opened ends it; what was sent is let go of.
+    before = get_sent()
+    (stack.mountpoint / too_far).stat()
+    wait_until(
+        "let go", lambda: get_metric(stack.ready["fuse"]["http_address"], "alluxio_like_readahead_bytes") == 0, timeout_s=60
+    )
+    assert get_sent() == before
+    for name in (looked_at, too_far, last):
+        assert (stack.mountpoint / name).read_bytes() == objects[name]
 
 
 def test_small_files_of_a_far_worker_that_is_killed(

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import AsyncMock
@@ -14,6 +15,7 @@ import pytest
 from alluxio_like import errors
 from alluxio_like.cache.reader import LocalFile
 from alluxio_like.client.cluster import ClusterTracker
+from alluxio_like.client.expected import Expected
 from alluxio_like.client.far import FarReader
 from alluxio_like.client.fetching import Fetcher, FillTarget
 from alluxio_like.client.flight import Flight
@@ -368,6 +370,72 @@ async def test_memory_is_bounded_and_what_nobody_reads_gives_way(tmp_path: Path)
         assert len(far.fulls) == 1, "the one that gave way is read by another way"
         for one in readers:
             await one.close()
+
+
+def expect(far: Far, data: bytes) -> tuple[Expected, list[FarReader]]:
+    """Files that are about to be opened, and the readers that were begun for them."""
+    begun: list[FarReader] = []
+
+    def begin_far(entry: Entry) -> FarReader | None:
+        assert entry.ref is not None
+        reader = far.make(entry.ref, data)
+        if not reader.begin(far.fetcher):
+            return None
+        begun.append(reader)
+        return reader
+
+    return Expected(begin_far), begun
+
+
+def make_expected(ref: FileRef) -> Entry:
+    return replace(make_entry("f", ref.inode, ref.size), ref=ref)
+
+
+async def test_what_is_expected_is_asked_for_once_and_belongs_to_who_opens_it(tmp_path: Path) -> None:
+    data = make_data(SIZE)
+    async with standing(tmp_path) as far:
+        entry = make_expected(far.place.put(1, data))
+        expected, begun = expect(far, data)
+        expected.begin(entry)
+        expected.begin(entry)
+        await wait_until(lambda: begun[0]._data is not None, "landed")
+        reader = expected.take(entry)
+        assert reader is begun[0]
+        assert expected.take(entry) is None, "of one handle"
+        expected.close()
+        assert reader.try_read(0, SIZE) == data
+        assert far.place.handler.noted == SIZE
+        await reader.close()
+
+
+async def test_what_is_expected_is_given_for_the_very_content_that_is_opened(tmp_path: Path) -> None:
+    data = make_data(SIZE)
+    async with standing(tmp_path) as far:
+        expected, begun = expect(far, data)
+        expected.begin(make_expected(far.place.put(1, data)))
+        assert expected.take(make_expected(name(1, "replaced"))) is None
+        assert begun[0]._closed
+        far.place.handler.error = errors.Unavailable("gone")
+        expected.begin(make_expected(name(2)))
+        await wait_until(lambda: begun[1]._begun is None, "failed")
+        assert expected.take(make_expected(name(2))) is None
+        assert begun[1]._closed
+        expected.close()
+
+
+async def test_what_nobody_opens_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alluxio_like.client.expected._KEEP_S", 0.05)
+    monkeypatch.setattr("alluxio_like.client.expected._MOST", 3)
+    data = make_data(SIZE)
+    async with standing(tmp_path) as far:
+        expected, begun = expect(far, data)
+        for inode in range(1, 6):
+            expected.begin(make_expected(far.place.put(inode, data)))
+        assert len(expected) == 3
+        assert [reader._closed for reader in begun] == [True, True, False, False, False]
+        await wait_until(lambda: not len(expected), "nobody came")
+        assert all(reader._closed for reader in begun)
+        expected.close()
 
 
 async def test_what_is_of_this_machine_or_large_is_not_asked_for(tmp_path: Path) -> None:
